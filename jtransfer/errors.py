@@ -1,0 +1,21 @@
+"""What a user can put right: one line that names the thing, the place, what was expected and the nearest choice."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Input that cannot be used as it is. The command line prints it as one line and exits with code 2."""
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """A clause for the end of an error: the choice closest to `name`, or all of them when none is close.
+
+    >>> nearest("finetun", ["probe", "finetune"])
+    "did you mean 'finetune'?"
+    """
+    choices = sorted(map(str, choices))
+    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean '{close[0]}'?"
+    return f"choose one of {', '.join(choices)}" if choices else "there is nothing to choose from"

@@ -1,0 +1,188 @@
+"""What a method of transfer is: the leaves it adds, and the leaves that learn, at which rate.
+
+Models know nothing of methods. A method adds to the forward pass from outside, with `flax.linen.intercept_methods`,
+and its parameters live in the model's own tree beside the layer that they change.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jtransfer.errors import InputError
+from jtransfer.tree import FROZEN, Tree, flat, label, nested
+
+Rates = dict[str, float]
+Interceptor = Callable[[Callable, tuple, dict, nn.module.InterceptorContext], Any]
+
+SOURCE_HEAD = "source_head/"
+"""Prefix of the source task's own head, which stays in the tree, frozen, whatever the method."""
+
+HEAD = ("head/.*", 1.0)
+"""The rule of every method: the head of the new task learns at the full rate."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way of transferring.
+
+    Attributes:
+        name: As reports show it.
+        learns: From the paths of the tree (the source head's left out) to the rate of each, relative to the
+            schedule; `FROZEN` leaves neither get a gradient nor optimiser state. `learn(*rules)` makes one.
+        adds: Interceptors around the model's methods; the first is the outermost.
+        merge: From an adapted tree to the tree with which the plain model computes the same.
+        pretrained: Whether the leaves start as the backbone's; if not, all of them start at random.
+
+    `a + b` trains what either trains (at the rate of `a` where both do) and adds what either adds.
+    """
+
+    name: str
+    learns: Callable[[Collection[str]], Rates]
+    adds: tuple[Interceptor, ...] = ()
+    merge: Callable[[Tree], Tree] = dict
+    pretrained: bool = True
+
+    def __add__(self, other: "Method") -> "Method":
+        def learns(paths):
+            mine, theirs = self.learns(paths), other.learns(paths)
+            return {path: mine[path] if mine[path] != FROZEN else theirs[path] for path in paths}
+
+        return Method(
+            name=f"{self.name}+{other.name}",
+            learns=learns,
+            adds=self.adds + other.adds,
+            merge=lambda tree: other.merge(self.merge(tree)),
+            pretrained=self.pretrained and other.pretrained,
+        )
+
+
+def learn(*rules: tuple[str, float]) -> Callable[[Collection[str]], Rates]:
+    """Rates by rules of `(pattern, rate)`, first match wins; every leaf that they do not name is frozen."""
+    return lambda paths: label(paths, [*rules, (".*", FROZEN)])
+
+
+class Intercepted(nn.Module):
+    """A model run under interceptors. It shares the model's scope, so every path stays as it was."""
+
+    model: nn.Module
+    adds: tuple[Interceptor, ...]
+
+    @nn.compact
+    def __call__(self, *args, **kwargs):
+        model = self.model.copy(name=None)
+        nn.share_scope(self, model)
+        call = model
+        for interceptor in reversed(self.adds):
+            call = partial(_intercepted, interceptor, call)
+        return call(*args, **kwargs)
+
+
+def _intercepted(interceptor, call, *args, **kwargs):
+    with nn.intercept_methods(interceptor):
+        return call(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A model as a method changes it: everything that training needs to know of both.
+
+    Attributes:
+        model: The Flax module to apply.
+        shapes: Shape and dtype of every leaf of its tree, the source head's included.
+        rates: The rate of every leaf; `FROZEN` where it does not learn.
+        base: The leaves taken over from the backbone.
+        state: Shape and dtype of the leaves that are no parameters, by `collection/path` (batch statistics).
+        example: Shape of one input, `[1, height, width, channels]`.
+    """
+
+    model: nn.Module
+    shapes: Tree
+    rates: Rates
+    base: Tree
+    state: Tree
+    example: jax.ShapeDtypeStruct
+
+    def start(self, key: jax.Array, base: Tree) -> tuple[Tree, Tree]:
+        """The whole tree and the state at the start; only leaves that `base` lacks are initialised.
+
+        Call it under `jit`: the rest of the model is then never computed.
+        """
+        return _create(self.model, key, base, self.example)
+
+
+def adapt(
+    method: Method, model: nn.Module, pretrained: Tree, input_shape: tuple[int, ...], wrap: tuple[Interceptor, ...] = ()
+) -> Adapted:
+    """Put a method on a model.
+
+    Args:
+        method: What to add and what learns.
+        model: A Flax module called with `(inputs, train=...)`, usually a `Classifier`.
+        pretrained: Leaves to start from. Those that the model itself lacks (a source head) stay, frozen.
+        input_shape: Shape of one input without the batch axis.
+        wrap: More interceptors, inside those of the method; they add no leaves.
+
+    Raises:
+        InputError: a rule of the method that matches nothing, or a pretrained leaf of another shape.
+    """
+    example = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+    base = dict(pretrained) if method.pretrained else {}
+    plain, _ = _shapes(model, example)
+    _check(plain, base)
+    shapes, state = _shapes(Intercepted(model, method.adds), example)
+    shapes = shapes | {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in base.items()}
+    own = [path for path in shapes if not path.startswith(SOURCE_HEAD)]
+    rates = dict.fromkeys(shapes, FROZEN) | method.learns(own)
+    frozen_mode = evaluation_mode({path: rates[path] for path in plain})
+    return Adapted(Intercepted(model, (*method.adds, frozen_mode, *wrap)), shapes, rates, base, state, example)
+
+
+def evaluation_mode(rates: Mapping[str, float]) -> Interceptor:
+    """Run every frozen part of a model in evaluation mode, whatever mode the model is called in.
+
+    A part is the module around a dropout or a batch normalisation: where none of its own leaves (those in `rates`)
+    learns, nothing is dropped and no statistics are updated.
+    """
+    learning = [path for path, rate in rates.items() if rate != FROZEN]
+    switches = {nn.Dropout: "deterministic", nn.BatchNorm: "use_running_average"}
+
+    def interceptor(call, args, kwargs, context):
+        switch = switches.get(type(context.module))
+        if switch and context.method_name == "__call__":
+            part = "".join(f"{name}/" for name in context.module.path[:-1])
+            if not any(path.startswith(part) for path in learning):
+                kwargs = kwargs | {switch: True}
+        return call(*args, **kwargs)
+
+    return interceptor
+
+
+def _create(model, key, base, example):
+    """Apply the model on `base` and let it make the leaves that are missing: no other is ever initialised."""
+    inputs = jnp.zeros(example.shape, example.dtype)
+    _, made = model.apply(
+        {"params": nested(base)}, inputs, train=False, rngs={"params": key}, mutable=nn.DenyList(("intermediates",))
+    )
+    made = {collection: flat(leaves) for collection, leaves in made.items()}
+    return base | made.pop("params", {}), {
+        f"{c}/{path}": leaf for c, leaves in made.items() for path, leaf in leaves.items()
+    }
+
+
+def _shapes(model, example):
+    return jax.eval_shape(partial(_create, model, base={}, example=example), jax.random.key(0))
+
+
+def _check(shapes, base):
+    if base and not any(path in shapes for path in base):
+        raise InputError(f"the backbone's leaves ('{min(base)}', ...) are not the model's ('{min(shapes)}', ...)")
+    for path, leaf in base.items():
+        if path in shapes and tuple(leaf.shape) != tuple(shapes[path].shape):
+            raise InputError(
+                f"leaf '{path}' has shape {leaf.shape} in the backbone, and {shapes[path].shape} in the model"
+            )

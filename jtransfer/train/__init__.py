@@ -1,0 +1,8 @@
+"""Training: the state, the step, optimisers, sharding, the streaming loop and whole trials side by side."""
+
+from jtransfer.train.optimiser import Optimiser
+from jtransfer.train.state import TrainState
+from jtransfer.train.step import make_step
+from jtransfer.train.trials import TrialData, TrialResult, make_trial, predict
+
+__all__ = ["Optimiser", "TrainState", "TrialData", "TrialResult", "make_step", "make_trial", "predict"]

@@ -1,0 +1,92 @@
+"""Optimisers and schedules from plain options, over exactly the leaves that learn."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import jax
+import optax
+
+from jtransfer.errors import InputError, nearest
+from jtransfer.tree import FROZEN
+
+OPTIMISERS = ("adamw", "sgd")
+SCHEDULES = ("cosine", "linear", "constant")
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """The options of an optimiser.
+
+    Attributes:
+        name: "adamw" (Loshchilov & Hutter 2019, arXiv:1711.05101) or "sgd" (with momentum).
+        rate: Peak learning rate; a leaf learns at this times its own rate.
+        schedule: From the peak to 0 by "cosine" or "linear", or "constant", after `warmup` steps up from 0.
+        warmup: In steps; below 1, a share of all steps.
+        decay: Weight decay; decoupled from the gradient for "adamw", added to it for "sgd".
+        no_decay: Pattern of the leaves that do not decay.
+        clip: Largest global norm of the gradient; 0 does not clip.
+        momentum: Of "sgd".
+        b1: Decay of the first moment of "adamw"; `b2` that of the second.
+        epsilon: Of "adamw".
+    """
+
+    name: str = "adamw"
+    rate: float = 1e-3
+    schedule: str = "cosine"
+    warmup: float = 0.1
+    decay: float = 0.0
+    no_decay: str = r"(.*/)?(bias|scale|cls|positions)"
+    clip: float = 1.0
+    momentum: float = 0.9
+    b1: float = 0.9
+    b2: float = 0.999
+    epsilon: float = 1e-8
+
+    def __post_init__(self):
+        if self.name not in OPTIMISERS:
+            raise InputError(f"unknown optimiser '{self.name}'; {nearest(self.name, OPTIMISERS)}")
+        if self.schedule not in SCHEDULES:
+            raise InputError(f"unknown schedule '{self.schedule}'; {nearest(self.schedule, SCHEDULES)}")
+
+    def rate_at(self, steps: int) -> optax.Schedule:
+        """The factor on the peak rate at each of `steps` steps."""
+        warmup = round(self.warmup * steps) if self.warmup < 1 else int(self.warmup)
+        rest = max(steps - warmup, 1)
+        after = {
+            "cosine": optax.cosine_decay_schedule(1.0, rest),
+            "linear": optax.linear_schedule(1.0, 0.0, rest),
+            "constant": optax.constant_schedule(1.0),
+        }[self.schedule]
+        # From 1/warmup rather than 0, so that no step is spent on standing still.
+        up = optax.linear_schedule(1.0 / max(warmup, 1), 1.0, max(warmup - 1, 1))
+        return optax.join_schedules([up, after], [warmup])
+
+    def build(
+        self,
+        rates: Mapping[str, float],
+        steps: int,
+        rate: float | jax.Array | None = None,
+        decay: float | jax.Array | None = None,
+    ) -> optax.GradientTransformation:
+        """The optax transformation for the leaves of `rates` that learn.
+
+        `rate` and `decay` stand in for the options of that name and may be traced: trials run side by side on them.
+        """
+        rate = self.rate if rate is None else rate
+        decay = self.decay if decay is None else decay
+        groups = {path: f"{own:g}" for path, own in rates.items() if own != FROZEN}
+        schedule = self.rate_at(steps)
+
+        def descend(own):
+            return optax.scale_by_learning_rate(lambda count: rate * own * schedule(count))
+
+        decays = {path: not re.fullmatch(self.no_decay, path) for path in groups}
+        weight_decay = optax.add_decayed_weights(decay, mask=decays)
+        rule = {
+            "adamw": lambda: (optax.scale_by_adam(self.b1, self.b2, self.epsilon), weight_decay),
+            "sgd": lambda: (weight_decay, optax.trace(self.momentum)),
+        }[self.name]()
+        clip = (optax.clip_by_global_norm(self.clip),) if self.clip else ()
+        by_group = optax.partition({group: descend(float(group)) for group in set(groups.values())}, groups)
+        return optax.chain(*clip, *rule, by_group)

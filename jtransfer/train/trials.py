@@ -1,0 +1,91 @@
+"""A trial is a pure function: a whole run from a key, hyper-parameters and data to a result.
+
+The loop over steps is one `lax.scan`, so `vmap` runs seeds and hyper-parameters side by side in one program, over one
+copy of the frozen weights: a leaf that no trial changes is never batched.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jtransfer.methods import Adapted
+from jtransfer.objectives import classification
+from jtransfer.train.optimiser import Optimiser
+from jtransfer.train.state import TrainState
+from jtransfer.train.step import make_step
+from jtransfer.tree import Tree, merge, nested, partition
+
+
+class TrialData(NamedTuple):
+    """The rows of one dataset that a trial uses.
+
+    Attributes:
+        batches: Rows of each training step, `[steps, batch]`.
+        validation: Rows to choose on, `[n]`; `counts [n]` is 1 for a row that counts and 0 for padding.
+        counts: See `validation`.
+    """
+
+    batches: jax.Array
+    validation: jax.Array
+    counts: jax.Array
+
+
+class TrialResult(NamedTuple):
+    """What a trial leaves.
+
+    Attributes:
+        trainable: The leaves that learned.
+        state: Leaves that are no parameters.
+        accuracy: On the validation rows, 0..1; -1 if the run diverged (a NaN counts as the worst result).
+        loss: Mean cross-entropy there, in nats; infinite if the run diverged.
+        losses: Of each training step, `[steps]`.
+    """
+
+    trainable: Tree
+    state: Tree
+    accuracy: jax.Array
+    loss: jax.Array
+    losses: jax.Array
+
+
+def make_trial(
+    adapted: Adapted, optimiser: Optimiser, steps: int, smoothing: float = 0.0, mixup: float = 0.0
+) -> Callable:
+    """Make `trial(key, hyper, base, images, labels, data) -> TrialResult`.
+
+    `hyper` is `{"rate": ..., "decay": ...}`, scalars that may be traced; `base` are the leaves that the backbone gives;
+    `images [n, ...]` and `labels [n]` are the whole dataset, of which `data` names rows.
+    """
+    loss = classification(adapted.model, smoothing, mixup)
+
+    def trial(key, hyper, base, images, labels, data: TrialData) -> TrialResult:
+        start_key, run_key = jax.random.split(key)
+        tree, state = adapted.start(start_key, base)
+        trainable, frozen = partition(tree, adapted.rates)
+        transformation = optimiser.build(adapted.rates, steps, **hyper)
+        step = make_step(loss, transformation)
+
+        def body(train_state, rows):
+            train_state, metrics = step(train_state, frozen, {"inputs": images[rows], "labels": labels[rows]})
+            return train_state, metrics["loss"]
+
+        start = TrainState.create(run_key, trainable, state, transformation)
+        end, losses = jax.lax.scan(body, start, data.batches)
+        logits = predict(adapted, merge(end.trainable, frozen), end.state, images[data.validation])
+        cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels[data.validation])
+        value = jnp.sum(cross_entropy * data.counts) / data.counts.sum()
+        right = jnp.sum((logits.argmax(-1) == labels[data.validation]) * data.counts) / data.counts.sum()
+        finite = jnp.isfinite(value) & jnp.isfinite(losses).all()
+        return TrialResult(
+            end.trainable, end.state, jnp.where(finite, right, -1.0), jnp.where(finite, value, jnp.inf), losses
+        )
+
+    return trial
+
+
+def predict(adapted: Adapted, params: Tree, state: Tree, inputs: jax.Array) -> jax.Array:
+    """Logits `[n, classes]` in evaluation mode."""
+    return adapted.model.apply({"params": nested(params)} | nested(state), inputs, train=False)["logits"]

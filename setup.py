@@ -1,0 +1,45 @@
+"""jtransfer: transfer learning in JAX as statements about a parameter tree."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="jtransfer",
+    version="0.1.0",
+    description="Transfer learning in JAX: which leaves exist, which of them learn, at which rate.",
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["jtransfer", "jtransfer.*"]),
+    package_data={"jtransfer": ["assets/*/*"]},
+    install_requires=[
+        "jax>=0.7",
+        "flax>=0.12",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.11.30",
+        "ml_collections>=1.1",
+        "etils[epath]>=1.12",
+        "safetensors>=0.5",
+        "numpy>=2.0",
+        "scipy>=1.13",
+        "scikit-learn>=1.5",  # the embedded digits
+        "matplotlib>=3.9",  # plots, and the fonts of the embedded glyphs
+        "rich>=13.7",
+        "tensorboardX>=2.6",
+    ],
+    extras_require={
+        "gcs": ["gcsfs"],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6.100",
+            "ruff>=0.9",
+            "torch==2.13.0",  # the peer in tests; the pin takes the CPU build where one is at hand
+            "transformers>=5",
+            "peft>=0.18",
+        ],
+    },
+    entry_points={"console_scripts": ["jtransfer=jtransfer.cli:main"]},
+)
