@@ -14,13 +14,11 @@ import jax
 import jax.numpy as jnp
 
 from jtransfer.errors import InputError
+from jtransfer.models.classifier import SOURCE_HEAD
 from jtransfer.tree import FROZEN, Tree, flat, label, nested
 
 Rates = dict[str, float]
 Interceptor = Callable[[Callable, tuple, dict, nn.module.InterceptorContext], Any]
-
-SOURCE_HEAD = "source_head/"
-"""Prefix of the source task's own head, which stays in the tree, frozen, whatever the method."""
 
 HEAD = ("head/.*", 1.0)
 """The rule of every method: the head of the new task learns at the full rate."""

@@ -6,11 +6,11 @@ from typing import Any
 from flax.linen import Module
 
 from jtransfer.errors import InputError, nearest
-from jtransfer.models.classifier import Classifier
+from jtransfer.models.classifier import SOURCE_HEAD, Classifier
 from jtransfer.models.pixels import Pixels, PixelsConfig
 from jtransfer.models.vit import ViT, ViTConfig
 
-__all__ = ["MODELS", "Classifier", "Pixels", "PixelsConfig", "ViT", "ViTConfig", "build"]
+__all__ = ["MODELS", "SOURCE_HEAD", "Classifier", "Pixels", "PixelsConfig", "ViT", "ViTConfig", "build"]
 
 MODELS = {"vit": (ViT, ViTConfig), "pixels": (Pixels, PixelsConfig)}
 

@@ -5,6 +5,9 @@ import jax
 
 from jtransfer.models import layers
 
+SOURCE_HEAD = "source_head/"
+"""Prefix of the head of a backbone's source task, which stays in the tree, frozen, whatever the method."""
+
 
 class Classifier(nn.Module):
     """Adds `logits [batch, classes]` (float32) to the outputs of a backbone, whose paths stay as they are.

@@ -1,0 +1,68 @@
+"""The command line. Nothing heavy is imported before a command runs, so that `--help` and typos answer at once."""
+
+import argparse
+import difflib
+import sys
+
+COMMANDS = {
+    "curve": "accuracy against labels per class, for each method",
+    "train": "pretrain a model, or adapt one, from a config",
+    "inspect": "what each method trains and what a step of it costs",
+}
+
+EPILOG = """examples:
+  jtransfer curve --config=configs/quickstart.py --workdir=runs/quickstart
+  jtransfer curve --config=configs/quickstart.py --workdir=runs/mine --config.data=npz:mine.npz
+  jtransfer inspect --config=configs/quickstart.py
+  jtransfer train --config=configs/pretrain_glyphs.py --workdir=runs/glyphs
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command and return the exit code: 0, 2 for input to put right, 130 when interrupted."""
+    argv = sys.argv[1:] if argv is None else argv
+    arguments, overrides = _parse(argv)
+    from jtransfer.errors import InputError
+
+    try:
+        from jtransfer import commands
+
+        return getattr(commands, arguments.command)(arguments, overrides) or 0
+    except InputError as error:
+        print(f"jtransfer: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("jtransfer: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    form = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+    parser = argparse.ArgumentParser("jtransfer", description="Transfer learning in JAX.", epilog=EPILOG, **form)
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", parser_class=argparse.ArgumentParser
+    )
+    for name, help_text in COMMANDS.items():
+        command = commands.add_parser(name, help=help_text, description=f"jtransfer {name}: {help_text}.", **form)
+        command.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a Python file with get_config()")
+        if name == "inspect":
+            command.add_argument("--json", action="store_true", help="print JSON")
+        else:
+            command.add_argument("--workdir", required=True, metavar="DIR", help="where results go: a path or gs://...")
+        command.epilog = "--config.KEY=VALUE changes a key of the config, as in --config.optimiser.rate=0.01"
+    if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
+        close = difflib.get_close_matches(argv[0], COMMANDS, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"choose one of {', '.join(COMMANDS)}"
+        parser.exit(2, f"jtransfer: error: unknown command '{argv[0]}'; {hint}\n")
+    arguments, rest = parser.parse_known_args(argv)
+    for flag in rest:
+        if not flag.startswith("--config."):
+            valid = ["--config", "--json" if arguments.command == "inspect" else "--workdir"]
+            close = difflib.get_close_matches(flag.partition("=")[0], valid, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"choose one of {', '.join([*valid, '--config.KEY'])}"
+            parser.exit(2, f"jtransfer: error: unknown flag '{flag}'; {hint}\n")
+    return arguments, rest
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,166 @@
+"""Configs: every key has a default here; a file and the command line change some, and unknown keys are refused.
+
+A config is a Python file with `get_config()` that returns an `ml_collections.ConfigDict` of the keys it changes.
+"""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from jtransfer.errors import InputError, nearest
+
+OPEN = "hyper"
+"""The section of a curve whose entries are methods, as they are written in `methods`."""
+
+
+def curve_defaults() -> dict[str, Any]:
+    """Every key of `jtransfer curve` (and of `inspect` on its configs)."""
+    from jtransfer.train.optimiser import Optimiser
+
+    return {
+        "data": "digits",  # an embedded dataset, or npz:FILE
+        "backbone": "glyphs-vit",  # an embedded backbone, or a directory with config.json and model.safetensors
+        "methods": ("zero_shot", "pixels", "scratch", "probe", "finetune", "lora"),
+        "shots": (1, 2, 5, 10, 25),  # training labels per class
+        "seeds": 5,  # draws of the few-shot sets: seeds 0 .. seeds - 1
+        "batch": 32,
+        "steps": 100,
+        "smoothing": 0.0,
+        "mixup": 0.0,
+        "optimiser": _options(Optimiser()),
+        # What is searched per method; the best on the validation rows is reported. `rate` and `decay` are lists,
+        # `steps` overrides the number above. A method without an entry takes that of its family, or `default`.
+        "hyper": {"default": {"rate": (1e-3, 3e-3, 1e-2)}},
+    }
+
+
+def train_defaults() -> dict[str, Any]:
+    """Every key of `jtransfer train` (and of `inspect` on its configs)."""
+    from jtransfer.train.optimiser import Optimiser
+
+    return {
+        "data": "glyphs",  # an embedded source or dataset, or npz:FILE
+        "backbone": "",  # where the weights start: empty for at random
+        "model": {"architecture": "vit"},  # and its options, when there is no backbone
+        "method": "scratch",
+        "seed": 0,
+        "batch": 256,
+        "steps": 1000,
+        "accumulate": 1,
+        "ema": 0.0,
+        "smoothing": 0.0,
+        "mixup": 0.0,
+        "optimiser": _options(Optimiser()),
+        "mesh": {"data": -1},  # axes and their sizes; one may be -1 for all devices that are left
+        "sharding": "replicated",  # or "fsdp": how leaves lie on the mesh; the batch is split over its first axis
+        "log_every": 50,
+        "eval_every": 500,
+        "checkpoint_every": 500,
+    }
+
+
+DEFAULTS = {"curve": curve_defaults, "train": train_defaults}
+
+
+def load(command: str | None, file: str, overrides: list[str]) -> tuple[str, ConfigDict]:
+    """Read a config file, complete it with the defaults, and apply `--config.key=value` flags.
+
+    Args:
+        command: "curve" or "train"; None to tell by the file's keys.
+        file: Path of the config file, with `:argument` behind it where `get_config` takes one.
+        overrides: The flags as they stand on the command line.
+
+    Returns:
+        The command that the config is for, and the resolved config.
+
+    Raises:
+        InputError: a missing or broken file, or an unknown key with the nearest valid one.
+    """
+    values = _read(file)
+    command = command or ("train" if "model" in values or "method" in values else "curve")
+    defaults = DEFAULTS[command]()
+    if "model" in defaults and "architecture" in values.get("model", {"architecture": "vit"}):
+        defaults["model"] = _architecture(values.get("model", defaults["model"])["architecture"])
+    _update(defaults, values, file.partition(":")[0], "")
+    config = ConfigDict(defaults)
+    return command, _override(config, overrides)
+
+
+def resolved(config: ConfigDict) -> dict[str, Any]:
+    """A config as plain values that JSON keeps: tuples as lists."""
+
+    def plain(value):
+        if isinstance(value, dict):
+            return {str(key): plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, (tuple, list)) else value
+
+    return plain(config.to_dict())
+
+
+def _options(dataclass) -> dict[str, Any]:
+    return {field.name: getattr(dataclass, field.name) for field in dataclasses.fields(dataclass)}
+
+
+def _architecture(name: str) -> dict[str, Any]:
+    from jtransfer.models import MODELS
+
+    if name not in MODELS:
+        raise InputError(f"config.model: unknown architecture '{name}'; {nearest(name, MODELS)}")
+    return {"architecture": name, **_options(MODELS[name][1]())}
+
+
+def _read(file: str) -> dict[str, Any]:
+    path = Path(file.partition(":")[0])
+    if not path.is_file():
+        beside = [str(p) for p in sorted({*Path("configs").glob("**/*.py"), *path.parent.glob("*.py")})]
+        raise InputError(f"config file '{path}' does not exist; {nearest(str(path), beside)}")
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["jtransfer"])
+    try:
+        values(["jtransfer", f"--config={file}"])
+        loaded = values.config
+    except (AttributeError, SyntaxError, TypeError, ValueError, NameError, ImportError) as error:
+        raise InputError(f"config file '{path}': {type(error).__name__}: {str(error).splitlines()[0]}") from error
+    if not isinstance(loaded, ConfigDict):
+        raise InputError(f"config file '{path}': get_config() must return an ml_collections.ConfigDict")
+    return loaded.to_dict()
+
+
+def _update(defaults: dict, values: dict, file: str, prefix: str) -> None:
+    """Put `values` over `defaults`, refusing what `defaults` lacks."""
+    for key, value in values.items():
+        if key not in defaults and prefix.split(".")[0] != OPEN:
+            raise InputError(f"{file}: unknown key 'config.{prefix}{key}'; {nearest(key, defaults)}")
+        if isinstance(value, dict) and isinstance(defaults.get(key), dict) and key != "mesh":
+            _update(defaults[key], value, file, f"{prefix}{key}.")
+        elif isinstance(defaults.get(key), dict) != isinstance(value, dict) and key in defaults:
+            raise InputError(f"{file}: 'config.{prefix}{key}' is a {'section' if key in defaults else 'value'}")
+        else:
+            defaults[key] = tuple(value) if isinstance(value, list) else value
+
+
+def _override(config: ConfigDict, overrides: list[str]) -> ConfigDict:
+    for flag in overrides:
+        name, equals, _ = flag.removeprefix("--config.").partition("=")
+        section = config
+        for key in name.split("."):
+            if not isinstance(section, ConfigDict) or key not in section:
+                choices = list(section) if isinstance(section, ConfigDict) else []
+                raise InputError(f"unknown key 'config.{name}'; {nearest(key, choices)}")
+            section = section[key]
+        if not equals or isinstance(section, ConfigDict):
+            raise InputError(f"'{flag}': expected --config.key=value")
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["jtransfer", *overrides])
+    try:
+        values(["jtransfer", *overrides])
+        config = values.config
+    except (flags.Error, TypeError, ValueError) as error:
+        raise InputError(f"{' '.join(overrides)}: {str(error).splitlines()[0]}") from None
+    if "methods" in config:  # on the command line a list arrives as one string, and methods hold commas of their own
+        config.methods = tuple(part.strip() for text in config.methods for part in re.split(r",(?![^(]*\))", text))
+    return config

@@ -1,0 +1,1 @@
+"""Data: named sources, few-shot subsets, and the embedded pretraining source of warped glyphs."""

@@ -1,0 +1,324 @@
+"""The embedded pretraining source: characters of the fonts that matplotlib ships, bent to look handwritten.
+
+The target is the UCI digits (E. Alpaydin & C. Kaynak, Optical Recognition of Handwritten Digits): handwritten
+characters, size-normalised to 32x32 bitmaps, of which every 4x4 block is counted, giving 8x8 images of 0..16.
+The same recipe is followed here. A glyph is reduced to the centre line of its strokes, the plane is bent, the bent
+line is fitted to the box again, drawn with a pen just wide enough for the wanted ink, binarised, and counted.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jtransfer.errors import InputError, nearest
+
+CLASSES = tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
+
+# matplotlib's other fonts hold symbols, or lack letters.
+TRAIN_FONTS = (
+    "DejaVuSans",
+    "DejaVuSans-Bold",
+    "DejaVuSans-BoldOblique",
+    "DejaVuSans-Oblique",
+    "DejaVuSansMono",
+    "DejaVuSansMono-Bold",
+    "DejaVuSansMono-BoldOblique",
+    "DejaVuSansMono-Oblique",
+    "DejaVuSerif",
+    "DejaVuSerif-Bold",
+    "DejaVuSerif-BoldItalic",
+    "DejaVuSerif-Italic",
+    "STIXGeneral",
+    "STIXGeneralBol",
+    "STIXGeneralItalic",
+    "cmmi10",
+    "cmr10",
+    "cmti10",
+    "cmtt10",
+)
+VALIDATION_FONTS = ("STIXGeneralBolIta", "cmb10", "cmss10")  # two serif, and the one sans whose l is its I
+FONTS = {"train": TRAIN_FONTS, "validation": VALIDATION_FONTS}
+
+# Written forms that no font has, as strokes of (x, y) points in the unit square, y downwards: a 1 with a long flag and
+# no foot, a crossed 7, an open 4, a hooked 9, ... They stand in for the font's own character in some of the fonts.
+WRITTEN = {
+    "1": (
+        (((0.0, 0.45), (0.6, 0.0), (0.6, 1.0)),),
+        (((0.05, 0.3), (0.5, 0.0), (0.55, 1.0)),),
+    ),
+    "2": (
+        (((0.1, 0.2), (0.4, 0.0), (0.75, 0.15), (0.6, 0.5), (0.1, 1.0), (0.3, 0.85), (0.6, 0.97), (0.95, 0.95)),),
+        (((0.1, 0.15), (0.45, 0.0), (0.75, 0.2), (0.5, 0.6), (0.1, 0.97), (0.9, 1.0)),),
+    ),
+    "4": (
+        (((0.3, 0.0), (0.1, 0.5), (0.9, 0.5)), ((0.7, 0.15), (0.65, 1.0))),
+        (((0.5, 0.0), (0.0, 0.6), (0.95, 0.55)), ((0.65, 0.35), (0.6, 1.0))),
+    ),
+    "6": (
+        (((0.65, 0.0), (0.3, 0.3), (0.15, 0.7), (0.3, 0.97), (0.6, 1.0), (0.8, 0.8), (0.6, 0.6), (0.18, 0.75)),),
+        (((0.35, 0.0), (0.15, 0.5), (0.2, 0.9), (0.5, 1.0), (0.8, 0.85), (0.7, 0.65), (0.4, 0.65), (0.2, 0.8)),),
+    ),
+    "7": (
+        (((0.05, 0.05), (0.9, 0.0), (0.5, 1.0)), ((0.2, 0.52), (0.9, 0.45))),
+        (((0.05, 0.18), (0.1, 0.02), (0.85, 0.0), (0.6, 0.45), (0.45, 1.0)), ((0.2, 0.5), (0.95, 0.5))),
+    ),
+    "8": (
+        (
+            (
+                (0.8, 0.1),
+                (0.4, 0.0),
+                (0.2, 0.2),
+                (0.7, 0.65),
+                (0.7, 0.9),
+                (0.4, 1.0),
+                (0.2, 0.85),
+                (0.45, 0.5),
+                (0.8, 0.1),
+            ),
+        ),
+    ),
+    "9": (
+        (((0.8, 0.15), (0.45, 0.0), (0.15, 0.2), (0.4, 0.42), (0.8, 0.15), (0.8, 0.7), (0.5, 1.0), (0.1, 0.9)),),
+        (
+            (
+                (0.7, 0.1),
+                (0.4, 0.0),
+                (0.2, 0.12),
+                (0.3, 0.32),
+                (0.7, 0.1),
+                (0.85, 0.5),
+                (0.75, 0.85),
+                (0.4, 1.0),
+                (0.0, 0.9),
+            ),
+        ),
+    ),
+}
+
+SIDE = 56  # of a base, in base pixels
+BITMAP = 32  # side of the UCI bitmaps
+BLOCK = 4  # side of the blocks that are counted
+FAR = 12.0  # distances from the centre line are cut off here, in base pixels
+
+
+@dataclass(frozen=True)
+class Warp:
+    """How far a glyph is bent. Spreads are standard deviations; lengths without unit are in halves of the base's side.
+
+    Attributes:
+        turn: rotation in radians.
+        shear: horizontal shear.
+        bend: amplitude of the slowest elastic wave; wave (k, l) has bend / (k² + l²).
+        waves: elastic waves along each axis.
+        cut: how far inside the glyph's edge a straight cut may fall (a missing serif, an open loop).
+        width: mean and spread of the fitted centre line's width, in bitmap pixels of 32.
+        margin: rows left above and below the centre line, for the pen.
+        shift: mean and spread of the horizontal position, in bitmap pixels.
+        stretch: a line may be widened at most so much more than it is heightened.
+        ink: mean and spread of the share of bitmap pixels that are black.
+    """
+
+    turn: float = 0.12
+    shear: float = 0.25
+    bend: float = 0.12
+    waves: int = 4
+    cut: float = 0.2
+    width: tuple[float, float] = (17.0, 2.0)
+    margin: float = 1.5
+    shift: tuple[float, float] = (0.3, 0.5)
+    stretch: float = 2.0
+    ink: tuple[float, float] = (0.307, 0.033)
+
+
+WARP = Warp()
+
+
+@lru_cache
+def bases(split: str) -> np.ndarray:
+    """Distances from the centre line [fonts, 62, SIDE, SIDE] float32 in base pixels, 0..FAR; do not write to it.
+
+    Args:
+        split: "train" or "validation"; the two share no font.
+
+    Raises:
+        InputError: when `split` is neither.
+    """
+    if split not in FONTS:
+        raise InputError(f"split {split!r} is unknown; {nearest(split, FONTS)}")
+    import matplotlib
+    from PIL import ImageFont
+    from scipy.ndimage import distance_transform_edt
+
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    drawn = np.stack([_draw(ImageFont.truetype(str(folder / f"{name}.ttf"), 80)) for name in FONTS[split]])
+    for font, canvases in enumerate(drawn):
+        for character, forms in WRITTEN.items():
+            if font % (len(forms) + 1):
+                canvases[CLASSES.index(character)] = _write(forms[font % (len(forms) + 1) - 1])
+    lines = _thin(drawn).reshape(-1, SIDE, SIDE)
+    distances = np.stack([distance_transform_edt(~line) for line in lines])
+    distances = np.minimum(distances, FAR).astype(np.float32).reshape(drawn.shape)
+    distances.setflags(write=False)
+    return distances
+
+
+def _draw(font) -> np.ndarray:
+    """The 62 characters [62, SIDE, SIDE] bool at one scale, each centred by its ink."""
+    from PIL import Image
+
+    masks = [font.getmask(c) for c in CLASSES]
+    masks = [Image.frombytes("L", m.size, bytes(m)) for m in masks]
+    masks = [m.crop(m.getbbox()) for m in masks]
+    scale = (SIDE - 6) / max(max(m.size) for m in masks)
+    drawn = np.zeros((len(masks), SIDE, SIDE), bool)
+    for canvas, mask in zip(drawn, masks, strict=True):
+        size = [max(1, round(s * scale)) for s in mask.size]
+        small = np.asarray(mask.resize(size, Image.Resampling.BOX)) > 80  # below half: hairlines must not break
+        top, left = ((SIDE - s) // 2 for s in small.shape)
+        canvas[top : top + small.shape[0], left : left + small.shape[1]] = small
+    return drawn
+
+
+def _write(strokes) -> np.ndarray:
+    """A written form [SIDE, SIDE] bool, as tall as a digit of the fonts and three fifths as wide."""
+    from PIL import Image, ImageDraw
+
+    canvas = Image.new("1", (SIDE, SIDE))
+    for stroke in strokes:
+        ImageDraw.Draw(canvas).line([(18 + 20 * x, 11 + 34 * y) for x, y in stroke], fill=1, width=3)
+    return np.asarray(canvas)
+
+
+def _thin(ink: np.ndarray) -> np.ndarray:
+    """Centre lines, one pixel wide, of [..., SIDE, SIDE] bool with empty edges (T. Y. Zhang & C. Y. Suen, 1984)."""
+    ring = (np.arange(256)[:, None] >> np.arange(8)) & 1  # which neighbours a code has, from north, clockwise
+    north, east, south, west = ring[:, 0], ring[:, 2], ring[:, 4], ring[:, 6]
+    strokes = ((ring == 0) & (np.roll(ring, -1, axis=1) == 1)).sum(1)
+    border = (ring.sum(1) >= 2) & (ring.sum(1) <= 6) & (strokes == 1)
+    passes = (
+        border & (north * east * south == 0) & (east * south * west == 0),
+        border & (north * east * west == 0) & (north * south * west == 0),
+    )
+    offsets = (-SIDE, 1 - SIDE, 1, 1 + SIDE, SIDE, SIDE - 1, -1, -1 - SIDE)
+    flat = ink.astype(np.uint8).reshape(-1)
+    black = np.flatnonzero(flat)
+    while True:
+        before = len(black)
+        for removable in passes:
+            code = sum(flat[black + offset] << bit for bit, offset in enumerate(offsets))
+            flat[black[removable[code]]] = 0
+            black = black[~removable[code]]
+        if len(black) == before:
+            return flat.reshape(ink.shape).astype(bool)
+
+
+def warp(key: jax.Array, glyph: jax.Array, how: Warp = WARP) -> jax.Array:
+    """One handwritten-looking image [8, 8, 1] of multiples of 1/16, from a glyph [SIDE, SIDE] of `bases`."""
+    # One draw: every further one is compiled again.
+    noise = jax.random.normal(key, (8 + 2 * how.waves**2,))
+    turn, shear, width, shift, ink, *cut = noise[:8]
+    bend = how.bend * _slow(how.waves) * noise[8:].reshape(2, how.waves, how.waves)
+    cos, sin = jnp.cos(how.turn * turn), jnp.sin(how.turn * turn)
+    plane = jnp.array([[cos, sin], [how.shear * shear * cos - sin, how.shear * shear * sin + cos]])
+    towards = jnp.array(cut[:2]) / jnp.hypot(cut[0], cut[1])
+
+    def bent(x, y):
+        """Base coordinates [2, h, w] of columns x [w] and rows y [h], and whether they are cut off [h, w]."""
+        across, down = x[None, :], y[:, None]
+        points = _waves(y, how) @ bend @ _waves(x, how).T
+        points += jnp.stack([plane[0, i] * across + plane[1, i] * down for i in (0, 1)])
+        cut_off = towards[0] * points[0] + towards[1] * points[1] > 0.85 - how.cut * jnp.abs(cut[2])
+        return points, cut_off | (jnp.abs(points).max(0) > 1)
+
+    # Where the bent line lies, on a grid that is a third larger than the base.
+    frame = jnp.linspace(-1.3, 1.3, BITMAP)
+    points, off = bent(frame, frame)
+    line = (_nearest(glyph, points) < 2) & ~off
+    left, right = _extent(line.any(0), frame)
+    top, bottom = _extent(line.any(1), frame)
+
+    # Fit it to the whole height and a common width, as the UCI digits are.
+    pixels = jnp.arange(BITMAP) - (BITMAP - 1) / 2
+    high = (bottom - top) / (BITMAP - 2 * how.margin)
+    wide = jnp.maximum((right - left) / (how.width[0] + how.width[1] * width), high / how.stretch)
+    x = (left + right) / 2 + wide * (pixels - how.shift[0] - how.shift[1] * shift)
+    y = (top + bottom) / 2 + high * pixels
+    points, off = bent(x, y)
+    field = jnp.where(off, FAR, _bilinear(glyph, points))
+    bitmap = field < _radius(field, how.ink[0] + how.ink[1] * ink)
+    blocks = bitmap.reshape(BITMAP // BLOCK, BLOCK, BITMAP // BLOCK, BLOCK)
+    return blocks.mean((1, 3), dtype=jnp.float32)[..., None]
+
+
+@partial(jax.jit, static_argnames="how")
+def examples(bases, key, rows, classes=None, how: Warp = WARP) -> tuple[jax.Array, jax.Array]:
+    """Warped characters, font and class drawn uniformly; example i depends on `key` and `rows[i]` alone.
+
+    Args:
+        bases: [fonts, 62, SIDE, SIDE], from `bases`.
+        key: names the whole stream of examples.
+        rows: [n] integers; a stream is the row numbers 0, 1, 2, ...
+        classes: [c] integers, the characters to draw from; all by default.
+
+    Returns:
+        Images [n, 8, 8, 1] float32 in 0..1 and labels [n] int32, indices into CLASSES.
+    """
+    classes = jnp.arange(len(CLASSES)) if classes is None else jnp.asarray(classes)
+
+    def example(row):
+        warp_key, pick_key = jax.random.split(jax.random.fold_in(key, row))
+        share = jax.random.uniform(pick_key, (2,))
+        font, place = (share * jnp.array([bases.shape[0], len(classes)])).astype(jnp.int32)
+        return warp(warp_key, bases[font, classes[place]], how), classes[place].astype(jnp.int32)
+
+    return jax.vmap(example)(rows)
+
+
+def _slow(waves: int) -> np.ndarray:
+    k = np.arange(waves)
+    squared = k[:, None] ** 2 + k**2
+    return np.where(squared, 1 / np.maximum(squared, 1), 0)  # no constant: the fit would undo it
+
+
+def _waves(x: jax.Array, how: Warp) -> jax.Array:
+    """Cosines [points, waves] of 0, 1, 2, ... half periods over the base."""
+    return jnp.cos(jnp.pi / 2 * jnp.arange(how.waves) * (x[:, None] + 1))
+
+
+def _nearest(image: jax.Array, points: jax.Array) -> jax.Array:
+    """Values of a [side, side] image at points [2, h, w] (x, y), each from -1 (first pixel) to 1 (last)."""
+    column, row = jnp.clip(jnp.round((points + 1) * (SIDE - 1) / 2), 0, SIDE - 1).astype(jnp.int32)
+    return image.reshape(-1)[row * SIDE + column]
+
+
+def _bilinear(image: jax.Array, points: jax.Array) -> jax.Array:
+    """As `_nearest`, but smooth, at three times the cost."""
+    x, y = jnp.clip((points + 1) * (SIDE - 1) / 2, 0, SIDE - 1.001)
+    column, row = x.astype(jnp.int32), y.astype(jnp.int32)
+    across, down = x - column, y - row
+    at = row * SIDE + column
+    flat = image.reshape(-1)
+    above = flat[at] * (1 - across) + flat[at + 1] * across
+    below = flat[at + SIDE] * (1 - across) + flat[at + SIDE + 1] * across
+    return above * (1 - down) + below * down
+
+
+def _extent(hit: jax.Array, frame: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """First and last coordinate that is hit."""
+    return frame[jnp.argmax(hit)], frame[len(frame) - 1 - jnp.argmax(hit[::-1])]
+
+
+def _radius(field: jax.Array, ink: jax.Array) -> jax.Array:
+    """The pen's radius that covers the share `ink` of the field, by bisection: sorting is slower."""
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = (low + high) / 2
+        enough = (field < middle).sum() >= ink * field.size  # integers: a mean would be summed one by one
+        return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
+
+    return jax.lax.fori_loop(0, 8, halve, (jnp.zeros(()), jnp.full((), FAR)))[1]

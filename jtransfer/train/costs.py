@@ -1,0 +1,65 @@
+"""What a training step costs: FLOPs and bytes, counted on the lowered or compiled program."""
+
+import math
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jtransfer.methods import Adapted
+from jtransfer.objectives import classification
+from jtransfer.train.optimiser import Optimiser
+from jtransfer.train.state import TrainState
+from jtransfer.train.step import make_step
+from jtransfer.tree import Tree, nested, partition
+
+
+@dataclass(frozen=True)
+class StepShapes:
+    """A training step, and the shapes that it takes: enough to lower it without any array."""
+
+    step: object
+    arguments: tuple
+
+
+def step_shapes(
+    adapted: Adapted, optimiser: Optimiser, batch: int, accumulate: int = 1, ema: float = 0.0, **loss_options: float
+) -> StepShapes:
+    """The step of a method on a batch of `batch` examples, with its loops unrolled so that each turn is counted."""
+    transformation = optimiser.build(adapted.rates, steps=100)
+    step = make_step(classification(adapted.model, **loss_options), transformation, accumulate, ema, unroll=True)
+    trainable, frozen = partition(adapted.shapes, adapted.rates)
+
+    def create(trainable, state):
+        return TrainState.create(jax.random.key(0), trainable, state, transformation, ema)
+
+    state = jax.eval_shape(create, trainable, adapted.state)
+    inputs = jax.ShapeDtypeStruct((batch, *adapted.example.shape[1:]), adapted.example.dtype)
+    labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    return StepShapes(step, (state, frozen, {"inputs": inputs, "labels": labels}))
+
+
+def step_flops(shapes: StepShapes) -> float:
+    """Floating-point operations of one step, from the lowered program: no compilation is needed."""
+    return float(jax.jit(shapes.step).lower(*shapes.arguments).cost_analysis()["flops"])
+
+
+def temporary_bytes(shapes: StepShapes) -> int:
+    """Bytes that the compiled step needs beside its inputs and outputs."""
+    return int(jax.jit(shapes.step).lower(*shapes.arguments).compile().memory_analysis().temp_size_in_bytes)
+
+
+def optimiser_bytes(shapes: StepShapes) -> int:
+    """Bytes of the optimiser's state."""
+    leaves = jax.tree.leaves(shapes.arguments[0].opt_state)
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+
+
+def forward_flops(model: nn.Module, params: Tree, shape: tuple[int, ...]) -> float:
+    """Floating-point operations of a model's outputs for inputs of `shape [batch, ...]`, in evaluation mode."""
+
+    def forward(params, inputs):
+        return model.apply({"params": nested(params)}, inputs, train=False)
+
+    return float(jax.jit(forward).lower(params, jax.ShapeDtypeStruct(shape, jnp.float32)).cost_analysis()["flops"])

@@ -1,0 +1,55 @@
+"""A run's directory, local or in an object store: it belongs to one config, and nothing in it is lost."""
+
+import json
+from typing import Any
+
+from etils import epath
+
+from jtransfer import files
+from jtransfer.errors import InputError
+
+
+def claim(workdir: epath.Path, config: dict[str, Any], may_grow: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Write `config.json`, or check that the one that is there is of the same config.
+
+    Args:
+        workdir: The directory; it is made where it does not exist.
+        config: Plain values, as `jtransfer.config.resolved` gives them.
+        may_grow: Keys that may differ: lists become the union of both, numbers the larger of both.
+
+    Returns:
+        The config with what was there before.
+
+    Raises:
+        InputError: any other key differs; the error names each.
+    """
+    path = workdir / "config.json"
+    if path.exists():
+        try:
+            before = json.loads(path.read_text())
+        except ValueError:
+            raise InputError(f"{path} is damaged: not JSON; choose another --workdir, or remove it") from None
+        differing = sorted(
+            f"{key} is {json.dumps(ours)} here and {json.dumps(theirs)} there"
+            for key, (ours, theirs) in _differences(config, before)
+            if key not in may_grow
+        )
+        if differing:
+            raise InputError(
+                f"workdir {workdir} belongs to another config: {'; '.join(differing)}; choose another --workdir"
+            )
+        config = config | {key: _union(before[key], config[key]) for key in may_grow}
+    files.write(path, json.dumps(config, indent=2) + "\n")
+    return config
+
+
+def _differences(ours: Any, theirs: Any, prefix: str = ""):
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        for key in ours.keys() | theirs.keys():
+            yield from _differences(ours.get(key), theirs.get(key), f"{prefix}.{key}" if prefix else key)
+    elif ours != theirs:
+        yield prefix, (ours, theirs)
+
+
+def _union(before, now):
+    return [*before, *(item for item in now if item not in before)] if isinstance(now, list) else max(before, now)
