@@ -17,3 +17,15 @@ def curve(arguments, overrides: list[str]) -> None:
     title = f"{plan.backbone.name} on {plan.dataset.name}"
     report.write(rows, epath.Path(arguments.workdir), protocol, title)
     display.show_curve(rows, protocol, arguments.workdir)
+
+
+def train(arguments, overrides: list[str]) -> None:
+    """`jtransfer train`: train to the last step, or go on from the newest checkpoint in the workdir."""
+    _, config = configs.load("train", arguments.config, overrides)
+    from jtransfer import display
+    from jtransfer.train import loop
+
+    run = loop.prepare(config)
+    with display.TrainProgress(config.steps) as progress:
+        rows = loop.train(run, arguments.workdir, progress)
+    display.show_train(rows, arguments.workdir)

@@ -126,7 +126,7 @@ def run(curve: Curve, directory: epath.PathLike, on_cell: OnCell) -> list[Row]:
     plain = resolved(curve.config) | {"fingerprints": curve.fingerprints}
     config = claim(directory, plain, GROWS)
     identity = {key: value for key, value in config.items() if key not in GROWS}
-    fingerprint = hashlib.sha256(json.dumps({k: v for k, v in config.items() if k not in GROWS}).encode()).hexdigest()
+    fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     done = _finished(directory, config)
     todo: list[tuple[Arm | None, int, list[int]]] = []
     if ZERO_SHOT in config["methods"] and (ZERO_SHOT, 0, 0) not in done:
@@ -142,7 +142,7 @@ def run(curve: Curve, directory: epath.PathLike, on_cell: OnCell) -> list[Row]:
         cell = _runner(curve, arm) if arm else _zero_shot(curve)
         for _, shots, seeds in cells:
             on_cell(name, shots, [], left)
-            rows = [row | {"fingerprint": fingerprint[:16]} for row in cell(shots, seeds)]
+            rows = [row | {"fingerprint": fingerprint} for row in cell(shots, seeds)]
             for row in rows:
                 key = (row["method"], row["shots"], row["seed"])
                 files.write(_object(directory, *key), json.dumps(row) + "\n")

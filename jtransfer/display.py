@@ -3,7 +3,15 @@
 import time
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 
 class CurveProgress:
@@ -53,3 +61,33 @@ def show_curve(rows: list[dict], protocol: list[str], directory: str) -> None:
     console.print(
         f"\nWritten to {directory}: results.jsonl, table.md, curve.png, curve.svg", highlight=False, markup=False
     )
+
+
+class TrainProgress:
+    """A bar over the steps of a training run; call it with every row of metrics and the examples per second."""
+
+    def __init__(self, steps: int, console: Console | None = None):
+        self.console = console or Console()
+        columns = (SpinnerColumn(), TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn())
+        live = self.console.is_terminal
+        self.progress = Progress(*columns, TimeRemainingColumn(), console=self.console, disable=not live)
+        self.task = self.progress.add_task("", total=steps)
+
+    def __enter__(self):
+        self.progress.start()
+        return self
+
+    def __exit__(self, *error):
+        self.progress.stop()
+
+    def __call__(self, row, speed):
+        values = "  ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "step")
+        self.progress.console.print(f"{row['step']:>7}  {values}  {speed:.0f}/s", highlight=False, markup=False)
+        self.progress.update(self.task, completed=row["step"])
+
+
+def show_train(rows: list[dict], directory: str) -> None:
+    """The last evaluation, and where everything lies."""
+    last = "  ".join(f"{name} {value:.4f}" for name, value in rows[-1].items() if name != "step")
+    print(f"\nstep {rows[-1]['step']}: {last}")
+    print(f"Written to {directory}: metrics.jsonl, tensorboard/, checkpoints/, model/")

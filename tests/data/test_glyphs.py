@@ -142,7 +142,7 @@ def test_one_glyph_is_warped_in_many_ways_around_itself():
 def test_without_any_warp_only_the_fit_remains():
     still = Warp(turn=0, shear=0, bend=0, cut=0, width=(17.0, 0), shift=(0, 0), ink=(0.3, 0))
     glyph = bases("train")[0, CLASSES.index("0")]
-    plain = jax.vmap(lambda key: warp(key, jnp.asarray(glyph), still))
+    plain = jax.jit(jax.vmap(lambda key: warp(key, jnp.asarray(glyph), still)))
     first, second = np.asarray(plain(jax.random.split(KEY, 2)))[..., 0]
     assert np.array_equal(first, second)
     # A zero is nearly its own mirror image, upright and sideways, and hollow.

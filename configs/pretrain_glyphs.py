@@ -1,0 +1,33 @@
+"""Pretrain the embedded backbone on warped glyphs: the command behind `jtransfer/assets/glyphs-vit`.
+
+jtransfer train --config=configs/pretrain_glyphs.py --workdir=runs/glyphs
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    """A small ViT on the 62 characters of matplotlib's fonts."""
+    return ConfigDict(
+        {
+            "data": "glyphs",
+            "model": {
+                "architecture": "vit",
+                "image": (8, 8),
+                "channels": 1,
+                "patch": 4,
+                "width": 96,
+                "depth": 4,
+                "heads": 3,
+                "pool": "mean",
+            },
+            "method": "scratch",
+            "batch": 256,
+            "steps": 4000,
+            "optimiser": {"rate": 2e-3, "decay": 0.05, "warmup": 0.05, "b2": 0.98},
+            "smoothing": 0.1,
+            "log_every": 100,
+            "eval_every": 1000,
+            "checkpoint_every": 1000,
+        }
+    )

@@ -1,0 +1,243 @@
+"""The streaming loop: one jitted step on a mesh, metrics, checkpoints, and exact resume."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from jtransfer import checkpoints, files, methods
+from jtransfer.checkpoints.store import Store
+from jtransfer.config import resolved
+from jtransfer.data.streams import Stream, open_stream
+from jtransfer.errors import InputError
+from jtransfer.models import SOURCE_HEAD, Classifier, build
+from jtransfer.objectives import classification
+from jtransfer.train import sharding
+from jtransfer.train.optimiser import Optimiser
+from jtransfer.train.state import TrainState
+from jtransfer.train.step import make_step
+from jtransfer.train.trials import predict
+from jtransfer.tree import Tree, merge, partition
+from jtransfer.workdir import claim
+
+Row = dict[str, Any]
+
+
+class Diverged(InputError):
+    """The loss or the gradient became NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run with everything checked and nothing compiled.
+
+    Attributes:
+        config: The resolved config.
+        stream: Its batches.
+        model: The plain model, with the head of the stream's classes.
+        method: How it is trained.
+        adapted: The model as the method changes it.
+        optimiser: Its options.
+        mesh: The devices.
+        fingerprints: Of the data and of the backbone, if there is one.
+    """
+
+    config: Any
+    stream: Stream
+    model: Classifier
+    method: methods.Method
+    adapted: methods.Adapted
+    optimiser: Optimiser
+    mesh: jax.sharding.Mesh
+    fingerprints: dict[str, str]
+
+
+def prepare(config) -> Run:
+    """Load data and backbone, build model and method.
+
+    Raises:
+        InputError: whatever in the config cannot be run, before any compilation.
+    """
+    for key in ("batch", "steps", "accumulate", "log_every", "eval_every", "checkpoint_every"):
+        if config[key] < 1:
+            raise InputError(f"config.{key} is {config[key]}; expected at least 1")
+    for key in ("eval_every", "checkpoint_every"):
+        if config[key] % config.log_every:
+            raise InputError(f"config.{key} {config[key]} must be a multiple of config.log_every {config.log_every}")
+    mesh = sharding.make_mesh(config.mesh)
+    parts = config.accumulate * mesh.shape[mesh.axis_names[0]]
+    if config.batch % parts:
+        raise InputError(
+            f"config.batch {config.batch} must be a multiple of {parts}: devices of the batch x accumulate"
+        )
+    method, optimiser = methods.parse(config.method), Optimiser(**config.optimiser)
+    if config.backbone:
+        backbone = checkpoints.load(config.backbone)
+        module, params, fingerprints = backbone.model, backbone.params, {"backbone": backbone.fingerprint}
+    else:
+        module, params, fingerprints = build(**config.model), {}, {}
+    stream = open_stream(config.data, config.batch, config.steps, config.seed, jax.process_index(), jax.process_count())
+    if stream.input_shape != module.config.input_shape:
+        found, expected = ("x".join(map(str, shape)) for shape in (stream.input_shape, module.config.input_shape))
+        raise InputError(f"config.data: images of {stream.name} are {found}, the model takes {expected}")
+    model = Classifier(module, len(stream.classes))
+    wrap = (sharding.keep_batch_split(mesh),) if mesh.size > 1 else ()
+    adapted = methods.adapt(method, model, params, stream.input_shape, wrap)
+    sharding.tree_shardings(adapted.shapes, mesh, config.sharding)
+    fingerprints = {"data": stream.fingerprint} | fingerprints
+    return Run(config, stream, model, method, adapted, optimiser, mesh, fingerprints)
+
+
+def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], None]) -> list[Row]:
+    """Train from the newest checkpoint in a directory, or from the start, to the last step.
+
+    Leaves `metrics.jsonl`, TensorBoard files, `checkpoints/` and, at the end, the trained model under `model/` in the
+    layout that `config.backbone` takes.
+
+    Args:
+        run: What to do.
+        directory: The run's, local or in an object store.
+        on_row: Called with every row of metrics and the examples per second since the last.
+
+    Returns:
+        The rows of `metrics.jsonl`.
+
+    Raises:
+        InputError: the directory belongs to another config, or a checkpoint is damaged.
+        Diverged: the loss became NaN; the checkpoints before that are kept.
+    """
+    directory, config, mesh = epath.Path(directory), run.config, run.mesh
+    claim(directory, resolved(config) | {"fingerprints": run.fingerprints})
+    step, state, frozen, evaluate = _programs(run)
+    batch_sharding = sharding.batch_sharding(mesh)
+
+    with Store(directory / "checkpoints") as store:
+        rows, start = [], store.latest or 0
+        if start:
+            state = store.restore(start, _abstract(state))
+            rows = [row for row in _read(directory / "metrics.jsonl") if row["step"] <= start]
+        board = _board(directory, start)
+        pending, began = [], time.perf_counter()
+        batches = run.stream.batches(start)
+        for number in range(start + 1, config.steps + 1):
+            local = next(batches)
+            batch = {
+                name: jax.make_array_from_process_local_data(
+                    batch_sharding, np.asarray(x), (config.batch, *x.shape[1:])
+                )
+                for name, x in local.items()
+            }
+            state, metrics = step(state, frozen, batch)
+            pending.append(metrics)
+            if number % config.log_every and number != config.steps:
+                continue
+            row, speed = _row(number, pending, store), len(pending) * config.batch / (time.perf_counter() - began)
+            if number % config.eval_every == 0 or number == config.steps:
+                row |= evaluate(state, frozen)
+            rows.append(row)
+            board(row | {"examples_per_second": speed})
+            on_row(row, speed)
+            if number % config.checkpoint_every == 0 or number == config.steps:
+                store.save(number, state)
+                _write(directory / "metrics.jsonl", rows)
+            pending, began = [], time.perf_counter()
+    _save_model(run, state, frozen, directory / "model")
+    return rows
+
+
+def _programs(run: Run):
+    """The jitted step and evaluation, and the state that they start from, laid out on the mesh."""
+    config, adapted, mesh = run.config, run.adapted, run.mesh
+    transformation = run.optimiser.build(adapted.rates, config.steps)
+    loss = classification(adapted.model, config.smoothing, config.mixup)
+    start_key, run_key = jax.random.split(jax.random.key(config.seed))
+
+    def create(start_key, run_key, base):
+        tree, state = adapted.start(start_key, base)
+        trainable, frozen = partition(tree, adapted.rates)
+        return TrainState.create(run_key, trainable, state, transformation, config.ema), frozen
+
+    # Shapes first, then where they lie, then arrays: no device ever holds more than its part.
+    leaves = sharding.tree_shardings(adapted.shapes, mesh, config.sharding)
+    base = sharding.place(adapted.base, {path: leaves[path] for path in adapted.base})
+    shapes, frozen = jax.eval_shape(create, start_key, run_key, base)
+    layout = sharding.state_shardings(shapes, leaves, mesh), {path: leaves[path] for path in frozen}
+    state, frozen = jax.jit(create, out_shardings=layout)(start_key, run_key, base)
+    step = jax.jit(
+        make_step(loss, transformation, config.accumulate, config.ema),
+        out_shardings=(layout[0], None),
+        donate_argnums=0,
+    )
+    name, inputs, labels = run.stream.held_out
+
+    @jax.jit
+    def score(state, frozen, inputs, labels):
+        logits = predict(adapted, merge(state.average, frozen), state.state, inputs)
+        losses = -jax.nn.log_softmax(logits)[jax.numpy.arange(len(labels)), labels]
+        return losses, logits.argmax(-1) == labels
+
+    def evaluate(state, frozen):
+        losses, right = [], []
+        for i in range(0, len(labels), 512):
+            one, two = score(state, frozen, inputs[i : i + 512], labels[i : i + 512])
+            losses.append(np.asarray(one))
+            right.append(np.asarray(two))
+        mean = {"loss": np.concatenate(losses).mean(dtype=float), "accuracy": np.concatenate(right).mean(dtype=float)}
+        return {f"{name}_{metric}": float(value) for metric, value in mean.items()}
+
+    return step, state, frozen, evaluate
+
+
+def _row(number: int, pending: list[dict], store: Store) -> Row:
+    """The mean of each metric over the steps since the last row; the first step that is not finite is an error."""
+    pending = [{name: float(value) for name, value in metrics.items()} for metrics in jax.device_get(pending)]
+    for i, metrics in enumerate(pending):
+        bad = [name for name in ("loss", "grad_norm") if not np.isfinite(metrics[name])]
+        if bad:
+            at = number - len(pending) + 1 + i
+            kept = f"the checkpoint of step {store.latest} is kept" if store.latest else "there is no checkpoint yet"
+            raise Diverged(f"{bad[0]} is {metrics[bad[0]]} at step {at}; {kept}; try a lower config.optimiser.rate")
+    return {"step": number} | {name: float(np.mean([metrics[name] for metrics in pending])) for name in pending[0]}
+
+
+def _abstract(state: TrainState) -> TrainState:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+
+def _read(path: epath.Path) -> list[Row]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _write(path: epath.Path, rows: list[Row]) -> None:
+    if jax.process_index() == 0:
+        files.write(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _board(directory: epath.Path, start: int) -> Callable[[Row], None]:
+    """Write rows as TensorBoard scalars, over what an earlier run wrote after step `start`."""
+    if jax.process_index():
+        return lambda row: None
+    from tensorboardX import SummaryWriter
+
+    writer = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1 if start else None)
+
+    def write(row):
+        for name, value in row.items():
+            if name != "step":
+                writer.add_scalar(name, value, row["step"])
+        writer.flush()
+
+    return write
+
+
+def _save_model(run: Run, state: TrainState, frozen: Tree, directory: epath.Path) -> None:
+    tree = run.method.merge(merge(state.average, frozen))
+    tree = {path: leaf for path, leaf in tree.items() if not path.startswith(SOURCE_HEAD)}
+    whole = jax.jit(lambda x: x, out_shardings=jax.NamedSharding(run.mesh, jax.P()))(tree)
+    if jax.process_index() == 0:
+        checkpoints.save(directory, run.model.backbone, whole, run.stream.classes)

@@ -1,0 +1,122 @@
+"""How arrays lie on a mesh of devices: rules on paths again. On one device nothing changes."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jtransfer.errors import InputError, nearest
+from jtransfer.methods.method import Interceptor
+from jtransfer.train.state import EMA, TrainState
+from jtransfer.tree import Tree, label
+
+Strategy = Callable[[tuple[int, ...], Mesh], PartitionSpec]
+
+
+def replicated(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """A copy on every device. With the batch split over the mesh, this is data parallelism."""
+    return PartitionSpec()
+
+
+def fsdp(shape: tuple[int, ...], mesh: Mesh, least: int = 4096) -> PartitionSpec:
+    """Split the largest axis that the mesh's first axis divides; leaves of fewer than `least` elements are copied."""
+    axis = mesh.axis_names[0]
+    fitting = [i for i, side in enumerate(shape) if side % mesh.shape[axis] == 0]
+    if math.prod(shape) < least or not fitting:
+        return PartitionSpec()
+    largest = max(fitting, key=lambda i: shape[i])
+    return PartitionSpec(*(axis if i == largest else None for i in range(len(shape))))
+
+
+STRATEGIES: dict[str, Strategy] = {"replicated": replicated, "fsdp": fsdp}
+
+
+def make_mesh(axes: Mapping[str, int]) -> Mesh:
+    """A mesh over all devices from names and sizes of axes; one size may be -1 for what is left.
+
+    Raises:
+        InputError: sizes that do not multiply to the number of devices.
+    """
+    devices, sizes = jax.devices(), dict(axes)
+    free = [name for name, side in sizes.items() if side == -1]
+    known = math.prod(side for side in sizes.values() if side != -1)
+    if len(free) == 1 and known and len(devices) % known == 0:
+        sizes[free[0]] = len(devices) // known
+    if not sizes or min(sizes.values()) < 1 or math.prod(sizes.values()) != len(devices):
+        raise InputError(f"config.mesh {dict(axes)} does not fit {len(devices)} devices; {{'data': -1}} takes them all")
+    return Mesh(np.array(devices).reshape(tuple(sizes.values())), tuple(sizes))
+
+
+def tree_shardings(shapes: Tree, mesh: Mesh, how: str | list[tuple[str, Any]]) -> dict[str, NamedSharding]:
+    """Where every leaf of a flat tree lies.
+
+    Args:
+        shapes: Leaves with a `shape`.
+        mesh: The devices.
+        how: A key of `STRATEGIES` for all leaves, or rules of `(pattern, value)` whose value is such a key or the
+            axis names of a `PartitionSpec`, as in `((".*mlp/up/kernel", (None, "model")), (".*", "fsdp"))`.
+
+    Raises:
+        InputError: an unknown strategy or mesh axis, or rules that do not fit the tree.
+    """
+    values = label(shapes, [(".*", how)] if isinstance(how, str) else [tuple(rule) for rule in how])
+    return {path: NamedSharding(mesh, _spec(path, leaf.shape, values[path], mesh)) for path, leaf in shapes.items()}
+
+
+def state_shardings(state: TrainState, leaves: Mapping[str, NamedSharding], mesh: Mesh) -> TrainState:
+    """Where a train state lies, given its leaves': what the optimiser or an average keeps of a leaf lies beside it."""
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def beside(path, leaf):
+        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey) and key.key in state.trainable]
+        return leaves[names[-1]] if names and leaf.shape == state.trainable[names[-1]].shape else whole
+
+    return TrainState(
+        step=whole,
+        trainable={path: leaves[path] for path in state.trainable},
+        state={path: leaves.get(path.removeprefix(EMA), whole) for path in state.state},
+        opt_state=jax.tree_util.tree_map_with_path(beside, state.opt_state),
+        key=whole,
+    )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Examples are split over the mesh's first axis."""
+    return NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+
+
+def keep_batch_split(mesh: Mesh) -> Interceptor:
+    """Hold the residual stream to the batch's split.
+
+    With split weights XLA may otherwise gather the activations and keep whole copies of them
+    ("involuntary full rematerialization").
+    """
+
+    def interceptor(call, args, kwargs, context):
+        y = call(*args, **kwargs)
+        if context.method_name == "residual":
+            return jax.lax.with_sharding_constraint(y, batch_sharding(mesh))
+        return y
+
+    return interceptor
+
+
+def place(tree: Any, shardings: Any) -> Any:
+    """Put host arrays, of which every process holds the whole, where they belong."""
+    return jax.tree.map(lambda x, s: jax.make_array_from_callback(x.shape, s, lambda index: x[index]), tree, shardings)
+
+
+def _spec(path, shape, value, mesh):
+    if isinstance(value, str):
+        if value not in STRATEGIES:
+            raise InputError(f"config.sharding: unknown '{value}' for '{path}'; {nearest(value, STRATEGIES)}")
+        return STRATEGIES[value](shape, mesh)
+    for axis, side in zip(value, shape, strict=False):
+        if axis is not None and (axis not in mesh.shape or side % mesh.shape[axis]):
+            raise InputError(
+                f"config.sharding: '{path}' {list(shape)} cannot be split as {value} over {dict(mesh.shape)}"
+            )
+    return PartitionSpec(*value)
