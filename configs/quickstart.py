@@ -16,7 +16,7 @@ def get_config():
             "shots": (1, 2, 5, 10, 25),
             "seeds": 5,
             "batch": 32,
-            "steps": 60,
+            "steps": 50,
             "hyper": {
                 "pixels": {"rate": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0), "steps": 200},
                 "scratch": {"rate": (0.0003, 0.001, 0.003, 0.01, 0.03), "steps": 200},

@@ -1,5 +1,7 @@
 """The commands behind the command line: read the config, do the work, show it."""
 
+import json
+
 from etils import epath
 
 from jtransfer import config as configs
@@ -29,3 +31,15 @@ def train(arguments, overrides: list[str]) -> None:
     with display.TrainProgress(config.steps) as progress:
         rows = loop.train(run, arguments.workdir, progress)
     display.show_train(rows, arguments.workdir)
+
+
+def inspect(arguments, overrides: list[str]) -> None:
+    """`jtransfer inspect`: what each method of a curve's or a training run's config trains, and what a step costs."""
+    command, config = configs.load(None, arguments.config, overrides)
+    from jtransfer import display, inspection
+
+    reports = inspection.of_curve(config) if command == "curve" else inspection.of_train(config)
+    if arguments.json:
+        print(json.dumps(reports, indent=2))
+    else:
+        display.show_inspection(reports)

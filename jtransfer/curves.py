@@ -198,9 +198,8 @@ def protocol(curve: Curve, rows: list[Row]) -> list[str]:
             if len(values) > 1
         }
         edge = "".join(f"; {key} at an edge in {n} of {len(mine)}" for key, n in edges.items())
-        lines.append(
-            f"{arm.name}: {arm.steps} steps of {config.batch}, {arm.optimiser.name}, {arm.optimiser.schedule}, {grid}{edge}."
-        )
+        how = f"{arm.steps} steps of {config.batch}, {arm.optimiser.name}, {arm.optimiser.schedule}"
+        lines.append(f"{arm.name}: {how}, {grid}{edge}.")
     return lines
 
 
@@ -326,7 +325,7 @@ def _source_rows(dataset: sources.Dataset, backbone: checkpoints.Backbone) -> li
     missing = [name for name in dataset.classes if name not in backbone.classes]
     if missing:
         raise InputError(
-            f"{ZERO_SHOT}: the source head of backbone '{backbone.name}' has no class '{missing[0]}' of {dataset.name}; "
+            f"{ZERO_SHOT}: the source head of '{backbone.name}' has no class '{missing[0]}' of {dataset.name}; "
             f"{nearest(missing[0], backbone.classes)}"
         )
     return [backbone.classes.index(name) for name in dataset.classes]

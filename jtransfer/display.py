@@ -2,6 +2,7 @@
 
 import time
 
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -12,6 +13,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
 
 class CurveProgress:
@@ -91,3 +93,54 @@ def show_train(rows: list[dict], directory: str) -> None:
     last = "  ".join(f"{name} {value:.4f}" for name, value in rows[-1].items() if name != "step")
     print(f"\nstep {rows[-1]['step']}: {last}")
     print(f"Written to {directory}: metrics.jsonl, tensorboard/, checkpoints/, model/")
+
+
+def show_inspection(reports: list[dict]) -> None:
+    """Two tables: the costs of each method, and the tree with the group of each leaf under each method."""
+    console = Console()
+    costs = Table(box=box.SIMPLE_HEAD, title="One training step", title_justify="left")
+    costs.add_column("")
+    costs.add_column("method", overflow="fold")
+    for column in ("trainable", "%", "optimiser", "FLOPs", "temporary"):
+        costs.add_column(column, justify="right")
+    for number, report in enumerate(reports, 1):
+        costs.add_row(
+            str(number),
+            report["method"],
+            f"{report['trainable']:,}",
+            f"{report['percent']:.2f}",
+            _bytes(report["optimiser_bytes"]),
+            _flops(report["flops_per_step"]),
+            _bytes(report["temporary_bytes"]),
+        )
+    console.print(costs)
+
+    legend = "The tree: rate of each leaf under each method, times the schedule's; · is frozen, blank is not there"
+    tree = Table(box=box.SIMPLE_HEAD, title=legend, title_justify="left", pad_edge=False)
+    tree.add_column("leaf", no_wrap=True)
+    tree.add_column("shape", no_wrap=True)
+    sharded = any(row["sharding"] != "replicated" for report in reports for row in report["tree"])
+    if sharded:
+        tree.add_column("sharding")
+    for number in range(len(reports)):
+        tree.add_column(str(number + 1), justify="right")
+    groups = [{row["path"]: row["group"] for row in report["tree"]} for report in reports]
+    for path, row in {row["path"]: row for report in reports for row in report["tree"]}.items():
+        cells = [own.get(path, "").replace("frozen", "·") for own in groups]
+        shape = "x".join(map(str, row["shape"]))
+        tree.add_row(path, shape, *([row["sharding"]] if sharded else []), *cells)
+    console.print(tree)
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:.3g} {unit}" if count < 1000 else f"{count:.0f} {unit}"
+        count /= 1024
+
+
+def _flops(count: float) -> str:
+    for unit in ("", "K", "M", "G", "T"):
+        if count < 1000 or unit == "T":
+            return f"{count:.3g} {unit}FLOP"
+        count /= 1000

@@ -43,64 +43,6 @@ TRAIN_FONTS = (
 VALIDATION_FONTS = ("STIXGeneralBolIta", "cmb10", "cmss10")  # two serif, and the one sans whose l is its I
 FONTS = {"train": TRAIN_FONTS, "validation": VALIDATION_FONTS}
 
-# Written forms that no font has, as strokes of (x, y) points in the unit square, y downwards: a 1 with a long flag and
-# no foot, a crossed 7, an open 4, a hooked 9, ... They stand in for the font's own character in some of the fonts.
-WRITTEN = {
-    "1": (
-        (((0.0, 0.45), (0.6, 0.0), (0.6, 1.0)),),
-        (((0.05, 0.3), (0.5, 0.0), (0.55, 1.0)),),
-        (((0.6, 0.0), (0.45, 1.0)),),
-    ),
-    "2": (
-        (((0.1, 0.2), (0.4, 0.0), (0.75, 0.15), (0.6, 0.5), (0.1, 1.0), (0.3, 0.85), (0.6, 0.97), (0.95, 0.95)),),
-        (((0.1, 0.15), (0.45, 0.0), (0.75, 0.2), (0.5, 0.6), (0.1, 0.97), (0.9, 1.0)),),
-    ),
-    "4": (
-        (((0.3, 0.0), (0.1, 0.5), (0.9, 0.5)), ((0.7, 0.15), (0.65, 1.0))),
-        (((0.5, 0.0), (0.0, 0.6), (0.95, 0.55)), ((0.65, 0.35), (0.6, 1.0))),
-    ),
-    "6": (
-        (((0.65, 0.0), (0.3, 0.3), (0.15, 0.7), (0.3, 0.97), (0.6, 1.0), (0.8, 0.8), (0.6, 0.6), (0.18, 0.75)),),
-        (((0.35, 0.0), (0.15, 0.5), (0.2, 0.9), (0.5, 1.0), (0.8, 0.85), (0.7, 0.65), (0.4, 0.65), (0.2, 0.8)),),
-    ),
-    "7": (
-        (((0.05, 0.05), (0.9, 0.0), (0.5, 1.0)), ((0.2, 0.52), (0.9, 0.45))),
-        (((0.05, 0.18), (0.1, 0.02), (0.85, 0.0), (0.6, 0.45), (0.45, 1.0)), ((0.2, 0.5), (0.95, 0.5))),
-    ),
-    "8": (
-        (
-            (
-                (0.8, 0.1),
-                (0.4, 0.0),
-                (0.2, 0.2),
-                (0.7, 0.65),
-                (0.7, 0.9),
-                (0.4, 1.0),
-                (0.2, 0.85),
-                (0.45, 0.5),
-                (0.8, 0.1),
-            ),
-        ),
-    ),
-    "9": (
-        (((0.8, 0.15), (0.45, 0.0), (0.15, 0.2), (0.4, 0.42), (0.8, 0.15), (0.8, 0.7), (0.5, 1.0), (0.1, 0.9)),),
-        (
-            (
-                (0.7, 0.1),
-                (0.4, 0.0),
-                (0.2, 0.12),
-                (0.3, 0.32),
-                (0.7, 0.1),
-                (0.85, 0.5),
-                (0.75, 0.85),
-                (0.4, 1.0),
-                (0.0, 0.9),
-            ),
-        ),
-        (((0.7, 0.25), (0.6, 0.03), (0.3, 0.03), (0.15, 0.22), (0.4, 0.42), (0.7, 0.25), (0.5, 1.0)),),
-    ),
-}
-
 SIDE = 56  # of a base, in base pixels
 BITMAP = 32  # side of the UCI bitmaps
 BLOCK = 4  # side of the blocks that are counted
@@ -110,6 +52,10 @@ FAR = 12.0  # distances from the centre line are cut off here, in base pixels
 @dataclass(frozen=True)
 class Warp:
     """How far a glyph is bent. Spreads are standard deviations; lengths without unit are in halves of the base's side.
+
+    Ink, width, margin and position are set so that the grey levels and the extent of the warped digits are those of
+    the UCI digits' pool rows (a third of the pixels black, the whole height, five to six columns of eight); slant and
+    bend are wider than theirs.
 
     Attributes:
         turn: rotation in radians.
@@ -157,10 +103,6 @@ def bases(split: str) -> np.ndarray:
 
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     drawn = np.stack([_draw(ImageFont.truetype(str(folder / f"{name}.ttf"), 80)) for name in FONTS[split]])
-    for font, canvases in enumerate(drawn):
-        for character, forms in WRITTEN.items():
-            if font % (len(forms) + 1):
-                canvases[CLASSES.index(character)] = _write(forms[font % (len(forms) + 1) - 1])
     lines = _thin(drawn).reshape(-1, SIDE, SIDE)
     distances = np.stack([distance_transform_edt(~line) for line in lines])
     distances = np.minimum(distances, FAR).astype(np.float32).reshape(drawn.shape)
@@ -183,16 +125,6 @@ def _draw(font) -> np.ndarray:
         top, left = ((SIDE - s) // 2 for s in small.shape)
         canvas[top : top + small.shape[0], left : left + small.shape[1]] = small
     return drawn
-
-
-def _write(strokes) -> np.ndarray:
-    """A written form [SIDE, SIDE] bool, as tall as a digit of the fonts and three fifths as wide."""
-    from PIL import Image, ImageDraw
-
-    canvas = Image.new("1", (SIDE, SIDE))
-    for stroke in strokes:
-        ImageDraw.Draw(canvas).line([(18 + 20 * x, 11 + 34 * y) for x, y in stroke], fill=1, width=3)
-    return np.asarray(canvas)
 
 
 def _thin(ink: np.ndarray) -> np.ndarray:

@@ -35,7 +35,12 @@ class Dataset:
 def load(name: str) -> Dataset:
     """The dataset called `name`: one of `EMBEDDED`, or `npz:FILE` with any path that etils.epath opens.
 
-    Raises InputError when the name is unknown or the file cannot be used as it is.
+    Such a file holds `images` [n, height, width] or [n, height, width, channels], uint8 (scaled by 1/255) or float
+    (taken as they are), and `labels` [n] integers; optionally `classes` (their names), and `test_images` with
+    `test_labels`. Without these a fixed fifth of every class is held out for testing.
+
+    Raises:
+        InputError: when the name is unknown, or the file cannot be used as it is.
     """
     if name in EMBEDDED:
         return EMBEDDED[name](name)
@@ -71,7 +76,7 @@ NPZ_OPTIONAL = ("classes", "test_images", "test_labels")
 
 
 def _npz(name: str, file: str) -> Dataset:
-    """An own file: see `load` and the README for its keys; everything that could be wrong is named in one line."""
+    """An own file, with the keys that `load` describes; whatever is wrong with it is named in one line."""
     arrays = _read_npz(file)
     for key in arrays:
         if key not in NPZ_REQUIRED + NPZ_OPTIONAL:

@@ -12,7 +12,7 @@ from jtransfer.tree import Tree
 
 
 class LowRank(nn.Module):
-    """The side path. A starts as U(-1/sqrt(in), 1/sqrt(in)), as PEFT's does, and B at zero: at first it adds nothing."""
+    """The side path. A starts as U(-1/sqrt(in), 1/sqrt(in)) (PEFT), and B at zero: at first it adds nothing."""
 
     rank: int
     features: int

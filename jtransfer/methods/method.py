@@ -154,7 +154,9 @@ def evaluation_mode(rates: Mapping[str, float]) -> Interceptor:
         if switch and context.method_name == "__call__":
             part = "".join(f"{name}/" for name in context.module.path[:-1])
             if not any(path.startswith(part) for path in learning):
-                kwargs = kwargs | {switch: True}
+                # The model may have set it on the layer or passed it by position; Flax takes it in one place only.
+                object.__setattr__(context.module, switch, None)
+                args, kwargs = args[:1], kwargs | {switch: True}
         return call(*args, **kwargs)
 
     return interceptor

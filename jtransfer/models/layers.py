@@ -1,6 +1,8 @@
 """What the architectures share. The one place where a layer's form depends on the platform."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 
 import flax.linen as nn
@@ -15,6 +17,24 @@ ACTIVATIONS: dict[str, Callable] = {
 }
 
 
+_target: ContextVar[str | None] = ContextVar("target", default=None)
+
+
+@contextmanager
+def compiling_for(platform: str) -> Iterator[None]:
+    """Choose the forms of another platform ("cpu", "gpu", "tpu") than this process runs on, to compile for it."""
+    token = _target.set(platform)
+    try:
+        yield
+    finally:
+        _target.reset(token)
+
+
+def platform() -> str:
+    """The platform whose forms are traced: that of the default device, unless `compiling_for` says otherwise."""
+    return _target.get() or jax.default_backend()
+
+
 def flat_dot_general(lhs, rhs, dimension_numbers, precision=None, preferred_element_type=None, **kwargs):
     """`lax.dot_general` of a dense layer, with the leading axes of `lhs [..., in]` flattened on the CPU.
 
@@ -22,16 +42,11 @@ def flat_dot_general(lhs, rhs, dimension_numbers, precision=None, preferred_elem
     stay apart, so that a sharding of either survives.
     """
     product = partial(lax.dot_general, precision=precision, preferred_element_type=preferred_element_type, **kwargs)
-
-    def flattened(lhs, rhs):
-        out = product(lhs.reshape(-1, lhs.shape[-1]), rhs, (((1,), (0,)), ((), ())))
-        return out.reshape(*lhs.shape[:-1], -1)
-
-    if lhs.ndim <= 2 or dimension_numbers != (((lhs.ndim - 1,), (0,)), ((), ())):
+    last = (((lhs.ndim - 1,), (0,)), ((), ()))
+    if platform() != "cpu" or lhs.ndim <= 2 or dimension_numbers != last:
         return product(lhs, rhs, dimension_numbers)
-    return lax.platform_dependent(
-        lhs, rhs, cpu=flattened, default=lambda lhs, rhs: product(lhs, rhs, dimension_numbers)
-    )
+    out = product(lhs.reshape(-1, lhs.shape[-1]), rhs, (((1,), (0,)), ((), ())))
+    return out.reshape(*lhs.shape[:-1], -1)
 
 
 Dense = partial(nn.Dense, dot_general=flat_dot_general)
@@ -48,13 +63,11 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array |
     Returns:
         `[batch, tokens, heads, head width]`.
     """
-    return lax.platform_dependent(query, key, value, mask, cpu=_attend_batched, default=_attend_fused)
-
-
-def _attend_fused(query, key, value, mask):
-    # cuDNN's kernel has to be asked for, takes half precision only, and cannot be traced where there is no GPU.
+    if platform() == "cpu":
+        return _attend_batched(query, key, value, mask)
+    # cuDNN's kernel has to be asked for, and takes half precision only.
     half = query.dtype in (jnp.bfloat16, jnp.float16) and query.shape[-1] % 8 == 0 and query.shape[-1] <= 128
-    implementation = "cudnn" if half and jax.default_backend() == "gpu" else None
+    implementation = "cudnn" if half and platform() == "gpu" else None
     return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=implementation)
 
 

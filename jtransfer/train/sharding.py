@@ -83,6 +83,14 @@ def state_shardings(state: TrainState, leaves: Mapping[str, NamedSharding], mesh
     )
 
 
+def lay_out(arguments: tuple, leaves: Mapping[str, NamedSharding], mesh: Mesh) -> tuple:
+    """The shapes of a step's arguments `(state, frozen, batch)` with their shardings, to lower it for the mesh."""
+    state, frozen, batch = arguments
+    split = dict.fromkeys(batch, batch_sharding(mesh))
+    layout = (state_shardings(state, leaves, mesh), {path: leaves[path] for path in frozen}, split)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), arguments, layout)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Examples are split over the mesh's first axis."""
     return NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))

@@ -59,8 +59,6 @@ def test_no_two_characters_of_a_training_font_are_alike():
 
 def test_held_out_fonts_are_none_of_the_training_fonts():
     assert not set(FONTS["train"]) & set(FONTS["validation"])
-    train = {base.tobytes() for base in bases("train")}
-    assert not train & {base.tobytes() for base in bases("validation")}
 
 
 def test_bases_are_computed_once_and_cannot_be_written():
@@ -102,12 +100,11 @@ def test_characters_fill_the_height_and_stay_clear_of_the_sides(drawn):
 
 def test_every_class_and_every_font_is_drawn(drawn):
     assert set(drawn[1]) == set(range(62))
-    fonts = bases("train")
-    marked = np.stack([np.full_like(fonts[0], 2 * FAR)] * 3)
-    marked[1, :, 20:36, 20:36] = 0  # only the second font has anything to show
+    marked = np.full_like(bases("train"), 2 * FAR)
+    marked[[0, 5, 18], :, 20:36, 20:36] = 0  # only three of the nineteen fonts have anything to show
     images, _ = examples(marked, KEY, np.arange(512))
     inked = np.asarray(images).any((1, 2, 3)).mean()
-    assert 0.25 < inked < 0.42
+    assert abs(inked - 3 / 19) < 0.05
 
 
 def test_an_example_does_not_depend_on_its_batch(drawn):

@@ -1,0 +1,248 @@
+"""Time one training step of jtransfer next to the same step in PyTorch, interleaved in one process.
+
+    python experiments/speed/steps.py --repeats 9 --out steps.json
+    python experiments/speed/steps.py --dtype bfloat16          # on a GPU
+    python experiments/speed/steps.py --tiny                    # does it run at all?
+
+Needs jax, flax and optax; without torch, transformers and peft it times jtransfer alone. README.md beside this file
+says what is compared and what came out.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave PyTorch its part of the GPU
+
+import jax
+import numpy as np
+
+from jtransfer import methods, models
+from jtransfer.objectives import classification
+from jtransfer.train import Optimiser, TrainState, make_step
+from jtransfer.train.costs import step_flops, step_shapes
+from jtransfer.tree import FROZEN, partition
+
+CLASSES, RATE, DECAY, CLIP = 100, 1e-4, 0.05, 1.0
+METHODS = {"finetune": methods.finetune(), "probe": methods.probe(), "lora": methods.lora(rank=8, alpha=8.0)}
+SMALL = {"width": 384, "depth": 12, "heads": 6}
+TINY = {"width": 64, "depth": 2, "heads": 2}
+
+
+class Program(NamedTuple):
+    """A training run: `advance(n)` takes `n` steps and waits for the last; `learns` parameters change."""
+
+    advance: Callable[[int], None]
+    learns: int
+
+
+def ours(name: str, shape: dict, dtype: str, image: int, batch: dict[str, np.ndarray]) -> tuple[Program, float]:
+    """The step that `jtransfer train` runs, and the floating-point operations of one."""
+    backbone = models.build("vit", image=(image, image), dtype=dtype, **shape)
+    adapted = methods.adapt(METHODS[name], models.Classifier(backbone, CLASSES), {}, (image, image, 3))
+    options = Optimiser("adamw", rate=RATE, decay=DECAY, clip=CLIP)
+    transformation = options.build(adapted.rates, steps=1000)
+
+    @jax.jit
+    def create(key):
+        tree, state = adapted.start(key, {})
+        trainable, frozen = partition(tree, adapted.rates)
+        return TrainState.create(key, trainable, state, transformation), frozen
+
+    step = jax.jit(make_step(classification(adapted.model), transformation), donate_argnums=0)
+    state, frozen = create(jax.random.key(0))
+    batch = jax.device_put(batch)
+
+    def advance(n):
+        nonlocal state
+        for _ in range(n):
+            state, metrics = step(state, frozen, batch)
+        jax.block_until_ready((state, metrics))
+
+    learns = sum(math.prod(adapted.shapes[path].shape) for path, rate in adapted.rates.items() if rate != FROZEN)
+    return Program(advance, learns), step_flops(step_shapes(adapted, options, len(batch["labels"])))
+
+
+def theirs(name: str, shape: dict, dtype: str, image: int, batch: dict[str, np.ndarray], compiled: bool) -> Program:
+    """The same in PyTorch: transformers' ViT, PEFT's LoRA, fused AdamW, clipping, and autocast for bfloat16."""
+    import torch
+    from transformers import ViTConfig, ViTForImageClassification
+
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    config = ViTConfig(
+        image_size=image,
+        hidden_size=shape["width"],
+        num_hidden_layers=shape["depth"],
+        num_attention_heads=shape["heads"],
+        intermediate_size=4 * shape["width"],
+        num_labels=CLASSES,
+    )
+    model = ViTForImageClassification(config)
+    if name == "probe":
+        model.vit.requires_grad_(False)
+    if name == "lora":
+        import peft
+
+        options = {"r": 8, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "modules_to_save": ["classifier"]}
+        model = peft.get_peft_model(model, peft.LoraConfig(**options))
+    model = model.to(device).train()
+    learning = [(path, x) for path, x in model.named_parameters() if x.requires_grad]
+    decaying = [x for _, x in learning if x.ndim == 2]
+    others = [x for _, x in learning if x.ndim != 2]
+    groups = [{"params": decaying, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW([group for group in groups if group["params"]], lr=RATE, fused=True)
+    pixels = torch.from_numpy(batch["inputs"].transpose(0, 3, 1, 2).copy()).to(device)
+    labels = torch.from_numpy(batch["labels"]).to(device)
+    forward = torch.compile(model) if compiled else model
+
+    def precision():
+        return torch.autocast(device, torch.bfloat16) if dtype == "bfloat16" else nullcontext()
+
+    def advance(n):
+        for _ in range(n):
+            with precision():
+                logits = forward(pixels).logits
+            torch.nn.functional.cross_entropy(logits.float(), labels).backward()
+            torch.nn.utils.clip_grad_norm_([x for _, x in learning], CLIP)
+            optimiser.step()
+            optimiser.zero_grad()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return Program(advance, sum(x.numel() for _, x in learning))
+
+
+def measure(programs: list[Program], repeats: int) -> np.ndarray:
+    """Seconds a step, `[repeats, programs]`: the programs take turns, and a turn is at least a tenth of a second."""
+    for program in programs:
+        program.advance(3)
+    began = time.perf_counter()
+    programs[0].advance(1)
+    turn = math.ceil(0.1 / (time.perf_counter() - began))
+    seconds = np.zeros((repeats, len(programs)))
+    for i in range(repeats):
+        for j, program in enumerate(programs):
+            began = time.perf_counter()
+            program.advance(turn)
+            seconds[i, j] = (time.perf_counter() - began) / turn
+    return seconds
+
+
+def row(name: str, options: argparse.Namespace, shape: dict, batch: dict[str, np.ndarray], peer: bool) -> dict:
+    """Measure one method."""
+    program, flops = ours(name, shape, options.dtype, options.image, batch)
+    programs = [program]
+    if peer:
+        programs.append(theirs(name, shape, options.dtype, options.image, batch, options.compile))
+        if programs[1].learns != program.learns:
+            raise SystemExit(f"{name}: {program.learns} parameters learn in jtransfer, {programs[1].learns} in PyTorch")
+    seconds = measure(programs, options.repeats)
+    result = {
+        "method": name,
+        "learns": program.learns,
+        "gflop": flops / 1e9,
+        "ms_ours": 1e3 * median(seconds[:, 0]),
+        "images_per_second": options.batch / median(seconds[:, 0]),
+    }
+    if peer:
+        ratios = seconds[:, 1] / seconds[:, 0]
+        result |= {
+            "ms_torch": 1e3 * median(seconds[:, 1]),
+            "ratio": median(ratios),
+            "ratio_min": min(ratios),
+            "ratio_max": max(ratios),
+        }
+    return result | {"seconds": seconds.tolist()}
+
+
+def table(rows: list[dict], peer: bool) -> str:
+    """The rows as Markdown; a ratio above 1 means that jtransfer is faster."""
+    columns = {"method": "{method}", "learns": "{learns:,}", "GFLOP": "{gflop:.1f}", "ms ours": "{ms_ours:.1f}"}
+    if peer:
+        columns |= {"ms PyTorch": "{ms_torch:.1f}", "PyTorch / ours (min to max)": "{ratio:.2f} ({range})"}
+    columns |= {"images/s": "{images_per_second:.1f}"}
+    lines = [" | ".join(columns), " | ".join("---" for _ in columns)]
+    for one in rows:
+        spread = f"{one['ratio_min']:.2f} to {one['ratio_max']:.2f}" if peer else ""
+        lines.append(" | ".join(cell.format(**one, range=spread) for cell in columns.values()))
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def whole_peer() -> str:
+    """Why PyTorch cannot be timed here; empty if it can."""
+    try:
+        import peft  # noqa: F401
+        import torch
+        import transformers  # noqa: F401
+    except ImportError as error:
+        return f"jtransfer alone: {error.name} is not installed"
+    if jax.default_backend() == "gpu":
+        if not torch.cuda.is_available():
+            return "jtransfer alone: JAX runs on the GPU, and this PyTorch has none"
+        torch.set_float32_matmul_precision("high")  # TF32, as JAX does by default
+    return ""
+
+
+def surroundings(peer: bool) -> dict:
+    """The machine and the versions."""
+    names = ["jax", "flax", "optax", *(["torch", "transformers", "peft"] if peer else [])]
+    found = {"device": jax.devices()[0].device_kind, "cores": len(os.sched_getaffinity(0))}
+    if jax.default_backend() == "cpu":
+        found["device"] = f"CPU {platform.machine()}"
+    if peer:
+        import torch
+
+        found["torch_threads"] = torch.get_num_threads()
+    return found | {"versions": {name: importlib.metadata.version(name) for name in names}}
+
+
+def main() -> None:
+    """Parse, measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, help="turns of each framework (default 9, with --tiny 2)")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--methods", default="finetune,probe,lora")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the computation")
+    parser.add_argument("--image", type=int, default=224, help="side in pixels, a multiple of 16")
+    parser.add_argument("--tiny", action="store_true", help="two narrow blocks instead of ViT-S")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the PyTorch model")
+    parser.add_argument("--out", type=Path, help="also write everything as JSON")
+    options = parser.parse_args()
+    options.repeats = options.repeats or (2 if options.tiny else 9)
+    names = options.methods.split(",")
+    if unknown := [name for name in names if name not in METHODS]:
+        parser.error(f"unknown method '{unknown[0]}'; there are {', '.join(METHODS)}")
+    if options.image < 16 or options.image % 16:
+        parser.error(f"--image {options.image} is not a multiple of 16")
+
+    alone = whole_peer()
+    shape = TINY if options.tiny else SMALL
+    draw = np.random.default_rng(0)
+    batch = {
+        "inputs": draw.standard_normal((options.batch, options.image, options.image, 3)).astype(np.float32),
+        "labels": draw.integers(0, CLASSES, options.batch),
+    }
+    about = {"settings": vars(options) | {"out": None} | shape} | surroundings(not alone)
+    print(json.dumps(about))
+    if alone:
+        print(alone)
+    rows = []
+    for name in names:
+        rows.append(row(name, options, shape, batch, not alone))
+        print(f"{name} done", flush=True)
+    print(table(rows, not alone))
+    if options.out:
+        options.out.write_text(json.dumps(about | {"rows": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""What each method of a config trains, and what a step of it costs: counted, before anything runs."""
+
+from typing import Any
+
+from jtransfer.methods import Adapted
+from jtransfer.train import Optimiser, costs, sharding
+from jtransfer.train.costs import StepShapes
+from jtransfer.tree import FROZEN, partition, size, summary
+
+
+def of_curve(config) -> list[dict[str, Any]]:
+    """One report for each method that a curve trains."""
+    from jtransfer import curves
+
+    loss = {"smoothing": config.smoothing, "mixup": config.mixup}
+    return [
+        _report(arm.name, arm.adapted, costs.step_shapes(arm.adapted, arm.optimiser, config.batch, **loss), {})
+        for arm in curves.prepare(config).arms
+    ]
+
+
+def of_train(config) -> list[dict[str, Any]]:
+    """The report of a training run, as a list of one."""
+    from jtransfer.train import loop
+
+    run = loop.prepare(config)
+    options = {key: config[key] for key in ("accumulate", "ema", "smoothing", "mixup")}
+    shapes = costs.step_shapes(run.adapted, Optimiser(**config.optimiser), config.batch, **options)
+    leaves = sharding.tree_shardings(run.adapted.shapes, run.mesh, config.sharding)
+    laid_out = StepShapes(shapes.step, sharding.lay_out(shapes.arguments, leaves, run.mesh))
+    specs = {path: str(tuple(layout.spec)) for path, layout in leaves.items() if tuple(layout.spec)}
+    return [_report(config.method, run.adapted, laid_out, specs)]
+
+
+def _report(name: str, adapted: Adapted, shapes: StepShapes, specs: dict[str, str]) -> dict[str, Any]:
+    """What `jtransfer inspect --json` prints of one method.
+
+    `group` is the rate at which a leaf learns relative to the schedule, or "frozen"; `temporary_bytes` are those of
+    one device, `flops_per_step` of all together.
+    """
+    trainable, _ = partition(adapted.shapes, adapted.rates)
+    groups = {path: "frozen" if rate == FROZEN else f"{rate:g}" for path, rate in adapted.rates.items()}
+    leaves = [{**row, "sharding": specs.get(row["path"], "replicated")} for row in summary(adapted.shapes, groups)]
+    return {
+        "method": name,
+        "trainable": size(trainable),
+        "parameters": size(adapted.shapes),
+        "percent": 100 * size(trainable) / size(adapted.shapes),
+        "optimiser_bytes": costs.optimiser_bytes(shapes),
+        "flops_per_step": costs.step_flops(shapes),
+        "temporary_bytes": costs.temporary_bytes(shapes),
+        "tree": [{**row, "group": row.pop("label")} for row in leaves],
+    }
