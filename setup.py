@@ -17,7 +17,7 @@ setup(
     install_requires=[
         "jax>=0.7",
         "flax>=0.12",
-        "optax>=0.2.5",
+        "optax>=0.2.6",
         "orbax-checkpoint>=0.11.30",
         "ml_collections>=1.1",
         "etils[epath]>=1.12",

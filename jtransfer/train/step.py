@@ -74,6 +74,6 @@ def make_step(
         train_state = TrainState(
             train_state.step + 1, trainable, state | prefixed(average, EMA), opt_state, train_state.key
         )
-        return train_state, metrics | {"grad_norm": optax.global_norm(grads)}
+        return train_state, metrics | {"grad_norm": optax.tree.norm(grads)}
 
     return step

@@ -1,0 +1,163 @@
+"""Training from a config: exact resume, a NaN, checkpoints, and what is left behind."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from jtransfer import checkpoints, config
+from jtransfer.checkpoints.store import Store
+from jtransfer.errors import InputError
+from jtransfer.train import loop
+
+FILE = """
+from ml_collections import ConfigDict
+
+def get_config():
+    model = dict(architecture="vit", image=(8, 8), channels=1, patch=4, width=16, depth=1, heads=2, dropout=0.1)
+    often = dict(log_every=5, eval_every=10, checkpoint_every=10)
+    mesh = {"data": 4, "rest": -1}
+    rest = dict(batch=8, steps=20, accumulate=2, ema=0.9, optimiser=dict(rate=1e-2))
+    return ConfigDict(dict(data="digits", model=model, mesh=mesh, **often, **rest))
+"""
+
+# Kills itself in the middle of the second half, as soon as the checkpoint of step 10 is there.
+KILLED = """
+import os, pathlib, signal, sys, time
+from jtransfer import config
+from jtransfer.train import loop
+
+def on_row(row, speed):
+    while row["step"] == 15 and not (pathlib.Path(sys.argv[2]) / "checkpoints" / "10").exists():
+        time.sleep(0.05)
+    if row["step"] == 15:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+loop.train(loop.prepare(config.load("train", sys.argv[1], [])[1]), sys.argv[2], on_row)
+"""
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "train.py"
+    path.write_text(FILE)
+    return str(path)
+
+
+def prepared(file, *overrides):
+    return loop.prepare(config.load("train", file, list(overrides))[1])
+
+
+@pytest.fixture(scope="module")
+def whole(file, tmp_path_factory):
+    """Twenty steps in one go."""
+    directory = tmp_path_factory.mktemp("whole")
+    rows = []
+    loop.train(prepared(file), directory, lambda row, speed: rows.append(row))
+    return directory, rows
+
+
+def checkpoint_of(directory, step):
+    """Every array of a checkpoint, by its place in it."""
+    with Store(epath.Path(directory) / "checkpoints") as store:
+        tree = store.manager.restore(step)["state"]
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def test_metrics_are_written_as_rows_and_the_model_loads_as_a_backbone(whole, file):
+    directory, rows = whole
+    assert [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()] == rows
+    assert [row["step"] for row in rows] == [5, 10, 15, 20]
+    assert all({"loss", "accuracy", "grad_norm"} <= row.keys() for row in rows)
+    assert [row["step"] for row in rows if "test_accuracy" in row] == [10, 20]
+    assert any((directory / "tensorboard").iterdir())
+    backbone = checkpoints.load(str(directory / "model"))
+    assert backbone.classes == tuple("0123456789")
+    average = checkpoint_of(directory, 20)["['state']['ema/encoder/norm/scale']"]
+    assert (backbone.params["encoder/norm/scale"] == average).all()
+
+
+def test_twenty_steps_in_one_go_and_ten_a_kill_and_ten_are_bit_identical(whole, file, tmp_path):
+    directory, _ = whole
+    assert subprocess.run([sys.executable, "-c", KILLED, file, str(tmp_path)]).returncode == -signal.SIGKILL
+    assert (tmp_path / "checkpoints" / "10").exists()
+    assert not (tmp_path / "model").exists()
+    loop.train(prepared(file), tmp_path, lambda row, speed: None)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (directory / "metrics.jsonl").read_bytes()
+    once, twice = checkpoint_of(directory, 20), checkpoint_of(tmp_path, 20)
+    assert once.keys() == twice.keys()
+    for path, leaf in once.items():
+        assert leaf.tobytes() == twice[path].tobytes(), path
+
+
+def test_a_loss_that_becomes_nan_names_the_step_and_keeps_the_last_good_checkpoint(file, tmp_path, monkeypatch):
+    run = prepared(file)
+    good = run.stream.batches
+
+    def poisoned(start):
+        for number, batch in enumerate(good(start), start + 1):
+            yield batch | {"inputs": batch["inputs"] * (np.nan if number == 13 else 1)}
+
+    object.__setattr__(run.stream, "batches", poisoned)
+    with pytest.raises(loop.Diverged, match="loss is nan at step 13; the checkpoint of step 10 is kept"):
+        loop.train(run, tmp_path, lambda row, speed: None)
+    with Store(epath.Path(tmp_path) / "checkpoints") as store:
+        assert store.latest == 10
+    assert all(np.isfinite(leaf).all() for leaf in checkpoint_of(tmp_path, 10).values())
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_finished_run_does_nothing_more_and_another_config_is_refused(whole, file):
+    directory, rows = whole
+    before = (directory / "metrics.jsonl").read_bytes()
+    assert loop.train(prepared(file), directory, pytest.fail) == rows
+    assert (directory / "metrics.jsonl").read_bytes() == before
+    with pytest.raises(InputError, match=r"belongs to another config: optimiser.rate is 0.5 here and 0.01 there"):
+        loop.train(prepared(file, "--config.optimiser.rate=0.5"), directory, pytest.fail)
+
+
+def test_a_flipped_bit_in_a_checkpoint_is_noticed(tmp_path):
+    tree = {"head/kernel": jax.numpy.arange(4096.0), "key": jax.random.key(3)}
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+    with Store(tmp_path / "store") as store:
+        store.save(1, tree)
+    with Store(tmp_path / "store") as store:
+        restored = store.restore(1, like)
+        assert (restored["head/kernel"] == tree["head/kernel"]).all()
+        assert (jax.random.key_data(restored["key"]) == jax.random.key_data(tree["key"])).all()
+        with pytest.raises(RuntimeError, match="step 1 was not written"):
+            store.save(1, tree)
+    files = [path for path in (tmp_path / "store" / "1" / "state").rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    with (
+        Store(tmp_path / "store") as store,
+        pytest.raises(InputError, match="checkpoint .*1 (is damaged|cannot be read)"),
+    ):
+        store.restore(1, like)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("batch=6", "config.batch 6 must be a multiple of 8"),
+        ("checkpoint_every=7", "config.checkpoint_every 7 must be a multiple of config.log_every 5"),
+        ("steps=0", "config.steps is 0"),
+        ("model.patch=3", "is not a multiple of patch 3"),
+        ("model.image=(16,16)", "images of digits are 8x8x1, the model takes 16x16x1"),
+        ("data=digit", "dataset 'digit' is unknown; did you mean 'digits'"),
+        ("method=lroa", "unknown method 'lroa'; did you mean 'lora'"),
+        ("optimiser.name=adam", "unknown optimiser 'adam'; did you mean 'adamw'"),
+        ("optimiser.schedule=cosin", "unknown schedule 'cosin'; did you mean 'cosine'"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_it_starts(file, override, message):
+    with pytest.raises(InputError, match=message):
+        prepared(file, f"--config.{override}")

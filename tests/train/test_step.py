@@ -1,0 +1,152 @@
+"""What a step costs and keeps: frozen means free, whatever reads the gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jtransfer import methods, models
+from jtransfer.objectives import classification
+from jtransfer.train import Optimiser, TrainState, costs, make_step, predict
+from jtransfer.tree import flat, partition, select
+
+# The size of the claim: 12 blocks of width 384.
+VIT_S = models.build("vit", image=(64, 64), patch=16, width=384, depth=12, heads=6)
+EVERYTHING = {"accumulate": 2, "ema": 0.99}
+
+
+@pytest.fixture(scope="module")
+def large():
+    model = models.Classifier(VIT_S, 10)
+    shapes = flat(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))["params"])
+    return model, {path: leaf for path, leaf in shapes.items() if not path.startswith("head")}
+
+
+def step_flops(large, text, batch=16):
+    """With grad-norm metric, global-norm clip, two accumulated parts and a moving average all on."""
+    model, base = large
+    adapted = methods.adapt(methods.parse(text), model, base, (64, 64, 3))
+    shapes = costs.step_shapes(adapted, Optimiser(clip=1.0, decay=0.1), batch, **EVERYTHING)
+    return costs.step_flops(shapes)
+
+
+def test_a_probe_step_costs_at_most_1_05_forward_passes(large):
+    model, base = large
+    head = {"head/kernel": jnp.zeros((384, 10)), "head/bias": jnp.zeros(10)}
+    forward = costs.forward_flops(model, base | head, (16, 64, 64, 3))
+    assert forward > 16 * 2 * 12 * 12 * 384**2 * 17  # batch x 2 x (12 w^2 a block) x tokens, attention aside
+    assert step_flops(large, "probe") <= 1.05 * forward
+
+
+def test_a_lora_step_costs_at_most_0_70_of_a_full_finetuning_step(large):
+    assert step_flops(large, "lora(rank=8)") <= 0.70 * step_flops(large, "finetune")
+
+
+def test_accumulated_parts_are_counted_each(large):
+    model, base = large
+    adapted = methods.adapt(methods.probe(), model, base, (64, 64, 3))
+    whole = costs.step_flops(costs.step_shapes(adapted, Optimiser(), 16))
+    parts = costs.step_flops(costs.step_shapes(adapted, Optimiser(), 16, accumulate=4))
+    assert parts == pytest.approx(whole, rel=0.01)
+
+
+def test_the_compiled_step_agrees_with_the_lowered_count_and_needs_less_memory_when_frozen(vit, backbone):
+    def shapes(text):
+        adapted = methods.adapt(methods.parse(text), models.Classifier(vit, 3), backbone, (8, 8, 1))
+        return costs.step_shapes(adapted, Optimiser(), 64)
+
+    compiled = jax.jit(shapes("finetune").step).lower(*shapes("finetune").arguments).compile()
+    assert costs.step_flops(shapes("finetune")) == pytest.approx(compiled.cost_analysis()["flops"], rel=0.05)
+    assert costs.temporary_bytes(shapes("probe")) < 0.5 * compiled.memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize("text", ["probe", "lora(rank=2)", "finetune(backbone=0.1)"])
+def test_the_optimiser_keeps_state_for_exactly_the_leaves_that_learn(name, text, vit, backbone):
+    adapted = methods.adapt(methods.parse(text), models.Classifier(vit, 3), backbone, (8, 8, 1))
+    shapes = costs.step_shapes(adapted, Optimiser(name), 8)
+    state, frozen, _ = shapes.arguments
+    trainable, _ = partition(adapted.shapes, adapted.rates)
+    keys = [
+        [key.key for key in path if isinstance(key, jax.tree_util.DictKey) and key.key in adapted.shapes]
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state)
+        if leaf.ndim
+    ]
+    moments = {"adamw": 2, "sgd": 1}[name]
+    assert sorted(key for (key,) in keys) == sorted([*trainable] * moments)
+    assert not trainable.keys() & frozen.keys()
+    parameters = sum(np.prod(leaf.shape) for leaf in trainable.values())
+    assert costs.optimiser_bytes(shapes) == pytest.approx(4 * moments * parameters, abs=64)  # and a few counters
+
+
+@pytest.fixture(scope="module")
+def small(vit, backbone):
+    """A probe, so that everything can be checked by hand: start, one step's function and its loss."""
+    adapted = methods.adapt(methods.probe(), models.Classifier(vit, 3), backbone, (8, 8, 1))
+    tree, _ = jax.jit(adapted.start)(jax.random.key(0), adapted.base)
+    return adapted, *partition(tree, adapted.rates)
+
+
+def run(small, images, steps, **options):
+    adapted, trainable, frozen = small
+    optimiser = Optimiser("sgd", rate=0.05, schedule="constant", warmup=0.0, clip=0.0, momentum=0.0)
+    transformation = optimiser.build(adapted.rates, steps)
+    step = jax.jit(make_step(classification(adapted.model), transformation, **options))
+    state = TrainState.create(jax.random.key(1), trainable, {}, transformation, options.get("ema", 0.0))
+    states = [state]
+    for _ in range(steps):
+        state, metrics = step(state, frozen, {"inputs": images[0], "labels": images[1]})
+        states.append(state)
+    return states, metrics
+
+
+def test_the_gradient_of_accumulated_parts_is_that_of_the_whole_batch(small, images):
+    (_, whole), metrics = run(small, images, 1)
+    (_, parts), by_parts = run(small, images, 1, accumulate=4)
+    for path, leaf in whole.trainable.items():
+        np.testing.assert_allclose(parts.trainable[path], leaf, atol=1e-6)
+    for name in ("loss", "accuracy", "grad_norm"):
+        np.testing.assert_allclose(by_parts[name], metrics[name], rtol=1e-5)
+
+
+def test_the_moving_average_follows_its_formula_and_is_kept_apart(small, images):
+    states, _ = run(small, images, 3, ema=0.9)
+    expected = states[0].trainable["head/bias"]
+    for state in states[1:]:
+        expected = 0.9 * expected + 0.1 * state.trainable["head/bias"]
+    np.testing.assert_allclose(states[-1].average["head/bias"], expected, atol=1e-6)
+    assert select(states[-1].state, "ema/").keys() == states[-1].trainable.keys()
+    without, _ = run(small, images, 3)
+    assert (without[-1].trainable["head/bias"] == states[-1].trainable["head/bias"]).all()
+
+
+def test_the_first_loss_is_that_of_a_uniform_prediction_and_training_lowers_it(small, images):
+    _, first = run(small, images, 1)
+    _, later = run(small, images, 30)
+    assert first["loss"] == pytest.approx(np.log(3), rel=1e-5)  # the head starts at zero
+    assert later["loss"] < 0.9 * np.log(3)
+
+
+def test_label_smoothing_and_mixup_follow_their_formulas(small, images):
+    adapted, _trainable, frozen = small
+    rng = np.random.default_rng(0)
+    head = {"head/kernel": rng.normal(size=(16, 3)).astype("f"), "head/bias": rng.normal(size=3).astype("f")}
+    inputs, labels = images[0][:8], images[1][:8]
+    batch, key = {"inputs": inputs, "labels": labels}, jax.random.key(3)
+
+    @jax.jit
+    def log_probabilities(inputs):
+        return jax.nn.log_softmax(predict(adapted, frozen | head, {}, inputs))
+
+    def loss(**options):
+        return jax.jit(classification(adapted.model, **options))(frozen | head, {}, batch, key)[0]
+
+    smoothed = loss(smoothing=0.3)
+    targets = 0.7 * np.eye(3)[labels] + 0.1
+    assert smoothed == pytest.approx(-(targets * log_probabilities(inputs)).sum(1).mean(), rel=1e-5)
+
+    mixed = loss(mixup=0.4)
+    weight = float(jax.random.beta(jax.random.split(key)[0], 0.4, 0.4))
+    targets = weight * np.eye(3)[labels] + (1 - weight) * np.roll(np.eye(3)[labels], 1, axis=0)
+    blended = weight * inputs + (1 - weight) * np.roll(inputs, 1, axis=0)
+    assert mixed == pytest.approx(-(targets * log_probabilities(blended)).sum(1).mean(), rel=1e-5)
