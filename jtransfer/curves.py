@@ -5,11 +5,13 @@ compiled once a method. A finished cell leaves one small object per seed under `
 them: a run that was stopped goes on, and one whose methods, shots or seeds have grown does only the rest.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -135,22 +137,35 @@ def run(curve: Curve, directory: epath.PathLike, on_cell: OnCell) -> list[Row]:
         if seeds := [seed for seed in range(curve.config.seeds) if (arm.name, shots, seed) not in done]:
             todo.append((arm, shots, seeds))
 
-    left = len(todo)
-    for arm, cells in itertools.groupby(todo, key=lambda cell: cell[0]):
-        name = arm.name if arm else ZERO_SHOT
-        on_cell(name, None, [], left)
-        cell = _runner(curve, arm) if arm else _zero_shot(curve)
-        for _, shots, seeds in cells:
-            on_cell(name, shots, [], left)
-            rows = [row | {"fingerprint": fingerprint} for row in cell(shots, seeds)]
-            for row in rows:
-                key = (row["method"], row["shots"], row["seed"])
-                files.write(_object(directory, *key), json.dumps(row) + "\n")
-                done[key] = row
-            _gather(directory, config, done)
-            left -= 1
-            on_cell(name, shots, rows, left)
+    left, plan = len(todo), [(arm, list(cells)) for arm, cells in itertools.groupby(todo, key=lambda cell: cell[0])]
+    with _ahead(
+        lambda arm, cells: _runner(curve, arm, len(cells[0][2])) if arm else _zero_shot(curve), plan
+    ) as runners:
+        for (arm, cells), runner in zip(plan, runners, strict=True):
+            name = arm.name if arm else ZERO_SHOT
+            on_cell(name, None, [], left)
+            cell = runner.result()
+            for _, shots, seeds in cells:
+                on_cell(name, shots, [], left)
+                rows = [row | {"fingerprint": fingerprint} for row in cell(shots, seeds)]
+                for row in rows:
+                    key = (row["method"], row["shots"], row["seed"])
+                    files.write(_object(directory, *key), json.dumps(row) + "\n")
+                    done[key] = row
+                _gather(directory, config, done)
+                left -= 1
+                on_cell(name, shots, rows, left)
     return _gather(directory, config, done)
+
+
+@contextlib.contextmanager
+def _ahead(compile_one, plan):
+    """Compile the methods two at a time, ahead of their turn: tracing and compiling use one core each."""
+    pool = ThreadPoolExecutor(2)
+    try:
+        yield [pool.submit(compile_one, *item) for item in plan]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _cells(config: dict[str, Any]) -> list[Cell]:
@@ -222,61 +237,53 @@ def _arm(config, name: str, dataset: sources.Dataset, backbone: checkpoints.Back
     return Arm(name, methods.adapt(method, model, params, dataset.images.shape[1:]), optimiser, steps, grid)
 
 
-def _runner(curve: Curve, arm: Arm) -> Callable[[int, list[int]], list[Row]]:
-    """Compile a method once; then every cell is a call."""
+def _runner(curve: Curve, arm: Arm, seeds: int) -> Callable[[int, list[int]], list[Row]]:
+    """Compile a method once, for cells of `seeds` seeds; then every cell is a call."""
     config, dataset, adapted = curve.config, curve.dataset, arm.adapted
     trial = make_trial(adapted, arm.optimiser, arm.steps, config.smoothing, config.mixup)
     over_hyper = jax.vmap(trial, (None, 0, None, None, None, None))
-    trials = jax.jit(jax.vmap(over_hyper, (0, None, None, None, None, 0)))
 
-    @jax.jit
-    def test(keys, base, trainable, state, images, labels):
-        def accuracy(key, trainable, state):
-            tree, _ = adapted.start(jax.random.split(key)[0], base)
-            return jnp.mean(predict(adapted, tree | trainable, state, images).argmax(-1) == labels)
+    def best(key, grid, base, images, labels, data):
+        """All hyper-parameters of one seed: which is best on validation, how it fares there, and on the test rows."""
+        trials = over_hyper(key, grid, base, images, labels, data)
+        accuracy = trials.accuracy.max()
+        chosen = jnp.where(trials.accuracy == accuracy, trials.loss, jnp.inf).argmin()
+        learned, state = jax.tree.map(lambda leaf: leaf[chosen], (trials.trainable, trials.state))
+        tree, _ = adapted.start(jax.random.split(key)[0], base)
+        right = predict(adapted, tree | learned, state, images[dataset.test]).argmax(-1) == labels[dataset.test]
+        return chosen, accuracy, right.mean()
 
-        return jax.vmap(accuracy)(keys, trainable, state)
-
-    @jax.jit
-    def pick(tree, chosen):
-        return jax.tree.map(lambda leaf: jax.vmap(lambda trials, best: trials[best])(leaf, chosen), tree)
-
-    grid = {key: jnp.array([point[key] for point in arm.grid], jnp.float32) for key in arm.grid[0]}
-    images, labels = jnp.asarray(dataset.images), jnp.asarray(dataset.labels)
-    held_out = (images[dataset.test], labels[dataset.test])
-    shapes = costs.step_shapes(adapted, arm.optimiser, config.batch, smoothing=config.smoothing, mixup=config.mixup)
-    trainable = size(partition(adapted.shapes, adapted.rates)[0])
-    fixed = {"trainable": trainable, "flops_per_step": costs.step_flops(shapes)}
-    padded = len(dataset.classes) * max(map(validation_shots, config.shots))
-
-    def inputs(shots, seeds):
+    def arguments(shots, seeds):
         data = [_trial_data(dataset, shots, seed, config.batch, arm.steps, padded) for seed in seeds]
         keys = jnp.stack([jax.random.fold_in(jax.random.key(seed), shots) for seed in seeds])
-        return keys, grid, adapted.base, images, labels, TrialData(*map(jnp.stack, zip(*data, strict=True)))
+        return keys, grid, adapted.base, images, labels, TrialData(*map(np.stack, zip(*data, strict=True)))
 
-    compiled = {}  # by number of seeds: where some are done already, a cell has fewer
+    padded = len(dataset.classes) * max(map(validation_shots, config.shots))
+    grid = {key: jnp.array([point[key] for point in arm.grid], jnp.float32) for key in arm.grid[0]}
+    images, labels = jnp.asarray(dataset.images), jnp.asarray(dataset.labels)
+    program = jax.jit(jax.vmap(best, (0, None, None, None, None, 0)))
+    compiled = {seeds: program.lower(*arguments(min(config.shots), range(seeds))).compile()}
+    shapes = costs.step_shapes(adapted, arm.optimiser, config.batch, smoothing=config.smoothing, mixup=config.mixup)
+    trainable = size(partition(adapted.shapes, adapted.rates)[0])
+    flops = costs.step_flops(shapes)
 
     def cell(shots, seeds):
-        arguments = inputs(shots, seeds)
-        if len(seeds) not in compiled:
-            compiled[len(seeds)] = trials.lower(*arguments).compile()
+        call = arguments(shots, seeds)
+        if len(seeds) not in compiled:  # where some seeds are done already, a cell has fewer
+            compiled[len(seeds)] = program.lower(*call).compile()
         started = time.perf_counter()
-        result = jax.block_until_ready(compiled[len(seeds)](*arguments))
+        chosen, accuracy, test_accuracy = map(np.asarray, compiled[len(seeds)](*call))
         seconds = (time.perf_counter() - started) / (len(seeds) * len(arm.grid))
-        # Best accuracy first, then lowest loss.
-        accuracy, loss = np.asarray(result.accuracy), np.asarray(result.loss)
-        chosen = np.array([np.lexsort((loss[i], -accuracy[i]))[0] for i in range(len(seeds))])
-        trainable, state = pick((result.trainable, result.state), chosen)
-        tested = test(arguments[0], adapted.base, trainable, state, *held_out)
         return [
             {
                 "method": arm.name,
                 "shots": shots,
                 "seed": seed,
                 "hyper": arm.grid[chosen[i]],
-                "val_accuracy": max(float(accuracy[i, chosen[i]]), 0.0),
-                "test_accuracy": float(tested[i]),
-                **fixed,
+                "val_accuracy": max(float(accuracy[i]), 0.0),
+                "test_accuracy": float(test_accuracy[i]),
+                "trainable": trainable,
+                "flops_per_step": flops,
                 "seconds": seconds,
             }
             for i, seed in enumerate(seeds)

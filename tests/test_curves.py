@@ -1,0 +1,207 @@
+"""The main job: cells, choice on validation, going on, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+from etils import epath
+
+from jtransfer import checkpoints, config, curves, models
+from jtransfer.data.subsets import few_shot
+from jtransfer.errors import InputError
+from jtransfer.tree import flat
+
+FILE = """
+from ml_collections import ConfigDict
+
+def get_config():
+    return ConfigDict(dict(
+        backbone="BACKBONE", methods=("zero_shot", "pixels", "probe"), shots=(1, 5), seeds=2, batch=16, steps=5,
+        hyper=dict(pixels=dict(rate=(0.01, 0.1), steps=60), probe=dict(rate=(0.01, 0.1, 1e30))),
+    ))
+"""
+KEYS = ["method", "shots", "seed", "hyper", "val_accuracy", "test_accuracy", "trainable", "flops_per_step", "seconds"]
+
+
+@pytest.fixture(scope="module")
+def file(vit, tmp_path_factory):
+    """A config whose backbone has random weights and a source head for the letters a, b and the ten digits."""
+    import jax
+    import jax.numpy as jnp
+
+    directory = tmp_path_factory.mktemp("backbone")
+    classes = ("a", "b", *"0123456789")
+    tree = jax.jit(models.Classifier(vit, len(classes)).init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"]
+    tree = flat(tree) | {"head/kernel": np.random.default_rng(0).normal(size=(16, 12)).astype("f")}
+    checkpoints.save(directory, vit, tree, classes)
+    path = tmp_path_factory.mktemp("config") / "curve.py"
+    path.write_text(FILE.replace("BACKBONE", str(directory)))
+    return str(path)
+
+
+def prepared(file, *overrides):
+    return curves.prepare(config.load("curve", file, [f"--config.{override}" for override in overrides])[1])
+
+
+def run(file, directory, *overrides):
+    """Run, and say which cells it did."""
+    did = []
+    rows = curves.run(
+        prepared(file, *overrides), directory, lambda m, k, rows, left: did.append((m, k)) if rows else None
+    )
+    return rows, did
+
+
+@pytest.fixture(scope="module")
+def finished(file, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("workdir")
+    return directory, run(file, directory)[0]
+
+
+def test_results_have_one_line_per_method_shots_and_seed_with_every_key(finished):
+    directory, rows = finished
+    lines = [json.loads(line) for line in (directory / "results.jsonl").read_text().splitlines()]
+    assert lines == rows
+    cells = [("zero_shot", 0, 0), *((m, k, s) for m in ("pixels", "probe") for k in (1, 5) for s in (0, 1))]
+    assert [(row["method"], row["shots"], row["seed"]) for row in rows] == cells
+    assert all([*row] == [*KEYS, "fingerprint"] for row in rows)
+    assert len({row["fingerprint"] for row in rows}) == 1
+    assert {row["method"]: row["trainable"] for row in rows} == {"zero_shot": 0, "pixels": 650, "probe": 170}
+    assert json.loads((directory / "config.json").read_text())["shots"] == [1, 5]
+
+
+def test_a_diverging_rate_is_never_chosen(finished):
+    assert all(row["hyper"]["rate"] < 1 for row in finished[1] if row["method"] == "probe")
+
+
+def test_the_pixel_baseline_is_no_straw_man(finished):
+    """It is within two points of scikit-learn's logistic regression with C chosen on the same validation rows."""
+    from sklearn.linear_model import LogisticRegression
+
+    from jtransfer.data import sources
+
+    data = sources.load("digits")
+    flat_images = data.images.reshape(len(data.images), -1)
+    theirs = []
+    for seed in (0, 1):
+        train, validation = few_shot(data.labels, data.pool, 5, seed)
+        fits = [LogisticRegression(C=c, max_iter=1000) for c in np.logspace(-2, 6, 9)]
+        fits = [fit.fit(flat_images[train], data.labels[train]) for fit in fits]
+        best = max(fits, key=lambda fit: fit.score(flat_images[validation], data.labels[validation]))
+        theirs.append(best.score(flat_images[data.test], data.labels[data.test]))
+    ours = [row["test_accuracy"] for row in finished[1] if row["method"] == "pixels" and row["shots"] == 5]
+    assert np.mean(ours) > np.mean(theirs) - 0.02
+
+
+def test_zero_shot_is_the_argmax_over_the_source_heads_rows_for_the_targets_names(file, finished):
+    curve = prepared(file)
+    params, test = curve.backbone.params, curve.dataset.test
+    outputs = curve.backbone.model.apply({"params": _nested(params)}, curve.dataset.images[test])
+    logits = np.asarray(outputs["pooler_output"]) @ params["source_head/kernel"] + params["source_head/bias"]
+    expected = (logits[:, 2:].argmax(1) == curve.dataset.labels[test]).mean()
+    assert finished[1][0]["test_accuracy"] == pytest.approx(expected)
+
+
+def test_a_second_run_does_only_what_is_missing_and_changes_nothing_else(file, finished):
+    directory, rows = finished
+    assert run(file, directory) == (rows, [])
+    (directory / "cells" / "probe-5-1.json").unlink()
+    again, did = run(file, directory)
+    assert did == [("probe", 5)]
+    same = [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    assert [{k: v for k, v in row.items() if k != "seconds"} for row in again] == same
+
+
+def test_methods_shots_and_seeds_may_grow_and_a_smaller_list_keeps_what_is_there(file, tmp_path):
+    small = ("methods=pixels", "shots=1", "seeds=1", "hyper.pixels.steps=5")
+    assert run(file, tmp_path, *small)[1] == [("pixels", 1)]
+    grown = ("methods=pixels", "shots=1,2", "seeds=2", "hyper.pixels.steps=5")
+    rows, did = run(file, tmp_path, *grown)
+    assert did == [("pixels", 1), ("pixels", 2)] and len(rows) == 4
+    assert len(run(file, tmp_path, *small)[0]) == 4
+    with pytest.raises(InputError, match="hyper.pixels.steps is 6 here and 5 there"):
+        run(file, tmp_path, *grown[:3], "hyper.pixels.steps=6")
+
+
+def test_nothing_relies_on_appending_or_on_renaming_directories(file, tmp_path, monkeypatch):
+    def refuse(self, target):
+        assert not self.is_dir(), f"renames the directory {self}"
+        return original(self, target)
+
+    original = type(epath.Path(tmp_path)).replace
+    monkeypatch.setattr(type(epath.Path(tmp_path)), "replace", refuse)
+    monkeypatch.setattr(type(epath.Path(tmp_path)), "rename", lambda *args: pytest.fail("renames"))
+    opened = type(epath.Path(tmp_path)).open
+    monkeypatch.setattr(
+        type(epath.Path(tmp_path)),
+        "open",
+        lambda self, mode="r", **k: pytest.fail("a") if "a" in mode else opened(self, mode, **k),
+    )
+    run(file, tmp_path, "methods=pixels", "shots=1", "seeds=1", "hyper.pixels.steps=5")
+    assert (tmp_path / "results.jsonl").read_text().count("\n") == 1
+
+
+def test_the_protocol_counts_the_validation_labels_and_says_which_rates_lie_at_an_edge(file, finished):
+    text = "\n".join(curves.protocol(prepared(file), finished[1]))
+    assert "1 + 1, 5 + 4 per class" in text
+    assert "rate of 0.01, 0.1; " in text and "rate at an edge in 4 of 4" in text
+    assert "797 rows" in text and "other 1000" in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data=digitz"], "digitz.*did you mean 'digits'"),
+        (["backbone=glyphs"], "unknown backbone 'glyphs'"),
+        (["methods=finetun"], "unknown method 'finetun'; did you mean 'finetune'"),
+        (["methods=top_blocks(9)"], "k=9 is more than the 2 blocks"),
+        (["shots=96"], "class 4 has 98 rows in the pool|shots is 96"),
+        (["shots=0"], "config.shots: expected whole numbers above 0, found 0"),
+        (["shots=a"], "config.shots: expected whole numbers above 0, found 'a'"),
+        (["seeds=0"], "config.seeds: expected whole numbers above 0, found 0"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_any_compile(file, overrides, message):
+    with pytest.raises(InputError, match=message):
+        prepared(file, *overrides)
+
+
+def test_own_arrays_of_another_size_are_refused_with_both_sizes(file, tmp_path):
+    np.savez(tmp_path / "own.npz", images=np.zeros((20, 9, 9), np.uint8), labels=np.arange(20) % 2)
+    with pytest.raises(InputError, match="own.npz are 9x9x1, backbone '.*' takes 8x8x1"):
+        prepared(file, f"data=npz:{tmp_path}/own.npz", "shots=1")
+
+
+def test_zero_shot_needs_a_source_class_for_every_target_class(file, tmp_path):
+    images = np.random.default_rng(0).random((20, 8, 8)).astype("f")
+    np.savez(tmp_path / "own.npz", images=images, labels=np.arange(20) % 2, classes=np.array(["a", "bb"]))
+    with pytest.raises(InputError, match="has no class 'bb' of .*; did you mean 'b'"):
+        prepared(file, f"data=npz:{tmp_path}/own.npz", "shots=1")
+
+
+def test_a_truncated_or_foreign_backbone_is_refused(file, vit, tmp_path):
+    source = epath.Path(prepared(file).backbone.name)
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((source / name).read_bytes())
+    weights = tmp_path / "model.safetensors"
+    whole = weights.read_bytes()
+    for cut in (len(whole) - 100, 50, 0):
+        weights.write_bytes(whole[:cut])
+        with pytest.raises(InputError, match=r"model.safetensors is truncated or no safetensors file"):
+            checkpoints.load(str(tmp_path))
+    weights.write_bytes(whole)
+    text = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(text.replace('"width": 16', '"width": 32'))
+    with pytest.raises(
+        InputError, match=r"does not fit its config.json: .*embeddings/patch/kernel has shape \[16, 16\]"
+    ):
+        checkpoints.load(str(tmp_path))
+    (tmp_path / "config.json").write_text(text[:40])
+    with pytest.raises(InputError, match="config.json: expected JSON"):
+        checkpoints.load(str(tmp_path))
+
+
+def _nested(tree):
+    from jtransfer.tree import nested
+
+    return nested(tree)
