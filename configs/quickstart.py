@@ -15,14 +15,14 @@ def get_config():
             "methods": ("zero_shot", "pixels", "scratch", "probe", "finetune", "lora(rank=4)"),
             "shots": (1, 2, 5, 10, 25),
             "seeds": 5,
-            "batch": 32,
+            "batch": 16,
             "steps": 50,
             "hyper": {
                 "pixels": {"rate": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0), "steps": 200},
-                "scratch": {"rate": (0.0003, 0.001, 0.003, 0.01, 0.03), "steps": 200},
+                "scratch": {"rate": (0.0003, 0.001, 0.003, 0.01), "steps": 250},
                 "probe": {"rate": (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)},
                 "finetune": {"rate": (0.0001, 0.0003, 0.001, 0.003, 0.01)},
-                "lora": {"rate": (0.0003, 0.001, 0.003, 0.01, 0.03)},
+                "lora": {"rate": (0.001, 0.003, 0.01, 0.03, 0.1)},
             },
         }
     )

@@ -25,12 +25,15 @@ def train(arguments, overrides: list[str]) -> None:
     """`jtransfer train`: train to the last step, or go on from the newest checkpoint in the workdir."""
     _, config = configs.load("train", arguments.config, overrides)
     from jtransfer import display
-    from jtransfer.train import loop
+    from jtransfer.train import hosts, loop
 
+    hosts.join()
     run = loop.prepare(config)
-    with display.TrainProgress(config.steps) as progress:
+    first = hosts.is_first()
+    with display.TrainProgress(config.steps, quiet=not first) as progress:
         rows = loop.train(run, arguments.workdir, progress)
-    display.show_train(rows, arguments.workdir)
+    if first:
+        display.show_train(rows, arguments.workdir)
 
 
 def inspect(arguments, overrides: list[str]) -> None:

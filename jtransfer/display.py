@@ -68,8 +68,8 @@ def show_curve(rows: list[dict], protocol: list[str], directory: str) -> None:
 class TrainProgress:
     """A bar over the steps of a training run; call it with every row of metrics and the examples per second."""
 
-    def __init__(self, steps: int, console: Console | None = None):
-        self.console = console or Console()
+    def __init__(self, steps: int, console: Console | None = None, quiet: bool = False):
+        self.console = console or Console(quiet=quiet)
         columns = (SpinnerColumn(), TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn())
         live = self.console.is_terminal
         self.progress = Progress(*columns, TimeRemainingColumn(), console=self.console, disable=not live)

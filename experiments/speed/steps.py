@@ -1,6 +1,7 @@
 """Time one training step of jtransfer next to the same step in PyTorch, interleaved in one process.
 
     python experiments/speed/steps.py --repeats 9 --out steps.json
+    taskset -c 0 python experiments/speed/steps.py --repeats 3 --cpu-time     # on a CPU with other work
     python experiments/speed/steps.py --dtype bfloat16          # on a GPU
     python experiments/speed/steps.py --tiny                    # does it run at all?
 
@@ -121,19 +122,19 @@ def theirs(name: str, shape: dict, dtype: str, image: int, batch: dict[str, np.n
     return Program(advance, sum(x.numel() for _, x in learning))
 
 
-def measure(programs: list[Program], repeats: int) -> np.ndarray:
+def measure(programs: list[Program], repeats: int, clock: Callable[[], float]) -> np.ndarray:
     """Seconds a step, `[repeats, programs]`: the programs take turns, and a turn is at least a tenth of a second."""
     for program in programs:
-        program.advance(3)
-    began = time.perf_counter()
+        program.advance(2)
+    began = clock()
     programs[0].advance(1)
-    turn = math.ceil(0.1 / (time.perf_counter() - began))
+    turn = math.ceil(0.1 / (clock() - began))
     seconds = np.zeros((repeats, len(programs)))
     for i in range(repeats):
         for j, program in enumerate(programs):
-            began = time.perf_counter()
+            began = clock()
             program.advance(turn)
-            seconds[i, j] = (time.perf_counter() - began) / turn
+            seconds[i, j] = (clock() - began) / turn
     return seconds
 
 
@@ -145,7 +146,7 @@ def row(name: str, options: argparse.Namespace, shape: dict, batch: dict[str, np
         programs.append(theirs(name, shape, options.dtype, options.image, batch, options.compile))
         if programs[1].learns != program.learns:
             raise SystemExit(f"{name}: {program.learns} parameters learn in jtransfer, {programs[1].learns} in PyTorch")
-    seconds = measure(programs, options.repeats)
+    seconds = measure(programs, options.repeats, time.process_time if options.cpu_time else time.perf_counter)
     result = {
         "method": name,
         "learns": program.learns,
@@ -160,6 +161,7 @@ def row(name: str, options: argparse.Namespace, shape: dict, batch: dict[str, np
             "ratio": median(ratios),
             "ratio_min": min(ratios),
             "ratio_max": max(ratios),
+            "ratio_of_shortest": min(seconds[:, 1]) / min(seconds[:, 0]),
         }
     return result | {"seconds": seconds.tolist()}
 
@@ -169,6 +171,7 @@ def table(rows: list[dict], peer: bool) -> str:
     columns = {"method": "{method}", "learns": "{learns:,}", "GFLOP": "{gflop:.1f}", "ms ours": "{ms_ours:.1f}"}
     if peer:
         columns |= {"ms PyTorch": "{ms_torch:.1f}", "PyTorch / ours (min to max)": "{ratio:.2f} ({range})"}
+        columns |= {"of the shortest turns": "{ratio_of_shortest:.2f}"}
     columns |= {"images/s": "{images_per_second:.1f}"}
     lines = [" | ".join(columns), " | ".join("---" for _ in columns)]
     for one in rows:
@@ -195,7 +198,7 @@ def whole_peer() -> str:
 def surroundings(peer: bool) -> dict:
     """The machine and the versions."""
     names = ["jax", "flax", "optax", *(["torch", "transformers", "peft"] if peer else [])]
-    found = {"device": jax.devices()[0].device_kind, "cores": len(os.sched_getaffinity(0))}
+    found = {"device": jax.devices()[0].device_kind, "cores": len(os.sched_getaffinity(0)), "load": os.getloadavg()[0]}
     if jax.default_backend() == "cpu":
         found["device"] = f"CPU {platform.machine()}"
     if peer:
@@ -215,12 +218,17 @@ def main() -> None:
     parser.add_argument("--image", type=int, default=224, help="side in pixels, a multiple of 16")
     parser.add_argument("--tiny", action="store_true", help="two narrow blocks instead of ViT-S")
     parser.add_argument("--compile", action="store_true", help="torch.compile the PyTorch model")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="count processor time, under 'taskset -c 0' on a busy CPU"
+    )
     parser.add_argument("--out", type=Path, help="also write everything as JSON")
     options = parser.parse_args()
     options.repeats = options.repeats or (2 if options.tiny else 9)
     names = options.methods.split(",")
     if unknown := [name for name in names if name not in METHODS]:
         parser.error(f"unknown method '{unknown[0]}'; there are {', '.join(METHODS)}")
+    if options.cpu_time and (jax.default_backend() != "cpu" or len(os.sched_getaffinity(0)) > 1):
+        parser.error("--cpu-time needs JAX on the CPU and one core, as under 'taskset -c 0'")
     if options.image < 16 or options.image % 16:
         parser.error(f"--image {options.image} is not a multiple of 16")
 
@@ -235,6 +243,9 @@ def main() -> None:
     print(json.dumps(about))
     if alone:
         print(alone)
+    if not options.cpu_time and about["load"] > 0.5:
+        print(f"the machine has other work (load {about['load']:.1f}): PyTorch's OpenMP threads wait in a spin for one")
+        print("that is not running, so a busy machine flatters jtransfer; see --cpu-time")
     rows = []
     for name in names:
         rows.append(row(name, options, shape, batch, not alone))

@@ -70,16 +70,16 @@ class Warp:
         ink: mean and spread of the share of bitmap pixels that are black.
     """
 
-    turn: float = 0.12
-    shear: float = 0.25
-    bend: float = 0.12
+    turn: float = 0.2
+    shear: float = 0.35
+    bend: float = 0.2
     waves: int = 4
     cut: float = 0.2
-    width: tuple[float, float] = (17.0, 2.0)
+    width: tuple[float, float] = (17.0, 3.0)
     margin: float = 1.5
-    shift: tuple[float, float] = (0.3, 0.5)
+    shift: tuple[float, float] = (0.3, 0.8)
     stretch: float = 2.0
-    ink: tuple[float, float] = (0.307, 0.033)
+    ink: tuple[float, float] = (0.307, 0.05)
 
 
 WARP = Warp()

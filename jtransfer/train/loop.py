@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from jtransfer.data.streams import Stream, open_stream
 from jtransfer.errors import InputError
 from jtransfer.models import SOURCE_HEAD, Classifier, build
 from jtransfer.objectives import classification
-from jtransfer.train import sharding
+from jtransfer.train import hosts, sharding
 from jtransfer.train.optimiser import Optimiser
 from jtransfer.train.state import TrainState
 from jtransfer.train.step import make_step
@@ -170,12 +171,12 @@ def _programs(run: Run):
     state, frozen = jax.jit(create, out_shardings=layout)(start_key, run_key, base)
     step = jax.jit(
         make_step(loss, transformation, config.accumulate, config.ema),
-        out_shardings=(layout[0], None),
+        out_shardings=(layout[0], sharding.everywhere(mesh)),
         donate_argnums=0,
     )
     name, inputs, labels = run.stream.held_out
 
-    @jax.jit
+    @partial(jax.jit, out_shardings=sharding.everywhere(mesh))  # so that every process can read the whole
     def score(state, frozen, inputs, labels):
         logits = predict(adapted, merge(state.average, frozen), state.state, inputs)
         losses = -jax.nn.log_softmax(logits)[jax.numpy.arange(len(labels)), labels]
@@ -214,13 +215,13 @@ def _read(path: epath.Path) -> list[Row]:
 
 
 def _write(path: epath.Path, rows: list[Row]) -> None:
-    if jax.process_index() == 0:
+    if hosts.is_first():
         files.write(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _board(directory: epath.Path, start: int) -> Callable[[Row], None]:
     """Write rows as TensorBoard scalars, over what an earlier run wrote after step `start`."""
-    if jax.process_index():
+    if not hosts.is_first():
         return lambda row: None
     from tensorboardX import SummaryWriter
 
@@ -238,6 +239,6 @@ def _board(directory: epath.Path, start: int) -> Callable[[Row], None]:
 def _save_model(run: Run, state: TrainState, frozen: Tree, directory: epath.Path) -> None:
     tree = run.method.merge(merge(state.average, frozen))
     tree = {path: leaf for path, leaf in tree.items() if not path.startswith(SOURCE_HEAD)}
-    whole = jax.jit(lambda x: x, out_shardings=jax.NamedSharding(run.mesh, jax.P()))(tree)
-    if jax.process_index() == 0:
+    whole = jax.jit(lambda x: x, out_shardings=sharding.everywhere(run.mesh))(tree)
+    if hosts.is_first():
         checkpoints.save(directory, run.model.backbone, whole, run.stream.classes)

@@ -68,7 +68,7 @@ def tree_shardings(shapes: Tree, mesh: Mesh, how: str | list[tuple[str, Any]]) -
 
 def state_shardings(state: TrainState, leaves: Mapping[str, NamedSharding], mesh: Mesh) -> TrainState:
     """Where a train state lies, given its leaves': what the optimiser or an average keeps of a leaf lies beside it."""
-    whole = NamedSharding(mesh, PartitionSpec())
+    whole = everywhere(mesh)
 
     def beside(path, leaf):
         names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey) and key.key in state.trainable]
@@ -89,6 +89,11 @@ def lay_out(arguments: tuple, leaves: Mapping[str, NamedSharding], mesh: Mesh) -
     split = dict.fromkeys(batch, batch_sharding(mesh))
     layout = (state_shardings(state, leaves, mesh), {path: leaves[path] for path in frozen}, split)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), arguments, layout)
+
+
+def everywhere(mesh: Mesh) -> NamedSharding:
+    """A copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

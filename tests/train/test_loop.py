@@ -1,7 +1,9 @@
 """Training from a config: exact resume, a NaN, checkpoints, and what is left behind."""
 
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 
@@ -93,6 +95,28 @@ def test_twenty_steps_in_one_go_and_ten_a_kill_and_ten_are_bit_identical(whole, 
     assert once.keys() == twice.keys()
     for path, leaf in once.items():
         assert leaf.tobytes() == twice[path].tobytes(), path
+
+
+def test_two_processes_train_as_one(file, whole, tmp_path):
+    """Each has one device and half of every batch; the losses are those of one process with eight devices."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    code = "import sys; from jtransfer.cli import main; sys.exit(main(sys.argv[1:]))"
+    flags = ["--config.mesh.data=-1", "--config.mesh.rest=1", "--config.sharding=fsdp"]
+    command = [sys.executable, "-c", code, "train", f"--config={file}", f"--workdir={tmp_path}", *flags]
+    processes = []
+    for i in range(2):
+        env = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(i), "XLA_FLAGS": ""}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        processes.append(subprocess.Popen(command, env=os.environ | env, **pipes))
+    printed = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], printed
+    assert "step 20" in printed[0][0] and not printed[1][0].strip()  # the first process speaks for all
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    for ours, theirs in zip(rows, whole[1], strict=True):
+        assert ours == pytest.approx(theirs, abs=2e-4)
+    assert checkpoints.load(str(tmp_path / "model")).classes == tuple("0123456789")
 
 
 def test_a_loss_that_becomes_nan_names_the_step_and_keeps_the_last_good_checkpoint(file, tmp_path, monkeypatch):
