@@ -5,6 +5,7 @@ A config is a Python file with `get_config()` that returns an `ml_collections.Co
 
 import dataclasses
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,11 @@ def _read(file: str) -> dict[str, Any]:
         loaded = values.config
     except (AttributeError, SyntaxError, TypeError, ValueError, NameError, ImportError) as error:
         raise InputError(f"config file '{path}': {type(error).__name__}: {str(error).splitlines()[0]}") from error
+    finally:
+        # config_flags loads every file as the same module, and what one leaves there the next would inherit.
+        for name, module in list(sys.modules.items()):
+            if getattr(module, "__file__", None) == str(path):
+                del sys.modules[name]
     if not isinstance(loaded, ConfigDict):
         raise InputError(f"config file '{path}': get_config() must return an ml_collections.ConfigDict")
     return loaded.to_dict()
@@ -138,7 +144,8 @@ def _update(defaults: dict, values: dict, file: str, prefix: str) -> None:
         if isinstance(value, dict) and isinstance(defaults.get(key), dict) and key != "mesh":
             _update(defaults[key], value, file, f"{prefix}{key}.")
         elif isinstance(defaults.get(key), dict) != isinstance(value, dict) and key in defaults:
-            raise InputError(f"{file}: 'config.{prefix}{key}' is a {'section' if key in defaults else 'value'}")
+            kind = "section of keys" if isinstance(defaults[key], dict) else "value"
+            raise InputError(f"{file}: 'config.{prefix}{key}' must be a {kind}, not {value!r}")
         else:
             defaults[key] = tuple(value) if isinstance(value, list) else value
 

@@ -137,12 +137,10 @@ def run(curve: Curve, directory: epath.PathLike, on_cell: OnCell) -> list[Row]:
         if seeds := [seed for seed in range(curve.config.seeds) if (arm.name, shots, seed) not in done]:
             todo.append((arm, shots, seeds))
 
-    left, plan = len(todo), [(arm, list(cells)) for arm, cells in itertools.groupby(todo, key=lambda cell: cell[0])]
-    with _ahead(
-        lambda arm, cells: _runner(curve, arm, len(cells[0][2])) if arm else _zero_shot(curve), plan
-    ) as runners:
-        for (arm, cells), runner in zip(plan, runners, strict=True):
-            name = arm.name if arm else ZERO_SHOT
+    left, plan = len(todo), [list(cells) for _, cells in itertools.groupby(todo, key=lambda cell: id(cell[0]))]
+    with _ahead(lambda arm, _, seeds: _runner(curve, arm, len(seeds)) if arm else _zero_shot(curve), plan) as runners:
+        for cells, runner in zip(plan, runners, strict=True):
+            name = cells[0][0].name if cells[0][0] else ZERO_SHOT
             on_cell(name, None, [], left)
             cell = runner.result()
             for _, shots, seeds in cells:
@@ -163,7 +161,7 @@ def _ahead(compile_one, plan):
     """Compile the methods two at a time, ahead of their turn: tracing and compiling use one core each."""
     pool = ThreadPoolExecutor(2)
     try:
-        yield [pool.submit(compile_one, *item) for item in plan]
+        yield [pool.submit(compile_one, *cells[0]) for cells in plan]
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
