@@ -36,12 +36,17 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
+class _Parser(argparse.ArgumentParser):
+    """Errors as one line."""
+
+    def error(self, message):
+        self.exit(2, f"jtransfer: error: {message}; see {self.prog} --help\n")
+
+
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     form = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
-    parser = argparse.ArgumentParser("jtransfer", description="Transfer learning in JAX.", epilog=EPILOG, **form)
-    commands = parser.add_subparsers(
-        dest="command", required=True, metavar="COMMAND", parser_class=argparse.ArgumentParser
-    )
+    parser = _Parser("jtransfer", description="Transfer learning in JAX.", epilog=EPILOG, **form)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, help_text in COMMANDS.items():
         command = commands.add_parser(name, help=help_text, description=f"jtransfer {name}: {help_text}.", **form)
         command.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a Python file with get_config()")
@@ -53,14 +58,14 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
         close = difflib.get_close_matches(argv[0], COMMANDS, n=1)
         hint = f"did you mean '{close[0]}'?" if close else f"choose one of {', '.join(COMMANDS)}"
-        parser.exit(2, f"jtransfer: error: unknown command '{argv[0]}'; {hint}\n")
+        parser.error(f"unknown command '{argv[0]}'; {hint}")
     arguments, rest = parser.parse_known_args(argv)
     for flag in rest:
         if not flag.startswith("--config."):
             valid = ["--config", "--json" if arguments.command == "inspect" else "--workdir"]
             close = difflib.get_close_matches(flag.partition("=")[0], valid, n=1)
             hint = f"did you mean '{close[0]}'?" if close else f"choose one of {', '.join([*valid, '--config.KEY'])}"
-            parser.exit(2, f"jtransfer: error: unknown flag '{flag}'; {hint}\n")
+            parser.error(f"unknown flag '{flag}'; {hint}")
     return arguments, rest
 
 

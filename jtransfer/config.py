@@ -124,8 +124,10 @@ def _read(file: str) -> dict[str, Any]:
     try:
         values(["jtransfer", f"--config={file}"])
         loaded = values.config
-    except (AttributeError, SyntaxError, TypeError, ValueError, NameError, ImportError) as error:
-        raise InputError(f"config file '{path}': {type(error).__name__}: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # whatever a user's file may raise; config_flags wraps its traceback into the text
+        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        kind = "" if isinstance(error, flags.Error) or len(lines) > 1 else f"{type(error).__name__}: "
+        raise InputError(f"config file '{path}': {kind}{lines[-1]}") from error
     finally:
         # config_flags loads every file as the same module, and what one leaves there the next would inherit.
         for name, module in list(sys.modules.items()):

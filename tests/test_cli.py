@@ -32,9 +32,10 @@ except SystemExit as stop:
 assert not {"jax", "flax", "numpy", "matplotlib"} & sys.modules.keys(), sorted(sys.modules)
 """
     assert "curve" in python(code, "--help").stdout
-    assert "did you mean 'curve'?\nexit 2" in python(code, "curv", "--config=x").stderr
+    assert "did you mean 'curve'?; see jtransfer --help\nexit 2" in python(code, "curv", "--config=x").stderr
     assert (
-        "did you mean '--workdir'?\nexit 2" in python(code, "curve", "--config=x", "--workdir=y", "--workdr=z").stderr
+        "did you mean '--workdir'?; see jtransfer --help\nexit 2"
+        in python(code, "curve", "--config=x", "--workdir=y", "--workdr=z").stderr
     )
 
 
@@ -92,12 +93,15 @@ def test_a_mistake_gets_one_line_and_exit_code_2_and_writes_nothing(capsys, tmp_
 
 
 def test_a_config_file_that_is_missing_or_broken_is_named(capsys, tmp_path):
+    line = error(capsys, "curve", f"--config={QUICKSTART}:argument", f"--workdir={tmp_path}")
+    assert "TypeError: get_config() takes 0 positional arguments but 1 was given" in line
     line = error(capsys, "curve", f"--config={CONFIGS / 'quickstrat.py'}", f"--workdir={tmp_path}")
     assert "quickstrat.py' does not exist; did you mean" in line and "quickstart.py" in line
     broken = tmp_path / "broken.py"
     for text, message in {
         "def get_config(:": "SyntaxError",
         "x = 1": "get_config",
+        "def get_config():\n    return 1 / 0": "ZeroDivisionError: division by zero",
         "def get_config():\n    return 3": "must return an ml_collections.ConfigDict",
         f"{HEAD}    return ConfigDict({{'stesp': 3}})": "did you mean 'steps'",
         f"{HEAD}    return ConfigDict({{'steps': {{'a': 3}}}})": "must be a value",
