@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jtransfer.data import sources
-from jtransfer.data.subsets import batches
+from jtransfer.data.subsets import epochs
 from jtransfer.errors import InputError, nearest
 
 Batch = dict[str, np.ndarray]
@@ -33,8 +33,8 @@ class Stream:
     fingerprint: str
 
 
-def open_stream(name: str, batch: int, steps: int, seed: int, process: int = 0, processes: int = 1) -> Stream:
-    """Open a source of `steps` batches of `batch` examples, of which process `process` gets every `processes`-th part.
+def open_stream(name: str, batch: int, seed: int, process: int = 0, processes: int = 1) -> Stream:
+    """Open a source of batches of `batch` examples, of which process `process` gets every `processes`-th part.
 
     The examples of a batch do not depend on the number of processes.
 
@@ -54,11 +54,10 @@ def open_stream(name: str, batch: int, steps: int, seed: int, process: int = 0, 
         raise InputError(
             f"dataset '{name}' is unknown; {nearest(name, [*SOURCES, *sources.EMBEDDED, 'npz:FILE'])}"
         ) from None
-    order = batches(dataset.pool, batch, steps, seed)[:, share]
 
     def from_step(step):
-        for rows in order[step:]:
-            yield {"inputs": dataset.images[rows], "labels": dataset.labels[rows]}
+        for rows in epochs(dataset.pool, batch, seed, step):
+            yield {"inputs": dataset.images[rows[share]], "labels": dataset.labels[rows[share]]}
 
     held_out = ("test", dataset.images[dataset.test], dataset.labels[dataset.test])
     fingerprint = sources.fingerprint(dataset)

@@ -1,5 +1,7 @@
 """Which rows a trial sees: class-balanced few-shot draws, and the order of its batches."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from jtransfer.errors import InputError
@@ -47,17 +49,17 @@ def few_shot(labels: np.ndarray, pool: np.ndarray, shots: int, seed: int) -> tup
     return np.concatenate(train), np.concatenate(validation)
 
 
-def batches(rows: np.ndarray, batch: int, steps: int, seed) -> np.ndarray:
-    """Row numbers [steps, batch] that go through `rows` in shuffled epochs, one after another.
+def epochs(rows: np.ndarray, batch: int, seed: int | tuple[int, ...], start: int = 0) -> Iterator[np.ndarray]:
+    """Row numbers [batch] of step `start` and of every step after it, through shuffled epochs without end.
 
     Every row comes exactly once an epoch. Epochs run on across the borders of batches, so a batch may hold parts of
-    two epochs, and may be larger than an epoch. More steps continue the same order.
+    two epochs, and may be larger than an epoch. Only the epochs in hand are ever shuffled.
 
     Args:
         rows: [n] row numbers.
         batch: rows a step.
-        steps: number of batches; may be 0.
-        seed: what `numpy.random.default_rng` takes: an integer, or several.
+        seed: an integer or several; epoch e is shuffled by `numpy.random.default_rng([*seed, e])`.
+        start: the first step.
 
     Raises:
         InputError: when there are no rows, or a number is out of range.
@@ -66,11 +68,27 @@ def batches(rows: np.ndarray, batch: int, steps: int, seed) -> np.ndarray:
         raise InputError("rows are empty; expected at least one row to make batches of")
     if batch < 1:
         raise InputError(f"batch is {batch}; expected at least 1")
+    seed = seed if isinstance(seed, tuple) else (seed,)
+
+    def generate():
+        epoch, at = divmod(start * batch, len(rows))
+        ahead = np.random.default_rng([*seed, epoch]).permutation(rows)[at:]
+        while True:
+            while len(ahead) < batch:
+                epoch += 1
+                ahead = np.concatenate([ahead, np.random.default_rng([*seed, epoch]).permutation(rows)])
+            yield ahead[:batch]
+            ahead = ahead[batch:]
+
+    return generate()
+
+
+def batches(rows: np.ndarray, batch: int, steps: int, seed: int | tuple[int, ...]) -> np.ndarray:
+    """The first steps of `epochs` as one array [steps, batch]; `steps` may be 0."""
     if steps < 0:
         raise InputError(f"steps is {steps}; expected 0 or more")
-    epochs = -(-steps * batch // len(rows))
-    order = np.random.default_rng(seed).permuted(np.tile(rows, (epochs, 1)), axis=1)
-    return order.reshape(-1)[: steps * batch].reshape(steps, batch)
+    order = epochs(rows, batch, seed)
+    return np.array([next(order) for _ in range(steps)], dtype=np.int64).reshape(steps, batch)
 
 
 def _most(count: int) -> int:

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jtransfer.errors import InputError
+from jtransfer.errors import InputError, nearest
 from jtransfer.models.classifier import SOURCE_HEAD
 from jtransfer.tree import FROZEN, Tree, flat, label, nested
 
@@ -121,17 +121,20 @@ def adapt(
     Args:
         method: What to add and what learns.
         model: A Flax module called with `(inputs, train=...)`, usually a `Classifier`.
-        pretrained: Leaves to start from. Those that the model itself lacks (a source head) stay, frozen.
+        pretrained: Leaves to start from: all of the model's but its head, and perhaps a source head, which stays
+            frozen. Empty to start at random.
         input_shape: Shape of one input without the batch axis.
         wrap: More interceptors, inside those of the method; they add no leaves.
 
     Raises:
-        InputError: a rule of the method that matches nothing, or a pretrained leaf of another shape.
+        InputError: a rule of the method that matches nothing, or pretrained leaves that are not the model's: every
+            offender by name.
     """
     example = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
     base = dict(pretrained) if method.pretrained else {}
     plain, _ = _shapes(model, example)
-    _check(plain, base)
+    if base:
+        _check(plain, base)
     shapes, state = _shapes(Intercepted(model, method.adds), example)
     shapes = shapes | {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in base.items()}
     own = [path for path in shapes if not path.startswith(SOURCE_HEAD)]
@@ -179,10 +182,12 @@ def _shapes(model, example):
 
 
 def _check(shapes, base):
-    if base and not any(path in shapes for path in base):
-        raise InputError(f"the backbone's leaves ('{min(base)}', ...) are not the model's ('{min(shapes)}', ...)")
+    """Refuse a backbone that does not fill the model: a leaf that it lacks would silently start at random."""
+    offenders = [f"'{path}' is missing from it" for path in shapes if path not in base and not path.startswith("head/")]
     for path, leaf in base.items():
         if path in shapes and tuple(leaf.shape) != tuple(shapes[path].shape):
-            raise InputError(
-                f"leaf '{path}' has shape {leaf.shape} in the backbone, and {shapes[path].shape} in the model"
-            )
+            offenders.append(f"'{path}' has shape {list(leaf.shape)} in it and {list(shapes[path].shape)} in the model")
+        elif path not in shapes and not path.startswith(SOURCE_HEAD):
+            offenders.append(f"'{path}' is no leaf of the model ({nearest(path, shapes)})")
+    if offenders:
+        raise InputError(f"the backbone does not fit the model: {'; '.join(offenders)}")

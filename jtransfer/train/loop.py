@@ -82,7 +82,7 @@ def prepare(config) -> Run:
         module, params, fingerprints = backbone.model, backbone.params, {"backbone": backbone.fingerprint}
     else:
         module, params, fingerprints = build(**config.model), {}, {}
-    stream = open_stream(config.data, config.batch, config.steps, config.seed, jax.process_index(), jax.process_count())
+    stream = open_stream(config.data, config.batch, config.seed, jax.process_index(), jax.process_count())
     if stream.input_shape != module.config.input_shape:
         found, expected = ("x".join(map(str, shape)) for shape in (stream.input_shape, module.config.input_shape))
         raise InputError(f"config.data: images of {stream.name} are {found}, the model takes {expected}")
@@ -115,7 +115,6 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], No
     directory, config, mesh = epath.Path(directory), run.config, run.mesh
     claim(directory, resolved(config) | {"fingerprints": run.fingerprints})
     step, state, frozen, evaluate = _programs(run)
-    batch_sharding = sharding.batch_sharding(mesh)
 
     with Store(directory / "checkpoints") as store:
         rows, start = [], store.latest or 0
@@ -125,28 +124,25 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], No
         board = _board(directory, start)
         pending, began = [], time.perf_counter()
         batches = run.stream.batches(start)
-        for number in range(start + 1, config.steps + 1):
-            local = next(batches)
-            batch = {
-                name: jax.make_array_from_process_local_data(
-                    batch_sharding, np.asarray(x), (config.batch, *x.shape[1:])
-                )
-                for name, x in local.items()
-            }
-            state, metrics = step(state, frozen, batch)
-            pending.append(metrics)
-            if number % config.log_every and number != config.steps:
-                continue
-            row, speed = _row(number, pending, store), len(pending) * config.batch / (time.perf_counter() - began)
-            if number % config.eval_every == 0 or number == config.steps:
-                row |= evaluate(state, frozen)
-            rows.append(row)
-            board(row | {"examples_per_second": speed})
-            on_row(row, speed)
-            if number % config.checkpoint_every == 0 or number == config.steps:
-                store.save(number, state)
-                _write(directory / "metrics.jsonl", rows)
-            pending, began = [], time.perf_counter()
+        try:
+            for number in range(start + 1, config.steps + 1):
+                batch = sharding.assemble(next(batches), config.batch, mesh)
+                state, metrics = step(state, frozen, batch)
+                pending.append(metrics)
+                if number % config.log_every and number != config.steps:
+                    continue
+                row, speed = _row(number, pending, store), len(pending) * config.batch / (time.perf_counter() - began)
+                if number % config.eval_every == 0 or number == config.steps:
+                    row |= evaluate(state, frozen)
+                rows.append(row)
+                board(row | {"examples_per_second": speed})
+                on_row(row, speed)
+                if number % config.checkpoint_every == 0 or number == config.steps:
+                    _write(directory / "metrics.jsonl", rows)
+                    store.save(number, state)
+                pending, began = [], time.perf_counter()
+        finally:  # after a NaN or Ctrl-C too; what comes after the newest checkpoint is written again by the next run
+            _write(directory / "metrics.jsonl", rows)
     _save_model(run, state, frozen, directory / "model")
     return rows
 

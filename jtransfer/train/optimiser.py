@@ -75,7 +75,7 @@ class Optimiser:
         """
         rate = self.rate if rate is None else rate
         decay = self.decay if decay is None else decay
-        groups = {path: f"{own:g}" for path, own in rates.items() if own != FROZEN}
+        groups = {path: str(own) for path, own in rates.items() if own != FROZEN}
         schedule = self.rate_at(steps)
 
         def descend(own):

@@ -122,6 +122,15 @@ def place(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(lambda x, s: jax.make_array_from_callback(x.shape, s, lambda index: x[index]), tree, shardings)
 
 
+def assemble(local: Mapping[str, Any], batch: int, mesh: Mesh) -> dict[str, jax.Array]:
+    """The global batch of `batch` examples from the share that each process holds."""
+    layout = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(layout, np.asarray(x), (batch, *x.shape[1:]))
+        for name, x in local.items()
+    }
+
+
 def _spec(path, shape, value, mesh):
     if isinstance(value, str):
         if value not in STRATEGIES:

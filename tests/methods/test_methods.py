@@ -198,7 +198,13 @@ def test_a_method_that_does_not_fit_the_model_says_what_there_is(vit, backbone):
         methods.adapt(own, models.Classifier(vit, 3), backbone, SHAPE)
 
 
-def test_a_backbone_of_another_shape_is_refused_by_leaf(vit, backbone):
-    wrong = backbone | {"encoder/norm/scale": np.ones(17, np.float32)}
-    with pytest.raises(InputError, match=r"'encoder/norm/scale' has shape \(17,\).*and \(16,\) in the model"):
+def test_a_backbone_that_does_not_fill_the_model_is_refused_with_every_offender(vit, backbone):
+    wrong = backbone | {"encoder/norm/scale": np.ones(17, np.float32), "encoder/nrm/scale": np.ones(16, np.float32)}
+    del wrong["encoder/norm/bias"]
+    with pytest.raises(InputError) as refused:
         adapt("probe", vit, wrong)
+    assert str(refused.value) == (
+        "the backbone does not fit the model: 'encoder/norm/bias' is missing from it; "
+        "'encoder/norm/scale' has shape [17] in it and [16] in the model; "
+        "'encoder/nrm/scale' is no leaf of the model (did you mean 'encoder/norm/scale'?)"
+    )

@@ -134,6 +134,7 @@ def test_a_loss_that_becomes_nan_names_the_step_and_keeps_the_last_good_checkpoi
         assert store.latest == 10
     assert all(np.isfinite(leaf).all() for leaf in checkpoint_of(tmp_path, 10).values())
     assert not (tmp_path / "model").exists()
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [5, 10]
 
 
 def test_a_finished_run_does_nothing_more_and_another_config_is_refused(whole, file):
