@@ -21,12 +21,17 @@ def claim(workdir: epath.Path, config: dict[str, Any], may_grow: tuple[str, ...]
         The config with what was there before.
 
     Raises:
-        InputError: any other key differs; the error names each.
+        InputError: any other key differs (the error names each), or the directory cannot be used.
     """
     path = workdir / "config.json"
-    if path.exists():
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        text = path.read_text() if path.exists() else None
+    except (OSError, ImportError) as error:  # ImportError: the object store's client is not installed
+        raise InputError(f"workdir {workdir} cannot be used: {error}") from None
+    if text is not None:
         try:
-            before = json.loads(path.read_text())
+            before = json.loads(text)
         except ValueError:
             raise InputError(f"{path} is damaged: not JSON; choose another --workdir, or remove it") from None
         differing = sorted(

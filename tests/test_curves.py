@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 def get_config():
     return ConfigDict(dict(
         backbone="BACKBONE", methods=("zero_shot", "pixels", "probe"), shots=(1, 5), seeds=2, batch=16, steps=5,
-        hyper=dict(pixels=dict(rate=(0.01, 0.1), steps=60), probe=dict(rate=(0.01, 0.1, 1e30))),
+        hyper=dict(pixels=dict(rate=(0.01, 0.1), steps=60), probe=dict(rate=(0.01, 0.1, 3e38))),
     ))
 """
 KEYS = ["method", "shots", "seed", "hyper", "val_accuracy", "test_accuracy", "trainable", "flops_per_step", "seconds"]
@@ -71,6 +71,7 @@ def test_results_have_one_line_per_method_shots_and_seed_with_every_key(finished
 
 
 def test_a_diverging_rate_is_never_chosen(finished):
+    """At the largest float32 the first update overflows, and every loss after it is NaN."""
     assert all(row["hyper"]["rate"] < 1 for row in finished[1] if row["method"] == "probe")
 
 
@@ -121,6 +122,15 @@ def test_methods_shots_and_seeds_may_grow_and_a_smaller_list_keeps_what_is_there
     assert len(run(file, tmp_path, *small)[0]) == 4
     with pytest.raises(InputError, match="hyper.pixels.steps is 6 here and 5 there"):
         run(file, tmp_path, *grown[:3], "hyper.pixels.steps=6")
+
+
+def test_a_workdir_that_cannot_be_used_is_refused_before_any_compile(file, tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(InputError, match="workdir .*taken/run cannot be used: .*Not a directory"):
+        run(file, tmp_path / "taken" / "run")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InputError, match="config.json is damaged: not JSON"):
+        run(file, tmp_path)
 
 
 def test_nothing_relies_on_appending_or_on_renaming_directories(file, tmp_path, monkeypatch):
