@@ -168,6 +168,8 @@ def test_the_protocol_counts_the_validation_labels_and_says_which_rates_lie_at_a
         (["shots=96"], "class 4 has 98 rows in the pool|shots is 96"),
         (["shots=0"], "config.shots: expected whole numbers above 0, found 0"),
         (["shots=a"], "config.shots: expected whole numbers above 0, found 'a'"),
+        (["hyper.probe.rate=fast"], r"config.hyper.probe.rate: expected a list of numbers, found \('fast',\)"),
+        (["hyper.pixels.steps=0"], "config.hyper.pixels.steps: expected a whole number above 0, found 0"),
         (["seeds=0"], "config.seeds: expected whole numbers above 0, found 0"),
     ],
 )
