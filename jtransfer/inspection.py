@@ -1,5 +1,6 @@
 """What each method of a config trains, and what a step of it costs: counted, before anything runs."""
 
+from dataclasses import replace
 from typing import Any
 
 from jtransfer.methods import Adapted
@@ -27,7 +28,7 @@ def of_train(config) -> list[dict[str, Any]]:
     options = {key: config[key] for key in ("accumulate", "ema", "smoothing", "mixup")}
     shapes = costs.step_shapes(run.adapted, Optimiser(**config.optimiser), config.batch, **options)
     leaves = sharding.tree_shardings(run.adapted.shapes, run.mesh, config.sharding)
-    laid_out = StepShapes(shapes.step, sharding.lay_out(shapes.arguments, leaves, run.mesh))
+    laid_out = replace(shapes, arguments=sharding.lay_out(shapes.arguments, leaves, run.mesh))
     specs = {path: str(tuple(layout.spec)) for path, layout in leaves.items() if tuple(layout.spec)}
     return [_report(config.method, run.adapted, laid_out, specs)]
 

@@ -11,24 +11,32 @@ from jtransfer.methods import Adapted
 from jtransfer.objectives import classification
 from jtransfer.train.optimiser import Optimiser
 from jtransfer.train.state import TrainState
-from jtransfer.train.step import make_step
+from jtransfer.train.step import Step, make_step
 from jtransfer.tree import Tree, nested, partition
 
 
 @dataclass(frozen=True)
 class StepShapes:
-    """A training step, and the shapes that it takes: enough to lower it without any array."""
+    """A training step, and the shapes that it takes: enough to lower it without any array.
 
-    step: object
+    Attributes:
+        step: As it runs.
+        counted: The same with its loops written out, because `cost_analysis` counts the body of a loop once.
+        arguments: Shapes of `(state, frozen, batch)`.
+    """
+
+    step: Step
+    counted: Step
     arguments: tuple
 
 
 def step_shapes(
     adapted: Adapted, optimiser: Optimiser, batch: int, accumulate: int = 1, ema: float = 0.0, **loss_options: float
 ) -> StepShapes:
-    """The step of a method on a batch of `batch` examples, with its loops unrolled so that each turn is counted."""
+    """The step of a method on a batch of `batch` examples."""
     transformation = optimiser.build(adapted.rates, steps=100)
-    step = make_step(classification(adapted.model, **loss_options), transformation, accumulate, ema, unroll=True)
+    loss = classification(adapted.model, **loss_options)
+    step, counted = (make_step(loss, transformation, accumulate, ema, unroll) for unroll in (False, True))
     trainable, frozen = partition(adapted.shapes, adapted.rates)
 
     def create(trainable, state):
@@ -37,12 +45,12 @@ def step_shapes(
     state = jax.eval_shape(create, trainable, adapted.state)
     inputs = jax.ShapeDtypeStruct((batch, *adapted.example.shape[1:]), adapted.example.dtype)
     labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
-    return StepShapes(step, (state, frozen, {"inputs": inputs, "labels": labels}))
+    return StepShapes(step, counted, (state, frozen, {"inputs": inputs, "labels": labels}))
 
 
 def step_flops(shapes: StepShapes) -> float:
     """Floating-point operations of one step, from the lowered program: no compilation is needed."""
-    return float(jax.jit(shapes.step).lower(*shapes.arguments).cost_analysis()["flops"])
+    return float(jax.jit(shapes.counted).lower(*shapes.arguments).cost_analysis()["flops"])
 
 
 def temporary_bytes(shapes: StepShapes) -> int:
