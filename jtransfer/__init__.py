@@ -13,6 +13,8 @@ _HOME = {
     "models": "jtransfer.models",
     "train": "jtransfer.train",
     "data": "jtransfer.data",
+    "checkpoints": "jtransfer.checkpoints",
+    "load": "jtransfer.checkpoints:load",
     "InputError": "jtransfer.errors:InputError",
 }
 

@@ -26,7 +26,7 @@ from jtransfer.config import resolved
 from jtransfer.data import sources
 from jtransfer.data.subsets import batches, few_shot, validation_shots
 from jtransfer.errors import InputError, nearest
-from jtransfer.models import SOURCE_HEAD, Classifier, Pixels, PixelsConfig
+from jtransfer.models import SOURCE_HEAD, Classifier, Pixels, PixelsConfig, check_images
 from jtransfer.train import Optimiser, TrialData, costs, make_trial, predict
 from jtransfer.tree import nested, partition, size
 from jtransfer.workdir import claim
@@ -95,11 +95,7 @@ def prepare(config) -> Curve:
     for shots in config.shots:
         few_shot(dataset.labels, dataset.pool, shots, seed=0)
     backbone = checkpoints.load(config.backbone)
-    if dataset.images.shape[1:] != backbone.input_shape:
-        found, expected = ("x".join(map(str, shape)) for shape in (dataset.images.shape[1:], backbone.input_shape))
-        raise InputError(
-            f"config.data: images of {config.data} are {found}, backbone '{backbone.name}' takes {expected}"
-        )
+    check_images(backbone.model, f"images of {config.data}", dataset.images.shape[1:])
     names = list(dict.fromkeys(config.methods))
     known = ["default", PIXELS, *methods.METHODS, *names]
     for name in config.hyper:
@@ -236,7 +232,7 @@ def _arm(config, name: str, dataset: sources.Dataset, backbone: checkpoints.Back
         height, width, channels = dataset.images.shape[1:]
         module, params, method = Pixels(PixelsConfig((height, width), channels)), {}, methods.probe()
     else:
-        module, params, method = backbone.model, backbone.params, methods.parse(name)
+        module, params, method = backbone.model, backbone.params | backbone.state, methods.parse(name)
     model = Classifier(module, len(dataset.classes))
     return Arm(name, methods.adapt(method, model, params, dataset.images.shape[1:]), optimiser, steps, grid)
 
@@ -323,7 +319,7 @@ def _zero_shot(curve: Curve) -> Callable[[int, list[int]], list[Row]]:
                 "test_accuracy": float(right.mean()),
                 "trainable": 0,
                 "flops_per_step": costs.forward_flops(
-                    source, backbone.params, (curve.config.batch, *backbone.input_shape)
+                    source, backbone.params, (curve.config.batch, *dataset.images.shape[1:])
                 ),
                 "seconds": time.perf_counter() - started,
             }

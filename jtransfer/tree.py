@@ -100,6 +100,24 @@ def size(tree: Tree) -> int:
     return sum(math.prod(leaf.shape) for leaf in tree.values())
 
 
+def mismatches(expected: Tree, found: Tree) -> list[str]:
+    """Every way in which a tree of arrays or shapes is not the expected one; leaves of `found` come last.
+
+    >>> mismatches({"head/kernel": zeros(3, 2), "head/bias": zeros(2)}, {"head/kernel": zeros(3, 4), "hea/bias": ...})
+    ["head/kernel has shape [3, 4], expected [3, 2]", "head/bias is missing",
+     "hea/bias belongs to no leaf (did you mean 'head/bias'?)"]
+    """
+    offenders = []
+    for path, leaf in expected.items():
+        if path not in found:
+            offenders.append(f"{path} is missing")
+        elif tuple(found[path].shape) != tuple(leaf.shape):
+            offenders.append(f"{path} has shape {list(found[path].shape)}, expected {list(leaf.shape)}")
+    return offenders + [
+        f"{path} belongs to no leaf ({nearest(path, expected)})" for path in found if path not in expected
+    ]
+
+
 def summary(tree: Tree, labels: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row a leaf: its path, shape, dtype, number of parameters and label.
 

@@ -9,7 +9,7 @@ from jtransfer import checkpoints, models
 from jtransfer.data.streams import open_stream
 from jtransfer.tree import nested
 
-DIRECTORY = checkpoints.backbone.ASSETS / "glyphs-vit"
+DIRECTORY = checkpoints.hub.ASSETS / "glyphs-vit"
 
 
 def test_the_asset_has_at_most_two_megabytes_and_a_card_with_command_seed_and_versions():

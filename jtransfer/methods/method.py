@@ -13,9 +13,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jtransfer.errors import InputError, nearest
-from jtransfer.models.classifier import SOURCE_HEAD
-from jtransfer.tree import FROZEN, Tree, flat, label, nested
+from jtransfer.errors import InputError
+from jtransfer.models import SOURCE_HEAD, STATISTICS, complete, shapes_of
+from jtransfer.tree import FROZEN, Tree, label, mismatches
 
 Rates = dict[str, float]
 Interceptor = Callable[[Callable, tuple, dict, nn.module.InterceptorContext], Any]
@@ -93,9 +93,9 @@ class Adapted:
         model: The Flax module to apply.
         shapes: Shape and dtype of every leaf of its tree, the source head's included.
         rates: The rate of every leaf; `FROZEN` where it does not learn.
-        base: The leaves taken over from the backbone.
+        base: The leaves taken over from the backbone, its batch statistics (`batch_stats/...`) among them.
         state: Shape and dtype of the leaves that are no parameters, by `collection/path` (batch statistics).
-        example: Shape of one input, `[1, height, width, channels]`.
+        example: Shape and dtype of the inputs, one example each.
     """
 
     model: nn.Module
@@ -103,18 +103,22 @@ class Adapted:
     rates: Rates
     base: Tree
     state: Tree
-    example: jax.ShapeDtypeStruct
+    example: Any
 
     def start(self, key: jax.Array, base: Tree) -> tuple[Tree, Tree]:
         """The whole tree and the state at the start; only leaves that `base` lacks are initialised.
 
         Call it under `jit`: the rest of the model is then never computed.
         """
-        return _create(self.model, key, base, self.example)
+        return _split(complete(self.model, key, base, self.example))
 
 
 def adapt(
-    method: Method, model: nn.Module, pretrained: Tree, input_shape: tuple[int, ...], wrap: tuple[Interceptor, ...] = ()
+    method: Method,
+    model: nn.Module,
+    pretrained: Tree,
+    inputs: tuple[int, ...] | Mapping[str, jax.ShapeDtypeStruct],
+    wrap: tuple[Interceptor, ...] = (),
 ) -> Adapted:
     """Put a method on a model.
 
@@ -123,23 +127,28 @@ def adapt(
         model: A Flax module called with `(inputs, train=...)`, usually a `Classifier`.
         pretrained: Leaves to start from: all of the model's but its head, and perhaps a source head, which stays
             frozen. Empty to start at random.
-        input_shape: Shape of one input without the batch axis.
+        inputs: Shape of one image without the batch axis, or one example of every input by name.
         wrap: More interceptors, inside those of the method; they add no leaves.
 
     Raises:
         InputError: a rule of the method that matches nothing, or pretrained leaves that are not the model's: every
             offender by name.
     """
-    example = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+    example = dict(inputs) if isinstance(inputs, Mapping) else jax.ShapeDtypeStruct((1, *inputs), jnp.float32)
     base = dict(pretrained) if method.pretrained else {}
-    plain, _ = _shapes(model, example)
+    plain = shapes_of(model, example)
     if base:
-        _check(plain, base)
-    shapes, state = _shapes(Intercepted(model, method.adds), example)
-    shapes = shapes | {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in base.items()}
+        own = {path: leaf for path, leaf in base.items() if not path.startswith(SOURCE_HEAD)}
+        # A leaf that the backbone lacks would silently start at random.
+        expected = {path: leaf for path, leaf in plain.items() if path in own or not path.startswith("head/")}
+        offenders = mismatches(expected, own)
+        if offenders:
+            raise InputError(f"the backbone does not fit the model: {'; '.join(offenders)}")
+    shapes, state = _split(shapes_of(Intercepted(model, method.adds), example))
+    shapes |= {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in _split(base)[0].items()}
     own = [path for path in shapes if not path.startswith(SOURCE_HEAD)]
     rates = dict.fromkeys(shapes, FROZEN) | method.learns(own)
-    frozen_mode = evaluation_mode({path: rates[path] for path in plain})
+    frozen_mode = evaluation_mode({path: rates[path] for path in _split(plain)[0]})
     return Adapted(Intercepted(model, (*method.adds, frozen_mode, *wrap)), shapes, rates, base, state, example)
 
 
@@ -165,29 +174,7 @@ def evaluation_mode(rates: Mapping[str, float]) -> Interceptor:
     return interceptor
 
 
-def _create(model, key, base, example):
-    """Apply the model on `base` and let it make the leaves that are missing: no other is ever initialised."""
-    inputs = jnp.zeros(example.shape, example.dtype)
-    _, made = model.apply(
-        {"params": nested(base)}, inputs, train=False, rngs={"params": key}, mutable=nn.DenyList(("intermediates",))
-    )
-    made = {collection: flat(leaves) for collection, leaves in made.items()}
-    return base | made.pop("params", {}), {
-        f"{c}/{path}": leaf for c, leaves in made.items() for path, leaf in leaves.items()
-    }
-
-
-def _shapes(model, example):
-    return jax.eval_shape(partial(_create, model, base={}, example=example), jax.random.key(0))
-
-
-def _check(shapes, base):
-    """Refuse a backbone that does not fill the model: a leaf that it lacks would silently start at random."""
-    offenders = [f"'{path}' is missing from it" for path in shapes if path not in base and not path.startswith("head/")]
-    for path, leaf in base.items():
-        if path in shapes and tuple(leaf.shape) != tuple(shapes[path].shape):
-            offenders.append(f"'{path}' has shape {list(leaf.shape)} in it and {list(shapes[path].shape)} in the model")
-        elif path not in shapes and not path.startswith(SOURCE_HEAD):
-            offenders.append(f"'{path}' is no leaf of the model ({nearest(path, shapes)})")
-    if offenders:
-        raise InputError(f"the backbone does not fit the model: {'; '.join(offenders)}")
+def _split(tree: Tree) -> tuple[Tree, Tree]:
+    """Parameters, and the leaves that are none."""
+    state = {path: leaf for path, leaf in tree.items() if path.startswith(STATISTICS)}
+    return {path: leaf for path, leaf in tree.items() if path not in state}, state

@@ -1,21 +1,45 @@
 """Flax modules, one file per architecture. They know nothing of methods, training or data."""
 
+from collections.abc import Mapping
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
-from flax.linen import Module
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 
 from jtransfer.errors import InputError, nearest
-from jtransfer.models.classifier import SOURCE_HEAD, Classifier
+from jtransfer.models.heads import SOURCE_HEAD, Classifier, Head, Headed
 from jtransfer.models.pixels import Pixels, PixelsConfig
 from jtransfer.models.vit import ViT, ViTConfig
+from jtransfer.tree import Tree, flat, nested, prefixed, select
 
-__all__ = ["MODELS", "SOURCE_HEAD", "Classifier", "Pixels", "PixelsConfig", "ViT", "ViTConfig", "build"]
+__all__ = [
+    "MODELS",
+    "SOURCE_HEAD",
+    "STATISTICS",
+    "Classifier",
+    "Head",
+    "Headed",
+    "Pixels",
+    "PixelsConfig",
+    "ViT",
+    "ViTConfig",
+    "apply",
+    "build",
+    "check_images",
+    "complete",
+    "of_config",
+    "shapes_of",
+]
 
 MODELS = {"vit": (ViT, ViTConfig), "pixels": (Pixels, PixelsConfig)}
+STATISTICS = "batch_stats/"
+"""Prefix, in a flat tree of a whole model, of the leaves that are no parameters: the statistics of BatchNorm."""
 
 
-def build(architecture: str, **options: Any) -> Module:
+def build(architecture: str, **options: Any) -> nn.Module:
     """The backbone `architecture` (a key of `MODELS`) with the options of its config.
 
     Raises:
@@ -30,3 +54,66 @@ def build(architecture: str, **options: Any) -> Module:
             raise InputError(f"architecture '{architecture}' has no option '{key}'; {nearest(key, names)}")
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     return module(config(**options))
+
+
+def of_config(config: Any) -> nn.Module:
+    """The backbone of a config object."""
+    return next(module for module, kind in MODELS.values() if kind is type(config))(config)
+
+
+def apply(model: nn.Module, tree: Tree, inputs: Any, **kwargs) -> Any:
+    """Call a model on a flat tree: its parameters, and its statistics under `batch_stats/`.
+
+    Args:
+        model: A Flax module.
+        tree: Leaves that the model lacks do no harm.
+        inputs: One array, or a mapping of arrays by the names of the model's arguments.
+        **kwargs: For the model (`train`) and for Flax (`rngs`, `mutable`, `method`).
+    """
+    variables = {"params": nested({p: x for p, x in tree.items() if not p.startswith(STATISTICS)})}
+    if statistics := select(tree, STATISTICS):
+        variables["batch_stats"] = nested(statistics)
+    if isinstance(inputs, Mapping):
+        return model.apply(variables, **inputs, **kwargs)
+    return model.apply(variables, inputs, **kwargs)
+
+
+def complete(model: nn.Module, key: jax.Array, tree: Tree, example: Any) -> Tree:
+    """Apply a model on `tree` and let it make the leaves that are missing: no other is ever initialised.
+
+    Args:
+        model: A Flax module.
+        key: For the leaves that start at random.
+        tree: Parameters, and statistics under `batch_stats/`.
+        example: Shapes of the inputs, as `apply` takes them.
+
+    Returns:
+        The whole tree. Call it under `jit`: what the missing leaves do not need is then never computed.
+    """
+    inputs = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), example)
+    _, made = apply(model, tree, inputs, train=False, rngs={"params": key}, mutable=nn.DenyList(("intermediates",)))
+    return tree | flat(made.get("params", {})) | prefixed(flat(made.get("batch_stats", {})), STATISTICS)
+
+
+def shapes_of(model: nn.Module, example: Any) -> Tree:
+    """Shape and dtype of every leaf of a model, its statistics under `batch_stats/`."""
+    return jax.eval_shape(partial(complete, model, tree={}, example=example), jax.random.key(0))
+
+
+def check_images(model: nn.Module, what: str, shape: tuple[int, ...]) -> None:
+    """Refuse images that a model does not take.
+
+    Args:
+        model: A backbone.
+        what: Where the images come from, for the error.
+        shape: `[height, width, channels]` of one of them.
+
+    Raises:
+        InputError: with both shapes.
+    """
+    inputs = model.config.inputs
+    if "pixel_values" not in inputs:
+        raise InputError(f"config.data: {what} are images, the model takes {', '.join(inputs)}")
+    if shape != inputs["pixel_values"].shape[1:]:
+        found, expected = ("x".join(map(str, sides)) for sides in (shape, inputs["pixel_values"].shape[1:]))
+        raise InputError(f"config.data: {what} are {found}, the model takes {expected}")

@@ -13,10 +13,14 @@ from jax import lax
 ACTIVATIONS: dict[str, Callable] = {
     "gelu": partial(nn.gelu, approximate=False),
     "gelu_tanh": partial(nn.gelu, approximate=True),
+    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
     "relu": nn.relu,
+    "silu": nn.silu,
+    "tanh": nn.tanh,
 }
 
 
+_drop: ContextVar[Callable | None] = ContextVar("drop", default=None)
 _target: ContextVar[str | None] = ContextVar("target", default=None)
 
 
@@ -33,6 +37,16 @@ def compiling_for(platform: str) -> Iterator[None]:
 def platform() -> str:
     """The platform whose forms are traced: that of the default device, unless `compiling_for` says otherwise."""
     return _target.get() or jax.default_backend()
+
+
+@contextmanager
+def dropping(drop: Callable[[jax.Array], jax.Array]) -> Iterator[None]:
+    """Let `attend` apply `drop` to its weights `[batch * heads, tokens, key tokens]`."""
+    token = _drop.set(drop)
+    try:
+        yield
+    finally:
+        _drop.reset(token)
 
 
 def flat_dot_general(lhs, rhs, dimension_numbers, precision=None, preferred_element_type=None, **kwargs):
@@ -53,6 +67,24 @@ Dense = partial(nn.Dense, dot_general=flat_dot_general)
 """`flax.linen.Dense` with the product above: the same type, names and parameters."""
 
 
+class Embed(nn.Module):
+    """A table `embedding [number, features]`; called with integers, it looks their rows up.
+
+    Compact, unlike `flax.linen.Embed`, so that a method can put leaves of its own beside the table.
+    """
+
+    number: int
+    features: int
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, ids):
+        init = nn.initializers.normal(0.02)
+        table = self.param("embedding", init, (self.number, self.features), self.param_dtype)
+        return jnp.take(table, ids, axis=0, mode="clip").astype(self.dtype)
+
+
 def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """Scaled dot-product attention.
 
@@ -63,7 +95,7 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array |
     Returns:
         `[batch, tokens, heads, head width]`.
     """
-    if platform() == "cpu":
+    if platform() == "cpu" or _drop.get():  # the fused kernels have no dropout
         return _attend_batched(query, key, value, mask)
     # cuDNN's kernel has to be asked for, and takes half precision only.
     half = query.dtype in (jnp.bfloat16, jnp.float16) and query.shape[-1] % 8 == 0 and query.shape[-1] <= 128
@@ -83,5 +115,6 @@ def _attend_batched(query, key, value, mask):
         mask = jnp.broadcast_to(mask, (batch, heads, *scores.shape[1:])).reshape(scores.shape)
         scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
     weights = jax.nn.softmax(scores).astype(value.dtype)
+    weights = _drop.get()(weights) if _drop.get() else weights
     out = jnp.einsum("bts,bsd->btd", weights, rows(value))
     return out.reshape(batch, heads, tokens, width).transpose(0, 2, 1, 3)

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 
 
 @dataclass(frozen=True)
@@ -13,16 +15,16 @@ class PixelsConfig:
     channels: int
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """`[height, width, channels]` of one example."""
-        return (*self.image, self.channels)
+    def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """One example of each input that the model is called with."""
+        return {"pixel_values": jax.ShapeDtypeStruct((1, *self.image, self.channels), jnp.float32)}
 
 
 class Pixels(nn.Module):
-    """`pooler_output` is the flattened image `[batch, height * width * channels]`. There are no parameters."""
+    """`features` are the flattened image `[batch, height * width * channels]`. There are no parameters."""
 
     config: PixelsConfig
 
     @nn.compact
     def __call__(self, pixel_values, train=False):
-        return {"pooler_output": pixel_values.reshape(len(pixel_values), -1)}
+        return {"features": pixel_values.reshape(len(pixel_values), -1)}

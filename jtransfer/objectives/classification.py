@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jtransfer.tree import Tree, flat, nested
+from jtransfer import models
+from jtransfer.tree import Tree, flat
 
 
 def classification(model: nn.Module, smoothing: float = 0.0, mixup: float = 0.0) -> Callable:
@@ -29,9 +30,10 @@ def classification(model: nn.Module, smoothing: float = 0.0, mixup: float = 0.0)
         weight = jax.random.beta(mix_key, mixup, mixup) if mixup else None
         if mixup:
             inputs = weight * inputs + (1 - weight) * jnp.roll(inputs, 1, axis=0)
-        variables = {"params": nested(params)} | nested(state)
-        mutable = [collection for collection in variables if collection != "params"]
-        outputs, updated = model.apply(variables, inputs, train=True, rngs={"dropout": dropout_key}, mutable=mutable)
+        mutable = ["batch_stats"] if state else []
+        outputs, updated = models.apply(
+            model, params | state, inputs, train=True, rngs={"dropout": dropout_key}, mutable=mutable
+        )
         logits = outputs["logits"]
         targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
         if mixup:

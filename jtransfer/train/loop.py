@@ -16,7 +16,7 @@ from jtransfer.checkpoints.store import Store
 from jtransfer.config import resolved
 from jtransfer.data.streams import Stream, open_stream
 from jtransfer.errors import InputError
-from jtransfer.models import SOURCE_HEAD, Classifier, build
+from jtransfer.models import SOURCE_HEAD, STATISTICS, Classifier, Headed, build, check_images
 from jtransfer.objectives import classification
 from jtransfer.train import hosts, sharding
 from jtransfer.train.optimiser import Optimiser
@@ -50,7 +50,7 @@ class Run:
 
     config: Any
     stream: Stream
-    model: Classifier
+    model: Headed
     method: methods.Method
     adapted: methods.Adapted
     optimiser: Optimiser
@@ -78,14 +78,13 @@ def prepare(config) -> Run:
         )
     method, optimiser = methods.parse(config.method), Optimiser(**config.optimiser)
     if config.backbone:
-        backbone = checkpoints.load(config.backbone)
-        module, params, fingerprints = backbone.model, backbone.params, {"backbone": backbone.fingerprint}
+        backbone = checkpoints.load(config.backbone, sharding="host")  # laid out on the mesh when training starts
+        module, params = backbone.model, backbone.params | backbone.state
+        fingerprints = {"backbone": backbone.fingerprint}
     else:
         module, params, fingerprints = build(**config.model), {}, {}
     stream = open_stream(config.data, config.batch, config.seed, jax.process_index(), jax.process_count())
-    if stream.input_shape != module.config.input_shape:
-        found, expected = ("x".join(map(str, shape)) for shape in (stream.input_shape, module.config.input_shape))
-        raise InputError(f"config.data: images of {stream.name} are {found}, the model takes {expected}")
+    check_images(module, f"images of {stream.name}", stream.input_shape)
     model = Classifier(module, len(stream.classes))
     wrap = (sharding.keep_batch_split(mesh),) if mesh.size > 1 else ()
     adapted = methods.adapt(method, model, params, stream.input_shape, wrap)
@@ -161,7 +160,8 @@ def _programs(run: Run):
 
     # Shapes first, then where they lie, then arrays: no device ever holds more than its part.
     leaves = sharding.tree_shardings(adapted.shapes, mesh, config.sharding)
-    base = sharding.place(adapted.base, {path: leaves[path] for path in adapted.base})
+    where = {path: leaves.get(path, sharding.everywhere(mesh)) for path in adapted.base}
+    base = sharding.place(adapted.base, where)
     shapes, frozen = jax.eval_shape(create, start_key, run_key, base)
     layout = sharding.state_shardings(shapes, leaves, mesh), {path: leaves[path] for path in frozen}
     state, frozen = jax.jit(create, out_shardings=layout)(start_key, run_key, base)
@@ -233,7 +233,8 @@ def _board(directory: epath.Path, start: int) -> Callable[[Row], None]:
 
 
 def _save_model(run: Run, state: TrainState, frozen: Tree, directory: epath.Path) -> None:
-    tree = run.method.merge(merge(state.average, frozen))
+    statistics = {path: leaf for path, leaf in state.state.items() if path.startswith(STATISTICS)}
+    tree = merge(run.method.merge(merge(state.average, frozen)), statistics)
     tree = {path: leaf for path, leaf in tree.items() if not path.startswith(SOURCE_HEAD)}
     whole = jax.jit(lambda x: x, out_shardings=sharding.everywhere(run.mesh))(tree)
     if hosts.is_first():

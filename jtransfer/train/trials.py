@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jtransfer import models
 from jtransfer.methods import Adapted
 from jtransfer.objectives import classification
 from jtransfer.train.optimiser import Optimiser
 from jtransfer.train.state import TrainState
 from jtransfer.train.step import make_step
-from jtransfer.tree import Tree, merge, nested, partition
+from jtransfer.tree import Tree, merge, partition
 
 
 class TrialData(NamedTuple):
@@ -88,4 +89,4 @@ def make_trial(
 
 def predict(adapted: Adapted, params: Tree, state: Tree, inputs: jax.Array) -> jax.Array:
     """Logits `[n, classes]` in evaluation mode."""
-    return adapted.model.apply({"params": nested(params)} | nested(state), inputs, train=False)["logits"]
+    return models.apply(adapted.model, params | state, inputs, train=False)["logits"]

@@ -10,7 +10,7 @@ from jtransfer import methods, models
 from jtransfer.errors import InputError
 from jtransfer.objectives import classification
 from jtransfer.train import predict
-from jtransfer.tree import FROZEN, flat, partition
+from jtransfer.tree import FROZEN, partition
 
 SHAPE = (8, 8, 1)
 
@@ -141,7 +141,7 @@ class Noisy(nn.Module):
         x = x.reshape(len(x), -1)
         for i in range(2):
             x = NoisyBlock(name=f"block_{i}")(x, train)
-        return {"pooler_output": x}
+        return {"features": x}
 
 
 class NoisyBlock(nn.Module):
@@ -157,8 +157,8 @@ class NoisyBlock(nn.Module):
 )
 def test_a_frozen_part_runs_in_evaluation_mode_and_a_learning_one_does_not(text, updated, images):
     model = models.Classifier(Noisy(), 3)
-    pretrained = flat(model.init(jax.random.key(0), jnp.zeros((1, *SHAPE)))["params"])
-    pretrained = {path: leaf for path, leaf in pretrained.items() if not path.startswith("head")}
+    whole = models.complete(model, jax.random.key(0), {}, jax.ShapeDtypeStruct((1, *SHAPE), jnp.float32))
+    pretrained = {path: leaf for path, leaf in whole.items() if not path.startswith("head")}
     if text == "top_blocks(1)":
         text = "learns_top"
     method = {"learns_top": methods.Method("top", methods.learn(("head/.*|block_1/.*", 1.0)))}.get(text)
@@ -204,7 +204,7 @@ def test_a_backbone_that_does_not_fill_the_model_is_refused_with_every_offender(
     with pytest.raises(InputError) as refused:
         adapt("probe", vit, wrong)
     assert str(refused.value) == (
-        "the backbone does not fit the model: 'encoder/norm/bias' is missing from it; "
-        "'encoder/norm/scale' has shape [17] in it and [16] in the model; "
-        "'encoder/nrm/scale' is no leaf of the model (did you mean 'encoder/norm/scale'?)"
+        "the backbone does not fit the model: encoder/norm/bias is missing; "
+        "encoder/norm/scale has shape [17], expected [16]; "
+        "encoder/nrm/scale belongs to no leaf (did you mean 'encoder/norm/scale'?)"
     )

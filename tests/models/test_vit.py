@@ -90,7 +90,7 @@ def test_half_precision_computes_in_half_and_keeps_float32_parameters():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"pool": "max"}, "unknown pool 'max'; choose one of cls, mean"),
+        ({"pool": "max"}, "unknown pool 'max'; choose one of cls, cls_mean, mean"),
         ({"activation": "gelu_tan"}, "unknown activation 'gelu_tan'; did you mean 'gelu_tanh'"),
         ({"heads": 3}, "width 16 is not a multiple of heads 3"),
         ({"widht": 3}, "has no option 'widht'; did you mean 'width'"),

@@ -84,7 +84,7 @@ def make_ours():
     """`make(activation) -> Classifier` of the same architecture."""
 
     def make(activation):
-        options = {"image": IMAGE, "patch": PATCH, "width": 24, "depth": BLOCKS, "heads": 3, "mlp_ratio": 2.5}
+        options = {"image": IMAGE, "patch": PATCH, "width": 24, "depth": BLOCKS, "heads": 3, "hidden": 60}
         backbone = models.build("vit", **options, qkv_bias=False, epsilon=0.05, activation=activation)
         return models.Classifier(backbone, CLASSES)
 

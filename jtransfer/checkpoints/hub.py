@@ -1,0 +1,55 @@
+"""From a name to a directory: embedded, local, in an object store, or on the Hugging Face hub."""
+
+import re
+from pathlib import Path
+
+from etils import epath
+
+from jtransfer.errors import InputError, nearest
+
+ASSETS = Path(__file__).parents[1] / "assets"
+WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.npz"]
+"""Files of a hub repository that anything here reads."""
+
+
+def embedded() -> list[str]:
+    """Names of the backbones that come with the package."""
+    return sorted(path.parent.name for path in ASSETS.glob("*/config.json"))
+
+
+def find(name: str) -> epath.Path:
+    """The directory (or the file) that a backbone's name means, downloaded to the hub's cache if need be.
+
+    Raises:
+        InputError: nothing of that name, or the hub cannot be reached: what to download, and where to put it.
+    """
+    path = epath.Path(ASSETS / name if name in embedded() else name)
+    if path.is_file() or (path / "config.json").exists():
+        return path
+    if path.is_dir():
+        raise InputError(f"backbone '{name}': the directory has no config.json")
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
+        raise InputError(
+            f"unknown backbone '{name}': neither embedded nor a directory with a config.json; "
+            f"{nearest(name, embedded())}"
+        )
+    return epath.Path(_download(name))
+
+
+def _download(name):
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        return snapshot_download(name, allow_patterns=WANTED)
+    except (errors.RepositoryNotFoundError, errors.GatedRepoError) as error:
+        reason = "is gated" if isinstance(error, errors.GatedRepoError) else "does not exist, or is private"
+        raise InputError(
+            f"unknown backbone '{name}': the repository {reason} on the Hugging Face hub; {nearest(name, embedded())}"
+        ) from None
+    except Exception as error:  # whatever the network and its libraries raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"unknown backbone '{name}': not embedded, no local directory, and not in the hub's cache, which cannot be "
+            f"filled from here ({type(error).__name__}); where there is a network, run 'hf download {name} --local-dir "
+            f"DIR', and name DIR; or {nearest(name, embedded())}"
+        ) from (error if not reason else None)

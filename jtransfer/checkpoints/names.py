@@ -1,0 +1,268 @@
+"""Name tables: what a tensor is called elsewhere and which leaf of our tree it is, as data, in both directions.
+
+    Row("encoder.layer.{}.output.dense", "encoder/block_{}/mlp/down", DENSE)
+
+says that `encoder.layer.3.output.dense.weight`, transposed, is `encoder/block_3/mlp/down/kernel`, the bias its bias.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jtransfer.checkpoints.tensors import Tensor
+from jtransfer.errors import InputError, nearest
+from jtransfer.models import SOURCE_HEAD
+from jtransfer.tree import Tree
+
+Array = np.ndarray
+
+
+class Layout(NamedTuple):
+    """How an array lies elsewhere and here; one of theirs may be several of ours.
+
+    Attributes:
+        load: From theirs to the tuple of ours; views where NumPy can.
+        save: From ours, in that order, to theirs.
+    """
+
+    load: Callable[[Array], tuple[Array, ...]]
+    save: Callable[..., Array]
+
+
+SAME = Layout(lambda x: (x,), lambda x: x)
+TRANSPOSED = Layout(lambda x: (x.T,), lambda x: x.T)
+CONVOLUTION = Layout(lambda x: (x.transpose(2, 3, 1, 0),), lambda x: x.transpose(3, 2, 0, 1))
+"""PyTorch's `[out, in, height, width]` and `[height, width, in, out]`."""
+
+Kind = Mapping[str, tuple[str, Layout]]
+LEAF: Kind = {"": ("{}", SAME)}
+DENSE: Kind = {".weight": ("{}/kernel", TRANSPOSED), ".bias": ("{}/bias", SAME)}
+NORM: Kind = {".weight": ("{}/scale", SAME), ".bias": ("{}/bias", SAME)}
+EMBED: Kind = {".weight": ("{}/embedding", SAME)}
+TABLE: Kind = {".weight": ("{}", SAME)}
+CONV: Kind = {".weight": ("{}/kernel", CONVOLUTION), ".bias": ("{}/bias", SAME)}
+
+
+def patches(patch: int, channels: int) -> Kind:
+    """A convolution over patches as our dense layer: `[out, channels, p, p]` to `[p * p * channels, out]`."""
+
+    def load(x):
+        return (x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]),)
+
+    def save(x):
+        return x.reshape(patch, patch, channels, -1).transpose(3, 2, 0, 1)
+
+    return {".weight": ("{}/kernel", Layout(load, save)), ".bias": ("{}/bias", SAME)}
+
+
+def fused(parts: int) -> Kind:
+    """A dense layer whose outputs are those of `parts` of ours, one after the other."""
+    kernel = Layout(
+        lambda x: tuple(part.T for part in np.split(x, parts)), lambda *xs: np.concatenate([x.T for x in xs])
+    )
+    bias = Layout(lambda x: tuple(np.split(x, parts)), lambda *xs: np.concatenate(xs))
+    return {".weight": ("{}/kernel", kernel), ".bias": ("{}/bias", bias)}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table; `{}` stands for a number, the same ones on both sides.
+
+    Attributes:
+        theirs: The name as files have it.
+        ours: The path, or the paths where one of theirs is several of ours.
+        kind: From the ends of names to the ends of paths, with the layout of each.
+        also: Other names that are accepted, as those that transformers 5 gives modules in memory.
+    """
+
+    theirs: str
+    ours: str | tuple[str, ...]
+    kind: Kind = None
+    also: tuple[str, ...] = ()
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """`ours` as a tuple."""
+        return (self.ours,) if isinstance(self.ours, str) else self.ours
+
+
+class Target(NamedTuple):
+    """Where a tensor goes: `layout.load(tensor)[part]` is the leaf at `path`."""
+
+    path: str
+    layout: Layout
+    part: int
+
+
+@dataclass(frozen=True)
+class Names:
+    """The table of an architecture.
+
+    Attributes:
+        rows: Its lines.
+        prefix: What the backbone's names begin with in a checkpoint that has a head, as "vit.".
+        ignored: Patterns of names that nothing here needs, each with the reason.
+    """
+
+    rows: tuple[Row, ...]
+    prefix: str = ""
+    ignored: tuple[tuple[str, str], ...] = ()
+
+    def targets(self, name: str) -> list[Target]:
+        """The leaves that a tensor of this name fills; none if the table does not know the name."""
+        for stem in dict.fromkeys((name.removeprefix(self.prefix), name)):
+            for pattern, row, end, layout in self._readers:
+                if match := pattern.fullmatch(stem):
+                    return [
+                        Target(end.format(path.format(*match.groups())), layout, part)
+                        for part, path in enumerate(row.paths)
+                    ]
+        return []
+
+    def ignores(self, name: str) -> bool:
+        """Whether a rule says by name that the tensor is not needed."""
+        stems = {name, name.removeprefix(self.prefix)}
+        return any(re.fullmatch(pattern, stem) for pattern, _ in self.ignored for stem in stems)
+
+    def source(self, path: str) -> tuple[str, list[str], Layout] | None:
+        """The name, without prefix, that a leaf is part of, all the leaves that make it up, and the layout."""
+        for pattern, row, theirs, end, layout in self._writers:
+            if match := pattern.fullmatch(path):
+                numbers = match.groups()
+                return theirs.format(*numbers), [end.format(p.format(*numbers)) for p in row.paths], layout
+        return None
+
+    def write(self, tree: Tree, prefix: str | None = None) -> dict[str, Array]:
+        """A tree in their names and layouts: the inverse of reading.
+
+        Args:
+            tree: Leaves of the backbone, and of its head under `source_head/`.
+            prefix: Of the backbone's names; by default the table's where the tree has a head, and none where not.
+
+        Raises:
+            InputError: leaves that have no name in the table.
+        """
+        headed = any(path.startswith(SOURCE_HEAD) for path in tree)
+        prefix = prefix if prefix is not None else self.prefix if headed else ""
+        tensors, unknown = {}, []
+        for path in tree:
+            if (found := self.source(path)) is None or not all(part in tree for part in found[1]):
+                unknown.append(path)
+                continue
+            name, parts, layout = found
+            name = name if path.startswith(SOURCE_HEAD) else prefix + name
+            if name not in tensors:
+                leaves = [np.asarray(tree[part]) for part in parts]
+                tensors[name] = np.ascontiguousarray(layout.save(*leaves))
+        if unknown:
+            raise InputError(f"no name in this format for {', '.join(unknown)}")
+        return tensors
+
+    @cached_property
+    def _readers(self):
+        return [
+            (_pattern(theirs + ending), row, end, layout)
+            for row in self.rows
+            for theirs in (row.theirs, *row.also)
+            for ending, (end, layout) in row.kind.items()
+        ]
+
+    @cached_property
+    def _writers(self):
+        return [
+            (_pattern(end.format(path)), row, row.theirs + ending, end, layout)
+            for row in self.rows
+            for ending, (end, layout) in row.kind.items()
+            for path in row.paths
+        ]
+
+
+class Source(NamedTuple):
+    """Where a leaf comes from; `read()` gives its array, `shape` is known before."""
+
+    name: str
+    tensor: Tensor
+    target: Target
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Of the leaf; None if the tensor's own shape does not fit the layout at all."""
+        try:
+            hollow = np.broadcast_to(np.zeros((), self.tensor.dtype), self.tensor.shape)
+            return self.target.layout.load(hollow)[self.target.part].shape
+        except ValueError:
+            return None
+
+    def read(self) -> Array:
+        """The leaf, as a view of the file where the layout allows."""
+        return self.target.layout.load(self.tensor.read())[self.target.part]
+
+
+def assign(
+    names: Names, tensors: Mapping[str, Tensor], shapes: Tree, where: Any, fresh: Callable[[str], bool]
+) -> dict[str, Source]:
+    """Find for every leaf the tensor that fills it.
+
+    Args:
+        names: The table.
+        tensors: Of the checkpoint.
+        shapes: Of the model that its config describes.
+        where: The checkpoint, for errors.
+        fresh: Whether a leaf that no tensor fills may be initialised instead.
+
+    Returns:
+        Sources by path; leaves that may be fresh are missing where the checkpoint has none, or one of another shape.
+
+    Raises:
+        InputError: tensors that are neither used nor ignored by a rule, leaves that none fills, shapes and types that
+            differ: all of them, with the nearest names.
+    """
+    sources: dict[str, Source] = {}
+    unknown, offenders = [], []
+    for name, tensor in tensors.items():
+        targets = names.targets(name)
+        wanted = [target for target in targets if target.path in shapes]
+        for target in wanted:
+            if target.path in sources:
+                offenders.append(f"'{sources[target.path].name}' and '{name}' are the same leaf {target.path}")
+            sources[target.path] = Source(name, tensor, target)
+        left_out = targets and all(target.path.startswith(SOURCE_HEAD) for target in targets)
+        if not wanted and not left_out and not names.ignores(name):
+            unknown.append(name)
+    missing = [path for path in shapes if path not in sources and not fresh(path)]
+    for path in missing:
+        name = (names.source(path) or (path,))[0]
+        offenders.append(f"'{name}' is missing for {path}" + (f" ({nearest(name, unknown)})" if unknown else ""))
+    known = [found[0] for path in missing if (found := names.source(path))] or list(tensors.keys() - set(unknown))
+    offenders += [f"'{name}' belongs to no leaf" + (f" ({nearest(name, known)})" if known else "") for name in unknown]
+    for path, source in list(sources.items()):
+        expected, found = tuple(shapes[path].shape), source.shape
+        if found != expected and fresh(path):
+            del sources[path]
+        elif found != expected:
+            said = list(source.tensor.shape) if found is None else list(found)
+            offenders.append(f"'{source.name}' has shape {said} for {path}, expected {list(expected)}")
+        elif source.tensor.dtype.kind in "biu":
+            offenders.append(f"'{source.name}' is {source.tensor.dtype}, expected a floating-point type")
+    if offenders:
+        more = f"; and {len(offenders) - 40} more" if len(offenders) > 40 else ""
+        raise InputError(f"{where} does not fit its config.json: {'; '.join(offenders[:40])}{more}")
+    return sources
+
+
+def _pattern(template: str) -> re.Pattern:
+    return re.compile(r"(\d+)".join(re.escape(part) for part in template.split("{}")))
+
+
+def repeated(rows: Sequence[Row], theirs: str, ours: str) -> tuple[Row, ...]:
+    """The same rows under a prefix on both sides, as for one tower of two."""
+    return tuple(
+        Row(
+            theirs + row.theirs, tuple(ours + path for path in row.paths), row.kind, tuple(theirs + a for a in row.also)
+        )
+        for row in rows
+    )

@@ -1,0 +1,223 @@
+"""Tensors in files, described at once and read one at a time: safetensors (single or sharded) and NumPy's `.npz`.
+
+The safetensors header is parsed here, and strictly, because the file may come from anywhere: nothing that it claims is
+believed before it is compared with the file's length. A tensor is then a view of the mapped file, so that the only
+copy is the one into the target's dtype and place.
+"""
+
+import json
+import math
+import mmap
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+from etils import epath
+
+from jtransfer.errors import InputError
+
+DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U64": np.uint64,
+    "U32": np.uint32,
+    "U16": np.uint16,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+LONGEST_HEADER = 100_000_000
+"""Bytes; the limit of the reference implementation."""
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+CONVERT = (
+    'python -c "from transformers import AutoModel as M; '
+    "M.from_pretrained('DIR').save_pretrained('NEW', safe_serialization=True)\""
+)
+
+
+class Tensor(NamedTuple):
+    """One tensor of a file: `read()` gives its array, a view of the file where that is possible."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+
+def read_directory(directory: epath.Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint's directory: `model.safetensors`, its shards by their index, or the one file there.
+
+    Raises:
+        InputError: no safetensors file, pickled weights only, or anything wrong with a file.
+    """
+    if (directory / INDEX).exists() and not (directory / SINGLE).exists():
+        return _read_shards(directory)
+    names = sorted(path.name for path in directory.iterdir())
+    found = [SINGLE] if SINGLE in names else [name for name in names if name.endswith(".safetensors")]
+    if len(found) == 1:
+        return read_safetensors(directory / found[0])
+    if len(found) > 1:
+        raise InputError(f"{directory}: {len(found)} safetensors files and no {INDEX}; name the file itself")
+    refuse_pickles(directory, names)
+    raise InputError(f"{directory / SINGLE} is missing")
+
+
+def refuse_pickles(where: Any, names: Iterable[str]) -> None:
+    """Raise for the first of `names` that is a pickle.
+
+    Raises:
+        InputError: with the reason and the command that converts.
+    """
+    for name in names:
+        if name.endswith(PICKLED):
+            raise InputError(
+                f"{where}: {name} is pickled, and reading a pickle runs whatever code is in it; convert it to "
+                f"safetensors where you trust it: {CONVERT}"
+            )
+
+
+def read_safetensors(path: epath.Path) -> dict[str, Tensor]:
+    """The tensors of one safetensors file.
+
+    Raises:
+        InputError: a file that is truncated, damaged or of another format; the line says where.
+    """
+    data = _mapped(path)
+    length = int.from_bytes(data[:8], "little") if len(data) >= 8 else 0
+    if not 2 <= length <= min(len(data) - 8, LONGEST_HEADER):
+        raise InputError(
+            f"{path} is truncated or no safetensors file: its header claims {length} bytes, the file has {len(data)}"
+        )
+    try:
+        header = json.loads(bytes(data[8 : 8 + length]), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: the header is damaged ({error})") from None
+    if not isinstance(header, dict):
+        raise InputError(f"{path}: the header is damaged (expected an object)")
+    header.pop("__metadata__", None)
+    start, spans, tensors = 8 + length, [], {}
+    for name, entry in header.items():
+        shape, dtype, (begin, end) = _entry(path, name, entry)
+        if end > len(data) - start:
+            raise InputError(f"{path} is truncated: '{name}' ends at byte {start + end} of {len(data)}")
+        spans.append((begin, end, name))
+        tensors[name] = Tensor(shape, dtype, _view(data, start + begin, shape, dtype))
+    reached = 0
+    for begin, end, name in sorted(spans):
+        if begin != reached:
+            raise InputError(f"{path}: '{name}' starts at byte {begin} of the data, expected {reached}")
+        reached = end
+    if reached != len(data) - start:
+        raise InputError(f"{path}: {len(data) - start - reached} bytes belong to no tensor")
+    return tensors
+
+
+def read_npz(path: epath.Path) -> dict[str, Tensor]:
+    """The arrays of an `.npz` file.
+
+    Raises:
+        InputError: a file that is truncated, damaged, pickled or of another format.
+    """
+    tensors = {}
+    try:
+        archive = zipfile.ZipFile(path.open("rb"))
+        for member in archive.infolist():
+            with archive.open(member) as file:
+                version = np.lib.format.read_magic(file)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(file)
+            size = math.prod(shape) * dtype.itemsize
+            if dtype.hasobject or size > member.file_size:
+                raise InputError(f"{path}: '{member.filename}' is pickled or truncated; expected plain numbers")
+            # vision_transformer and big_vision save bfloat16 as raw pairs of bytes
+            plain = np.dtype(ml_dtypes.bfloat16) if dtype == np.dtype("V2") else dtype
+            tensors[member.filename.removesuffix(".npy")] = Tensor(shape, plain, _member(path, archive, member, plain))
+    except (ValueError, OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is truncated or no .npz file ({error})") from None
+    return tensors
+
+
+def _member(path, archive, member, dtype):
+    def read():
+        try:
+            with archive.open(member) as file:
+                return np.lib.format.read_array(file, allow_pickle=False).view(dtype)
+        except (ValueError, OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise InputError(f"{path}: '{member.filename}' is damaged ({error})") from None
+
+    return read
+
+
+def _read_shards(directory):
+    index = directory / INDEX
+    try:
+        files = json.loads(index.read_text(), object_pairs_hook=_unique)["weight_map"]
+        wanted = {str(name): str(file) for name, file in files.items()}
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise InputError(f"{index}: expected JSON with a 'weight_map' of names to files ({error})") from None
+    tensors: dict[str, Tensor] = {}
+    for file in sorted(set(wanted.values())):
+        if "/" in file or "\\" in file or file in ("", ".", ".."):
+            raise InputError(f"{index}: '{file}' points outside the directory; expected the name of a file in it")
+        if not (directory / file).exists():
+            raise InputError(f"{index}: shard '{file}' is missing from the directory")
+        refuse_pickles(index, [file])
+        shard = read_safetensors(directory / file)
+        if twice := tensors.keys() & shard.keys():
+            raise InputError(f"{index}: '{min(twice)}' stands in '{file}' and in another shard")
+        tensors |= shard
+    if missing := [name for name in wanted if name not in tensors]:
+        raise InputError(f"{index}: {', '.join(missing)} are in none of the shards")
+    return tensors
+
+
+def _mapped(path):
+    try:
+        if "://" in str(path):
+            return memoryview(path.read_bytes())
+        with open(path, "rb") as file:
+            if file.seek(0, 2) == 0:
+                return memoryview(b"")
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror or error})") from None
+
+
+def _unique(pairs):
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"key '{next(name for name in names if names.count(name) > 1)}' stands there twice")
+    return dict(pairs)
+
+
+def _entry(path, name, entry):
+    try:
+        shape, (begin, end), dtype = entry["shape"], entry["data_offsets"], entry["dtype"]
+        numbers = [*shape, begin, end]
+        if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in numbers) or begin > end:
+            raise ValueError("numbers that cannot be")
+    except (TypeError, KeyError, ValueError):
+        raise InputError(f"{path}: '{name}' needs dtype, shape and data_offsets in the header") from None
+    if dtype not in DTYPES:
+        raise InputError(f"{path}: '{name}' has the unknown dtype '{dtype}'; expected one of {', '.join(DTYPES)}")
+    kind = np.dtype(DTYPES[dtype])
+    if math.prod(shape) * kind.itemsize != end - begin:
+        raise InputError(f"{path}: '{name}' {dtype}{shape} cannot be {end - begin} bytes long")
+    return tuple(shape), kind, (begin, end)
+
+
+def _view(data, offset, shape, dtype):
+    return lambda: np.frombuffer(data, dtype, math.prod(shape), offset).reshape(shape)

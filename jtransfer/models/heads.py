@@ -1,0 +1,106 @@
+"""What stands on a backbone and predicts: one linear layer for a new task, or the head that a checkpoint came with."""
+
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jtransfer.models import layers
+
+SOURCE_HEAD = "source_head/"
+"""Prefix of the head of a backbone's source task, which stays in the tree, frozen, whatever the method."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head as data: which output it reads, and the layers up to `logits`.
+
+    Attributes:
+        classes: Outputs for each thing it reads.
+        reads: "features" or "pooler_output" `[batch, width]`, "first" (the first token of `last_hidden_state`),
+            "last_hidden_state" `[batch, tokens, width]` (a prediction for every token), or "distilled" (the mean of
+            one prediction from the class token and one from the distillation token).
+        hidden: Activation of a dense layer of the backbone's width before the output; empty for no such layer.
+        norm: LayerNorm after that activation, with this epsilon; 0 for none.
+        tied: Whether the output kernel is the transposed table of the word embeddings.
+        bias: Whether the output has a bias.
+        span: Whether two outputs a token are `start_logits` and `end_logits` `[batch, tokens]` instead of `logits`.
+    """
+
+    classes: int
+    reads: str = "features"
+    hidden: str = ""
+    norm: float = 0.0
+    tied: bool = False
+    bias: bool = True
+    span: bool = False
+
+
+class Layers(nn.Module):
+    """The layers of a head that has more than the output layer: `{dense, norm, out}` or `{cls, distillation}`."""
+
+    config: Head
+
+    @nn.compact
+    def __call__(self, x, table):
+        c = self.config
+        if c.reads == "distilled":
+            return _output(c, "cls")(x[:, 0]), _output(c, "distillation")(x[:, 1])
+        if c.hidden:
+            x = layers.ACTIVATIONS[c.hidden](layers.Dense(x.shape[-1], name="dense", dtype="float32")(x))
+        if c.norm:
+            x = nn.LayerNorm(epsilon=c.norm, name="norm", dtype="float32")(x)
+        if not c.tied:
+            return _output(c, "out")(x)
+        logits = x.astype(jnp.float32) @ table.T.astype(jnp.float32)
+        return logits + self.param("bias", nn.initializers.zeros, (c.classes,)) if c.bias else logits
+
+
+def _output(config: Head, name: str) -> nn.Module:
+    zeros = nn.initializers.zeros
+    return layers.Dense(config.classes, use_bias=config.bias, kernel_init=zeros, name=name, dtype="float32")
+
+
+class Headed(nn.Module):
+    """A backbone whose paths stay as they are, with a head whose outputs join the backbone's.
+
+    Attributes:
+        backbone: A module whose outputs have what the head reads.
+        config: The head.
+        head: Its name in the tree.
+    """
+
+    backbone: nn.Module
+    config: Head
+    head: str = SOURCE_HEAD.rstrip("/")
+
+    @nn.compact
+    def __call__(self, *inputs, train: bool = False, **kwargs) -> dict[str, jax.Array]:
+        c, backbone = self.config, self.backbone.copy(name=None)
+        nn.share_scope(self, backbone)
+        outputs = backbone(*inputs, train=train, **kwargs)
+        states = outputs.get("last_hidden_state")
+        x = {"first": lambda: states[:, 0], "distilled": lambda: states}.get(c.reads, lambda: outputs[c.reads])()
+        if c.reads == "distilled":
+            cls, distillation = Layers(c, name=self.head)(x, None)
+            both = {"cls_logits": cls, "distillation_logits": distillation}
+            return outputs | both | {"logits": (cls + distillation) / 2}
+        if c.hidden or c.norm or c.tied:
+            table = self.get_variable("params", "embeddings")["word"]["embedding"] if c.tied else None
+            logits = Layers(c, name=self.head)(x, table)
+        else:
+            logits = _output(c, self.head)(x)
+        if c.span:
+            return outputs | {"start_logits": logits[..., 0], "end_logits": logits[..., 1]}
+        return outputs | {"logits": logits}
+
+
+def Classifier(backbone: nn.Module, classes: int, head: str = "head") -> Headed:
+    """Add `logits [batch, classes]` (float32) of one linear layer on the `features` to the outputs of a backbone.
+
+    The layer starts at zero, so the first prediction is uniform. The tree may hold several heads: which one is read is
+    a matter of its name, so `Classifier(backbone, 62, "source_head")` on the tree of an adapted model still tells what
+    it knows of its source task.
+    """
+    return Headed(backbone, Head(classes), head)
