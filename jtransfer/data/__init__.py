@@ -1,1 +1,1 @@
-"""Data: named sources, few-shot subsets, and the embedded pretraining source of warped glyphs."""
+"""Data: named sources, few-shot subsets, the embedded pretraining source of warped glyphs, and preprocessing."""

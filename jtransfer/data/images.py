@@ -1,0 +1,349 @@
+"""Photographs to `pixel_values`, as a checkpoint's `preprocessor_config.json` says, by PIL and NumPy alone.
+
+The values of such a file, and the defaults of the class that it names for those it leaves out, become steps on PIL
+images (resize, crop) and three numbers for each channel (rescale, normalise). Both do what the PIL-backed processors of
+transformers 5 do, to the bit.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from jtransfer.errors import InputError, nearest
+
+HALF = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+
+OPENAI = {
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "size": {"shortest_edge": 224},
+    "default_to_square": False,
+    "do_center_crop": True,
+    "crop_size": 224,
+}
+
+COMMON = {
+    "do_resize": True,
+    "default_to_square": True,
+    "resample": Image.Resampling.BICUBIC,
+    "do_center_crop": False,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+}
+
+TYPES: dict[str, dict[str, Any]] = {
+    "ViTImageProcessor": HALF | {"size": 224, "resample": Image.Resampling.BILINEAR},
+    "DeiTImageProcessor": HALF | {"size": 256, "do_center_crop": True, "crop_size": 224},
+    "BitImageProcessor": OPENAI,
+    "CLIPImageProcessor": OPENAI,
+    "SiglipImageProcessor": HALF | {"size": [224, 224], "default_to_square": False},
+    "ConvNextImageProcessor": HALF | {"size": 384, "default_to_square": False, "crop_pct": 224 / 256},
+}
+"""What each type of processor does where its file does not say, beside `COMMON`."""
+
+OF_MODELS = {
+    "vit": "ViTImageProcessor",
+    "vit_mae": "ViTImageProcessor",
+    "vit_msn": "ViTImageProcessor",
+    "deit": "DeiTImageProcessor",
+    "dinov2": "BitImageProcessor",
+    "dinov2_with_registers": "BitImageProcessor",
+    "clip": "CLIPImageProcessor",
+    "clip_vision_model": "CLIPImageProcessor",
+    "siglip": "SiglipImageProcessor",
+    "siglip_vision_model": "SiglipImageProcessor",
+    "resnet": "ConvNextImageProcessor",
+}
+"""The type of processor that a model has whose file names none."""
+
+REFUSED = ("do_pad", "do_flip_channel_order", "use_square_size", "rescale_offset")
+"""Settings that nothing here does, and that none of the types sets."""
+
+LARGEST = 16384
+"""The longest side, in pixels, that an image is resized or cropped to."""
+
+DEEP = ("I", "F")
+"""What the modes of PIL images with more than 8 bits a channel begin with."""
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Resize to a given size, whatever that does to the aspect."""
+
+    height: int
+    width: int
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        return self.height, self.width
+
+
+@dataclass(frozen=True)
+class Shortest:
+    """Resize so that the shorter side is `edge`, or less where the longer one would pass `longest` (0 for no bound)."""
+
+    edge: int
+    longest: int = 0
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        short, long = sorted((height, width))
+        bounded = self.longest and long / short * self.edge > self.longest
+        exact = self.longest * short / long if bounded else self.edge
+        near, far = round(exact), int(exact * long / short)
+        if near == short:
+            return height, width
+        return (near, far) if height <= width else (far, near)
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Take the middle; what lies outside of a smaller image is black."""
+
+    height: int
+    width: int
+
+
+Step = Fixed | Shortest | Crop
+
+
+@dataclass(frozen=True, eq=False)
+class Processor:
+    """What is done to an image: `steps`, then `(factor * pixel - mean) / std`.
+
+    Attributes:
+        shape: `[height, width, channels]` of what comes out.
+        steps: In this order.
+        resample: PIL's number of the filter.
+        factor: That brings 0..255 to 0..1, as a rule.
+        mean: `[channels]` float32, and so is `std`.
+        own: Height and width that the file gives, which the steps were scaled from; None for those of its input.
+    """
+
+    shape: tuple[int, int, int]
+    steps: tuple[Step, ...]
+    resample: int
+    factor: float
+    mean: np.ndarray
+    std: np.ndarray
+    own: tuple[int, int] | None
+
+    def __call__(self, images: Sequence[Image.Image | np.ndarray] | np.ndarray) -> dict[str, np.ndarray]:
+        """The model's input for some images.
+
+        Args:
+            images: PIL images or uint8 arrays `[height, width, 3]`, `[height, width, 1]` or `[height, width]` of any
+                sizes, or one array `[n, height, width, channels]`. Transparent parts become white.
+
+        Returns:
+            `pixel_values [n, height, width, channels]` float32.
+
+        Raises:
+            InputError: something that is no such image.
+        """
+        images = check_images(images)
+        pixels = np.empty((len(images), *self.shape), np.float32)
+        for row, image in enumerate(images):
+            found = np.asarray(self.stepped(to_pil(image, row, self.shape[-1])))
+            found = found.reshape(*found.shape[:2], -1)
+            if found.shape != self.shape:
+                raise InputError(
+                    f"image {row} is {list(found.shape)}; expected {list(self.shape)}: nothing is resized here"
+                )
+            pixels[row] = ((found * self.factor).astype(np.float32) - self.mean) / self.std
+        return {"pixel_values": pixels}
+
+    def stepped(self, image: Image.Image) -> Image.Image:
+        """An image after the steps."""
+        for step in self.steps:
+            width, height = image.size
+            if isinstance(step, Crop):
+                left, top = (width - step.width) // 2, (height - step.height) // 2
+                image = image.crop((left, top, left + step.width, top + step.height))
+            else:
+                image = image.resize(step.size(height, width)[::-1], self.resample)
+        return image
+
+
+def processor(values: Mapping[str, Any], kind: str, shape: tuple[int, int, int]) -> Processor:
+    """The processor that a file describes, made to fit the model.
+
+    A model that takes images of another size than the file gives (it was loaded with `image=`, or its checkpoint was
+    trained at another resolution than the file's) has every size in the file scaled by the same factor, rounded down:
+    256 and a crop of 224 become 438 and 384. A model of one channel takes grey images (the luma of PIL), normalised
+    by the average of the channels' means and of their standard deviations.
+
+    Args:
+        values: Of the file.
+        kind: Of processor, where they name none.
+        shape: `[height, width, channels]` that the model takes.
+
+    Raises:
+        InputError: a type that is not known, or values that cannot be used; the file is not named.
+        Exception: whatever else values of a wrong type raise.
+    """
+    name = type_of(values) or kind
+    if name not in TYPES:
+        raise InputError(f"image processor '{name}' is unknown; {nearest(name, TYPES)}")
+    for key in REFUSED:
+        if values.get(key):
+            raise InputError(f"'{key}' is not supported")
+    settings = COMMON | TYPES[name] | dict(values)
+    if shape[-1] not in (1, 3):
+        raise InputError(f"images have 1 or 3 channels, but the model takes {shape[-1]}")
+    steps = _steps(settings, with_crop_pct="crop_pct" in TYPES[name])
+    resample = Image.Resampling(settings["resample"])
+    factor = float(settings["rescale_factor"]) if settings["do_rescale"] else 1.0
+    mean, std = _normalisation(settings, shape[-1])
+    if not np.isfinite(factor):
+        raise InputError(f"'rescale_factor' is {factor}")
+    if steps and isinstance(steps[-1], Shortest):
+        raise InputError(
+            f"'size' {settings['size']} without 'do_center_crop' gives images of many shapes; the model takes one"
+        )
+    own = (steps[-1].height, steps[-1].width) if steps else None
+    fitting = tuple(_scaled(step, shape[:2], own) for step in steps)
+    for step in fitting:
+        if not all(1 <= side <= LARGEST for name, side in vars(step).items() if name != "longest"):
+            raise InputError(f"sizes must lie in 1..{LARGEST}; found {step}")
+    return Processor(shape, fitting, resample, factor, mean, std, own)
+
+
+def type_of(values: Mapping[str, Any]) -> str:
+    """The type of processor that a file names, in the present vocabulary; "" for none.
+
+    >>> type_of({"feature_extractor_type": "CLIPFeatureExtractor"})
+    'CLIPImageProcessor'
+    """
+    name = str(values.get("image_processor_type") or values.get("feature_extractor_type") or "")
+    return name.removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
+
+
+def check_images(images: Any) -> Sequence:
+    """The same, if it is a list of something or one array of four axes.
+
+    Raises:
+        InputError: it is not.
+    """
+    expected = "expected a list of PIL images or arrays, or one array [n, height, width, channels]"
+    if hasattr(images, "shape"):
+        images = np.asarray(images)
+        if images.ndim != 4:
+            raise InputError(f"images have shape {list(images.shape)}; {expected}")
+    elif not isinstance(images, list | tuple):
+        raise InputError(f"images are given as {type(images).__name__}; {expected}")
+    if not len(images):
+        raise InputError(f"there are no images; {expected}")
+    return images
+
+
+def to_pil(image: Any, row: int, channels: int) -> Image.Image:
+    """An image in mode "RGB" (3 channels) or "L" (1), transparent parts on white.
+
+    Raises:
+        InputError: it is no image of 8 bits a channel.
+    """
+    if not isinstance(image, Image.Image):
+        image = _from_array(image, row)
+    try:
+        image.load()
+    except (OSError, ValueError, SyntaxError) as error:  # a file is read when its pixels are first asked for
+        raise InputError(f"image {row} cannot be read ({error})") from None
+    if 0 in image.size:
+        raise InputError(f"image {row} has no pixels: {image.size[1]}x{image.size[0]}")
+    if image.mode.startswith(DEEP):
+        raise InputError(f"image {row} has mode '{image.mode}', more than 8 bits; scale it to 0..255 first")
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB" if channels == 3 else "L")
+
+
+def _from_array(image, row):
+    if not hasattr(image, "__array__"):
+        kind = type(image).__name__
+        raise InputError(f"image {row} is of type {kind}; expected a PIL image or a uint8 array [height, width, 3]")
+    array = np.asarray(image)
+    if array.dtype != np.uint8:
+        raise InputError(
+            f"image {row} has dtype {array.dtype}; expected uint8 (0..255): for 0..1, (255 * x).round().astype('u1')"
+        )
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if not array.size or not (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (3, 4))):
+        raise InputError(
+            f"image {row} has shape {list(array.shape)}; expected [height, width, 3], [height, width, 1] "
+            f"or [height, width]"
+        )
+    return Image.fromarray(array)
+
+
+def _steps(settings, with_crop_pct) -> tuple[Step, ...]:
+    steps = []
+    if settings["do_resize"]:
+        size = _size(settings["size"], "size", settings["default_to_square"])
+        if not with_crop_pct:
+            steps += [_resize(size)]
+        elif size.keys() != {"shortest_edge"}:
+            raise InputError(f"'size' is {size}; expected 'shortest_edge' alone beside 'crop_pct'")
+        elif (side := size["shortest_edge"]) < 384:
+            steps += [Shortest(int(side / settings["crop_pct"])), Crop(side, side)]
+        else:  # Liu et al. 2022 (arXiv:2201.03545) evaluate at 384 without a crop
+            steps += [Fixed(side, side)]
+    if settings["do_center_crop"]:
+        size = _size(settings.get("crop_size"), "crop_size", True)
+        if size.keys() != {"height", "width"}:
+            raise InputError(f"'crop_size' is {size}; expected 'height' and 'width'")
+        steps += [Crop(**size)]
+    return tuple(steps)
+
+
+def _size(value, key, square):
+    """Old files have one number or two; the others name what they mean."""
+    if isinstance(value, int):
+        value = {"height": value, "width": value} if square else {"shortest_edge": value}
+    elif isinstance(value, list | tuple) and len(value) == 2:
+        value = {"height": value[0], "width": value[1]}
+    if not isinstance(value, dict) or not all(isinstance(side, int) and side >= 1 for side in value.values()):
+        raise InputError(f"'{key}' is {value!r}; expected whole numbers of pixels")
+    return value
+
+
+def _resize(size):
+    if size.keys() == {"height", "width"}:
+        return Fixed(**size)
+    if size.keys() in ({"shortest_edge"}, {"shortest_edge", "longest_edge"}):
+        return Shortest(size["shortest_edge"], size.get("longest_edge", 0))
+    raise InputError(f"'size' has {', '.join(size) or 'no keys'}; expected height and width, or shortest_edge")
+
+
+def _scaled(step, new, old):
+    (height, width), (old_height, old_width) = new, old
+    if not isinstance(step, Shortest):
+        return type(step)(step.height * height // old_height, step.width * width // old_width)
+    edge, longest = (max(side * height // old_height, side * width // old_width) for side in vars(step).values())
+    return Shortest(edge, longest)
+
+
+def _normalisation(settings, channels):
+    """Mean and standard deviation of each channel; 0 and 1 leave a float as it is, to the bit."""
+    if not settings["do_normalize"]:
+        return np.zeros(channels, np.float32), np.ones(channels, np.float32)
+    mean, std = (_per_channel(settings[key], key, channels) for key in ("image_mean", "image_std"))
+    if not (np.isfinite(mean).all() and (std > 0).all()):
+        raise InputError(f"'image_mean' is {settings['image_mean']}, 'image_std' is {settings['image_std']}")
+    return mean, std
+
+
+def _per_channel(value, key, channels):
+    array = np.asarray(value, np.float64)
+    if array.ndim == 0:
+        array = np.repeat(array[None], channels)
+    if channels == 1 and array.shape == (3,):
+        array = array.mean(keepdims=True)
+    if array.shape != (channels,):
+        raise InputError(f"'{key}' is {value}; expected {channels} numbers")
+    with np.errstate(over="ignore"):  # what overflows is refused as infinite
+        return array.astype(np.float32)

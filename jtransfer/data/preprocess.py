@@ -1,0 +1,140 @@
+"""What a checkpoint's own image processor and tokenizer do, found beside its weights when they are first asked for."""
+
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+
+from jtransfer.errors import InputError
+from jtransfer.files import read_json
+
+log = logging.getLogger("jtransfer")
+
+Preprocess = Callable[..., dict[str, np.ndarray]]
+
+
+def of(name: str, origin: Any, config: Any) -> Preprocess:
+    """What makes a backbone's inputs.
+
+    A model of images has `preprocess(images)`, as `images.Processor`; a model of text `preprocess(texts, pairs)`, as
+    `text.Tokenizer`; one of both `preprocess(images=..., text=...)`, of which one may be left out. A backbone in our
+    own layout has no processor: its images have the model's shape already, and are float (taken as they are) or uint8
+    (scaled by 1/255).
+
+    Args:
+        name: Of the backbone, for messages.
+        origin: Its `layouts.Origin`.
+        config: Of the model; its `inputs` say what is made.
+
+    Raises:
+        InputError: the checkpoint has no such file, or one that cannot be used.
+    """
+    if origin is None:
+        raise InputError(f"backbone '{name}' was not loaded from a checkpoint, which would say how to preprocess")
+    images = "pixel_values" in config.inputs and partial(_images, name, origin, config)
+    text = "input_ids" in config.inputs and partial(_text, name, origin, config)
+    if images and text:
+        return _both(name, cache(images), cache(text))
+    if not images and not text:
+        raise InputError(f"backbone '{name}' takes {', '.join(config.inputs)}, which nothing is made into here")
+    return images() if images else text()
+
+
+def _both(name, make_images, make_text):
+    def preprocess(images: Any = None, text: Any = None, **options: Any) -> dict[str, np.ndarray]:
+        """Inputs from images, from texts (with `options` of `text.Tokenizer`), or from both."""
+        if images is None and text is None:
+            raise InputError(f"backbone '{name}': give images=..., text=..., or both")
+        pixels = {} if images is None else make_images()(images)
+        return pixels | ({} if text is None else make_text()(text, **options))
+
+    return preprocess
+
+
+def _images(name, origin, config):
+    shape = tuple(config.inputs["pixel_values"].shape[1:])
+    if origin.layout == "jtransfer":
+        return partial(as_they_are, shape=shape)
+    from jtransfer.data import images
+
+    values, file = _processor_values(origin)
+    kind = images.OF_MODELS.get(origin.values.get("model_type"), "")
+    with _errors_of(file):
+        processor = images.processor(values, kind, shape)
+    if processor.own not in (None, shape[:2]):
+        (height, width), (own_height, own_width) = shape[:2], processor.own
+        log.warning(
+            "backbone '%s' takes images of %dx%d, its own processor gives %dx%d: sizes are scaled to the former "
+            "(jtransfer.load(..., image=(%d, %d)) takes the latter)",
+            *(name, height, width, own_height, own_width, own_height, own_width),
+        )
+    return processor
+
+
+def _processor_values(origin):
+    """Values of the image processor, and the file that has them; a newer `processor_config.json` goes first."""
+    if origin.values.get("preprocessor"):
+        return origin.values["preprocessor"], origin.directory
+    file = origin.directory / "processor_config.json"
+    values = read_json(file).get("image_processor") if file.exists() else None
+    if values is None:
+        file = origin.directory / "preprocessor_config.json"
+        if not file.exists():
+            raise InputError(f"{file} is not there, which would say how images are preprocessed; copy it from the hub")
+        values = read_json(file)
+    if not isinstance(values, Mapping):
+        raise InputError(f"{file}: expected an object under 'image_processor'")
+    return values, file
+
+
+def _text(name, origin, config):
+    if origin.layout == "jtransfer":
+        raise InputError(f"backbone '{name}' is in our own layout, which keeps no tokenizer")
+    from jtransfer.data import text
+
+    of_text = getattr(config, "text", config)
+    longest = getattr(of_text, "longest", None) or of_text.positions
+    reads_last = getattr(of_text, "pool", "") == "last"
+    with _errors_of(origin.directory):
+        return text.tokenizer(origin.directory, origin.values, tuple(config.inputs), longest, whole=reads_last)
+
+
+@contextmanager
+def _errors_of(file):
+    """Whatever values of a wrong type raise is said of the file that has them."""
+    try:
+        yield
+    except InputError as error:
+        named = str(error).startswith(str(file))
+        raise (error if named else InputError(f"{file}: {error}")) from None
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), "")
+        raise InputError(f"{file}: {type(error).__name__}: {reason}") from error
+
+
+def as_they_are(images: Any, shape: tuple[int, int, int]) -> dict[str, np.ndarray]:
+    """Images that have the model's shape already, as float32; uint8 is scaled by 1/255.
+
+    Args:
+        images: `[n, height, width, channels]`, or a list of `[height, width, channels]`; one channel may be left out.
+        shape: `[height, width, channels]` of the model.
+
+    Raises:
+        InputError: images of another shape or kind.
+    """
+    expected = f"expected [n, {', '.join(map(str, shape))}] of float or uint8"
+    try:
+        array = np.asarray(images)
+    except ValueError:
+        raise InputError(f"images have several shapes; {expected}") from None
+    if array.ndim == 3 and shape[-1] == 1:
+        array = array[..., None]
+    if array.shape[1:] != shape or not len(array):
+        raise InputError(f"images have shape {list(array.shape)}; {expected}")
+    if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
+        raise InputError(f"images have dtype {array.dtype}; {expected}")
+    pixels = array.astype(np.float32)
+    return {"pixel_values": pixels / 255 if array.dtype == np.uint8 else pixels}

@@ -1,0 +1,366 @@
+"""What a checkpoint's processor and tokenizer make, and what is said of what cannot be made."""
+
+import io
+import json
+import logging
+import re
+import sys
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from PIL import Image
+
+from jtransfer.checkpoints.layouts import Origin
+from jtransfer.data import images, preprocess
+from jtransfer.data.images import Crop, Fixed, Shortest
+from jtransfer.errors import InputError
+from jtransfer.models import ViTConfig
+
+VIT = {"image_processor_type": "ViTImageProcessor", "size": 8}
+GREY = np.tile(np.arange(8, dtype=np.uint8)[:, None] * 30, (1, 8))
+"""8x8, brighter towards the bottom."""
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "blue", "cat", "##s"]
+
+
+def takes(**inputs):
+    return SimpleNamespace(inputs=inputs, longest=12)
+
+
+def pixels(*shape):
+    return jax.ShapeDtypeStruct((1, *shape), np.float32)
+
+
+def of(directory, config, values=None, layout="huggingface"):
+    return preprocess.of("mine", Origin(epath.Path(directory), values or {"model_type": "bert"}, layout), config)
+
+
+@pytest.fixture
+def vit(tmp_path):
+    """`preprocess` of a model of 8x8 colours, from the values of a processor file."""
+
+    def make(values=VIT, shape=(8, 8, 3)):
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
+        return of(tmp_path, takes(pixel_values=pixels(*shape)))
+
+    return make
+
+
+@pytest.fixture
+def bert(tmp_path):
+    """`preprocess` of a model of ten words and at most 12 tokens."""
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
+    return of(tmp_path, takes(input_ids=None, attention_mask=None, token_type_ids=None))
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """`preprocess` of a model of both."""
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(VIT))
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
+    return of(tmp_path, takes(pixel_values=pixels(8, 8, 3), input_ids=None, attention_mask=None))
+
+
+def test_grey_arrays_become_three_equal_channels(vit):
+    one = vit()([GREY, GREY[..., None]])["pixel_values"]
+    expected = np.repeat(GREY[..., None], 3, -1) / np.float32(127.5) - 1
+    np.testing.assert_allclose(one, [expected, expected], atol=1e-6)
+
+
+def test_a_list_and_one_array_of_the_same_images_give_the_same(vit):
+    array = np.random.default_rng(0).integers(0, 256, (3, 20, 12, 3), np.uint8)
+    listed = vit()([Image.fromarray(array[0]), array[1], array[2]])["pixel_values"]
+    np.testing.assert_array_equal(vit()(array)["pixel_values"], listed)
+
+
+def test_a_model_of_one_channel_takes_luma_normalised_by_the_average_of_the_channels(vit):
+    grey = vit(VIT | {"image_mean": [0.1, 0.2, 0.6], "image_std": [0.1, 0.2, 0.3]}, (8, 8, 1))
+    red = np.zeros((8, 8, 3), np.uint8)
+    red[..., 0] = 200
+    found = grey([GREY, red])["pixel_values"]
+    assert found.shape == (2, 8, 8, 1)
+    np.testing.assert_allclose(found[0, ..., 0], (GREY / 255 - 0.3) / 0.2, atol=1e-6)
+    np.testing.assert_allclose(found[1], (round(0.299 * 200) / 255 - 0.3) / 0.2, atol=1e-6)
+
+
+def test_what_lies_beyond_a_small_image_is_black(vit):
+    cropped = vit(VIT | {"do_resize": False, "do_center_crop": True, "crop_size": 8, "do_normalize": False})
+    found = cropped([np.full((3, 2, 3), 255, np.uint8)])["pixel_values"][0, ..., 0]
+    expected = np.zeros((8, 8))
+    expected[3:6, 3:5] = 1
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_sizes_scale_with_the_model_and_round_down():
+    def steps(values, *size):
+        return images.processor(values, "BitImageProcessor", (*size, 3)).steps
+
+    assert steps({}, 224, 224) == (Shortest(224), Crop(224, 224))
+    assert steps({"size": 256}, 224, 224) == (Shortest(256), Crop(224, 224))
+    assert steps({"size": 256}, 384, 384) == (Shortest(438), Crop(384, 384))  # 438.9
+    assert steps({"size": 256}, 512, 224) == (Shortest(585), Crop(512, 224))  # 585.1, so that the crop is filled
+    assert steps({"size": {"height": 256, "width": 240}}, 448, 112) == (Fixed(512, 120), Crop(448, 112))
+    convnext = {"image_processor_type": "ConvNextImageProcessor", "size": 224}
+    assert steps(convnext, 224, 224) == (Shortest(256), Crop(224, 224))
+    assert steps(convnext, 384, 384) == (Shortest(438), Crop(384, 384))
+    assert steps(convnext | {"size": 384}, 384, 384) == (Fixed(384, 384),)
+    assert steps({"image_processor_type": "ViTImageProcessor"}, 64, 96) == (Fixed(64, 96),)
+
+
+def test_a_model_of_another_size_than_its_processor_is_told(vit, caplog):
+    with caplog.at_level(logging.WARNING, "jtransfer"):
+        assert vit(shape=(16, 8, 3))([GREY])["pixel_values"].shape == (1, 16, 8, 3)
+    assert "takes images of 16x8, its own processor gives 8x8" in caplog.text
+    caplog.clear()
+    vit(shape=(8, 8, 3))
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ("a photo", "images are given as str; expected a list of PIL images or arrays"),
+        (Image.fromarray(GREY), "images are given as Image; expected a list of PIL images or arrays"),
+        ([], "there are no images"),
+        (["a photo"], "image 0 is of type str; expected a PIL image or a uint8 array"),
+        ([GREY, None], "image 1 is of type NoneType"),
+        (GREY, "images have shape [8, 8]; expected a list of PIL images or arrays, or one array [n, "),
+        ([GREY / 255], "image 0 has dtype float64; expected uint8 (0..255): for 0..1, "),
+        ([np.zeros((3, 8, 8), np.uint8)], "image 0 has shape [3, 8, 8]; expected [height, width, 3]"),
+        ([np.zeros((8, 8, 2), np.uint8)], "image 0 has shape [8, 8, 2]; expected [height, width, 3]"),
+        ([np.zeros((0, 8, 3), np.uint8)], "image 0 has shape [0, 8, 3]; expected [height, width, 3]"),
+        ([Image.fromarray(GREY.astype(np.uint16))], "image 0 has mode 'I;16', more than 8 bits"),
+        ([Image.fromarray(GREY.astype(np.float32))], "image 0 has mode 'F', more than 8 bits"),
+        ([Image.new("RGB", (0, 5))], "image 0 has no pixels: 5x0"),
+    ],
+)
+def test_what_is_no_image_is_refused_by_its_number(vit, wrong, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        vit()(wrong)
+
+
+def test_a_truncated_file_is_refused_by_its_number(vit):
+    file = io.BytesIO()
+    Image.effect_noise((200, 200), 50).save(file, "PNG")
+    damaged = Image.open(io.BytesIO(file.getvalue()[:9000]))
+    with pytest.raises(InputError, match=r"image 1 cannot be read \(.*truncated"):
+        vit()([GREY, damaged])
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        (
+            {"image_processor_type": "VitProcessor"},
+            "'VitProcessor' is unknown; did you mean 'ViTImageProcessor'?",
+        ),
+        ({"image_processor_type": "Siglip2ImageProcessor"}, "did you mean 'SiglipImageProcessor'?"),
+        ({"size": 8}, "image processor '' is unknown; choose one of BitImageProcessor, "),
+        (VIT | {"do_pad": True}, "'do_pad' is not supported"),
+        (VIT | {"size": "8"}, "'size' is '8'; expected whole numbers of pixels"),
+        (VIT | {"size": None}, "'size' is None; expected whole numbers of pixels"),
+        (VIT | {"size": {"height": 8, "width": -8}}, "'size' is {'height': 8, 'width': -8}; expected whole numbers"),
+        (VIT | {"size": {"longest_edge": 8}}, "'size' has longest_edge; expected height and width, or shortest_edge"),
+        (VIT | {"size": {"shortest_edge": 8}}, "without 'do_center_crop' gives images of many shapes"),
+        (VIT | {"resample": 17}, "17 is not a valid Resampling"),
+        (VIT | {"image_mean": [0.5]}, "'image_mean' is [0.5]; expected 3 numbers"),
+        (VIT | {"image_std": [0.5, 0, 0.5]}, "'image_std' is [0.5, 0, 0.5]"),
+        (VIT | {"image_std": "grey"}, "could not convert string to float"),
+        (VIT | {"rescale_factor": None}, "TypeError"),
+        (VIT | {"do_center_crop": True}, "'crop_size'"),
+        ({"image_processor_type": "BitImageProcessor", "size": 10**9, "crop_size": 8}, "sizes must lie in 1..16384"),
+        ({"image_processor_type": "ConvNextImageProcessor", "size": 8, "crop_pct": 0}, "ZeroDivisionError"),
+        (
+            {"image_processor_type": "ConvNextImageProcessor", "size": {"height": 8, "width": 8}},
+            "'shortest_edge' alone",
+        ),
+    ],
+)
+def test_a_processor_file_that_cannot_be_used_is_refused_in_one_line_with_its_name(vit, tmp_path, values, message):
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
+        vit(values)
+    assert str(caught.value).startswith(f"{tmp_path / 'preprocessor_config.json'}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_resizes_nothing_takes_images_of_the_models_size_alone(vit):
+    as_is = vit(VIT | {"do_resize": False})
+    assert as_is([GREY])["pixel_values"].shape == (1, 8, 8, 3)
+    with pytest.raises(
+        InputError, match=re.escape("image 1 is [8, 5, 3]; expected [8, 8, 3]: nothing is resized here")
+    ):
+        as_is([GREY, GREY[:, :5]])
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=f"{re.escape(str(tmp_path / 'preprocessor_config.json'))} is not there"):
+        of(tmp_path, takes(pixel_values=pixels(8, 8, 3)))
+    with pytest.raises(InputError, match=f"{re.escape(str(tmp_path / 'tokenizer.json'))} is not there, nor vocab.txt"):
+        of(tmp_path, takes(input_ids=None))
+    (tmp_path / "preprocessor_config.json").write_text("{")
+    with pytest.raises(InputError, match=r"preprocessor_config.json: expected a JSON object"):
+        of(tmp_path, takes(pixel_values=pixels(8, 8, 3)))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match=r"tokenizer.json: this is no tokenizer that can be read"):
+        of(tmp_path, takes(input_ids=None))
+
+
+def test_layouts_without_a_processor_file_bring_its_values(tmp_path):
+    values = {"preprocessor": {"image_processor_type": "ViTImageProcessor", "size": {"height": 4, "width": 4}}}
+    found = of(tmp_path / "vit.npz", takes(pixel_values=pixels(4, 4, 3)), values, "npz")([GREY])["pixel_values"]
+    assert found.shape == (1, 4, 4, 3)
+
+
+def test_our_own_layout_takes_images_as_they_are(tmp_path):
+    own = of(tmp_path, ViTConfig(image=(8, 8), channels=1, patch=4, width=8, depth=1, heads=1), layout="jtransfer")
+    floats = np.linspace(-1, 2, 2 * 8 * 8).reshape(2, 8, 8, 1)
+    np.testing.assert_array_equal(own(floats)["pixel_values"], floats.astype(np.float32))
+    np.testing.assert_array_equal(own(list(floats[..., 0]))["pixel_values"], floats.astype(np.float32))
+    np.testing.assert_array_equal(own([GREY])["pixel_values"][0, ..., 0], GREY.astype(np.float32) / 255)
+    for wrong, message in [
+        (floats[:, :7], "images have shape [2, 7, 8, 1]; expected [n, 8, 8, 1]"),
+        (floats.astype(int), "images have dtype int64; expected [n, 8, 8, 1] of float or uint8"),
+        ([GREY, GREY[:4]], "images have several shapes; expected [n, 8, 8, 1]"),
+        ("a text", "images have shape []; expected [n, 8, 8, 1]"),
+    ]:
+        with pytest.raises(InputError, match=re.escape(message)):
+            own(wrong)
+
+
+def test_texts_become_words_with_marks_and_padding(bert):
+    found = bert(["A red cat", "blue cats"])
+    assert found["input_ids"].tolist() == [[2, 5, 6, 8, 3] + [0] * 7, [2, 7, 8, 9, 3] + [0] * 7]
+    assert found["attention_mask"].tolist() == [[1] * 5 + [0] * 7] * 2
+    assert found["token_type_ids"].tolist() == [[0] * 12] * 2
+    assert {array.dtype for array in found.values()} == {np.dtype(np.int32)}
+
+
+def test_the_second_text_of_a_pair_has_type_one(bert):
+    found = bert(["red", "a cat"], ["blue cats", "[MASK] dog"])
+    assert found["input_ids"][:, :8].tolist() == [[2, 6, 3, 7, 8, 9, 3, 0], [2, 5, 8, 3, 4, 1, 3, 0]]
+    assert found["token_type_ids"][:, :8].tolist() == [[0, 0, 0, 1, 1, 1, 1, 0], [0, 0, 0, 0, 1, 1, 1, 0]]
+
+
+def test_padding_goes_to_the_shortest_of_a_few_lengths_that_holds_all(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
+    config = SimpleNamespace(inputs=dict.fromkeys(["input_ids", "attention_mask"]), longest=100)
+    texts = of(tmp_path, config)
+
+    def length(*counts):
+        return texts(["cat " * n for n in counts])["input_ids"].shape[1]
+
+    assert [length(1), length(14, 2), length(15), length(30), length(31, 1)] == [16, 16, 32, 32, 64]
+    assert [length(62), length(63), length(98), length(99)] == [64, 100, 100, 100]
+
+
+def test_a_length_and_a_side_may_be_asked_for(bert):
+    found = bert(["red", "a red blue cat"], length=5, side="left")
+    assert found["input_ids"].tolist() == [[0, 0, 2, 6, 3], [2, 5, 6, 7, 3]]
+    assert found["attention_mask"].tolist() == [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]
+    with pytest.raises(InputError, match=r"length=13: expected 1..12, as the model takes"):
+        bert(["red"], length=13)
+    assert bert(["red"], length=2)["input_ids"].tolist() == [[2, 3]]
+    with pytest.raises(InputError, match=r"2 tokens are too few for the special ones alone"):
+        bert(["red"], ["blue"], length=2)
+    assert bert(["red"], length=2)["input_ids"].tolist() == [[2, 3]]
+    with pytest.raises(InputError, match=r"2 tokens are too few for the special ones alone"):
+        bert(["red"], ["blue"], length=2)
+    with pytest.raises(InputError, match="did you mean 'left'"):
+        bert(["red"], side="lef")
+
+
+def test_texts_that_are_cut_are_counted_once(bert, caplog):
+    with caplog.at_level(logging.WARNING, "jtransfer"):
+        ids = bert(["cat " * 20, "cat", "cat " * 11])["input_ids"]
+        bert(["cat " * 20])
+    assert ids[0].tolist() == [2, *[8] * 10, 3]
+    assert [record.getMessage().partition(": ")[2] for record in caplog.records] == [
+        "2 of 3 texts were cut off; this is said once"
+    ]
+
+
+def test_texts_are_cut_to_the_smallest_limit_that_a_file_names(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 10}))
+    config = takes(input_ids=None)
+    assert of(tmp_path, config)(["cat " * 20])["input_ids"].shape == (1, 10)
+    (tmp_path / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 7}))
+    assert of(tmp_path, config)(["cat " * 20])["input_ids"].shape == (1, 7)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"model_max_length": int(1e30)}))
+    (tmp_path / "sentence_bert_config.json").unlink()
+    assert of(tmp_path, config)(["cat " * 20])["input_ids"].shape == (1, 12)
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (("a cat",), "texts are given as str; expected a list of strings"),
+        (([],), "there are no texts"),
+        (([b"a cat"],), "texts: number 0 is of type bytes; expected a string"),
+        ((["a", GREY],), "texts: number 1 is of type ndarray; expected a string"),
+        ((GREY,), "texts: number 0 is of type list; expected a string"),
+        ((["a"], "b"), "pairs are given as str"),
+        ((["a"], ["b", "c"]), "there are 1 texts, but 2 pairs"),
+        ((["red \ud800"],), "the texts cannot be tokenized"),
+    ],
+)
+def test_what_is_no_text_is_refused(bert, wrong, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        bert(*wrong)
+
+
+def test_tokens_that_were_added_later_have_their_numbers(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<new>": 11, "dog": 10}))
+    ids = of(tmp_path, takes(input_ids=None))(["a dog<new>[MASK]"])["input_ids"]
+    assert ids[0, :7].tolist() == [2, 5, 10, 11, 4, 3, 0]
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"dog": 12}))
+    with pytest.raises(InputError, match=r"added_tokens.json: 'dog' cannot be added as number 12"):
+        of(tmp_path, takes(input_ids=None))
+
+
+def test_the_words_of_a_tokenizer_of_another_kind_are_not_taken_for_berts(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertweetTokenizer"}))
+    with pytest.raises(InputError, match=r"there is no tokenizer.json, and BertweetTokenizer needs transformers"):
+        of(tmp_path, takes(input_ids=None))
+
+
+def test_a_model_that_reads_its_last_token_has_all_texts_padded_to_the_full_length_without_a_mask(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
+    config = SimpleNamespace(inputs=dict.fromkeys(["input_ids", "attention_mask"]), positions=64, pool="last")
+    siglip = of(tmp_path, config)
+    found = siglip(["a cat"])
+    assert found.keys() == {"input_ids"} and found["input_ids"].shape == (1, 64)
+    with pytest.raises(InputError, match=r"length=16: expected 64"):
+        siglip(["a cat"], length=16)
+
+
+def test_a_token_to_pad_with_that_is_no_word_is_refused(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"pad_token": "<pad>"}))
+    with pytest.raises(InputError, match=r"vocab.txt: the vocabulary has no token to pad with, as <pad>"):
+        of(tmp_path, takes(input_ids=None))
+
+
+def test_a_model_of_both_takes_images_texts_or_both(clip):
+    assert clip(images=[GREY]).keys() == {"pixel_values"}
+    assert clip(text=["a cat"]).keys() == {"input_ids", "attention_mask"}
+    both = clip(images=[GREY] * 2, text=["a cat", "red", "blue"])
+    assert both["pixel_values"].shape == (2, 8, 8, 3) and both["input_ids"].shape == (3, 12)
+    with pytest.raises(InputError, match=r"give images=..., text=..., or both"):
+        clip()
+    with pytest.raises(InputError, match="image 0 is of type str"):
+        clip(["a cat"])
+
+
+def test_of_a_model_of_both_only_the_files_that_are_used_need_be_there(tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(VIT))
+    clip = of(tmp_path, takes(pixel_values=pixels(8, 8, 3), input_ids=None))
+    assert clip(images=[GREY])["pixel_values"].shape == (1, 8, 8, 3)
+    with pytest.raises(InputError, match=r"tokenizer.json is not there"):
+        clip(text=["a cat"])
