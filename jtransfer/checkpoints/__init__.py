@@ -1,6 +1,20 @@
 """Weights in and out: pretrained backbones of many layouts, adapters, exports, and the checkpoints of a run."""
 
-from jtransfer.checkpoints.backbone import Backbone, load, save
+from jtransfer.checkpoints.adapter import Adapter
+from jtransfer.checkpoints.backbone import Backbone, load, load_for_images, save
+from jtransfer.checkpoints.export import to_huggingface, to_orbax
 from jtransfer.checkpoints.hub import embedded
+from jtransfer.checkpoints.peft import load_adapter, write_adapter
 
-__all__ = ["Backbone", "embedded", "load", "save"]
+__all__ = [
+    "Adapter",
+    "Backbone",
+    "embedded",
+    "load",
+    "load_adapter",
+    "load_for_images",
+    "save",
+    "to_huggingface",
+    "to_orbax",
+    "write_adapter",
+]

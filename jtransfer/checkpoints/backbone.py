@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import flax.linen as nn
@@ -18,9 +18,21 @@ from jax.sharding import Sharding
 from jtransfer import files
 from jtransfer.checkpoints import hub, layouts
 from jtransfer.checkpoints.names import assign
-from jtransfer.errors import InputError
-from jtransfer.models import MODELS, STATISTICS, Head, Headed, apply, complete, of_config, shapes_of
-from jtransfer.tree import Tree
+from jtransfer.data import preprocess
+from jtransfer.errors import InputError, nearest
+from jtransfer.models import (
+    MODELS,
+    STATISTICS,
+    Head,
+    Headed,
+    apply,
+    check_images,
+    complete,
+    generation,
+    of_config,
+    shapes_of,
+)
+from jtransfer.tree import Tree, prefixed, select
 
 log = logging.getLogger("jtransfer")
 
@@ -61,10 +73,55 @@ class Backbone:
         Raises:
             InputError: an input that the model does not take.
         """
-        if unknown := [name for name in batch if name not in self.model.config.inputs]:
-            takes = ", ".join(self.model.config.inputs)
-            raise InputError(f"backbone '{self.name}' takes {takes}, not {', '.join(map(repr, unknown))}")
-        return _run(self.whole, tuple(sorted(options.items())), self.params | self.state, dict(batch))
+        return run(self, self.whole, self.params | self.state, batch, options)
+
+    def generate(self, batch: Mapping[str, Any], *, key: jax.Array | None = None, **options: Any) -> jax.Array:
+        """Continue prompts, compiled once for each shape and choice of options.
+
+        Args:
+            batch: `input_ids` and `attention_mask`, padded on the left.
+            key: To draw tokens with, at a temperature above 0.
+            **options: Of `models.generation.generate`: `max_new_tokens`, `temperature`, `top_k`, `top_p`,
+                `eos_token_id`, `pad_token_id`; the last two are by default the checkpoint's.
+
+        Returns:
+            `[batch, tokens + max_new_tokens]`, the prompts and what follows.
+
+        Raises:
+            InputError: a backbone without a head of language modelling, padding on the right, or options that cannot
+                be.
+        """
+        if unknown := batch.keys() - {"input_ids", "attention_mask"}:
+            raise InputError(f"generate takes input_ids and attention_mask, not {', '.join(sorted(unknown))}")
+        if not np.all(np.asarray(batch.get("attention_mask", [1]))[..., -1:]):
+            raise InputError("generate: the prompts are padded on the right; expected padding_side='left'")
+        ends = options.pop("eos_token_id", getattr(self.config, "eos_tokens", ()))
+        options["eos_token_id"] = (ends,) if isinstance(ends, int) else tuple(ends or ())
+        options.setdefault("pad_token_id", getattr(self.config, "pad_token", None))
+        return _generate(self.whole, tuple(sorted(options.items())), self.params, dict(batch), key)
+
+    def tower(self, name: str) -> "Backbone":
+        """One tower of a dual encoder, "vision" or "text", as a backbone without a head.
+
+        Raises:
+            InputError: it has no such tower.
+        """
+        towers = [field.name for field in dataclasses.fields(self.config) if field.name in ("vision", "text")]
+        if name not in towers:
+            raise InputError(f"backbone '{self.name}' has no tower '{name}'; {nearest(str(name), towers)}")
+        origin = self.origin
+        if origin and origin.layout == "huggingface":
+            values = {**(origin.values.get(f"{name}_config") or {})}
+            values["model_type"] = f"{origin.values['model_type']}_{name}_model"
+            origin = dataclasses.replace(origin, values=values)
+        return dataclasses.replace(
+            self,
+            model=of_config(getattr(self.config, name)),
+            params=select(self.params, f"{name}/"),
+            state=prefixed(select(self.state, f"{STATISTICS}{name}/"), STATISTICS),
+            fresh=(),
+            origin=origin,
+        )
 
     @property
     def config(self) -> Any:
@@ -83,8 +140,6 @@ class Backbone:
         Raises:
             InputError: the checkpoint has none.
         """
-        from jtransfer.data import preprocess
-
         return preprocess.of(self.name, self.origin, self.config)
 
     @cached_property
@@ -98,9 +153,26 @@ class Backbone:
         return digest.hexdigest()[:16]
 
 
+def run(backbone: Backbone, model: nn.Module, tree: Tree, batch: Mapping[str, Any], options: Mapping[str, bool]):
+    """The outputs of a model that takes what a backbone takes, compiled once for each shape.
+
+    Raises:
+        InputError: an input that it does not take.
+    """
+    if unknown := [name for name in batch if name not in backbone.config.inputs]:
+        takes = ", ".join(backbone.config.inputs)
+        raise InputError(f"backbone '{backbone.name}' takes {takes}, not {', '.join(map(repr, unknown))}")
+    return _run(model, tuple(sorted(options.items())), tree, dict(batch))
+
+
 @partial(jax.jit, static_argnums=(0, 1))
 def _run(model, options, tree, batch):
     return apply(model, tree, batch, **dict(options))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _generate(model, options, tree, batch, key):
+    return generation.generate(model, tree, **batch, key=key, **dict(options))
 
 
 def load(
@@ -110,7 +182,7 @@ def load(
     classes: int | None = None,
     image: int | tuple[int, int] | None = None,
     channels: int | None = None,
-    positions: str = "bicubic",
+    positions: str | None = None,
     dtype: str = "float32",
     param_dtype: str = "float32",
     sharding: Place = None,
@@ -122,10 +194,11 @@ def load(
             `checkpoints/layouts.py`, or a name on the Hugging Face hub.
         head: The kind of head, as "sequence" or "masked_lm"; "" for none, None for the checkpoint's own.
         classes: Number of the head's outputs; where the checkpoint has another, the head starts at zero.
-        image: Height and width (or both as one) to take instead of the checkpoint's: positions are resized.
+        image: Height and width (or both as one) to take instead of the checkpoint's: positions are resized. None is
+            the checkpoint's own, which for DINOv2 is what its processor gives, as in transformers.
         channels: 1 to take grey images: the patch kernel is summed over its channels.
-        positions: How positions are resized: "bicubic" (with antialias, as timm) or "bilinear" (as
-            vision_transformer).
+        positions: How positions are resized: "bicubic" (with antialias, as timm), "bicubic_torch" (without, as
+            transformers' DINOv2) or "bilinear" (as vision_transformer); None is the family's own, or "bicubic".
         dtype: Of the computation.
         param_dtype: That the parameters are read into.
         sharding: Where each leaf goes: a sharding for all, or a function from path and shape to one; "host" leaves
@@ -137,12 +210,16 @@ def load(
     """
     where = hub.find(name)
     source = layouts.read(where, name, head, classes)
+    if (source.origin.directory / "adapter_config.json").exists():
+        log.warning("backbone '%s': the adapter beside it is left out; jtransfer.load_adapter puts it on", name)
     config, kind = source.config, source.head
     adjusted = dataclasses.replace(config, dtype=dtype, param_dtype=param_dtype) if _has_dtype(config) else config
     changes: Mapping[str, Callable] = {}
+    if image is None and source.interpolates:
+        image = preprocess.own_size(source.origin, config)  # transformers resizes at every call, this once
     if image is not None or channels is not None:
-        adjusted, changes = source.resize(adjusted, image, channels, positions)
-    shapes = _shapes(config, kind)
+        adjusted, changes = source.resize(adjusted, image, channels, positions or source.interpolates or "bicubic")
+    shapes = _described(where, config, kind)
     sources = assign(source.names, source.tensors, shapes, where, source.may_be_fresh(classes))
     fill = _placer(sharding, param_dtype)
     tree = {path: fill(path, changes.get(path, _same)(found.read())) for path, found in sources.items()}
@@ -155,6 +232,39 @@ def load(
     params = {path: leaf for path, leaf in tree.items() if not path.startswith(STATISTICS)}
     state = {path: leaf for path, leaf in tree.items() if path not in params}
     return Backbone(name, of_config(adjusted), params, source.classes, kind, state, fresh, source.origin)
+
+
+def load_for_images(name: str, options: Mapping[str, Any], what: str, shape: tuple[int, ...], **more):
+    """A backbone that takes images of a dataset, and what makes its inputs of them.
+
+    Args:
+        name: Of the backbone; of a dual encoder the vision tower is taken.
+        options: For `load`; empty ones are left to its defaults.
+        what: The dataset, for errors.
+        shape: `[height, width, channels]` of its images.
+        **more: For `load` too.
+
+    Returns:
+        The backbone, and a function from images `[n, height, width, channels]` (0 to 1) to `pixel_values`: the
+        checkpoint's own processor, or nothing at all for a backbone in our own layout.
+
+    Raises:
+        InputError: the backbone takes no images, or none of this shape.
+    """
+    backbone = load(name, **{key: value for key, value in options.items() if value}, **more)
+    inputs = backbone.config.inputs
+    if {"pixel_values", "input_ids"} <= inputs.keys():
+        backbone = backbone.tower("vision")
+    if backbone.origin.layout == "jtransfer" or "pixel_values" not in inputs:
+        check_images(backbone.model, what, shape)
+        return backbone, _same
+
+    def prepare(images):
+        pixels = np.clip(np.asarray(images) * 255, 0, 255).round().astype(np.uint8)
+        return backbone.preprocess(pixels)["pixel_values"]
+
+    prepare(np.zeros((1, *shape), np.float32))  # a checkpoint without a processor is refused here and now
+    return backbone, prepare
 
 
 def _completed(model: nn.Module, tree: Tree) -> Tree:
@@ -180,7 +290,7 @@ def save(directory: epath.PathLike, model: nn.Module, tree: Tree, classes: tuple
 
     architecture = next(name for name, (module, _) in MODELS.items() if module is type(model))
     config = {"architecture": architecture, **dataclasses.asdict(model.config), "classes": list(classes)}
-    content = to_bytes({path: np.ascontiguousarray(leaf) for path, leaf in sorted(tree.items())})
+    content = to_bytes({path: np.asarray(leaf, order="C") for path, leaf in sorted(tree.items())})
     files.write(epath.Path(directory) / "model.safetensors", content)
     files.write(epath.Path(directory) / "config.json", json.dumps(config, indent=2) + "\n")
 
@@ -193,22 +303,54 @@ def _has_dtype(config):
     return any(f.name == "param_dtype" for f in dataclasses.fields(config))
 
 
+def _described(where, config, head):
+    """Shapes of every leaf; whatever tracing the model of a hostile config raises is an error of that config."""
+    try:
+        return _shapes(config, head)
+    except InputError:
+        raise
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise InputError(f"{where}: the config describes no model that can be built ({reason})") from error
+
+
+@lru_cache(maxsize=32)
 def _shapes(config, head):
-    model = of_config(config)
-    return shapes_of(Headed(model, head) if head else model, config.inputs)
+    """Shapes of every leaf. Blocks are alike, so one is traced and stands for all: it takes longer than reading."""
+    depth = vars(config).get("depth", 1)  # a property of that name is a sum over stacks whose blocks differ
+    model = of_config(dataclasses.replace(config, depth=1) if depth > 1 else config)
+    shapes = shapes_of(Headed(model, head) if head else model, config.inputs)
+    first = {path: leaf for path, leaf in shapes.items() if "/block_0/" in path}
+    others = {path.replace("/block_0/", f"/block_{i}/"): x for i in range(1, depth) for path, x in first.items()}
+    return shapes | others
+
+
+def _cast(x, dtype):
+    """`x` in another dtype, aligned so that a CPU device takes the memory over instead of copying it."""
+    size, alignment = x.size * dtype.itemsize, 64
+    buffer = np.empty(size + alignment, np.uint8)
+    start = -buffer.ctypes.data % alignment
+    cast = buffer[start : start + size].view(dtype).reshape(x.shape)
+    np.copyto(cast, x, casting="unsafe")
+    return cast
 
 
 def _placer(sharding: Place, dtype):
     dtype = jax.numpy.dtype(dtype)
 
+    def wanted(path):  # statistics lose a tenth of a step in half precision
+        return np.dtype(np.float32) if path.startswith(STATISTICS) else dtype
+
     def host(path, x):
-        return x if x.dtype == dtype else x.astype(dtype)
+        return x if x.dtype == wanted(path) else x.astype(wanted(path))
 
     def device(path, x):
         where = sharding(path, x.shape) if callable(sharding) else sharding
         if isinstance(where, Sharding) and len(where.device_set) > 1:
             return jax.make_array_from_callback(x.shape, where, lambda index: host(path, x[index]))
-        return jax.device_put(host(path, x), where, may_alias=False)
+        if x.dtype == wanted(path):  # a copy: the file may change under its mapping
+            return jax.device_put(x, where, may_alias=False)
+        return jax.device_put(_cast(x, wanted(path)), where, may_alias=True)
 
     if isinstance(sharding, str) and sharding != "host":
         raise InputError(f"sharding '{sharding}' is none; expected a jax Sharding, a function, or 'host'")

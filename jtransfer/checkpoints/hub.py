@@ -5,11 +5,15 @@ from pathlib import Path
 
 from etils import epath
 
+from jtransfer.checkpoints.tensors import CONVERT
 from jtransfer.errors import InputError, nearest
 
 ASSETS = Path(__file__).parents[1] / "assets"
 WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.npz"]
 """Files of a hub repository that anything here reads."""
+
+TOLD_BY = ("config.json", ".safetensors", ".npz")
+"""Ends of the names of files of which a checkpoint's directory has one."""
 
 
 def embedded() -> list[str]:
@@ -24,32 +28,36 @@ def find(name: str) -> epath.Path:
         InputError: nothing of that name, or the hub cannot be reached: what to download, and where to put it.
     """
     path = epath.Path(ASSETS / name if name in embedded() else name)
-    if path.is_file() or (path / "config.json").exists():
+    if path.is_file() or (path.is_dir() and any(file.name.endswith(TOLD_BY) for file in path.iterdir())):
         return path
     if path.is_dir():
-        raise InputError(f"backbone '{name}': the directory has no config.json")
+        raise InputError(f"backbone '{name}': the directory has no config.json, and no weights that tell without one")
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
         raise InputError(
-            f"unknown backbone '{name}': neither embedded nor a directory with a config.json; "
-            f"{nearest(name, embedded())}"
+            f"unknown backbone '{name}': neither embedded nor a file or directory; {nearest(name, embedded())}"
         )
-    return epath.Path(_download(name))
+    return _download(name)
 
 
 def _download(name):
     from huggingface_hub import errors, snapshot_download
 
     try:
-        return snapshot_download(name, allow_patterns=WANTED)
+        directory = epath.Path(snapshot_download(name, allow_patterns=WANTED))
     except (errors.RepositoryNotFoundError, errors.GatedRepoError) as error:
         reason = "is gated" if isinstance(error, errors.GatedRepoError) else "does not exist, or is private"
         raise InputError(
             f"unknown backbone '{name}': the repository {reason} on the Hugging Face hub; {nearest(name, embedded())}"
         ) from None
     except Exception as error:  # whatever the network and its libraries raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"unknown backbone '{name}': not embedded, no local directory, and not in the hub's cache, which cannot be "
             f"filled from here ({type(error).__name__}); where there is a network, run 'hf download {name} --local-dir "
             f"DIR', and name DIR; or {nearest(name, embedded())}"
-        ) from (error if not reason else None)
+        ) from error
+    if not any(path.name.endswith((".safetensors", ".npz")) for path in directory.iterdir()):
+        raise InputError(
+            f"backbone '{name}': its repository has no safetensors, and pickled weights (pytorch_model.bin) are not "
+            f"read, as reading a pickle runs whatever code is in it; convert them where you trust them: {CONVERT}"
+        )
+    return directory

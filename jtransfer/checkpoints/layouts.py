@@ -1,17 +1,19 @@
 """What a checkpoint is: which layout it is in, the architecture that it describes, and the table that reads it."""
 
-import json
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from etils import epath
 
+from jtransfer.checkpoints import sentences
 from jtransfer.checkpoints import tensors as files
-from jtransfer.checkpoints.families import FAMILIES
+from jtransfer.checkpoints.families import FAMILIES, npz, open_clip, timm
 from jtransfer.checkpoints.names import LEAF, Names, Row
 from jtransfer.checkpoints.tensors import Tensor
 from jtransfer.errors import InputError, nearest
+from jtransfer.files import read_json
 from jtransfer.models import MODELS, SOURCE_HEAD, Head, build
 
 
@@ -22,7 +24,8 @@ class Origin:
     Attributes:
         directory: Of the checkpoint.
         values: Of its `config.json`.
-        layout: "jtransfer", "huggingface", or the name of another.
+        layout: "jtransfer", "huggingface", or a key of `FOREIGN`, whose `values` have a `preprocessor` in the keys of
+            Hugging Face's `preprocessor_config.json`.
         kind: Of the head, as a key of the family's `heads` values.
     """
 
@@ -44,6 +47,7 @@ class Checkpoint:
         tensors: By their names.
         origin: Where it came from.
         optional: Prefixes of leaves that may be initialised where no tensor fills them.
+        interpolates: As in `Family`.
     """
 
     config: Any
@@ -53,6 +57,7 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
     origin: Origin
     optional: Sequence[str] = field(default=(SOURCE_HEAD,))
+    interpolates: str = ""
 
     def may_be_fresh(self, classes: int | None) -> Callable[[str], bool]:
         """Whether a leaf that the checkpoint does not have, or has in another shape, may be initialised.
@@ -69,50 +74,111 @@ class Checkpoint:
         return resizing.resize(self.config, config, image, channels, positions)
 
 
+FOREIGN = {"npz": npz.describe, "timm": timm.describe, "open_clip": open_clip.describe}
+"""Layouts that the tensors describe by their names and shapes, beside Hugging Face's and our own."""
+
+KNOWN = (
+    "the layouts are those of Hugging Face, jtransfer, timm (ViT), open_clip (CLIP), and the .npz of "
+    "vision_transformer and big_vision"
+)
+
+
 def read(where: epath.Path, name: str, head: str | None, classes: int | None) -> Checkpoint:
     """Tell the layout of a directory or file, and read its config.
 
     Raises:
         InputError: an unknown layout or architecture, or a file that is damaged.
     """
-    if where.is_file():
-        raise InputError(f"backbone '{name}': expected a directory")
-    values = read_json(where / "config.json")
-    tensors = files.read_directory(where)
-    if values.get("architecture") in MODELS:
-        return _own(where, values, tensors, head, classes)
+    directory = where.parent if where.is_file() else where
+    file, tensors = _tensors(where)
+    layout = _layout(file, tensors)
+    config = directory / ("open_clip_config.json" if layout == "open_clip" else "config.json")
+    if layout == "npz" or (layout == "timm" and not config.exists()):
+        config, values = file, {}
+    elif not config.exists():
+        names = ", ".join(map(repr, sorted(tensors)[:3]))
+        raise InputError(f"{config} is missing, and names such as {names} do not tell what this is; {KNOWN}")
+    else:
+        values = read_json(config)
+    try:
+        if layout:
+            return _foreign(file, Origin(directory, values, layout), tensors, head, classes)
+        return _described(directory, values, tensors, head, classes)
+    except InputError:
+        raise
+    except Exception as error:  # whatever values of any type and size make of the arithmetic on them
+        raise InputError(f"{config}: {type(error).__name__}: {error}".splitlines()[0]) from error
+
+
+def _tensors(where):
+    """The file or directory that the tensors of a checkpoint are in, and they."""
+    if where.is_dir():
+        names = sorted(path.name for path in where.iterdir())
+        lonely = [name for name in names if name.endswith(".npz")]
+        if len(lonely) != 1 or "config.json" in names or any(name.endswith(".safetensors") for name in names):
+            return where, files.read_directory(where)
+        where = where / lonely[0]
+    if where.suffix == ".npz":
+        return where, files.read_npz(where)
+    if where.suffix == ".safetensors":
+        return where, files.read_safetensors(where)
+    files.refuse_pickles(where.parent, [where.name])
+    raise InputError(f"{where}: expected a .safetensors or .npz file; {KNOWN}")
+
+
+def _layout(file, tensors):
+    """The key in `FOREIGN` of a layout that names of tensors tell; empty where the config has to."""
+    if file.suffix == ".npz":
+        return "npz"
+    if "visual.conv1.weight" in tensors or any(name.startswith("visual.trunk.") for name in tensors):
+        return "open_clip"
+    return "timm" if "patch_embed.proj.weight" in tensors else ""
+
+
+def _foreign(file, origin, tensors, head, classes):
+    try:
+        found = FOREIGN[origin.layout](tensors, origin.values)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
+    if head not in (None, "", "classification"):
+        raise InputError(f"{file}: no head '{head}'; {nearest(str(head), ['classification', ''])}")
+    layers = found.head if head != "" else None
+    if head == "classification" and layers is None:
+        if not classes:
+            raise InputError(f"{file} has no head; say how many classes a new one is to have")
+        layers = Head(classes)
+    if layers and classes is not None:
+        layers = dataclasses.replace(layers, classes=classes)
+    number = layers.classes if layers else 0
+    labels = found.classes if len(found.classes) == number else tuple(map(str, range(number)))
+    kind = "classification" if layers else ""
+    origin = dataclasses.replace(origin, values={**origin.values, "preprocessor": found.preprocessor}, kind=kind)
+    return Checkpoint(found.config, layers, labels, found.names, found.tensors, origin)
+
+
+def _described(where, values, tensors, head, classes):
     if "model_type" in values:
         return _huggingface(where, values, tensors, head, classes)
+    if values.get("architecture") in MODELS:
+        return _own(where, values, tensors, head, classes)
     if "architecture" in values and "classes" in values:
         raise InputError(
             f"{where / 'config.json'}: unknown architecture '{values['architecture']}'; "
             f"{nearest(str(values['architecture']), MODELS)}"
         )
-    raise InputError(f"{where / 'config.json'}: expected 'model_type' (Hugging Face) or 'architecture' (jtransfer)")
-
-
-def read_json(path: epath.Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        InputError: the file is damaged.
-    """
-    try:
-        values = json.loads(path.read_text())
-        if not isinstance(values, dict):
-            raise ValueError("not an object")
-    except (ValueError, OSError, RecursionError) as error:
-        raise InputError(f"{path}: expected a JSON object ({error})") from None
-    return values
+    if "pretrained_cfg" in values:
+        raise InputError(
+            f"{where / 'config.json'}: of timm, only ViTs load, and '{values.get('architecture')}' is none"
+        )
+    raise InputError(
+        f"{where / 'config.json'}: expected 'model_type' (Hugging Face) or 'architecture' (jtransfer); {KNOWN}"
+    )
 
 
 def _own(where, values, tensors, head, classes):
     options = {key: value for key, value in values.items() if key not in ("architecture", "classes")}
     names = tuple(map(str, values.get("classes", ())))
-    try:
-        model = build(values["architecture"], **options)
-    except TypeError as error:
-        raise InputError(f"{where / 'config.json'}: {error}") from None
+    model = build(values["architecture"], **options)
     number = len(names) if classes is None else classes
     kind = Head(number) if number and head != "" else None
     check_size(where, model.config, len(tensors))
@@ -127,33 +193,39 @@ def _own(where, values, tensors, head, classes):
 
 
 def _huggingface(where, values, tensors, head, classes):
-    file, model_type = where / "config.json", values["model_type"]
+    file, model_type = where / "config.json", str(values["model_type"])
     if model_type not in FAMILIES:
-        raise InputError(f"{file}: unknown model_type '{model_type}'; {nearest(str(model_type), FAMILIES)}")
+        raise InputError(f"{file}: unknown model_type '{model_type}'; {nearest(model_type, FAMILIES)}")
     family = FAMILIES[model_type]
-    architecture = (values.get("architectures") or [""])[0]
+    architecture = str((values.get("architectures") or [""])[0])
     kinds = {kind: kind for kind in family.heads.values()}
-    kind = family.heads.get(architecture, "") if head is None else head
+    pooling = sentences.read(where)
+    own = "" if pooling else family.heads.get(architecture, "")  # a sentence encoder ends with its pooling
+    kind = own if head is None else head
     if kind not in kinds:
         raise InputError(f"{file}: {model_type} has no head '{kind}'; {nearest(kind, kinds)}")
     try:
-        config = family.read(values, tensors.keys())
+        config = family.read(values | pooling, tensors)
+        if tower := family.towers.get(kind) or family.towers.get(own):
+            config = getattr(config, tower)
         labels = values.get("id2label") or {i: f"LABEL_{i}" for i in range(values.get("num_labels") or 2)}
         number = len(labels) if classes is None else classes
         layers = family.head(values, kind, number) if kind else None
     except InputError as error:
         raise InputError(f"{file}: {str(error).removeprefix('config.json: ')}") from None
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, ZeroDivisionError) as error:
-        raise InputError(f"{file}: {type(error).__name__}: {error}") from None
     check_size(where, config, len(tensors))
+    if kind != own:  # whatever the names, a head of one task does not fill that of another
+        table = family.names(config, own)
+        tensors = {name: tensor for name, tensor in tensors.items() if not table.in_head(name)}
     names = tuple(str(labels[key]) for key in labels) if len(labels) == number else tuple(map(str, range(number)))
     return Checkpoint(
         config,
         layers,
-        names if kind else (),
+        names if layers and layers.classes == number else (),
         family.names(config, kind),
         tensors,
         Origin(where, values, "huggingface", kind),
+        interpolates=family.interpolates,
     )
 
 

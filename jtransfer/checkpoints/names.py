@@ -68,6 +68,17 @@ def fused(parts: int) -> Kind:
     return {".weight": ("{}/kernel", kernel), ".bias": ("{}/bias", bias)}
 
 
+def padded(leading: int) -> Layout:
+    """Positions `[1, patches, width]`, before which `leading` tokens have some here: zeros, which change nothing."""
+
+    def save(x):
+        if np.any(x[:, :leading]):
+            raise InputError("this layout has no positions of class tokens, and those of this tree are not zero")
+        return x[:, leading:]
+
+    return Layout(lambda x: (np.pad(x, ((0, 0), (leading, 0), (0, 0))),), save)
+
+
 @dataclass(frozen=True)
 class Row:
     """One line of a table; `{}` stands for a number, the same ones on both sides.
@@ -106,11 +117,14 @@ class Names:
         rows: Its lines.
         prefix: What the backbone's names begin with in a checkpoint that has a head, as "vit.".
         ignored: Patterns of names that nothing here needs, each with the reason.
+        constants: Of the ignored ones, those that their readers miss where a name is: `(pattern of that name, the
+            missing name, its value)`.
     """
 
     rows: tuple[Row, ...]
     prefix: str = ""
     ignored: tuple[tuple[str, str], ...] = ()
+    constants: tuple[tuple[str, str, np.generic], ...] = ()
 
     def targets(self, name: str) -> list[Target]:
         """The leaves that a tensor of this name fills; none if the table does not know the name."""
@@ -122,6 +136,10 @@ class Names:
                         for part, path in enumerate(row.paths)
                     ]
         return []
+
+    def in_head(self, name: str) -> bool:
+        """Whether a tensor of this name belongs to the head."""
+        return any(target.path.startswith(SOURCE_HEAD) for target in self.targets(name))
 
     def ignores(self, name: str) -> bool:
         """Whether a rule says by name that the tensor is not needed."""
@@ -135,6 +153,14 @@ class Names:
                 numbers = match.groups()
                 return theirs.format(*numbers), [end.format(p.format(*numbers)) for p in row.paths], layout
         return None
+
+    def called(self, path: str) -> tuple[str, ...]:
+        """Every name, without prefix, of the tensor that a leaf is part of: that of files first, then the others."""
+        for pattern, row, theirs, _, _ in self._writers:
+            if match := pattern.fullmatch(path):
+                end = theirs.removeprefix(row.theirs)
+                return tuple((stem + end).format(*match.groups()) for stem in (row.theirs, *row.also))
+        return ()
 
     def write(self, tree: Tree, prefix: str | None = None) -> dict[str, Array]:
         """A tree in their names and layouts: the inverse of reading.
@@ -157,9 +183,12 @@ class Names:
             name = name if path.startswith(SOURCE_HEAD) else prefix + name
             if name not in tensors:
                 leaves = [np.asarray(tree[part]) for part in parts]
-                tensors[name] = np.ascontiguousarray(layout.save(*leaves))
+                tensors[name] = np.asarray(layout.save(*leaves), order="C")
         if unknown:
             raise InputError(f"no name in this format for {', '.join(unknown)}")
+        for pattern, constant, value in self.constants:
+            found = [match for name in tensors if (match := re.fullmatch(pattern, name))]
+            tensors |= {match.expand(constant): np.asarray(value) for match in found}
         return tensors
 
     @cached_property
@@ -203,7 +232,12 @@ class Source(NamedTuple):
 
 
 def assign(
-    names: Names, tensors: Mapping[str, Tensor], shapes: Tree, where: Any, fresh: Callable[[str], bool]
+    names: Names,
+    tensors: Mapping[str, Tensor],
+    shapes: Tree,
+    where: Any,
+    fresh: Callable[[str], bool],
+    fits: str = "its config.json",
 ) -> dict[str, Source]:
     """Find for every leaf the tensor that fills it.
 
@@ -213,6 +247,7 @@ def assign(
         shapes: Of the model that its config describes.
         where: The checkpoint, for errors.
         fresh: Whether a leaf that no tensor fills may be initialised instead.
+        fits: What the checkpoint is expected to fit, for errors.
 
     Returns:
         Sources by path; leaves that may be fresh are missing where the checkpoint has none, or one of another shape.
@@ -223,9 +258,10 @@ def assign(
     """
     sources: dict[str, Source] = {}
     unknown, offenders = [], []
-    for name, tensor in tensors.items():
+    for name, tensor in sorted(tensors.items(), key=lambda item: names.ignores(item[0])):
         targets = names.targets(name)
-        wanted = [target for target in targets if target.path in shapes]
+        spare = sources if names.ignores(name) else ()  # it fills a leaf only where no other tensor does
+        wanted = [target for target in targets if target.path in shapes and target.path not in spare]
         for target in wanted:
             if target.path in sources:
                 offenders.append(f"'{sources[target.path].name}' and '{name}' are the same leaf {target.path}")
@@ -250,7 +286,7 @@ def assign(
             offenders.append(f"'{source.name}' is {source.tensor.dtype}, expected a floating-point type")
     if offenders:
         more = f"; and {len(offenders) - 40} more" if len(offenders) > 40 else ""
-        raise InputError(f"{where} does not fit its config.json: {'; '.join(offenders[:40])}{more}")
+        raise InputError(f"{where} does not fit {fits}: {'; '.join(offenders[:40])}{more}")
     return sources
 
 

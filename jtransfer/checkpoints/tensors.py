@@ -10,7 +10,7 @@ import math
 import mmap
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -73,7 +73,7 @@ def read_directory(directory: epath.Path) -> dict[str, Tensor]:
     raise InputError(f"{directory / SINGLE} is missing")
 
 
-def refuse_pickles(where: Any, names: Iterable[str]) -> None:
+def refuse_pickles(where: Any, names: Iterable[str], convert: str = CONVERT) -> None:
     """Raise for the first of `names` that is a pickle.
 
     Raises:
@@ -83,7 +83,7 @@ def refuse_pickles(where: Any, names: Iterable[str]) -> None:
         if name.endswith(PICKLED):
             raise InputError(
                 f"{where}: {name} is pickled, and reading a pickle runs whatever code is in it; convert it to "
-                f"safetensors where you trust it: {CONVERT}"
+                f"safetensors where you trust it: {convert}"
             )
 
 
@@ -121,6 +121,19 @@ def read_safetensors(path: epath.Path) -> dict[str, Tensor]:
     if reached != len(data) - start:
         raise InputError(f"{path}: {len(data) - start - reached} bytes belong to no tensor")
     return tensors
+
+
+def write_safetensors(path: epath.PathLike, arrays: Mapping[str, Any]) -> None:
+    """Write arrays as one safetensors file on a disk, as PyTorch's libraries do.
+
+    Args:
+        path: Of the file.
+        arrays: By name, NumPy's or JAX's.
+    """
+    from safetensors.numpy import save_file
+
+    # The library writes the memory behind an array as it lies, so a transposed view has to be laid out first.
+    save_file({name: np.asarray(x, order="C") for name, x in sorted(arrays.items())}, path, {"format": "pt"})
 
 
 def read_npz(path: epath.Path) -> dict[str, Tensor]:
@@ -211,7 +224,7 @@ def _entry(path, name, entry):
             raise ValueError("numbers that cannot be")
     except (TypeError, KeyError, ValueError):
         raise InputError(f"{path}: '{name}' needs dtype, shape and data_offsets in the header") from None
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise InputError(f"{path}: '{name}' has the unknown dtype '{dtype}'; expected one of {', '.join(DTYPES)}")
     kind = np.dtype(DTYPES[dtype])
     if math.prod(shape) * kind.itemsize != end - begin:

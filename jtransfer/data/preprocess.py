@@ -54,6 +54,26 @@ def _both(name, make_images, make_text):
     return preprocess
 
 
+def own_size(origin: Any, config: Any) -> tuple[int, int] | None:
+    """Height and width that a checkpoint's own image processor gives; None where there is none, or any may come out.
+
+    Args:
+        origin: Of the checkpoint.
+        config: Of its model.
+
+    Raises:
+        InputError: the processor's file is damaged.
+    """
+    if not any((origin.directory / name).exists() for name in ("processor_config.json", "preprocessor_config.json")):
+        return None
+    from jtransfer.data import images
+
+    values, file = _processor_values(origin)
+    with _errors_of(file):
+        kind = images.OF_MODELS.get(origin.values.get("model_type"), "")
+        return images.processor(values, kind, tuple(config.inputs["pixel_values"].shape[1:])).own
+
+
 def _images(name, origin, config):
     shape = tuple(config.inputs["pixel_values"].shape[1:])
     if origin.layout == "jtransfer":

@@ -1,11 +1,12 @@
 """Ways of transferring, one file per family. To add one, write a function that returns a `Method`."""
 
 import ast
+import dataclasses
 import inspect
 from collections.abc import Callable
 
 from jtransfer.errors import InputError, nearest
-from jtransfer.methods.freezing import bitfit, finetune, probe, scratch, top_blocks
+from jtransfer.methods.freezing import bitfit, finetune, frozen_norm, probe, scratch, top_blocks
 from jtransfer.methods.lora import lora
 from jtransfer.methods.method import Adapted, Method, adapt, learn
 
@@ -16,6 +17,7 @@ __all__ = [
     "adapt",
     "bitfit",
     "finetune",
+    "frozen_norm",
     "learn",
     "lora",
     "parse",
@@ -30,6 +32,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "scratch": scratch,
     "top_blocks": top_blocks,
     "bitfit": bitfit,
+    "frozen_norm": frozen_norm,
     "lora": lora,
 }
 
@@ -44,7 +47,7 @@ def parse(text: str) -> Method:
         method = _build(ast.parse(text.strip(), mode="eval").body, text)
     except SyntaxError:
         raise InputError(f"method '{text}' is not of the form name, name(option=value) or a + b") from None
-    return Method(text.strip(), method.learns, method.adds, method.merge, method.pretrained)
+    return dataclasses.replace(method, name=text.strip())
 
 
 def _build(node: ast.expr, text: str) -> Method:

@@ -1,9 +1,9 @@
-"""Methods that add nothing: they differ only in which leaves learn, at which rate."""
+"""Methods that add no leaves: they differ only in what learns, at which rate, and in which statistics move."""
 
 import re
 
 from jtransfer.errors import InputError
-from jtransfer.methods.method import HEAD, Method, learn
+from jtransfer.methods.method import BATCH_NORMS, HEAD, Method, evaluating, learn
 
 
 def probe() -> Method:
@@ -26,18 +26,26 @@ def scratch() -> Method:
 def top_blocks(k: int) -> Method:
     """The last `k` blocks, the norm after them and the head learn.
 
+    Blocks are ordered by all the numbers in their paths, so those of a ResNet go on from stage to stage:
+    `top_blocks(4)` of `stage_0/block_0 ... stage_3/block_2` takes `stage_3` and the last block of `stage_2`. Each
+    tower of a model of several gives its own last `k`.
+
     Raises:
-        InputError: when the method meets a model of fewer than `k` blocks.
+        InputError: when the method meets a model with fewer than `k` blocks, or a tower of fewer.
     """
     if k < 1:
         raise InputError(f"top_blocks: k={k} must be at least 1; for the head alone use 'probe'")
 
     def learns(paths):
-        depth = 1 + max((int(i) for path in paths for i in re.findall(r"(?:^|/)block_(\d+)/", path)), default=-1)
+        blocks = {found[0] for path in paths if (found := re.match(r"(.*/)?block_\d+(?=/)", path))}
+        towers: dict[str, list[str]] = {}
+        for block in sorted(blocks, key=lambda block: [int(number) for number in re.findall(r"\d+", block)]):
+            towers.setdefault(re.sub(r"\d+", "", block), []).append(block)
+        depth = min(map(len, towers.values()), default=0)
         if k > depth:
             raise InputError(f"top_blocks: k={k} is more than the {depth} blocks of the model")
-        top = "|".join(str(i) for i in range(depth - k, depth))
-        return learn(HEAD, (rf"(.*/)?(block_({top})/.*|encoder/norm/.*)", 1.0))(paths)
+        top = "|".join(re.escape(block) for tower in towers.values() for block in tower[-k:])
+        return learn(HEAD, (rf"({top})/.*|(.*/)?encoder/norm/.*", 1.0))(paths)
 
     return Method("top_blocks", learns)
 
@@ -45,3 +53,12 @@ def top_blocks(k: int) -> Method:
 def bitfit() -> Method:
     """Every bias and the head learn (Ben Zaken et al. 2022, arXiv:2106.10199)."""
     return Method("bitfit", learn(HEAD, (r"(.*/)?bias", 1.0)))
+
+
+def frozen_norm() -> Method:
+    """Every batch normalisation uses its running statistics and leaves them; nothing learns by this alone.
+
+    `finetune + frozen_norm` trains all leaves, the scale and bias of each norm among them, as PyTorch does with the
+    norms in `eval()`. Without it the norms of parts that learn use the batch's statistics, and the running ones follow.
+    """
+    return Method("frozen_norm", learn(), adds=(evaluating(BATCH_NORMS),))

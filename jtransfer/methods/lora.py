@@ -1,14 +1,20 @@
-"""Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685): `y = x W + (alpha / rank) x A B`, with W frozen."""
+"""Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685): `y = x W + scale x A B`, with W frozen."""
 
+import math
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from jtransfer.errors import InputError
 from jtransfer.methods.method import HEAD, Method, learn
 from jtransfer.models.layers import flat_dot_general
-from jtransfer.tree import Tree
+from jtransfer.tree import Rules, Tree, label
+
+TARGET = r".*attention/(query|value|qkv)"
 
 
 class LowRank(nn.Module):
@@ -17,6 +23,7 @@ class LowRank(nn.Module):
     rank: int
     features: int
     scale: float
+    dropout: float
     dtype: jnp.dtype | None
     param_dtype: jnp.dtype
 
@@ -25,54 +32,96 @@ class LowRank(nn.Module):
         init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         a = self.param("a", init, (x.shape[-1], self.rank), self.param_dtype)
         b = self.param("b", nn.initializers.zeros, (self.rank, self.features), self.param_dtype)
+        if self.dropout and self.has_rng("dropout"):  # a layer is not told of training, but only training has this key
+            kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.dropout, x.shape)
+            x = jnp.where(kept, x / (1 - self.dropout), 0)
         x, a, b = nn.dtypes.promote_dtype(x, a, b, dtype=self.dtype)
         last = (((x.ndim - 1,), (0,)), ((), ()))
         return self.scale * flat_dot_general(flat_dot_general(x, a, last), b, last)
 
 
-def lora(rank: int = 8, alpha: float = 8.0, target: str = r".*attention/(query|value)") -> Method:
+@dataclass(frozen=True)
+class LoRA:
+    """The options: which layers, and by rules on their paths, of which the last matches all, rank and alpha of each."""
+
+    target: str
+    ranks: Rules[int]
+    alphas: Rules[float]
+    rs: bool
+    dropout: float
+
+    def of(self, layer: str) -> tuple[int, float]:
+        """Rank and alpha of a layer."""
+        rank, alpha = (next(x for p, x in rules if re.fullmatch(p, layer)) for rules in (self.ranks, self.alphas))
+        return rank, alpha
+
+    def scale(self, layer: str) -> float:
+        """What the product of A and B is multiplied by."""
+        rank, alpha = self.of(layer)
+        return alpha / (math.sqrt(rank) if self.rs else rank)
+
+
+def lora(
+    rank: int = 8,
+    alpha: float = 8.0,
+    target: str = TARGET,
+    rs: bool = False,
+    dropout: float = 0.0,
+    ranks: Mapping[str, int] | None = None,
+    alphas: Mapping[str, float] | None = None,
+) -> Method:
     """A low-rank path beside every dense layer that `target` names; it and the head learn.
 
     Args:
         rank: Of the update; the defaults of `rank` and `alpha` are PEFT's.
         alpha: The update is scaled by `alpha / rank`.
         target: Pattern that must match the whole path of a layer, as `encoder/block_0/attention/query`.
+        rs: Scale by `alpha / sqrt(rank)` instead (Kalajdzievski 2023, arXiv:2312.03732).
+        dropout: Rate at which the inputs of the side path, and only of it, are dropped in training.
+        ranks: Other ranks for the layers whose whole path a pattern matches; the first that does decides.
+        alphas: Other alphas, likewise.
 
     Raises:
-        InputError: when the method meets a model without such a layer.
+        InputError: a rank below 1, a pattern that is none, or one that meets a model without such a layer.
     """
-    if rank < 1:
-        raise InputError(f"lora: rank={rank} must be at least 1")
-    scale = alpha / rank
-    try:
-        pattern = re.compile(target)
-    except re.error as error:
-        raise InputError(f"lora: target '{target}' is not a regular expression: {error}") from None
+    rules = (*(ranks or {}).items(), (".*", rank)), (*(alphas or {}).items(), (".*", alpha))
+    options = LoRA(target, *rules, rs, dropout)
+    if low := [x for _, x in options.ranks if x < 1]:
+        raise InputError(f"lora: rank={low[0]} must be at least 1")
+    if not 0 <= dropout < 1:
+        raise InputError(f"lora: dropout={dropout} must be at least 0 and below 1")
+    for pattern in (target, *(pattern for pattern, _ in (*options.ranks, *options.alphas))):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise InputError(f"lora: '{pattern}' is not a regular expression: {error}") from None
 
     def interceptor(call, args, kwargs, context):
         y, layer = call(*args, **kwargs), context.module
-        if (
-            isinstance(layer, nn.Dense)
-            and context.method_name == "__call__"
-            and pattern.fullmatch("/".join(layer.path))
-        ):
-            y += LowRank(rank, layer.features, scale, layer.dtype, layer.param_dtype, parent=layer, name="lora")(
-                args[0]
-            )
+        path = "/".join(layer.path)
+        if isinstance(layer, nn.Dense) and context.method_name == "__call__" and re.fullmatch(target, path):
+            shape = options.of(path)[0], layer.features
+            types = layer.dtype, layer.param_dtype
+            y += LowRank(*shape, options.scale(path), dropout, *types, parent=layer, name="lora")(args[0])
         return y
 
     def learns(paths):
-        if not any(path.endswith("/lora/a") for path in paths):
+        adapted = [path.removesuffix("/lora/a") for path in paths if path.endswith("/lora/a")]
+        if not adapted:
             layers = sorted({re.sub(r"\d+", "0", p.removesuffix("/kernel")) for p in paths if p.endswith("/kernel")})
             raise InputError(f"lora: target '{target}' matches no dense layer; there are {', '.join(layers)}")
-        return learn(HEAD, (r".*/lora/[ab]", 1.0))(paths)
+        for rules in (options.ranks, options.alphas):
+            label(adapted, rules)  # refuses a pattern that matches none of them
+        head = [HEAD] if any(path.startswith("head/") for path in paths) else []
+        return learn(*head, (r".*/lora/[ab]", 1.0))(paths)
 
     def merge(tree: Tree) -> Tree:
         merged = {path: leaf for path, leaf in tree.items() if not re.fullmatch(r".*/lora/[ab]", path)}
         for path in tree:
             if path.endswith("/lora/a"):
                 layer = path.removesuffix("/lora/a")
-                merged[f"{layer}/kernel"] = tree[f"{layer}/kernel"] + scale * tree[path] @ tree[f"{layer}/lora/b"]
+                update = options.scale(layer) * tree[path] @ tree[f"{layer}/lora/b"]
+                merged[f"{layer}/kernel"] = tree[f"{layer}/kernel"] + update
         return merged
 
-    return Method("lora", learns, adds=(interceptor,), merge=merge)
+    return Method("lora", learns, adds=(interceptor,), merge=merge, parts=(options,))

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from jtransfer.errors import InputError
 from jtransfer.models import SOURCE_HEAD, STATISTICS, complete, shapes_of
+from jtransfer.models.layers import BatchNorm
 from jtransfer.tree import FROZEN, Tree, label, mismatches
 
 Rates = dict[str, float]
@@ -35,6 +36,7 @@ class Method:
         adds: Interceptors around the model's methods; the first is the outermost.
         merge: From an adapted tree to the tree with which the plain model computes the same.
         pretrained: Whether the leaves start as the backbone's; if not, all of them start at random.
+        parts: The options of what it adds, for those who write them in other formats.
 
     `a + b` trains what either trains (at the rate of `a` where both do) and adds what either adds.
     """
@@ -44,6 +46,7 @@ class Method:
     adds: tuple[Interceptor, ...] = ()
     merge: Callable[[Tree], Tree] = dict
     pretrained: bool = True
+    parts: tuple[Any, ...] = ()
 
     def __add__(self, other: "Method") -> "Method":
         def learns(paths):
@@ -56,6 +59,7 @@ class Method:
             adds=self.adds + other.adds,
             merge=lambda tree: other.merge(self.merge(tree)),
             pretrained=self.pretrained and other.pretrained,
+            parts=self.parts + other.parts,
         )
 
 
@@ -131,14 +135,14 @@ def adapt(
         wrap: More interceptors, inside those of the method; they add no leaves.
 
     Raises:
-        InputError: a rule of the method that matches nothing, or pretrained leaves that are not the model's: every
-            offender by name.
+        InputError: a rule of the method that matches nothing, no leaf that learns, or pretrained leaves that are not
+            the model's: every offender by name.
     """
     example = dict(inputs) if isinstance(inputs, Mapping) else jax.ShapeDtypeStruct((1, *inputs), jnp.float32)
     base = dict(pretrained) if method.pretrained else {}
     plain = shapes_of(model, example)
     if base:
-        own = {path: leaf for path, leaf in base.items() if not path.startswith(SOURCE_HEAD)}
+        own = {path: leaf for path, leaf in base.items() if path in plain or not path.startswith(SOURCE_HEAD)}
         # A leaf that the backbone lacks would silently start at random.
         expected = {path: leaf for path, leaf in plain.items() if path in own or not path.startswith("head/")}
         offenders = mismatches(expected, own)
@@ -148,6 +152,8 @@ def adapt(
     shapes |= {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in _split(base)[0].items()}
     own = [path for path in shapes if not path.startswith(SOURCE_HEAD)]
     rates = dict.fromkeys(shapes, FROZEN) | method.learns(own)
+    if not any(rate != FROZEN for rate in rates.values()):
+        raise InputError(f"method '{method.name}': nothing learns; add what does, as in 'finetune + {method.name}'")
     frozen_mode = evaluation_mode({path: rates[path] for path in _split(plain)[0]})
     return Adapted(Intercepted(model, (*method.adds, frozen_mode, *wrap)), shapes, rates, base, state, example)
 
@@ -159,16 +165,28 @@ def evaluation_mode(rates: Mapping[str, float]) -> Interceptor:
     learns, nothing is dropped and no statistics are updated.
     """
     learning = [path for path, rate in rates.items() if rate != FROZEN]
-    switches = {nn.Dropout: "deterministic", nn.BatchNorm: "use_running_average"}
+
+    def frozen(module):
+        part = "".join(f"{name}/" for name in module.path[:-1])
+        return not any(path.startswith(part) for path in learning)
+
+    return evaluating(DROPOUTS | BATCH_NORMS, frozen)
+
+
+DROPOUTS = {nn.Dropout: "deterministic"}
+BATCH_NORMS = {nn.BatchNorm: "use_running_average", BatchNorm: "use_running_average"}
+"""Layers that differ in training, and what switches each to evaluation."""
+
+
+def evaluating(switches: Mapping[type, str], chosen: Callable[[nn.Module], bool] = lambda module: True) -> Interceptor:
+    """Run the layers of the types in `switches` that are `chosen` in evaluation mode."""
 
     def interceptor(call, args, kwargs, context):
         switch = switches.get(type(context.module))
-        if switch and context.method_name == "__call__":
-            part = "".join(f"{name}/" for name in context.module.path[:-1])
-            if not any(path.startswith(part) for path in learning):
-                # The model may have set it on the layer or passed it by position; Flax takes it in one place only.
-                object.__setattr__(context.module, switch, None)
-                args, kwargs = args[:1], kwargs | {switch: True}
+        if switch and context.method_name == "__call__" and chosen(context.module):
+            # The model may have set it on the layer or passed it by position; Flax takes it in one place only.
+            object.__setattr__(context.module, switch, None)
+            args, kwargs = args[:1], kwargs | {switch: True}
         return call(*args, **kwargs)
 
     return interceptor

@@ -10,20 +10,34 @@ import jax
 import jax.numpy as jnp
 
 from jtransfer.errors import InputError, nearest
+from jtransfer.models.bert import Bert, BertConfig
+from jtransfer.models.clip import CLIP, CLIPConfig, CLIPText, CLIPTextConfig
+from jtransfer.models.gpt2 import GPT2, GPT2Config
 from jtransfer.models.heads import SOURCE_HEAD, Classifier, Head, Headed
 from jtransfer.models.pixels import Pixels, PixelsConfig
+from jtransfer.models.resnet import ResNet, ResNetConfig
 from jtransfer.models.vit import ViT, ViTConfig
 from jtransfer.tree import Tree, flat, nested, prefixed, select
 
 __all__ = [
+    "CLIP",
+    "GPT2",
     "MODELS",
     "SOURCE_HEAD",
     "STATISTICS",
+    "Bert",
+    "BertConfig",
+    "CLIPConfig",
+    "CLIPText",
+    "CLIPTextConfig",
     "Classifier",
+    "GPT2Config",
     "Head",
     "Headed",
     "Pixels",
     "PixelsConfig",
+    "ResNet",
+    "ResNetConfig",
     "ViT",
     "ViTConfig",
     "apply",
@@ -34,7 +48,15 @@ __all__ = [
     "shapes_of",
 ]
 
-MODELS = {"vit": (ViT, ViTConfig), "pixels": (Pixels, PixelsConfig)}
+MODELS = {
+    "bert": (Bert, BertConfig),
+    "clip": (CLIP, CLIPConfig),
+    "clip_text": (CLIPText, CLIPTextConfig),
+    "gpt2": (GPT2, GPT2Config),
+    "resnet": (ResNet, ResNetConfig),
+    "vit": (ViT, ViTConfig),
+    "pixels": (Pixels, PixelsConfig),
+}
 STATISTICS = "batch_stats/"
 """Prefix, in a flat tree of a whole model, of the leaves that are no parameters: the statistics of BatchNorm."""
 

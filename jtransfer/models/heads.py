@@ -19,13 +19,16 @@ class Head:
     Attributes:
         classes: Outputs for each thing it reads.
         reads: "features" or "pooler_output" `[batch, width]`, "first" (the first token of `last_hidden_state`),
-            "last_hidden_state" `[batch, tokens, width]` (a prediction for every token), or "distilled" (the mean of
-            one prediction from the class token and one from the distillation token).
-        hidden: Activation of a dense layer of the backbone's width before the output; empty for no such layer.
+            "last_hidden_state" `[batch, tokens, width]` (a prediction for every token), "patches" (the mean of it over
+            the patches of an image), or "distilled" (the mean of one prediction from the class token and one from the
+            distillation token).
+        hidden: Activation of a dense layer before the output; empty for no such layer.
         norm: LayerNorm after that activation, with this epsilon; 0 for none.
         tied: Whether the output kernel is the transposed table of the word embeddings.
         bias: Whether the output has a bias.
         span: Whether two outputs a token are `start_logits` and `end_logits` `[batch, tokens]` instead of `logits`.
+        width: Of the dense layer; 0 for the backbone's.
+        output: What the output is called.
     """
 
     classes: int
@@ -35,6 +38,8 @@ class Head:
     tied: bool = False
     bias: bool = True
     span: bool = False
+    width: int = 0
+    output: str = "logits"
 
 
 class Layers(nn.Module):
@@ -48,7 +53,7 @@ class Layers(nn.Module):
         if c.reads == "distilled":
             return _output(c, "cls")(x[:, 0]), _output(c, "distillation")(x[:, 1])
         if c.hidden:
-            x = layers.ACTIVATIONS[c.hidden](layers.Dense(x.shape[-1], name="dense", dtype="float32")(x))
+            x = layers.ACTIVATIONS[c.hidden](layers.Dense(c.width or x.shape[-1], name="dense", dtype="float32")(x))
         if c.norm:
             x = nn.LayerNorm(epsilon=c.norm, name="norm", dtype="float32")(x)
         if not c.tied:
@@ -69,6 +74,9 @@ class Headed(nn.Module):
         backbone: A module whose outputs have what the head reads.
         config: The head.
         head: Its name in the tree.
+
+    Called with what the backbone takes; `logits_to_keep` restricts the predictions of a head that makes one for every
+    token to the last tokens (0 for all).
     """
 
     backbone: nn.Module
@@ -76,12 +84,19 @@ class Headed(nn.Module):
     head: str = SOURCE_HEAD.rstrip("/")
 
     @nn.compact
-    def __call__(self, *inputs, train: bool = False, **kwargs) -> dict[str, jax.Array]:
+    def __call__(self, *inputs, train: bool = False, logits_to_keep: int = 0, **kwargs) -> dict[str, jax.Array]:
         c, backbone = self.config, self.backbone.copy(name=None)
         nn.share_scope(self, backbone)
         outputs = backbone(*inputs, train=train, **kwargs)
         states = outputs.get("last_hidden_state")
-        x = {"first": lambda: states[:, 0], "distilled": lambda: states}.get(c.reads, lambda: outputs[c.reads])()
+        read = {
+            "first": lambda: states[:, 0],
+            "distilled": lambda: states,
+            "patches": lambda: states[:, backbone.config.leading + backbone.config.registers :].mean(1),
+        }
+        x = read.get(c.reads, lambda: outputs[c.reads])()
+        if c.reads == "last_hidden_state":
+            x = x[:, -logits_to_keep:]
         if c.reads == "distilled":
             cls, distillation = Layers(c, name=self.head)(x, None)
             both = {"cls_logits": cls, "distillation_logits": distillation}
@@ -93,7 +108,7 @@ class Headed(nn.Module):
             logits = _output(c, self.head)(x)
         if c.span:
             return outputs | {"start_logits": logits[..., 0], "end_logits": logits[..., 1]}
-        return outputs | {"logits": logits}
+        return outputs | {c.output: logits}
 
 
 def Classifier(backbone: nn.Module, classes: int, head: str = "head") -> Headed:

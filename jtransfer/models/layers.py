@@ -1,5 +1,6 @@
 """What the architectures share. The one place where a layer's form depends on the platform."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -9,6 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from jtransfer.errors import InputError
 
 ACTIVATIONS: dict[str, Callable] = {
     "gelu": partial(nn.gelu, approximate=False),
@@ -85,6 +88,46 @@ class Embed(nn.Module):
         return jnp.take(table, ids, axis=0, mode="clip").astype(self.dtype)
 
 
+class BatchNorm(nn.Module):
+    """Batch normalisation (Ioffe & Szegedy 2015, arXiv:1502.03167) of the last axis, step for step as PyTorch's.
+
+    It differs from `flax.linen.BatchNorm` in the running variance alone, which follows the unbiased variance of the
+    batch (divided by n - 1). Statistics are float32, in the collection `batch_stats`.
+
+    Attributes:
+        use_running_average: Whether to normalise by the running statistics, and leave them, instead of the batch's.
+        momentum: What a step keeps of the running statistics; PyTorch's momentum is 1 minus this.
+    """
+
+    use_running_average: bool | None = None
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x, use_running_average: bool | None = None):
+        width, n = x.shape[-1], math.prod(x.shape[:-1])
+        scale = self.param("scale", nn.initializers.ones, (width,), self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (width,), self.param_dtype)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (width,))
+        running_var = self.variable("batch_stats", "var", jnp.ones, (width,))
+        mean, var, x = running_mean.value, running_var.value, x.astype(jnp.float32)
+        if not nn.merge_param("use_running_average", self.use_running_average, use_running_average):
+            if n < 2:
+                raise InputError(f"{'/'.join(self.path)}: one value a channel has no variance; take a larger batch")
+            # Both moments in one pass over x, taken about a mean that is near, so that little cancels.
+            shifted = x - mean
+            shift, square = shifted.mean(range(x.ndim - 1)), jnp.square(shifted).mean(range(x.ndim - 1))
+            mean, var = mean + shift, jnp.maximum(square - jnp.square(shift), 0)
+            if not self.is_initializing():
+                keep = self.momentum
+                running_mean.value = keep * running_mean.value + (1 - keep) * mean
+                running_var.value = keep * running_var.value + (1 - keep) * var * n / (n - 1)
+        y = (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
+        return y.astype(self.dtype)
+
+
 def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """Scaled dot-product attention.
 
@@ -99,7 +142,8 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array |
         return _attend_batched(query, key, value, mask)
     # cuDNN's kernel has to be asked for, and takes half precision only.
     half = query.dtype in (jnp.bfloat16, jnp.float16) and query.shape[-1] % 8 == 0 and query.shape[-1] <= 128
-    implementation = "cudnn" if half and platform() == "gpu" else None
+    even = mask is None or query.shape[1] % 2 == key.shape[1] % 2 == 0  # its gradient takes no other with a mask
+    implementation = "cudnn" if half and even and platform() == "gpu" else None
     return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=implementation)
 
 

@@ -1,14 +1,17 @@
 """The transformer blocks that the architectures share, pre-norm or post-norm, unrolled so that a rule can name one.
 
     block_0/{norm_1, attention/{query, key, value, out}, scale_1, norm_2, mlp/{up, gate, down}, scale_2}
+    block_0/attention/{qkv, out}    where query, key and value are one layer
     norm
 
 Methods reach in from outside through the small named functions `tokens`, `residual`, `attend` and `activate`.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from jtransfer.errors import InputError, nearest
@@ -26,6 +29,8 @@ class Stack:
             LayerNorm after each residual sum, as in BERT).
         last_norm: Whether a LayerNorm follows the last block.
         qkv_bias: Whether query, key and value have a bias.
+        fused_qkv: Whether query, key and value are one dense layer, as low-rank updates of GPT-2 expect.
+        score_factors: Of each block's attention scores, beside `1 / sqrt(head width)`; empty for none.
         gated: Whether the MLP is `down(activation(gate(x)) * up(x))` (Shazeer 2020, arXiv:2002.05202).
         layer_scale: Start of a learned scale on each branch (Touvron et al. 2021, arXiv:2103.17239); 0 for none.
         dropout: Rate on both branches; `attention_dropout` on the attention weights.
@@ -43,6 +48,8 @@ class Stack:
     norm: str = "pre"
     last_norm: bool = True
     qkv_bias: bool = True
+    fused_qkv: bool = False
+    score_factors: tuple[float, ...] = ()
     gated: bool = False
     layer_scale: float = 0.0
     dropout: float = 0.0
@@ -71,30 +78,62 @@ class Stack:
         return nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype, param_dtype=self.param_dtype, **kwargs)
 
 
+class Past(NamedTuple):
+    """What one block's attention has seen, in arrays of a fixed size: `[batch, size, heads, head width]`.
+
+    Attributes:
+        key: Of the tokens so far, in the first `length` places; `value` likewise.
+        length: How many they are; an integer, traced or not.
+    """
+
+    key: jax.Array
+    value: jax.Array
+    length: jax.Array
+
+    def then(self, key, value) -> "Past":
+        """With those of the next tokens, which must fit."""
+        start = (0, self.length, 0, 0)
+        return Past(
+            jax.lax.dynamic_update_slice(self.key, key.astype(self.key.dtype), start),
+            jax.lax.dynamic_update_slice(self.value, value.astype(self.value.dtype), start),
+            self.length + key.shape[1],
+        )
+
+
 class Attention(nn.Module):
-    """Multi-head self-attention on `[batch, tokens, width]`."""
+    """Multi-head self-attention on `[batch, tokens, width]`; with a `past`, the output and the longer past."""
 
     config: Stack
+    factor: float = 1.0
 
     def attend(self, query, key, value, mask):
         """`[batch, tokens, heads, head width]`, three of them, to one."""
         return layers.attend(query, key, value, mask)
 
     @nn.compact
-    def __call__(self, x, mask, train):
+    def __call__(self, x, mask, train, past=None):
         c = self.config
 
-        def project(name):
-            return c.dense(c.width, use_bias=c.qkv_bias, name=name)(x).reshape(*x.shape[:-1], c.heads, -1)
+        def project(name, number=1):
+            y = c.dense(number * c.width, use_bias=c.qkv_bias, name=name)(x)
+            return y.reshape(*x.shape[:-1], number * c.heads, -1)
 
-        query, key, value = project("query"), project("key"), project("value")
+        if c.fused_qkv:
+            query, key, value = jnp.split(project("qkv", 3), 3, axis=-2)
+        else:
+            query, key, value = project("query"), project("key"), project("value")
+        query = query * self.factor if self.factor != 1 else query
+        if past is not None:
+            past = past.then(key, value)
+            key, value = past.key, past.value
         if train and c.attention_dropout:
             drop = nn.Dropout(c.attention_dropout)
             with layers.dropping(lambda weights: drop(weights, deterministic=not train)):
                 out = self.attend(query, key, value, mask)
         else:
             out = self.attend(query, key, value, mask)
-        return c.dense(c.width, name="out")(out.reshape(x.shape))
+        out = c.dense(c.width, name="out")(out.reshape(x.shape))
+        return out if past is None else (out, past)
 
 
 class Mlp(nn.Module):
@@ -115,17 +154,18 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each with its LayerNorm and a residual connection."""
+    """Attention and MLP, each with its LayerNorm and a residual connection; a `past` goes in and out beside `x`."""
 
     config: Stack
     drop_path: float
+    factor: float = 1.0
 
     def residual(self, x, y, branch):
         """Add the output `y` of a branch ("attention" or "mlp") to the stream `x`."""
         return x + y
 
     @nn.compact
-    def __call__(self, x, mask, train):
+    def __call__(self, x, mask, train, past=None):
         c = self.config
 
         def finish(y, number):
@@ -136,18 +176,28 @@ class Block(nn.Module):
             return nn.Dropout(self.drop_path, broadcast_dims=(1, 2))(y, deterministic=not train)
 
         norm_1, norm_2 = c.layer_norm(name="norm_1"), c.layer_norm(name="norm_2")
-        attention, mlp = Attention(c, name="attention"), Mlp(c, name="mlp")
+        attention, mlp = Attention(c, self.factor, name="attention"), Mlp(c, name="mlp")
+
+        def attend(x):
+            nonlocal past
+            y = attention(x, mask, train, past)
+            y, past = (y, None) if past is None else y
+            return finish(y, 1)
+
         if c.norm == "pre":
-            x = self.residual(x, finish(attention(norm_1(x), mask, train), 1), "attention")
-            return self.residual(x, finish(mlp(norm_2(x)), 2), "mlp")
-        x = norm_1(self.residual(x, finish(attention(x, mask, train), 1), "attention"))
-        return norm_2(self.residual(x, finish(mlp(x), 2), "mlp"))
+            x = self.residual(x, attend(norm_1(x)), "attention")
+            x = self.residual(x, finish(mlp(norm_2(x)), 2), "mlp")
+        else:
+            x = norm_1(self.residual(x, attend(x), "attention"))
+            x = norm_2(self.residual(x, finish(mlp(x), 2), "mlp"))
+        return x if past is None else (x, past)
 
 
 class Encoder(nn.Module):
     """The stack of blocks: `x [batch, tokens, width]` to the last state and the list of all `depth + 1` states.
 
     The first of the list is `x` itself, the others follow the blocks; the last LayerNorm, if any, is in none of them.
+    With `past`, one `Past` for each block, the longer ones come as a third output.
     """
 
     config: Stack
@@ -157,15 +207,22 @@ class Encoder(nn.Module):
         return x, mask
 
     @nn.compact
-    def __call__(self, x, mask, train):
+    def __call__(self, x, mask, train, past=None):
         c = self.config
         x, mask = self.tokens(x, mask)
-        hidden_states = [x]
+        hidden_states, seen = [x], []
         block = nn.remat(Block, static_argnums=(3,)) if c.remat else Block  # argument 0 is the module, 3 is `train`
         for i in range(c.depth):
-            x = block(c, c.drop_path * i / max(c.depth - 1, 1), name=f"block_{i}")(x, mask, train)
+            factor = c.score_factors[i] if c.score_factors else 1.0
+            layer = block(c, c.drop_path * i / max(c.depth - 1, 1), factor, name=f"block_{i}")
+            if past is None:
+                x = layer(x, mask, train)
+            else:
+                x, longer = layer(x, mask, train, past[i])
+                seen.append(longer)
             hidden_states.append(x)
-        return c.layer_norm(name="norm")(x) if c.last_norm else x, hidden_states
+        x = c.layer_norm(name="norm")(x) if c.last_norm else x
+        return (x, hidden_states) if past is None else (x, hidden_states, tuple(seen))
 
 
 def padding_mask(attention_mask):
@@ -173,7 +230,10 @@ def padding_mask(attention_mask):
     return None if attention_mask is None else jnp.asarray(attention_mask, bool)[:, None, None, :]
 
 
-def causal_mask(tokens: int, attention_mask=None):
-    """Where a token may look at itself and at what is before it, `[batch or 1, 1, tokens, tokens]`."""
-    mask = jnp.tril(jnp.ones((1, 1, tokens, tokens), bool))
+def causal_mask(tokens: int, attention_mask=None, start: int | jax.Array = 0, size: int | None = None):
+    """Where a token may look at itself and at what is before it, `[batch or 1, 1, tokens, size]`.
+
+    The first of the tokens has place `start` among `size` (by default 0 among `tokens`), which `attention_mask` covers.
+    """
+    mask = (jnp.arange(size or tokens) <= start + jnp.arange(tokens)[:, None])[None, None]
     return mask if attention_mask is None else mask & padding_mask(attention_mask)

@@ -2,7 +2,7 @@
 
     embeddings/{patch, cls, distillation, registers, positions, norm}
     encoder/block_0/...          as in transformer.py
-    encoder/norm
+    encoder/norm, or norm        of all tokens, or of the pooled one
     pooler, or pooler/{probe, attention/{query, key, value, out}, norm, mlp/{up, down}}
 
 Methods reach in from outside through the small named functions `embed` and `positions`, and those of the blocks.
@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from jtransfer.errors import InputError, nearest
-from jtransfer.models.transformer import Encoder, Stack
+from jtransfer.models import layers
+from jtransfer.models.transformer import Encoder, Mlp, Stack
 
-POOLS = ("cls", "mean", "cls_mean")
+POOLS = ("cls", "mean", "cls_mean", "map", "patches")
 
 
 @dataclass(frozen=True)
@@ -25,16 +26,28 @@ class ViTConfig:
     """The architecture.
 
     Attributes:
-        image: Height and width of the input in pixels, each a multiple of `patch`.
+        image: Height and width of the input in pixels; what is left over beyond the last whole patch, at the bottom
+            and on the right, is not seen.
         channels: Channels of the input.
         patch: Side of a patch in pixels.
         hidden: Hidden width of the MLP; 0 for four times `width`.
         pool: What `features` are: "cls" puts a learned token first and takes it; "mean" has no such token and
-            averages the patches; "cls_mean" takes the token and the average of the patches, side by side.
+            averages the patches; "cls_mean" takes the token and the average of the patches, side by side; "map" has no
+            such token either and lets a learned probe attend to the patches (Zhai et al. 2022, arXiv:2106.04560);
+            "patches" has the token and averages the patches alone (as MAE is fine-tuned).
+        norm_pooled: Whether the last LayerNorm is on the features alone and leaves the tokens as they are (CLIP).
         pooler: Whether `pooler_output` is `tanh(dense(token))` instead of the features.
+        distilled: Whether a second learned token, which a teacher is imitated from, follows the class token (DeiT,
+            Touvron et al. 2021, arXiv:2012.12877).
+        registers: Number of learned tokens without positions that stand before the patches and are no features
+            (Darcet et al. 2024, arXiv:2309.16588).
+        patch_bias: Whether the patches' dense layer has a bias.
+        embedding_norm: Whether a LayerNorm precedes the blocks (CLIP).
         qkv_bias: Whether query, key and value have a bias.
         epsilon: Of every LayerNorm.
         activation: A key of `layers.ACTIVATIONS`, as "gelu" (exact) or "gelu_tanh".
+        gated: Whether the MLP is gated, as in `transformer.Stack`.
+        layer_scale: Start of the learned scale on each branch, as there; 0 for none.
         dropout: Rate after the embeddings and in both branches of a block.
         drop_path: Stochastic depth: rate of the last block, growing linearly from 0 at the first
             (Huang et al. 2016, arXiv:1603.09382).
@@ -50,10 +63,17 @@ class ViTConfig:
     heads: int = 12
     hidden: int = 0
     pool: str = "cls"
+    norm_pooled: bool = False
     pooler: bool = False
+    distilled: bool = False
+    registers: int = 0
+    patch_bias: bool = True
+    embedding_norm: bool = False
     qkv_bias: bool = True
     epsilon: float = 1e-6
     activation: str = "gelu"
+    gated: bool = False
+    layer_scale: float = 0.0
     dropout: float = 0.0
     attention_dropout: float = 0.0
     drop_path: float = 0.0
@@ -64,8 +84,12 @@ class ViTConfig:
     def __post_init__(self):
         if self.pool not in POOLS:
             raise InputError(f"vit: unknown pool '{self.pool}'; {nearest(self.pool, POOLS)}")
-        if self.patch < 1 or any(side < 1 or side % self.patch for side in self.image):
-            raise InputError(f"vit: image {self.image} is not a multiple of patch {self.patch}")
+        if len(self.image) != 2 or min(self.patch, self.channels) < 1 or min(self.image) < self.patch:
+            raise InputError(f"vit: image {self.image} of {self.channels} channels has no patch of side {self.patch}")
+        if self.registers < 0 or (self.distilled and not self.cls):
+            raise InputError("vit: registers must not be negative, and a distilled model has a class token")
+        if (self.pool == "map" and self.pooler) or (self.norm_pooled and (self.pooler or self.pool == "cls_mean")):
+            raise InputError(f"vit: pool '{self.pool}' has one output, which neither a pooler nor two norms suit")
         _ = self.stack  # which checks the rest
 
     @property
@@ -79,6 +103,16 @@ class ViTConfig:
         return self.image[0] // self.patch, self.image[1] // self.patch
 
     @property
+    def cls(self) -> bool:
+        """Whether a class token stands first."""
+        return self.pool in ("cls", "cls_mean", "patches")
+
+    @property
+    def leading(self) -> int:
+        """Number of tokens with a position before those of the patches; the registers follow them and have none."""
+        return self.cls + self.distilled
+
+    @property
     def stack(self) -> Stack:
         """The blocks."""
         return Stack(
@@ -88,7 +122,10 @@ class ViTConfig:
             hidden=self.hidden or 4 * self.width,
             activation=self.activation,
             epsilon=self.epsilon,
+            last_norm=not self.norm_pooled,
             qkv_bias=self.qkv_bias,
+            gated=self.gated,
+            layer_scale=self.layer_scale,
             dropout=self.dropout,
             attention_dropout=self.attention_dropout,
             drop_path=self.drop_path,
@@ -99,21 +136,32 @@ class ViTConfig:
 
 
 class Embeddings(nn.Module):
-    """Pixels to tokens: linear patches, the class token, learned positions."""
+    """Pixels to tokens: linear patches and the tokens before them, learned positions."""
 
     config: ViTConfig
 
     def embed(self, pixel_values):
         """`[batch, height, width, channels]` to `[batch, tokens, width]`, before positions."""
         c = self.config
-        batch, height, width, channels = pixel_values.shape
-        grid = pixel_values.reshape(batch, height // c.patch, c.patch, width // c.patch, c.patch, channels)
-        patches = grid.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, c.patch * c.patch * channels)
-        x = c.stack.dense(c.width, name="patch")(patches)
-        if c.pool != "mean":
-            cls = self.param("cls", nn.initializers.zeros, (1, 1, c.width), c.param_dtype)
-            x = jnp.concatenate([jnp.broadcast_to(cls.astype(x.dtype), (batch, 1, c.width)), x], axis=1)
-        return x
+        if pixel_values.shape[1:] != (*c.image, c.channels):
+            found, expected = ("x".join(map(str, sides)) for sides in (pixel_values.shape[1:], (*c.image, c.channels)))
+            raise InputError(
+                f"vit: pixel_values are {found}, the model takes {expected}; a checkpoint is resized as it is loaded, "
+                f"with image=({', '.join(map(str, pixel_values.shape[1:3]))})"
+            )
+        rows, columns = c.grid
+        seen = pixel_values[:, : rows * c.patch, : columns * c.patch]
+        grid = seen.reshape(-1, rows, c.patch, columns, c.patch, c.channels)
+        patches = grid.transpose(0, 1, 3, 2, 4, 5).reshape(-1, rows * columns, c.patch * c.patch * c.channels)
+        x = c.stack.dense(c.width, use_bias=c.patch_bias, name="patch")(patches)
+        if c.distilled:
+            x = self.prepend("distillation", 1, x)
+        return self.prepend("cls", 1, x) if c.cls else x
+
+    def prepend(self, name, number, x, std=0.0):
+        """Put `number` learned tokens before those of `x [batch, tokens, width]`."""
+        tokens = self.param(name, nn.initializers.normal(std), (1, number, x.shape[-1]), self.config.param_dtype)
+        return jnp.concatenate([jnp.broadcast_to(tokens.astype(x.dtype), (len(x), number, x.shape[-1])), x], axis=1)
 
     def positions(self, x):
         """Add the learned positions to `x [batch, tokens, width]`."""
@@ -122,17 +170,56 @@ class Embeddings(nn.Module):
 
     @nn.compact
     def __call__(self, pixel_values, train):
-        x = self.positions(self.embed(pixel_values.astype(self.config.dtype)))
-        return nn.Dropout(self.config.dropout)(x, deterministic=not train)
+        c = self.config
+        x = self.positions(self.embed(pixel_values.astype(c.dtype)))
+        if c.registers:  # which start apart, as no positions tell them from each other
+            patches = self.prepend("registers", c.registers, x[:, c.leading :], 0.02)
+            x = jnp.concatenate([x[:, : c.leading], patches], axis=1)
+        x = c.stack.layer_norm(name="norm")(x) if c.embedding_norm else x
+        return nn.Dropout(c.dropout)(x, deterministic=not train)
+
+
+class ProbeAttention(nn.Module):
+    """Multi-head attention of `query [batch, 1, width]` to `x [batch, tokens, width]`."""
+
+    config: Stack
+
+    def attend(self, query, key, value, mask):
+        """`[batch, tokens, heads, head width]`, three of them, to one."""
+        return layers.attend(query, key, value, mask)
+
+    @nn.compact
+    def __call__(self, query, x):
+        c = self.config
+
+        def project(name, tokens):
+            return c.dense(c.width, name=name)(tokens).reshape(*tokens.shape[:-1], c.heads, -1)
+
+        out = self.attend(project("query", query), project("key", x), project("value", x), None)
+        return c.dense(c.width, name="out")(out.reshape(query.shape))
+
+
+class AttentionPool(nn.Module):
+    """`[batch, tokens, width]` to `[batch, width]`: what a learned probe attends to, and an MLP beside it."""
+
+    config: Stack
+
+    @nn.compact
+    def __call__(self, x):
+        c = self.config
+        probe = self.param("probe", nn.initializers.normal(0.02), (1, 1, c.width), c.param_dtype).astype(x.dtype)
+        y = ProbeAttention(c, name="attention")(jnp.broadcast_to(probe, (len(x), 1, c.width)), x)
+        return (y + Mlp(c, name="mlp")(c.layer_norm(name="norm")(y)))[:, 0]
 
 
 class ViT(nn.Module):
     """The backbone.
 
     Called with `pixel_values [batch, height, width, channels]`, it returns `last_hidden_state [batch, tokens, width]`
-    (after the last LayerNorm), `features [batch, width]` (what a head reads), `pooler_output [batch, width]` (the
-    same, but for a config with `pooler`) and, on request, `hidden_states`: the stream before the first block and after
-    each, `depth + 1` of `[batch, tokens, width]`.
+    (after the last LayerNorm, but for `norm_pooled`), `features [batch, width]` (what a head reads; twice as wide for
+    "cls_mean"), `pooler_output [batch, width]` (the same, but for a config with `pooler`, and the class token alone
+    for "cls_mean") and, on request, `hidden_states`: the stream before the first block and after each, `depth + 1` of
+    `[batch, tokens, width]`.
     """
 
     config: ViTConfig
@@ -144,9 +231,11 @@ class ViT(nn.Module):
         c = self.config
         x = Embeddings(c, name="embeddings")(pixel_values, train)
         x, hidden_states = Encoder(c.stack, name="encoder")(x, None, train)
-        cls, mean = x[:, 0], x[:, 1 if c.pool == "cls_mean" else 0 :].mean(1)
-        features = {"cls": cls, "mean": mean, "cls_mean": jnp.concatenate([cls, mean], -1)}[c.pool]
-        pooled = features if c.pool == "mean" else cls
+        cls, mean = x[:, 0], x[:, c.leading + c.registers :].mean(1)
+        pooled = mean if c.pool in ("mean", "patches") else cls
+        pooled = AttentionPool(c.stack, name="pooler")(x) if c.pool == "map" else pooled
+        pooled = c.stack.layer_norm(name="norm")(pooled) if c.norm_pooled else pooled
+        features = jnp.concatenate([cls, mean], -1) if c.pool == "cls_mean" else pooled
         pooled = jnp.tanh(c.stack.dense(c.width, name="pooler")(cls)) if c.pooler else pooled
         outputs = {"last_hidden_state": x, "pooler_output": pooled, "features": features}
         return outputs | ({"hidden_states": hidden_states} if output_hidden_states else {})

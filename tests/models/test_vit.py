@@ -1,5 +1,7 @@
 """The ViT: outputs and shapes, its forms on other platforms, randomness, precision."""
 
+from functools import cache, partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,20 +11,27 @@ from jtransfer import models
 from jtransfer.errors import InputError
 from jtransfer.models import layers
 
+# Compiling takes longer than running, so it is done without optimisations.
+QUICKLY = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 OPTIONS = {"image": (8, 12), "channels": 2, "patch": 4, "width": 16, "depth": 2, "heads": 2}
 
 
 def outputs(key=0, train=False, **options):
     """A randomly initialised model and what it returns for three images."""
+    return compiled(train, **options)(jax.random.key(key))
+
+
+@cache
+def compiled(train, **options):
     model = models.build("vit", **OPTIONS | options)
     images = jax.random.normal(jax.random.key(1), (3, 8, 12, 2))
 
-    @jax.jit
+    @QUICKLY
     def run(key):
         variables = model.init(jax.random.key(0), images)
         return variables, model.apply(variables, images, train, True, rngs={"dropout": key})
 
-    return run(jax.random.key(key))
+    return run
 
 
 def test_cls_pooling_adds_a_token_and_pools_it():
@@ -38,6 +47,44 @@ def test_mean_pooling_has_no_extra_token():
     assert "cls" not in variables["params"]["embeddings"]
     assert out["last_hidden_state"].shape == (3, 6, 16)
     np.testing.assert_allclose(out["pooler_output"], out["last_hidden_state"].mean(1), atol=1e-6)
+
+
+def test_registers_and_a_distillation_token_stand_before_the_patches_and_are_no_features():
+    variables, out = outputs(pool="cls_mean", distilled=True, registers=3)
+    made = variables["params"]["embeddings"]
+    assert made["positions"].shape == (1, 2 + 6, 16), "registers have no positions"
+    assert (made["registers"].shape, made["distillation"].shape) == ((1, 3, 16), (1, 1, 16))
+    first, states = out["hidden_states"][0], out["last_hidden_state"]
+    np.testing.assert_allclose(first[0, 1], made["distillation"][0, 0] + made["positions"][0, 1], atol=1e-6)
+    np.testing.assert_allclose(first[0, 2:5], made["registers"][0], atol=1e-6)
+    expected = np.concatenate([states[:, 0], states[:, 5:].mean(1)], axis=-1)
+    np.testing.assert_allclose(out["features"], expected, atol=1e-6)
+
+
+def test_a_gated_mlp_has_a_gate_and_layer_scale_starts_at_its_value():
+    block = outputs(gated=True, layer_scale=0.1, hidden=20)[0]["params"]["encoder"]["block_1"]
+    assert block["mlp"]["gate"]["kernel"].shape == block["mlp"]["up"]["kernel"].shape == (16, 20)
+    assert (block["scale_1"] == np.float32(0.1)).all() and (block["scale_2"] == np.float32(0.1)).all()
+
+
+def test_pixels_beyond_the_last_whole_patch_are_not_seen():
+    model = models.build("vit", **OPTIONS | {"image": (10, 15)})
+    images = jax.random.normal(jax.random.key(1), (2, 10, 15, 2))
+    other = images.at[:, 8:].add(1.0).at[:, :, 12:].add(1.0)
+
+    @QUICKLY
+    def run():
+        variables = model.init(jax.random.key(0), images)
+        return [model.apply(variables, x)["features"] for x in (images, other, images.at[:, 7, 11].add(1.0))]
+
+    as_it_is, outside, inside = run()
+    assert (as_it_is == outside).all() and (as_it_is != inside).any()
+
+
+def test_images_of_another_size_than_the_models_are_refused_with_both():
+    model = models.build("vit", **OPTIONS)
+    with pytest.raises(InputError, match=r"pixel_values are 8x8x2, the model takes 8x12x2; .* with image=\(8, 8\)"):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 2)))
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -90,7 +137,9 @@ def test_half_precision_computes_in_half_and_keeps_float32_parameters():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"pool": "max"}, "unknown pool 'max'; choose one of cls, cls_mean, mean"),
+        ({"pool": "median"}, "unknown pool 'median'; did you mean 'mean'"),
+        ({"patch": 9}, r"vit: image \(8, 12\) of 2 channels has no patch of side 9"),
+        ({"pool": "mean", "distilled": True}, "a distilled model has a class token"),
         ({"activation": "gelu_tan"}, "unknown activation 'gelu_tan'; did you mean 'gelu_tanh'"),
         ({"heads": 3}, "width 16 is not a multiple of heads 3"),
         ({"widht": 3}, "has no option 'widht'; did you mean 'width'"),

@@ -6,52 +6,29 @@ import numpy as np
 import pytest
 
 from jtransfer import models
+from jtransfer.checkpoints.families import FAMILIES
 
 CLASSES, BLOCKS, IMAGE, PATCH = 5, 2, (40, 24), 8
 
 
-def kernel(x):
-    return x.T
+@pytest.fixture(scope="session")
+def randomised():
+    """`randomised(torch module)`, in evaluation mode: no norm, scale or bias hides behind its ones or zeros."""
+    torch = pytest.importorskip("torch")
 
+    def randomise(peer):
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for name, parameter in peer.named_parameters():
+                parameter.normal_(1.0 if re.search(r"norm\w*\.weight|lambda", name) else 0.0, 0.2)
+        return peer.eval()
 
-def patches(x):
-    """A convolution's `[out, channels, height, width]` as a dense kernel `[height * width * channels, out]`."""
-    return x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0])
-
-
-NAMES = (
-    (r"vit\.embeddings\.cls_token", "embeddings/cls", np.asarray),
-    (r"vit\.embeddings\.position_embeddings", "embeddings/positions", np.asarray),
-    (r"vit\.embeddings\.patch_embeddings\.projection\.weight", "embeddings/patch/kernel", patches),
-    (r"vit\.embeddings\.patch_embeddings\.projection\.bias", "embeddings/patch/bias", np.asarray),
-    (r"vit\.layers\.(\d+)\.layernorm_before\.weight", r"encoder/block_\1/norm_1/scale", np.asarray),
-    (r"vit\.layers\.(\d+)\.layernorm_before\.bias", r"encoder/block_\1/norm_1/bias", np.asarray),
-    (r"vit\.layers\.(\d+)\.attention\.q_proj\.weight", r"encoder/block_\1/attention/query/kernel", kernel),
-    (r"vit\.layers\.(\d+)\.attention\.k_proj\.weight", r"encoder/block_\1/attention/key/kernel", kernel),
-    (r"vit\.layers\.(\d+)\.attention\.v_proj\.weight", r"encoder/block_\1/attention/value/kernel", kernel),
-    (r"vit\.layers\.(\d+)\.attention\.o_proj\.weight", r"encoder/block_\1/attention/out/kernel", kernel),
-    (r"vit\.layers\.(\d+)\.attention\.o_proj\.bias", r"encoder/block_\1/attention/out/bias", np.asarray),
-    (r"vit\.layers\.(\d+)\.layernorm_after\.weight", r"encoder/block_\1/norm_2/scale", np.asarray),
-    (r"vit\.layers\.(\d+)\.layernorm_after\.bias", r"encoder/block_\1/norm_2/bias", np.asarray),
-    (r"vit\.layers\.(\d+)\.mlp\.fc1\.weight", r"encoder/block_\1/mlp/up/kernel", kernel),
-    (r"vit\.layers\.(\d+)\.mlp\.fc1\.bias", r"encoder/block_\1/mlp/up/bias", np.asarray),
-    (r"vit\.layers\.(\d+)\.mlp\.fc2\.weight", r"encoder/block_\1/mlp/down/kernel", kernel),
-    (r"vit\.layers\.(\d+)\.mlp\.fc2\.bias", r"encoder/block_\1/mlp/down/bias", np.asarray),
-    (r"vit\.layernorm\.weight", "encoder/norm/scale", np.asarray),
-    (r"vit\.layernorm\.bias", "encoder/norm/bias", np.asarray),
-    (r"classifier\.weight", "head/kernel", kernel),
-    (r"classifier\.bias", "head/bias", np.asarray),
-    (r"vit\.layers\.(\d+)\.attention\.q_proj\.lora_A\.weight", r"encoder/block_\1/attention/query/lora/a", kernel),
-    (r"vit\.layers\.(\d+)\.attention\.q_proj\.lora_B\.weight", r"encoder/block_\1/attention/query/lora/b", kernel),
-    (r"vit\.layers\.(\d+)\.attention\.v_proj\.lora_A\.weight", r"encoder/block_\1/attention/value/lora/a", kernel),
-    (r"vit\.layers\.(\d+)\.attention\.v_proj\.lora_B\.weight", r"encoder/block_\1/attention/value/lora/b", kernel),
-)
+    return randomise
 
 
 @pytest.fixture(scope="session")
-def make_peer():
+def make_peer(randomised):
     """`make(activation) -> ViTForImageClassification` with every parameter random, norms and biases included."""
-    torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
 
     def make(activation):
@@ -69,12 +46,7 @@ def make_peer():
             qkv_bias=False,
             num_labels=CLASSES,
         )
-        torch.manual_seed(0)
-        peer = transformers.ViTForImageClassification(config).eval()
-        with torch.no_grad():
-            for name, parameter in peer.named_parameters():
-                parameter.normal_(1.0 if re.search(r"layernorm.*weight", name) else 0.0, 0.2)
-        return peer
+        return randomised(transformers.ViTForImageClassification(config))
 
     return make
 
@@ -92,15 +64,21 @@ def make_ours():
 
 
 @pytest.fixture(scope="session")
-def as_ours():
-    """`translate({torch name: tensor}) -> flat tree`; PEFT's wrappers are taken off the names first."""
+def as_ours(make_ours):
+    """`translate({torch name: tensor}) -> flat tree`, its head as that of a new task, by the table that loads files.
+
+    PEFT's wrappers are taken off the names first; its A and B stand beside the kernel that they change.
+    """
+    names = FAMILIES["vit"].names(make_ours("gelu").backbone.config, "classification")
 
     def translate(tensors):
         tree = {}
         for name, tensor in tensors.items():
-            name = re.sub(r"^base_model\.model\.|\.base_layer|\.modules_to_save|\.default", "", name)
-            (pattern, path, layout) = next(row for row in NAMES if re.fullmatch(row[0], name))
-            tree[re.sub(pattern, path, name)] = layout(tensor.detach().numpy().copy())
+            plain = re.sub(r"^base_model\.model\.|\.base_layer|\.modules_to_save|\.default|\.lora_[AB]", "", name)
+            ((path, layout, part),) = names.targets(plain)
+            if side := re.search(r"\.lora_([AB])\.", name):
+                path = path.replace("kernel", f"lora/{side[1].lower()}")
+            tree[path.replace("source_head", "head")] = layout.load(tensor.detach().numpy().copy())[part]
         assert len(tree) == len(tensors)
         return tree
 

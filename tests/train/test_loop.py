@@ -175,7 +175,7 @@ def test_a_flipped_bit_in_a_checkpoint_is_noticed(tmp_path):
         ("batch=6", "config.batch 6 must be a multiple of 8"),
         ("checkpoint_every=7", "config.checkpoint_every 7 must be a multiple of config.log_every 5"),
         ("steps=0", "config.steps is 0"),
-        ("model.patch=3", "is not a multiple of patch 3"),
+        ("model.patch=9", "has no patch of side 9"),
         ("model.image=(16,16)", "images of digits are 8x8x1, the model takes 16x16x1"),
         ("data=digit", "dataset 'digit' is unknown; did you mean 'digits'"),
         ("method=lroa", "unknown method 'lroa'; did you mean 'lora'"),

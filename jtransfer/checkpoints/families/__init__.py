@@ -1,8 +1,15 @@
 """The architectures of Hugging Face that load here, one file per family."""
 
-from jtransfer.checkpoints.families import vit
+from jtransfer.checkpoints.families import bert, clip, dinov2, gpt2, resnet, vit
 from jtransfer.checkpoints.families.family import Family
 
 __all__ = ["FAMILIES", "Family"]
 
-FAMILIES: dict[str, Family] = {**vit.FAMILIES}
+FAMILIES: dict[str, Family] = {
+    **bert.FAMILIES,
+    **clip.FAMILIES,
+    **dinov2.FAMILIES,
+    **gpt2.FAMILIES,
+    **resnet.FAMILIES,
+    **vit.FAMILIES,
+}

@@ -1,10 +1,11 @@
 """What one `model_type` of a Hugging Face `config.json` means here, in both directions."""
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from jtransfer.checkpoints.names import Names
+from jtransfer.checkpoints.tensors import Tensor
 from jtransfer.errors import InputError, nearest
 from jtransfer.models import Head
 
@@ -16,18 +17,75 @@ class Family:
     Attributes:
         heads: From the class names under `architectures` to the kind of head each has, "" for none. The first of
             those with the same kind is the one that is written.
-        read: From the values of `config.json`, and the names of the tensors beside it, to our config. A `KeyError`
+        read: From the values of `config.json`, and the tensors beside it by their names, to our config. A `KeyError`
             names a value that is missing.
         head: From the values, a kind and the number of classes to the head.
         names: From our config and the kind of head to the table.
         write: From our config to the values of `config.json`, `model_type` among them.
+        towers: From a kind of head to the part of our config that it stands on, where that is not the whole.
+        interpolates: How transformers resizes positions to whatever images come, a key of `resizing.RESIZERS`; empty
+            where it takes images of one size.
     """
 
     heads: Mapping[str, str]
-    read: Callable[[Mapping[str, Any], Collection[str]], Any]
+    read: Callable[[Mapping[str, Any], Mapping[str, Tensor]], Any]
     head: Callable[[Mapping[str, Any], str, int], Head]
     names: Callable[[Any, str], Names]
     write: Callable[[Any], dict[str, Any]]
+    towers: Mapping[str, str] = field(default_factory=dict)
+    interpolates: str = ""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What the tensors of a checkpoint that is not in Hugging Face's layout say about it.
+
+    Attributes:
+        config: Of our model.
+        head: That the file has; None for none.
+        names: The table.
+        tensors: That the table reads.
+        preprocessor: In the keys of a `preprocessor_config.json`; empty where nothing is known.
+        classes: Names of the head's classes, where they are known.
+    """
+
+    config: Any
+    head: Head | None
+    names: Names
+    tensors: Mapping[str, Tensor]
+    preprocessor: Mapping[str, Any]
+    classes: tuple[str, ...] = ()
+
+
+RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
+"""PIL's numbers of the filters."""
+
+
+def preprocessor(
+    size: Mapping[str, int], crop: int | None, filter: str, mean: Sequence[float], std: Sequence[float]
+) -> dict[str, Any]:
+    """The values of a `preprocessor_config.json`.
+
+    Args:
+        size: `{"shortest_edge": pixels}`, or `height` and `width`.
+        crop: Side of the square in the middle that is kept; None for all.
+        filter: A key of `RESAMPLE`.
+        mean: Of each channel, from 0 to 1, and so is `std`.
+    """
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_resize": True,
+        "size": dict(size),
+        "resample": RESAMPLE.get(filter, RESAMPLE["bicubic"]),
+        "do_center_crop": crop is not None,
+        "crop_size": crop,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(mean),
+        "image_std": list(std),
+        "do_convert_rgb": True,
+    }
 
 
 ACTIVATIONS = {

@@ -1,105 +1,203 @@
-"""ViT in Hugging Face's layout."""
+"""ViT, DeiT and the encoder of ViT-MAE in Hugging Face's layout."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 from jtransfer.checkpoints.families.family import THEIR_ACTIVATIONS, Family, activation
 from jtransfer.checkpoints.names import DENSE, LEAF, NORM, Names, Row, patches
 from jtransfer.errors import InputError
 from jtransfer.models import Head, ViTConfig
 
-BLOCK = (
-    Row("encoder.layer.{}.layernorm_before", "encoder/block_{}/norm_1", NORM, ("layers.{}.layernorm_before",)),
-    Row(
-        "encoder.layer.{}.attention.attention.query",
-        "encoder/block_{}/attention/query",
-        DENSE,
-        ("layers.{}.attention.q_proj",),
-    ),
-    Row(
-        "encoder.layer.{}.attention.attention.key",
-        "encoder/block_{}/attention/key",
-        DENSE,
-        ("layers.{}.attention.k_proj",),
-    ),
-    Row(
-        "encoder.layer.{}.attention.attention.value",
-        "encoder/block_{}/attention/value",
-        DENSE,
-        ("layers.{}.attention.v_proj",),
-    ),
-    Row(
-        "encoder.layer.{}.attention.output.dense",
-        "encoder/block_{}/attention/out",
-        DENSE,
-        ("layers.{}.attention.o_proj",),
-    ),
-    Row("encoder.layer.{}.layernorm_after", "encoder/block_{}/norm_2", NORM, ("layers.{}.layernorm_after",)),
-    Row("encoder.layer.{}.intermediate.dense", "encoder/block_{}/mlp/up", DENSE, ("layers.{}.mlp.fc1",)),
-    Row("encoder.layer.{}.output.dense", "encoder/block_{}/mlp/down", DENSE, ("layers.{}.mlp.fc2",)),
-    Row("layernorm", "encoder/norm", NORM),
-)
-HEAD = (Row("classifier", "source_head", DENSE),)
-
-
-def _read(values, names):
-    side = values.get("image_size", 224)
-    return ViTConfig(
-        image=tuple(side) if isinstance(side, list | tuple) else (side, side),
-        channels=values.get("num_channels", 3),
-        patch=values.get("patch_size", 16),
-        width=values.get("hidden_size", 768),
-        depth=values.get("num_hidden_layers", 12),
-        heads=values.get("num_attention_heads", 12),
-        hidden=values.get("intermediate_size", 3072),
-        pooler=any(name.endswith("pooler.dense.weight") for name in names),
-        qkv_bias=values.get("qkv_bias", True),
-        epsilon=values.get("layer_norm_eps", 1e-12),
-        activation=activation(values.get("hidden_act", "gelu")),
-        dropout=values.get("hidden_dropout_prob", 0.0),
-        attention_dropout=values.get("attention_probs_dropout_prob", 0.0),
+BLOCK = tuple(
+    Row(f"encoder.layer.{{}}.{theirs}", f"encoder/block_{{}}/{ours}", kind, (f"layers.{{}}.{in_memory}",))
+    for theirs, ours, kind, in_memory in (
+        ("layernorm_before", "norm_1", NORM, "layernorm_before"),
+        ("attention.attention.query", "attention/query", DENSE, "attention.q_proj"),
+        ("attention.attention.key", "attention/key", DENSE, "attention.k_proj"),
+        ("attention.attention.value", "attention/value", DENSE, "attention.v_proj"),
+        ("attention.output.dense", "attention/out", DENSE, "attention.o_proj"),
+        ("layernorm_after", "norm_2", NORM, "layernorm_after"),
+        ("intermediate.dense", "mlp/up", DENSE, "mlp.fc1"),
+        ("output.dense", "mlp/down", DENSE, "mlp.fc2"),
     )
+)
+POOLER = Row("pooler.dense", "pooler", DENSE)
+CLASSIFIER = Row("classifier", "source_head", DENSE)
+TWO_CLASSIFIERS = (
+    Row("cls_classifier", "source_head/cls", DENSE),
+    Row("distillation_classifier", "source_head/distillation", DENSE),
+)
+MASKING = (
+    (r"embeddings\.mask_token", "stands for masked patches in pre-training"),
+    (r"decoder\..*", "reconstructs masked patches in pre-training"),
+)
+
+OPTIONS = (
+    ("channels", "num_channels", 3),
+    ("width", "hidden_size", 768),
+    ("depth", "num_hidden_layers", 12),
+    ("heads", "num_attention_heads", 12),
+    ("qkv_bias", "qkv_bias", True),
+    ("dropout", "hidden_dropout_prob", 0.0),
+    ("attention_dropout", "attention_probs_dropout_prob", 0.0),
+)
+"""Options of our config, the keys of every model type of this family that say the same, and their defaults."""
 
 
-def _names(config, kind):
-    rows = (
+def embeddings(config: ViTConfig) -> tuple[Row, ...]:
+    """The rows of what precedes the blocks."""
+    return (
         Row("embeddings.cls_token", "embeddings/cls", LEAF),
         Row("embeddings.position_embeddings", "embeddings/positions", LEAF),
         Row("embeddings.patch_embeddings.projection", "embeddings/patch", patches(config.patch, config.channels)),
-        Row("pooler.dense", "pooler", DENSE),
-        *BLOCK,
-        *HEAD,
+        Row("layernorm", "encoder/norm", NORM),
     )
-    return Names(rows, "vit.")
 
 
-def _write(config):
-    if config.pool != "cls":
-        raise InputError(f"Hugging Face's ViT reads its class token; this one has pool='{config.pool}'")
-    return {
-        "model_type": "vit",
-        "image_size": list(config.image),
-        "num_channels": config.channels,
+def read(values: Mapping[str, Any], patch: int, epsilon: float, **own: Any) -> ViTConfig:
+    """The config of a model type.
+
+    Args:
+        values: Of `config.json`.
+        patch: The default of `patch_size`; `epsilon` is that of `layer_norm_eps`.
+        **own: Options that this model type says in its own way.
+
+    Raises:
+        InputError: a value of another type than its default, or one that means a model that is not ours.
+    """
+    sides = _sides(values, "patch_size", patch)
+    if sides[0] != sides[1]:
+        raise InputError(f"config.json: patch_size is {list(sides)}; expected a square patch")
+    return ViTConfig(
+        **{ours: typed(values, theirs, default) for ours, theirs, default in OPTIONS},
+        image=_sides(values, "image_size", 224),
+        patch=sides[0],
+        epsilon=typed(values, "layer_norm_eps", epsilon),
+        **own,
+    )
+
+
+def write(config: ViTConfig, again: Callable[..., ViTConfig], model_type: str, **own: Any) -> dict[str, Any]:
+    """The values of `config.json`: the inverse of `read`.
+
+    Args:
+        config: To write.
+        again: How the model type is read. What does not come back by it has no place there.
+        model_type: That is written.
+        **own: Values that this model type says in its own way.
+
+    Raises:
+        InputError: a model that is none of this type, with the options that differ.
+    """
+    height, width = config.image
+    values = {
+        "model_type": model_type,
+        "image_size": height if height == width else [height, width],
         "patch_size": config.patch,
-        "hidden_size": config.width,
-        "num_hidden_layers": config.depth,
-        "num_attention_heads": config.heads,
-        "intermediate_size": config.stack.hidden,
-        "qkv_bias": config.qkv_bias,
         "layer_norm_eps": config.epsilon,
-        "hidden_act": THEIR_ACTIVATIONS[config.activation],
-        "hidden_dropout_prob": config.dropout,
-        "attention_probs_dropout_prob": config.attention_dropout,
+        **{theirs: getattr(config, ours) for ours, theirs, _ in OPTIONS},
+        **own,
     }
+    back = vars(again(values, ["pooler.dense.weight"] if config.pooler else []))
+    mine = vars(dataclasses.replace(config, hidden=config.stack.hidden))
+    only_here = ("drop_path", "remat", "dtype", "param_dtype")
+    if differs := [f"{key}={mine[key]!r}" for key in mine if key not in only_here and mine[key] != back[key]]:
+        raise InputError(f"a model with {', '.join(differs)} cannot be written as model_type '{model_type}'")
+    return values
+
+
+def typed(values: Mapping[str, Any], key: str, default: Any) -> Any:
+    """A value that is a number or truth value as its default is.
+
+    Raises:
+        InputError: it is something else.
+    """
+    value = values.get(key, default)
+    kinds = {int: ((int,), "a whole number"), float: ((int, float), "a number"), bool: ((bool,), "true or false")}
+    types, expected = kinds[type(default)]
+    if type(value) not in types:
+        raise InputError(f"config.json: {key} is {value!r}; expected {expected}")
+    return value
+
+
+def _sides(values, key, default):
+    found = values.get(key, default)
+    sides = tuple(found) if isinstance(found, list | tuple) else (found, found)
+    if len(sides) != 2 or any(type(side) is not int for side in sides):
+        raise InputError(f"config.json: {key} is {found!r}; expected a whole number, or two")
+    return sides
+
+
+def _read(values, names, distilled=False, may_pool=True):
+    pooler = may_pool and any(name.endswith("pooler.dense.weight") for name in names)
+    if pooler and values.get("pooler_act", "tanh") != "tanh":
+        raise InputError(f"config.json: pooler_act is '{values['pooler_act']}'; only 'tanh' is supported")
+    if pooler and values.get("pooler_output_size") not in (None, values.get("hidden_size", 768)):
+        raise InputError(f"config.json: pooler_output_size is {values['pooler_output_size']}; expected hidden_size")
+    return read(
+        values,
+        patch=16,
+        epsilon=1e-12,
+        hidden=typed(values, "intermediate_size", 3072),
+        activation=activation(values.get("hidden_act", "gelu")),
+        pooler=pooler,
+        distilled=distilled,
+    )
+
+
+def _write(config, again, model_type, **own):
+    act = THEIR_ACTIVATIONS[config.activation]
+    return write(config, again, model_type, intermediate_size=config.stack.hidden, hidden_act=act, **own)
+
+
+def _names(config, kind):
+    return Names((*embeddings(config), POOLER, *BLOCK, CLASSIFIER), "vit.", MASKING)
+
+
+def _deit_names(config, kind):
+    token = Row("embeddings.distillation_token", "embeddings/distillation", LEAF)
+    return Names((*embeddings(config), token, POOLER, *BLOCK, CLASSIFIER, *TWO_CLASSIFIERS), "deit.", MASKING)
+
+
+def _mae_names(config, kind):
+    return Names((*embeddings(config), *BLOCK), "vit.", MASKING)
 
 
 def _head(values, kind, classes):
-    return Head(classes)
+    return Head(classes, reads="distilled" if kind == "distilled" else "features")
 
+
+_read_deit = partial(_read, distilled=True)
+_read_mae = partial(_read, may_pool=False)
 
 FAMILIES = {
     "vit": Family(
-        heads={"ViTForImageClassification": "classification", "ViTModel": ""},
+        heads={"ViTForImageClassification": "classification", "ViTModel": "", "ViTForMaskedImageModeling": ""},
         read=_read,
         head=_head,
         names=_names,
-        write=_write,
+        write=partial(_write, again=_read, model_type="vit"),
+    ),
+    "deit": Family(
+        heads={
+            "DeiTForImageClassification": "classification",
+            "DeiTForImageClassificationWithTeacher": "distilled",
+            "DeiTModel": "",
+            "DeiTForMaskedImageModeling": "",
+        },
+        read=_read_deit,
+        head=_head,
+        names=_deit_names,
+        write=partial(_write, again=_read_deit, model_type="deit"),
+    ),
+    "vit_mae": Family(
+        heads={"ViTMAEModel": "", "ViTMAEForPreTraining": ""},
+        read=_read_mae,
+        head=_head,
+        names=_mae_names,
+        # Here every patch is seen, so there too: its own default masks three quarters of them.
+        write=partial(_write, again=_read_mae, model_type="vit_mae", mask_ratio=0.0),
     ),
 }

@@ -1,0 +1,266 @@
+"""CLIP and SigLIP (SigLIP 2 of fixed resolution among them) in Hugging Face's layout: both towers, or one of them."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from jtransfer.checkpoints.families.family import THEIR_ACTIVATIONS, Family, activation
+from jtransfer.checkpoints.families.vit import typed
+from jtransfer.checkpoints.names import DENSE, EMBED, LEAF, NORM, Kind, Layout, Names, Row, fused, patches, repeated
+from jtransfer.errors import InputError
+from jtransfer.models import CLIPConfig, CLIPTextConfig, Head, ViTConfig
+
+VECTOR: Kind = {"": ("{}", Layout(lambda x: (x[None, None],), lambda x: x[0, 0]))}
+"""`[width]` and `[1, 1, width]`."""
+POSITIONS: Kind = {".weight": ("{}", Layout(lambda x: (x[None],), lambda x: x[0]))}
+"""`[tokens, width]` and `[1, tokens, width]`."""
+ONE: Kind = {"": ("{}", Layout(lambda x: (x.reshape(()),), lambda x: x.reshape(1)))}
+"""`[1]` and a scalar."""
+IN_PROJ: Kind = {end.replace(".", "_"): ours for end, ours in fused(3).items()}
+"""The three layers of PyTorch's MultiheadAttention, `in_proj_weight` and `in_proj_bias`."""
+
+BLOCKS = repeated(
+    (
+        Row("layer_norm1", "norm_1", NORM),
+        Row("self_attn.q_proj", "attention/query", DENSE),
+        Row("self_attn.k_proj", "attention/key", DENSE),
+        Row("self_attn.v_proj", "attention/value", DENSE),
+        Row("self_attn.out_proj", "attention/out", DENSE),
+        Row("layer_norm2", "norm_2", NORM),
+        Row("mlp.fc1", "mlp/up", DENSE),
+        Row("mlp.fc2", "mlp/down", DENSE),
+    ),
+    "encoder.layers.{}.",
+    "encoder/block_{}/",
+)
+TEXT = (
+    Row("embeddings.token_embedding", "embeddings/word", EMBED),
+    Row("embeddings.position_embedding", "embeddings/positions", POSITIONS),
+    *BLOCKS,
+    Row("final_layer_norm", "encoder/norm", NORM),
+    Row("head", "pooler", DENSE),
+)
+MAP = (
+    Row("head.probe", "pooler/probe", LEAF),
+    Row("head.attention.in_proj", tuple(f"pooler/attention/{name}" for name in ("query", "key", "value")), IN_PROJ),
+    Row("head.attention.out_proj", "pooler/attention/out", DENSE),
+    Row("head.layernorm", "pooler/norm", NORM),
+    Row("head.mlp.fc1", "pooler/mlp/up", DENSE),
+    Row("head.mlp.fc2", "pooler/mlp/down", DENSE),
+)
+PROJECTIONS = {"vision": "visual_projection", "text": "text_projection"}
+EMBEDS = {"vision": "image_embeds", "text": "text_embeds"}
+BUFFERS = (r"((vision|text)_model\.)?embeddings\.position_ids", "counts from 0 on")
+
+COMMON = {
+    "width": "hidden_size",
+    "depth": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "hidden": "intermediate_size",
+    "epsilon": "layer_norm_eps",
+    "attention_dropout": "attention_dropout",
+}
+KEYS = {
+    "vision": COMMON | {"channels": "num_channels", "patch": "patch_size"},
+    "text": COMMON | {"vocabulary": "vocab_size", "positions": "max_position_embeddings"},
+}
+"""Our options of a tower, and the keys of its config that say the same."""
+
+ONLY_HERE = ("dropout", "drop_path", "remat", "dtype", "param_dtype")
+"""Options of training and precision, which their configs have not."""
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How one of the two says it.
+
+    Attributes:
+        model_type: Of the whole in `config.json`.
+        classes: What the names of its classes begin with.
+        vision: Options of the tower of images: the defaults of those in `KEYS`, and what all of its models have; `text`
+            likewise.
+        activation: Of the blocks, by default.
+        rows: Of the tower of images, beside patches, positions and blocks.
+        scalar: How the scale of similarities lies.
+        projected: Whether kernels project the features of both towers.
+    """
+
+    model_type: str
+    classes: str
+    vision: Mapping[str, Any]
+    text: Mapping[str, Any]
+    activation: str
+    rows: tuple[Row, ...]
+    scalar: Kind
+    projected: bool
+
+
+BASE = {"width": 768, "depth": 12, "heads": 12, "hidden": 3072, "attention_dropout": 0.0}
+SMALL = {"width": 512, "depth": 12, "heads": 8, "hidden": 2048, "attention_dropout": 0.0}
+CLIP = Dialect(
+    model_type="clip",
+    classes="CLIP",
+    vision=BASE
+    | {"epsilon": 1e-5, "channels": 3, "patch": 32}
+    | {"patch_bias": False, "embedding_norm": True, "norm_pooled": True},
+    text=SMALL | {"epsilon": 1e-5, "vocabulary": 49408, "positions": 77},
+    activation="quick_gelu",
+    rows=(
+        Row("embeddings.class_embedding", "embeddings/cls", VECTOR),
+        Row("pre_layrnorm", "embeddings/norm", NORM),
+        Row("post_layernorm", "norm", NORM),
+    ),
+    scalar=LEAF,
+    projected=True,
+)
+SIGLIP = Dialect(
+    model_type="siglip",
+    classes="Siglip",
+    vision=BASE | {"epsilon": 1e-6, "channels": 3, "patch": 16},
+    text=BASE | {"epsilon": 1e-6, "vocabulary": 32000, "positions": 64, "causal": False, "pool": "last"},
+    activation="gelu_pytorch_tanh",
+    rows=(Row("post_layernorm", "encoder/norm", NORM), *MAP),
+    scalar=ONE,
+    projected=False,
+)
+
+
+def _read(dialect, values, tensors):
+    towers = {name: read(dialect, _values_of(values, name), tensors) for name, read in READERS.items()}
+    if not dialect.projected:
+        return CLIPConfig(**towers, projection=0, logit_scale=math.log(10), logit_bias=-10.0)
+    start = typed(values, "logit_scale_init_value", 2.6592)
+    return CLIPConfig(**towers, projection=typed(values, "projection_dim", 512), logit_scale=start)
+
+
+def _values_of(values, tower):
+    """The values of one tower. An older key goes first, as in transformers."""
+    older = values.get(f"{tower}_config_dict")
+    found = values.get(f"{tower}_config") if older is None else older
+    if not isinstance(found, Mapping | None):
+        raise InputError(f"config.json: {tower}_config is {found!r}; expected an object")
+    return found or {}
+
+
+def _options(dialect, values, tower):
+    defaults = getattr(dialect, tower)
+    said = {ours: typed(values, theirs, defaults[ours]) for ours, theirs in KEYS[tower].items()}
+    return {**defaults, **said, "activation": activation(values.get("hidden_act", dialect.activation))}
+
+
+def _read_vision(dialect, values, tensors):
+    side = typed(values, "image_size", 224)
+    pool = "cls" if dialect.projected else "map" if typed(values, "vision_use_head", True) else "mean"
+    return ViTConfig(**_options(dialect, values, "vision"), image=(side, side), pool=pool)
+
+
+def _read_text(dialect, values, tensors):
+    options = _options(dialect, values, "text")
+    if not dialect.projected:
+        own = values.get("projection_size") is not None
+        return CLIPTextConfig(**options, pooler=typed(values, "projection_size", 768) if own else options["width"])
+    eos = typed(values, "eos_token_id", 49407)
+    # OpenAI's configs say 2, which ends no text of theirs: the largest id does.
+    return CLIPTextConfig(**options, **({"pool": "largest"} if eos == 2 else {"pool": "eos", "eos_token": eos}))
+
+
+READERS = {"vision": _read_vision, "text": _read_text}
+
+
+def _rows(dialect, config, tower):
+    if tower == "text":
+        return TEXT
+    patch = Row("embeddings.patch_embedding", "embeddings/patch", patches(config.patch, config.channels))
+    return (patch, Row("embeddings.position_embedding", "embeddings/positions", POSITIONS), *BLOCKS, *dialect.rows)
+
+
+def _names(dialect, config, kind):
+    if isinstance(config, ViTConfig):  # which a head for images stands on
+        return _tower_names(dialect, "vision", config, kind)
+    rows = [Row("logit_scale", "logit_scale", dialect.scalar), Row("logit_bias", "logit_bias", dialect.scalar)]
+    for tower, projection in PROJECTIONS.items():
+        rows += repeated(_rows(dialect, getattr(config, tower), tower), f"{tower}_model.", f"{tower}/")
+        rows += [Row(projection, f"{tower}_projection", DENSE)] if dialect.projected else []
+    return Names(tuple(rows), ignored=(BUFFERS, (r"classifier\..*", "predicts classes from one tower")))
+
+
+def _tower_names(dialect, tower, config, kind):
+    name = {"classification": "classifier", "projection": PROJECTIONS[tower]}.get(kind)
+    head = (Row(name, "source_head", DENSE),) if name else ()
+    other = {"vision": "text", "text": "vision"}[tower]
+    ignored = (
+        BUFFERS,
+        (rf"{other}_model\..*", "the other tower"),
+        (r"logit_(scale|bias)", "compares the towers"),
+        *((rf"{one}\..*", "another head") for one in ("classifier", *PROJECTIONS.values()) if one != name),
+    )
+    return Names((*_rows(dialect, config, tower), *head), f"{tower}_model.", ignored)
+
+
+def _head(tower, values, kind, classes):
+    if kind == "classification":
+        return Head(classes, reads="patches")
+    return Head(typed(values, "projection_dim", 512), bias=False, output=EMBEDS[tower])
+
+
+def _write(dialect, config):
+    if isinstance(config, ViTConfig):
+        return {"model_type": dialect.model_type, "vision_config": _write_tower(dialect, "vision", config)}
+    if (bool(config.projection), config.logit_bias is None) != (dialect.projected, dialect.projected):
+        has = f"projection={config.projection} and logit_bias={config.logit_bias}"
+        raise InputError(f"a model with {has} cannot be written as model_type '{dialect.model_type}'")
+    said = {"projection_dim": config.projection, "logit_scale_init_value": config.logit_scale}
+    said |= {f"{name}_config_dict": None for name in READERS}  # which would go before what is written here
+    towers = {f"{name}_config": _write_tower(dialect, name, getattr(config, name)) for name in READERS}
+    return {"model_type": dialect.model_type, **towers, **(said if dialect.projected else {})}
+
+
+def _write_tower(dialect, tower, config):
+    """The values of one tower. What does not come back from them has no place there."""
+    model_type = f"{dialect.model_type}_{tower}_model"
+    values = {theirs: getattr(config, ours) for ours, theirs in KEYS[tower].items()}
+    values |= {"model_type": model_type, "hidden_act": THEIR_ACTIVATIONS[config.activation]}
+    values["intermediate_size"] = config.stack.hidden
+    if tower == "vision":
+        values["image_size"] = config.image[0]
+        values |= {} if dialect.projected else {"vision_use_head": config.pool == "map"}
+    elif dialect.projected:
+        values["eos_token_id"] = 2 if config.pool == "largest" else config.eos_token
+    else:
+        values["projection_size"] = config.pooler
+    back = vars(READERS[tower](dialect, values, {}))
+    mine = vars(dataclasses.replace(config, hidden=config.stack.hidden))
+    if differs := [f"{key}={mine[key]!r}" for key in mine if key not in ONLY_HERE and mine[key] != back[key]]:
+        raise InputError(f"a tower with {', '.join(differs)} cannot be written as model_type '{model_type}'")
+    return values
+
+
+def _tower(dialect, tower):
+    classes = f"{dialect.classes}{tower.title()}Model"
+    return Family(
+        heads={classes: ""} | ({f"{classes}WithProjection": "projection"} if dialect.projected else {}),
+        read=partial(READERS[tower], dialect),
+        head=partial(_head, tower),
+        names=partial(_tower_names, dialect, tower),
+        write=partial(_write_tower, dialect, tower),
+    )
+
+
+def _families(dialect):
+    return {
+        dialect.model_type: Family(
+            heads={f"{dialect.classes}Model": "", f"{dialect.classes}ForImageClassification": "classification"},
+            read=partial(_read, dialect),
+            head=partial(_head, "vision"),
+            names=partial(_names, dialect),
+            write=partial(_write, dialect),
+            towers={"classification": "vision"},
+        ),
+        **{f"{dialect.model_type}_{tower}_model": _tower(dialect, tower) for tower in READERS},
+    }
+
+
+FAMILIES = {**_families(CLIP), **_families(SIGLIP)}

@@ -1,0 +1,134 @@
+"""A checkpoint on images of another size or number of channels: positions resized, kernels summed over colours."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from jtransfer.errors import InputError, nearest
+
+Array = np.ndarray
+Change = Callable[[Array], Array]
+
+
+def resize(
+    source: Any, config: Any, image: int | tuple[int, int] | None, channels: int | None, positions: str
+) -> tuple[Any, dict[str, Change]]:
+    """The config for other inputs, and what becomes of the leaves that depend on their size.
+
+    Args:
+        source: The config of the checkpoint.
+        config: The same but for dtypes: the one to return with other sizes. Both are of a model of images, or have one
+            as `vision`.
+        image: Height and width in pixels, or both as one; None for the checkpoint's own.
+        channels: 1 for grey images; None for the checkpoint's own.
+        positions: A key of `RESIZERS`.
+
+    Returns:
+        The config, and functions of the loaded arrays by path.
+
+    Raises:
+        InputError: a model without images, an unknown way to resize, sides that patches do not divide, or channels
+            that nothing can be made of.
+    """
+    if hasattr(source, "vision"):
+        vision, changes = resize(source.vision, config.vision, image, channels, positions)
+        return dataclasses.replace(config, vision=vision), {f"vision/{path}": f for path, f in changes.items()}
+    if "pixel_values" not in source.inputs:
+        raise InputError(f"image and channels are sizes of images; this model takes {', '.join(source.inputs)}")
+    if positions not in RESIZERS:
+        raise InputError(f"positions: unknown '{positions}'; {nearest(str(positions), RESIZERS)}")
+    if channels not in (None, source.channels, 1):
+        raise InputError(f"channels={channels}: the checkpoint takes {source.channels}, and can be made to take 1")
+    sides, patch = _sides(image, source.image), getattr(source, "patch", 1)
+    if image is not None and any(side % patch for side in sides):
+        raise InputError(f"image={list(sides)} is not a multiple of the checkpoint's patches of {patch}x{patch}")
+    resized = dataclasses.replace(config, image=sides, channels=channels or source.channels)
+    changes: dict[str, Change] = {}
+    if resized.channels != source.channels:
+        patched = hasattr(source, "patch")
+        path = "embeddings/patch/kernel" if patched else "stem/conv/kernel"
+        changes[path] = partial(grey_patches if patched else grey_convolution, channels=source.channels)
+    if (old := getattr(source, "grid", None)) != (new := getattr(resized, "grid", None)):
+        changes["embeddings/positions"] = partial(resize_positions, old=old, new=new, how=positions)
+    return resized, changes
+
+
+def _sides(image, own):
+    if image is None:
+        return own
+    sides = tuple(image) if isinstance(image, list | tuple) else (image, image)
+    if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+        raise InputError(f"image={image!r}: expected height and width in pixels, or one number for both")
+    return sides
+
+
+def resize_positions(x: Array, old: tuple[int, int], new: tuple[int, int], how: str = "bicubic") -> Array:
+    """Position embeddings of another grid of patches, in float32.
+
+    Args:
+        x: `[1, others + patches, width]`; the first ones, of class, distillation or register tokens, stay as they are.
+        old: Patches along height and width that `x` is for.
+        new: Those that the result is for.
+        how: A key of `RESIZERS`.
+
+    Returns:
+        `[1, others + new patches, width]`.
+    """
+    x = np.asarray(x, np.float32)
+    others = x.shape[1] - math.prod(old)
+    grid = RESIZERS[how](x[0, others:].reshape(*old, -1), new)
+    return np.concatenate([x[:, :others], grid.reshape(1, -1, x.shape[-1])], axis=1)
+
+
+def _bicubic(grid, new):
+    """As timm: PyTorch's and PIL's cubic (Keys 1981, a = -1/2), which widens its support where it shrinks."""
+    import jax
+
+    return np.asarray(jax.image.resize(grid, (*new, grid.shape[-1]), "cubic", antialias=True))
+
+
+def _bicubic_torch(grid, new):
+    """As PyTorch without antialias, and so transformers' DINOv2: four neighbours, a = -3/4, edges repeated."""
+    for axis, after in enumerate(new):
+        before = grid.shape[axis]
+        at = (np.arange(after) + 0.5) * (before / after) - 0.5
+        first = np.floor(at).astype(int) - 1
+        out = 0.0
+        for tap in range(4):
+            distance = np.abs(at - first - tap)
+            inner = (1.25 * distance - 2.25) * distance**2 + 1
+            outer = ((-0.75 * distance + 3.75) * distance - 6) * distance + 3
+            weight = np.where(distance <= 1, inner, outer).reshape(-1, *[1] * (grid.ndim - axis - 1))
+            out = out + weight * np.take(grid, np.clip(first + tap, 0, before - 1), axis)
+        grid = out
+    return grid.astype(np.float32)
+
+
+def _bilinear(grid, new):
+    """As vision_transformer and big_vision: corners stay on corners, no antialias."""
+    from scipy import ndimage
+
+    factors = [after / before for after, before in zip(new, grid.shape, strict=False)]
+    return ndimage.zoom(grid, (*factors, 1), order=1)
+
+
+RESIZERS: dict[str, Callable[[Array, tuple[int, int]], Array]] = {
+    "bicubic": _bicubic,
+    "bicubic_torch": _bicubic_torch,
+    "bilinear": _bilinear,
+}
+"""From a grid `[height, width, features]` and the new height and width to the new grid."""
+
+
+def grey_patches(kernel: Array, channels: int) -> Array:
+    """`[patch * patch * channels, width]` summed over its channels: a grey image counts as all colours alike."""
+    return kernel.reshape(-1, channels, kernel.shape[-1]).sum(1)
+
+
+def grey_convolution(kernel: Array, channels: int) -> Array:
+    """`[height, width, channels, width]` summed over its channels."""
+    return kernel.sum(2, keepdims=True)

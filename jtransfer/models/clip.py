@@ -1,0 +1,270 @@
+"""Two towers that embed images and texts side by side: CLIP (Radford et al. 2021, arXiv:2103.00020) and SigLIP.
+
+    vision/...                   as in vit.py
+    text/{embeddings/{word/embedding, positions}, encoder/{block_0/..., norm}, pooler}
+    vision_projection, text_projection, logit_scale, logit_bias
+
+Methods reach in from outside through the small named functions `embed` and `positions`, and those of the blocks.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jtransfer.errors import InputError, nearest
+from jtransfer.models import layers
+from jtransfer.models.transformer import Encoder, Stack, causal_mask, padding_mask
+from jtransfer.models.vit import ViT, ViTConfig
+
+POOLS = ("eos", "largest", "last")
+OPENAI = {
+    "patch": 32,
+    "patch_bias": False,
+    "embedding_norm": True,
+    "norm_pooled": True,
+    "epsilon": 1e-5,
+    "activation": "quick_gelu",
+}
+"""Options of the tower of images of CLIP ViT-B/32, beside the defaults."""
+
+
+@dataclass(frozen=True)
+class CLIPTextConfig:
+    """The architecture of a text tower.
+
+    Attributes:
+        vocabulary: Number of tokens there are.
+        positions: Tokens that the model takes at most.
+        hidden: Hidden width of the MLP; 0 for four times `width`.
+        causal: Whether a token sees only itself and what is before it.
+        pool: Which token the features are: "eos" takes the first `eos_token`, "largest" the first of the largest id
+            (the same, as long as no tokens were added), "last" the last, be it padding (SigLIP).
+        eos_token: The token that ends a text.
+        pooler: Width of a dense layer on that token, which makes the features; 0 for none.
+        epsilon: Of every LayerNorm.
+        activation: A key of `layers.ACTIVATIONS`, as "quick_gelu".
+        dropout: Rate after the embeddings and in both branches of a block.
+        attention_dropout: Rate on the attention weights.
+        drop_path: Stochastic depth: rate of the last block, growing linearly from 0 at the first.
+        remat: Recompute each block in the backward pass.
+        dtype: Of the computation; `param_dtype` is that of the parameters.
+    """
+
+    vocabulary: int = 49408
+    positions: int = 77
+    width: int = 512
+    depth: int = 12
+    heads: int = 8
+    hidden: int = 0
+    causal: bool = True
+    pool: str = "eos"
+    eos_token: int = 49407
+    pooler: int = 0
+    epsilon: float = 1e-5
+    activation: str = "quick_gelu"
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    drop_path: float = 0.0
+    remat: bool = False
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+
+    def __post_init__(self):
+        if self.pool not in POOLS:
+            raise InputError(f"clip_text: unknown pool '{self.pool}'; {nearest(self.pool, POOLS)}")
+        if min(self.vocabulary, self.positions) < 1 or self.pooler < 0:
+            raise InputError("clip_text: vocabulary and positions must be at least 1, and pooler not negative")
+        _ = self.stack  # which checks the rest
+
+    @property
+    def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """One example of each input that the model is called with."""
+        example = jax.ShapeDtypeStruct((1, min(self.positions, 8)), jnp.int32)
+        return dict.fromkeys(("input_ids", "attention_mask"), example)
+
+    @property
+    def stack(self) -> Stack:
+        """The blocks."""
+        return Stack(
+            width=self.width,
+            depth=self.depth,
+            heads=self.heads,
+            hidden=self.hidden or 4 * self.width,
+            activation=self.activation,
+            epsilon=self.epsilon,
+            dropout=self.dropout,
+            attention_dropout=self.attention_dropout,
+            drop_path=self.drop_path,
+            remat=self.remat,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )
+
+
+class TextEmbeddings(nn.Module):
+    """Words and learned positions."""
+
+    config: CLIPTextConfig
+
+    def embed(self, input_ids):
+        """`[batch, tokens]` to `[batch, tokens, width]`, before positions."""
+        c = self.config
+        return layers.Embed(c.vocabulary, c.width, c.dtype, c.param_dtype, name="word")(input_ids)
+
+    def positions(self, x):
+        """Add the learned positions to `x [batch, tokens, width]`."""
+        c = self.config
+        table = self.param("positions", nn.initializers.normal(0.01), (1, c.positions, c.width), c.param_dtype)
+        return x + table[:, : x.shape[1]].astype(x.dtype)
+
+    @nn.compact
+    def __call__(self, input_ids, train):
+        return nn.Dropout(self.config.dropout)(self.positions(self.embed(input_ids)), deterministic=not train)
+
+
+class CLIPText(nn.Module):
+    """A text tower.
+
+    Called with `input_ids [batch, tokens]` and, if there is padding on the right, perhaps `attention_mask` of that
+    shape, it returns `last_hidden_state [batch, tokens, width]` (after the last LayerNorm), `pooler_output` and
+    `features`, the same `[batch, width or pooler]`, and, on request, `hidden_states`: the stream before the first block
+    and after each, `depth + 1` of `[batch, tokens, width]`.
+    """
+
+    config: CLIPTextConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        train: bool = False,
+        output_hidden_states: bool = False,
+    ) -> dict[str, jax.Array]:
+        c, tokens = self.config, input_ids.shape[1]
+        if tokens > c.positions:
+            raise InputError(f"clip_text: {tokens} tokens are too many; the model has {c.positions} positions")
+        x = TextEmbeddings(c, name="embeddings")(input_ids, train)
+        mask = causal_mask(tokens, attention_mask) if c.causal else padding_mask(attention_mask)
+        x, hidden_states = Encoder(c.stack, name="encoder")(x, mask, train)
+        pooled = jnp.take_along_axis(x, _pooled_place(c, input_ids)[:, None, None], axis=1)[:, 0]
+        pooled = c.stack.dense(c.pooler, name="pooler")(pooled) if c.pooler else pooled
+        outputs = {"last_hidden_state": x, "pooler_output": pooled, "features": pooled}
+        return outputs | ({"hidden_states": hidden_states} if output_hidden_states else {})
+
+
+def _pooled_place(config, input_ids):
+    """`[batch, tokens]` to the place of the token that is pooled, `[batch]`; a text without an end gives its first."""
+    if config.pool == "last":
+        return jnp.full(len(input_ids), input_ids.shape[1] - 1)
+    return jnp.argmax(input_ids if config.pool == "largest" else input_ids == config.eos_token, axis=-1)
+
+
+@dataclass(frozen=True)
+class CLIPConfig:
+    """The architecture of two towers.
+
+    Attributes:
+        vision: The tower of images.
+        text: The tower of texts.
+        projection: Width of both embeddings, to which a kernel of each tower projects its features; 0 where the
+            features are the embeddings (SigLIP).
+        logit_scale: Start of the logarithm of what similarities are multiplied by.
+        logit_bias: Start of what is then added to them; None for nothing.
+        dtype: Of the computation in both towers; `param_dtype` is that of the parameters.
+    """
+
+    vision: ViTConfig = field(default_factory=lambda: ViTConfig(**OPENAI))
+    text: CLIPTextConfig = field(default_factory=CLIPTextConfig)
+    projection: int = 512
+    logit_scale: float = math.log(1 / 0.07)
+    logit_bias: float | None = None
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+
+    def __post_init__(self):
+        for name, kind in (("vision", ViTConfig), ("text", CLIPTextConfig)):
+            tower = getattr(self, name)
+            if isinstance(tower, Mapping):  # as a file has it
+                options = {key: tuple(x) if isinstance(x, list) else x for key, x in tower.items()}
+                if unknown := options.keys() - {field.name for field in dataclasses.fields(kind)}:
+                    known = [field.name for field in dataclasses.fields(kind)]
+                    raise InputError(f"clip: {name} has no option '{min(unknown)}'; {nearest(min(unknown), known)}")
+                tower = kind(**options)
+            tower = dataclasses.replace(tower, dtype=self.dtype, param_dtype=self.param_dtype)
+            object.__setattr__(self, name, tower)
+        if self.projection < 0:
+            raise InputError("clip: projection must not be negative")
+
+    @property
+    def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """One example of each input that the model is called with."""
+        return self.vision.inputs | self.text.inputs
+
+    @property
+    def depth(self) -> int:
+        """Blocks of both towers."""
+        return self.vision.depth + self.text.depth
+
+
+class CLIP(nn.Module):
+    """The two towers.
+
+    Called with `pixel_values [batch, height, width, channels]`, with `input_ids [batch, tokens]` (and perhaps
+    `attention_mask`), or with both, it returns for each of the two:
+
+    - `image_embeds` or `text_embeds [batch, projection]`, of length 1, in float32;
+    - `vision_model_output` or `text_model_output`, the outputs of the tower, but that `pooler_output` is projected, as
+      transformers 5 has it: the embeddings before they are scaled to length 1. `features` are not.
+
+    With both, `logits_per_image [images, texts]` and its transpose `logits_per_text`: cosines times
+    `exp(logit_scale)`, plus `logit_bias`. With one of them alone, `features` of its tower.
+    """
+
+    config: CLIPConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        pixel_values: jax.Array | None = None,
+        input_ids: jax.Array | None = None,
+        attention_mask: jax.Array | None = None,
+        train: bool = False,
+        output_hidden_states: bool = False,
+    ) -> dict[str, jax.Array]:
+        c = self.config
+        if pixel_values is None and input_ids is None:
+            raise InputError("clip: neither pixel_values nor input_ids are given")
+        outputs = {}
+        if pixel_values is not None:
+            tower = ViT(c.vision, name="vision")(pixel_values, train, output_hidden_states)
+            outputs |= self._embedded(tower, "vision", "image_embeds")
+        if input_ids is not None:
+            tower = CLIPText(c.text, name="text")(input_ids, attention_mask, train, output_hidden_states)
+            outputs |= self._embedded(tower, "text", "text_embeds")
+        if pixel_values is None or input_ids is None:
+            return outputs | {"features": tower["features"]}
+        images, texts = outputs["image_embeds"], outputs["text_embeds"]
+        if images.shape[-1] != texts.shape[-1]:
+            raise InputError(f"clip: embeddings of widths {images.shape[-1]} and {texts.shape[-1]} do not compare")
+        scale = self.param("logit_scale", nn.initializers.constant(c.logit_scale), (), c.param_dtype)
+        logits = images @ texts.T * jnp.exp(scale.astype(jnp.float32))
+        if c.logit_bias is not None:
+            logits += self.param("logit_bias", nn.initializers.constant(c.logit_bias), (), c.param_dtype)
+        return outputs | {"logits_per_image": logits, "logits_per_text": logits.T}
+
+    def _embedded(self, tower, name, embeds):
+        c, x = self.config, tower["features"]
+        if c.projection:
+            dense = layers.Dense(
+                c.projection, use_bias=False, dtype=c.dtype, param_dtype=c.param_dtype, name=f"{name}_projection"
+            )
+            x = dense(x)
+        unit = x.astype(jnp.float32)
+        unit /= jnp.linalg.norm(unit, axis=-1, keepdims=True)
+        return {embeds: unit, f"{name}_model_output": tower | {"pooler_output": x}}
