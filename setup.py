@@ -21,7 +21,11 @@ setup(
         "orbax-checkpoint>=0.11.30",
         "ml_collections>=1.1",
         "etils[epath]>=1.12",
-        "safetensors>=0.5",
+        "safetensors>=0.5",  # writing; files are read by our own stricter reader
+        "huggingface_hub>=0.30",
+        "tokenizers>=0.20",
+        "pillow>=10",
+        "ml_dtypes>=0.4",
         "numpy>=2.0",
         "scipy>=1.13",
         "scikit-learn>=1.5",  # the embedded digits
@@ -31,6 +35,7 @@ setup(
     ],
     extras_require={
         "gcs": ["gcsfs"],
+        "transformers": ["transformers>=5"],  # tokenizers of checkpoints that have no tokenizer.json
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.6",

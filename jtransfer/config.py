@@ -18,13 +18,23 @@ OPEN = "hyper"
 """The section of a curve whose entries are methods, as they are written in `methods`."""
 
 
+LOAD = {
+    "image": 0,  # side of the images that the backbone takes instead of its own: positions are resized; 0 for its own
+    "channels": 0,  # 1 for grey images
+    "positions": "",  # how positions are resized: "bicubic" as timm, "bilinear" as vision_transformer; empty: its own
+    "dtype": "float32",  # of the computation
+}
+"""How a backbone is loaded: options of `jtransfer.load`."""
+
+
 def curve_defaults() -> dict[str, Any]:
     """Every key of `jtransfer curve` (and of `inspect` on its configs)."""
     from jtransfer.train.optimiser import Optimiser
 
     return {
         "data": "digits",  # an embedded dataset, or npz:FILE
-        "backbone": "glyphs-vit",  # an embedded backbone, or a directory with config.json and model.safetensors
+        "backbone": "glyphs-vit",  # an embedded backbone, a directory or file, or a name on the Hugging Face hub
+        "load": dict(LOAD),
         "methods": ("zero_shot", "pixels", "scratch", "probe", "finetune", "lora"),
         "shots": (1, 2, 5, 10, 25),  # training labels per class
         "seeds": 5,  # draws of the few-shot sets: seeds 0 .. seeds - 1
@@ -46,6 +56,7 @@ def train_defaults() -> dict[str, Any]:
     return {
         "data": "glyphs",  # an embedded source or dataset, or npz:FILE
         "backbone": "",  # where the weights start: empty for at random
+        "load": dict(LOAD),
         "model": {"architecture": "vit"},  # and its options, when there is no backbone
         "method": "scratch",
         "seed": 0,

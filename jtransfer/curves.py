@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import quote
 
@@ -26,7 +26,7 @@ from jtransfer.config import resolved
 from jtransfer.data import sources
 from jtransfer.data.subsets import batches, few_shot, validation_shots
 from jtransfer.errors import InputError, nearest
-from jtransfer.models import SOURCE_HEAD, Classifier, Pixels, PixelsConfig, check_images
+from jtransfer.models import SOURCE_HEAD, Classifier, Pixels, PixelsConfig
 from jtransfer.train import Optimiser, TrialData, costs, make_trial, predict
 from jtransfer.tree import nested, partition, size
 from jtransfer.workdir import claim
@@ -94,8 +94,10 @@ def prepare(config) -> Curve:
     dataset = sources.load(config.data)
     for shots in config.shots:
         few_shot(dataset.labels, dataset.pool, shots, seed=0)
-    backbone = checkpoints.load(config.backbone)
-    check_images(backbone.model, f"images of {config.data}", dataset.images.shape[1:])
+    data = sources.fingerprint(dataset)
+    what, shape = f"images of {config.data}", dataset.images.shape[1:]
+    backbone, prepare = checkpoints.load_for_images(config.backbone, config.load, what, shape)
+    dataset = replace(dataset, images=prepare(dataset.images))
     names = list(dict.fromkeys(config.methods))
     known = ["default", PIXELS, *methods.METHODS, *names]
     for name in config.hyper:
@@ -104,7 +106,7 @@ def prepare(config) -> Curve:
     if ZERO_SHOT in names:
         _source_rows(dataset, backbone)
     arms = [_arm(config, name, dataset, backbone) for name in names if name != ZERO_SHOT]
-    fingerprints = {"data": sources.fingerprint(dataset), "backbone": backbone.fingerprint}
+    fingerprints = {"data": data, "backbone": backbone.fingerprint}
     return Curve(config, dataset, backbone, arms, fingerprints)
 
 

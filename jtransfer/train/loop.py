@@ -40,22 +40,26 @@ class Run:
     Attributes:
         config: The resolved config.
         stream: Its batches.
+        prepare: From their images to the model's inputs.
         model: The plain model, with the head of the stream's classes.
         method: How it is trained.
         adapted: The model as the method changes it.
         optimiser: Its options.
         mesh: The devices.
         fingerprints: Of the data and of the backbone, if there is one.
+        backbone: Where the weights started; None for at random.
     """
 
     config: Any
     stream: Stream
+    prepare: Callable[[np.ndarray], np.ndarray]
     model: Headed
     method: methods.Method
     adapted: methods.Adapted
     optimiser: Optimiser
     mesh: jax.sharding.Mesh
     fingerprints: dict[str, str]
+    backbone: checkpoints.Backbone | None = None
 
 
 def prepare(config) -> Run:
@@ -77,20 +81,25 @@ def prepare(config) -> Run:
             f"config.batch {config.batch} must be a multiple of {parts}: devices of the batch x accumulate"
         )
     method, optimiser = methods.parse(config.method), Optimiser(**config.optimiser)
+    stream = open_stream(config.data, config.batch, config.seed, jax.process_index(), jax.process_count())
+    what = f"images of {stream.name}"
     if config.backbone:
-        backbone = checkpoints.load(config.backbone, sharding="host")  # laid out on the mesh when training starts
+        # On the host, where it may lie in the mapped file; training lays it out on the mesh.
+        backbone, prepare = checkpoints.load_for_images(
+            config.backbone, config.load, what, stream.input_shape, sharding="host"
+        )
         module, params = backbone.model, backbone.params | backbone.state
         fingerprints = {"backbone": backbone.fingerprint}
     else:
-        module, params, fingerprints = build(**config.model), {}, {}
-    stream = open_stream(config.data, config.batch, config.seed, jax.process_index(), jax.process_count())
-    check_images(module, f"images of {stream.name}", stream.input_shape)
+        module, params, fingerprints, prepare = build(**config.model), {}, {}, np.asarray
+        check_images(module, what, stream.input_shape)
     model = Classifier(module, len(stream.classes))
     wrap = (sharding.keep_batch_split(mesh),) if mesh.size > 1 else ()
-    adapted = methods.adapt(method, model, params, stream.input_shape, wrap)
+    adapted = methods.adapt(method, model, params, module.config.inputs["pixel_values"].shape[1:], wrap)
     sharding.tree_shardings(adapted.shapes, mesh, config.sharding)
     fingerprints = {"data": stream.fingerprint} | fingerprints
-    return Run(config, stream, model, method, adapted, optimiser, mesh, fingerprints)
+    backbone = backbone if config.backbone else None
+    return Run(config, stream, prepare, model, method, adapted, optimiser, mesh, fingerprints, backbone)
 
 
 def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], None]) -> list[Row]:
@@ -125,7 +134,8 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], No
         batches = run.stream.batches(start)
         try:
             for number in range(start + 1, config.steps + 1):
-                batch = sharding.assemble(next(batches), config.batch, mesh)
+                batch = next(batches)
+                batch = sharding.assemble(batch | {"inputs": run.prepare(batch["inputs"])}, config.batch, mesh)
                 state, metrics = step(state, frozen, batch)
                 pending.append(metrics)
                 if number % config.log_every and number != config.steps:
@@ -144,6 +154,23 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], No
             _write(directory / "metrics.jsonl", rows)
     _save_model(run, state, frozen, directory / "model")
     return rows
+
+
+def restored(run: Run, directory: epath.PathLike) -> tuple[int, Tree]:
+    """The step of a run's newest checkpoint, and all leaves then (averaged where an average is kept), none merged.
+
+    Raises:
+        InputError: there is no checkpoint yet, or it is damaged.
+    """
+    directory = epath.Path(directory) / "checkpoints"
+    if not directory.exists():  # which opening it would make
+        raise InputError(f"workdir {directory.parent}: there is no checkpoint yet")
+    _, state, frozen, _ = _programs(run)
+    with Store(directory) as store:
+        if (step := store.latest) is None:
+            raise InputError(f"workdir {directory.parent}: there is no checkpoint yet")
+        state = store.restore(step, _abstract(state))
+    return step, merge(state.average, frozen, _statistics(state))
 
 
 def _programs(run: Run):
@@ -181,7 +208,7 @@ def _programs(run: Run):
     def evaluate(state, frozen):
         losses, right = [], []
         for i in range(0, len(labels), 512):
-            one, two = score(state, frozen, inputs[i : i + 512], labels[i : i + 512])
+            one, two = score(state, frozen, run.prepare(inputs[i : i + 512]), labels[i : i + 512])
             losses.append(np.asarray(one))
             right.append(np.asarray(two))
         mean = {"loss": np.concatenate(losses).mean(dtype=float), "accuracy": np.concatenate(right).mean(dtype=float)}
@@ -233,9 +260,12 @@ def _board(directory: epath.Path, start: int) -> Callable[[Row], None]:
 
 
 def _save_model(run: Run, state: TrainState, frozen: Tree, directory: epath.Path) -> None:
-    statistics = {path: leaf for path, leaf in state.state.items() if path.startswith(STATISTICS)}
-    tree = merge(run.method.merge(merge(state.average, frozen)), statistics)
+    tree = merge(run.method.merge(merge(state.average, frozen)), _statistics(state))
     tree = {path: leaf for path, leaf in tree.items() if not path.startswith(SOURCE_HEAD)}
     whole = jax.jit(lambda x: x, out_shardings=sharding.everywhere(run.mesh))(tree)
     if hosts.is_first():
         checkpoints.save(directory, run.model.backbone, whole, run.stream.classes)
+
+
+def _statistics(state: TrainState) -> Tree:
+    return {path: leaf for path, leaf in state.state.items() if path.startswith(STATISTICS)}
