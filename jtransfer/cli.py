@@ -8,6 +8,14 @@ COMMANDS = {
     "curve": "accuracy against labels per class, for each method",
     "train": "pretrain a model, or adapt one, from a config",
     "inspect": "what each method trains and what a step of it costs",
+    "export": "write what a training run came to for Hugging Face, PEFT or Orbax",
+}
+
+FLAGS = {
+    "curve": ("--config", "--workdir", "--config.KEY"),
+    "train": ("--config", "--workdir", "--config.KEY"),
+    "inspect": ("--config", "--json", "--config.KEY"),
+    "export": ("--workdir", "--format", "--out", "--adapters"),
 }
 
 EPILOG = """examples:
@@ -15,6 +23,7 @@ EPILOG = """examples:
   jtransfer curve --config=configs/quickstart.py --workdir=runs/mine --config.data=npz:mine.npz
   jtransfer inspect --config=configs/quickstart.py
   jtransfer train --config=configs/pretrain_glyphs.py --workdir=runs/glyphs
+  jtransfer export --workdir=runs/mine --format=hf --out=exports/mine
 """
 
 
@@ -43,12 +52,27 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"jtransfer: error: {message}; see {self.prog} --help\n")
 
 
+def _add_export_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--workdir", required=True, metavar="DIR", help="of a 'jtransfer train' run")
+    command.add_argument("--format", required=True, metavar="NAME", help="hf, peft or orbax")
+    command.add_argument("--out", required=True, metavar="DIR", help="new, or that of an earlier export")
+    command.add_argument(
+        "--adapters",
+        default="merged",
+        metavar="HOW",
+        help="merged into the weights (the default), or apart beside them",
+    )
+
+
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     form = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
     parser = _Parser("jtransfer", description="Transfer learning in JAX.", epilog=EPILOG, **form)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, help_text in COMMANDS.items():
         command = commands.add_parser(name, help=help_text, description=f"jtransfer {name}: {help_text}.", **form)
+        if name == "export":
+            _add_export_flags(command)
+            continue
         command.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a Python file with get_config()")
         if name == "inspect":
             command.add_argument("--json", action="store_true", help="print JSON")
@@ -60,11 +84,11 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         hint = f"did you mean '{close[0]}'?" if close else f"choose one of {', '.join(COMMANDS)}"
         parser.error(f"unknown command '{argv[0]}'; {hint}")
     arguments, rest = parser.parse_known_args(argv)
+    flags = FLAGS[arguments.command]
     for flag in rest:
-        if not flag.startswith("--config."):
-            valid = ["--config", "--json" if arguments.command == "inspect" else "--workdir"]
-            close = difflib.get_close_matches(flag.partition("=")[0], valid, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else f"choose one of {', '.join([*valid, '--config.KEY'])}"
+        if "--config.KEY" not in flags or not flag.startswith("--config."):
+            close = difflib.get_close_matches(flag.partition("=")[0], flags, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"choose one of {', '.join(flags)}"
             parser.error(f"unknown flag '{flag}'; {hint}")
     return arguments, rest
 

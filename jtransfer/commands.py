@@ -46,3 +46,16 @@ def inspect(arguments, overrides: list[str]) -> None:
         print(json.dumps(reports, indent=2))
     else:
         display.show_inspection(reports)
+
+
+def export(arguments, overrides: list[str]) -> None:
+    """`jtransfer export`: write what a training run came to in another format."""
+    from jtransfer.checkpoints import export as exports
+    from jtransfer.train import results
+
+    exports.check(arguments.out, arguments.format, arguments.adapters)
+    step, result = results.result(arguments.workdir)
+    exports.write(
+        arguments.out, result, arguments.format, arguments.adapters, workdir=str(arguments.workdir), step=step
+    )
+    print(f"Written to {arguments.out}: step {step} of {arguments.workdir} as {arguments.format}")

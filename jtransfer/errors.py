@@ -8,8 +8,12 @@ class InputError(ValueError):
     """Input that cannot be used as it is. The command line prints it as one line and exits with code 2."""
 
 
+MOST = 40
+"""Choices that an error lists."""
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """A clause for the end of an error: the choice closest to `name`, or all of them when none is close.
+    """A clause for the end of an error: the choice closest to `name`, or those there are when none is close.
 
     >>> nearest("finetun", ["probe", "finetune"])
     "did you mean 'finetune'?"
@@ -18,4 +22,7 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
     if close:
         return f"did you mean '{close[0]}'?"
-    return f"choose one of {', '.join(choices)}" if choices else "there is nothing to choose from"
+    if not choices:
+        return "there is nothing to choose from"
+    more = f", ... ({len(choices) - MOST} more)" if len(choices) > MOST else ""
+    return f"choose one of {', '.join(choices[:MOST])}{more}"

@@ -74,6 +74,7 @@ class Checkpoint:
         return resizing.resize(self.config, config, image, channels, positions)
 
 
+MOST_CLASSES = 1_000_000
 FOREIGN = {"npz": npz.describe, "timm": timm.describe, "open_clip": open_clip.describe}
 """Layouts that the tensors describe by their names and shapes, beside Hugging Face's and our own."""
 
@@ -208,8 +209,9 @@ def _huggingface(where, values, tensors, head, classes):
         config = family.read(values | pooling, tensors)
         if tower := family.towers.get(kind) or family.towers.get(own):
             config = getattr(config, tower)
-        labels = values.get("id2label") or {i: f"LABEL_{i}" for i in range(values.get("num_labels") or 2)}
-        number = len(labels) if classes is None else classes
+        labels = values.get("id2label") or {}
+        own_number = len(labels) or int(values.get("num_labels") or 2)
+        number = own_number if classes is None else classes
         layers = family.head(values, kind, number) if kind else None
     except InputError as error:
         raise InputError(f"{file}: {str(error).removeprefix('config.json: ')}") from None
@@ -217,16 +219,25 @@ def _huggingface(where, values, tensors, head, classes):
     if kind != own:  # whatever the names, a head of one task does not fill that of another
         table = family.names(config, own)
         tensors = {name: tensor for name, tensor in tensors.items() if not table.in_head(name)}
-    names = tuple(str(labels[key]) for key in labels) if len(labels) == number else tuple(map(str, range(number)))
+    names = _class_names(labels, own_number, number) if layers and layers.classes == number else ()
     return Checkpoint(
         config,
         layers,
-        names if layers and layers.classes == number else (),
+        names,
         family.names(config, kind),
         tensors,
         Origin(where, values, "huggingface", kind),
         interpolates=family.interpolates,
     )
+
+
+def _class_names(labels, own_number, number):
+    """As the config has them, or as transformers calls classes without names; of another number of classes, numbers."""
+    if number > MOST_CLASSES:
+        raise InputError(f"the config claims {number} classes; expected at most {MOST_CLASSES}")
+    if number != own_number:
+        return tuple(map(str, range(number)))
+    return tuple(str(labels[key]) for key in labels) or tuple(f"LABEL_{i}" for i in range(number))
 
 
 def check_size(where: epath.Path, config: Any, tensors: int) -> None:

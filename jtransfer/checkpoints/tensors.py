@@ -39,6 +39,9 @@ DTYPES = {
 LONGEST_HEADER = 100_000_000
 """Bytes; the limit of the reference implementation."""
 
+DEFLATED = 1032
+"""The most bytes that one of a zip archive can unpack to."""
+
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 CONVERT = (
@@ -145,13 +148,15 @@ def read_npz(path: epath.Path) -> dict[str, Tensor]:
     tensors = {}
     try:
         archive = zipfile.ZipFile(path.open("rb"))
+        if sum(member.compress_size for member in archive.infolist()) > path.stat().length:
+            raise InputError(f"{path} is damaged: its directory claims more than the file has")
         for member in archive.infolist():
             with archive.open(member) as file:
                 version = np.lib.format.read_magic(file)
                 read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
                 shape, _, dtype = read(file)
             size = math.prod(shape) * dtype.itemsize
-            if dtype.hasobject or size > member.file_size:
+            if dtype.hasobject or size > min(member.file_size, DEFLATED * member.compress_size):
                 raise InputError(f"{path}: '{member.filename}' is pickled or truncated; expected plain numbers")
             # vision_transformer and big_vision save bfloat16 as raw pairs of bytes
             plain = np.dtype(ml_dtypes.bfloat16) if dtype == np.dtype("V2") else dtype

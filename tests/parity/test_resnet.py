@@ -1,4 +1,4 @@
-"""ResNet against transformers on the same weights: outputs, gradients and statistics, out of evaluation and training."""
+"""ResNet against transformers on the same weights: outputs, gradients and statistics, evaluating and training."""
 
 import json
 
@@ -149,7 +149,8 @@ def test_every_output_is_that_of_transformers_with_channels_last(train, both):
         outputs, expected = ours[train][0], theirs[train][0]
         assert outputs.keys() == expected.keys()
         for name, values in expected.items():
-            for one, other in zip(*(x if isinstance(values, list) else [x] for x in (outputs[name], values))):
+            one_or_more = [x if isinstance(values, list) else [x] for x in (outputs[name], values)]
+            for one, other in zip(*one_or_more, strict=True):
                 np.testing.assert_allclose(one, other, **CLOSE, err_msg=name)
 
 
@@ -220,7 +221,7 @@ def test_half_precision_is_that_of_the_weights_and_statistics_stay_whole(both):
 @pytest.mark.parametrize("both", ["bottleneck"], indirect=True)
 def test_half_precision_computes_the_same_to_its_accuracy(both):
     half = jt.load(str(both.directory), param_dtype="bfloat16", dtype="bfloat16")
-    (ours, theirs), (pixels, _) = both.runs[0], both.batch(0)
+    (_, theirs), (pixels, _) = both.runs[0], both.batch(0)
     features, expected = half({"pixel_values": pixels})["features"], theirs[False][0]["features"]
     assert features.dtype == jnp.bfloat16
     np.testing.assert_allclose(features.astype(np.float32), expected, atol=0.05 * np.abs(expected).max())

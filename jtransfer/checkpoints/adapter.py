@@ -1,0 +1,69 @@
+"""A backbone as a method left it: what was added and what was changed, apart from the base."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from jtransfer.checkpoints.backbone import Backbone, run
+from jtransfer.methods import Method
+from jtransfer.methods.method import Intercepted
+from jtransfer.models import SOURCE_HEAD, STATISTICS, Head, Headed
+from jtransfer.tree import Tree, prefixed, select
+
+HEAD = "head/"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What a method made of a backbone. Called with a batch, it gives the outputs of the adapted model.
+
+    Attributes:
+        backbone: As it was before.
+        method: What adds to it: `methods.adapt(method, model, backbone.params, inputs)` has the leaves of `params`.
+        params: The leaves that it adds (as `.../lora/a`, `head/kernel`), or has in place of the backbone's.
+        head: Of the adapted task, under `head/`; None where the backbone's own head, if any, predicts.
+        classes: Names of the classes that are predicted.
+    """
+
+    backbone: Backbone
+    method: Method
+    params: Tree
+    head: Head | None = None
+    classes: tuple[str, ...] = ()
+
+    def __call__(self, batch: Mapping[str, Any], **options: bool) -> dict[str, jax.Array]:
+        """The outputs on a batch, in evaluation mode, as those of a `Backbone`."""
+        return run(self.backbone, Intercepted(self.model, self.method.adds), self.tree, batch, options)
+
+    @property
+    def model(self) -> nn.Module:
+        """The plain model with the head that predicts, as `methods.adapt` takes it."""
+        return Headed(self.backbone.model, self.head, HEAD.rstrip("/")) if self.head else self.backbone.whole
+
+    @property
+    def tree(self) -> Tree:
+        """All leaves, statistics and the source head among them."""
+        return self.backbone.params | self.backbone.state | self.params
+
+    def merged(self) -> Backbone:
+        """The plain backbone that computes the same, with the head that predicts as its own."""
+        return self._replaced(self.method.merge(self.tree))
+
+    def without_additions(self) -> Backbone:
+        """The backbone as it was before, but with the head that predicts."""
+        tree = self.backbone.params | self.backbone.state | prefixed(select(self.params, HEAD), HEAD)
+        kept = self.method.merge(self.tree)  # whose leaves are those of the plain model
+        return self._replaced({path: leaf for path, leaf in tree.items() if path in kept})
+
+    def _replaced(self, tree):
+        if self.head:
+            own = prefixed(select(tree, HEAD), SOURCE_HEAD)
+            tree = {path: leaf for path, leaf in tree.items() if not path.startswith((HEAD, SOURCE_HEAD))} | own
+        state = {path: leaf for path, leaf in tree.items() if path.startswith(STATISTICS)}
+        params = {path: leaf for path, leaf in tree.items() if path not in state}
+        head = self.head or self.backbone.head
+        return dataclasses.replace(self.backbone, params=params, state=state, head=head, classes=self.classes, fresh=())

@@ -1,0 +1,212 @@
+"""Results in the formats of others: Hugging Face's directories, PEFT's adapters, Orbax's trees; whole or not at all."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from jtransfer import files
+from jtransfer.checkpoints import peft
+from jtransfer.checkpoints.adapter import Adapter
+from jtransfer.checkpoints.backbone import Backbone
+from jtransfer.checkpoints.huggingface import architecture_of, family_of, tensors_of, values_of
+from jtransfer.checkpoints.tensors import write_safetensors
+from jtransfer.errors import InputError, nearest
+from jtransfer.models import MODELS, SOURCE_HEAD, STATISTICS
+from jtransfer.tree import nested, select
+
+ADAPTERS = ("merged", "apart")
+OF_THE_HEAD = ("id2label", "label2id", "num_labels", "problem_type", "finetuning_task")
+"""Keys of a `config.json` that belong to the head of the task that a checkpoint was trained on."""
+OF_THE_FILE = ("architectures", "dtype", "torch_dtype", "_name_or_path", "transformers_version", "quantization_config")
+OLDER = ("text_config_dict", "vision_config_dict")
+"""Keys that transformers prefers to those that are written."""
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+OTHERS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "*.model",
+    "generation_config.json",
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "[12]_*/config.json",
+)
+"""Files beside the weights that stay as they are: of the tokenizer, generation, the sentence encoder."""
+
+
+def to_huggingface(
+    directory: epath.PathLike, result: Backbone | Adapter, adapters: str = "merged", **about: Any
+) -> None:
+    """Write a directory that `AutoModel*.from_pretrained` of transformers loads with equal outputs.
+
+    Args:
+        directory: On a disk; it appears whole or not at all, and an earlier export there is replaced.
+        result: A backbone with its head (`backbone.head`), or what a method made of one.
+        adapters: "merged" adds A B to the kernels. "apart" keeps the kernels of the base, and writes the adapter's two
+            files beside them, which transformers puts on by itself where PEFT is installed, whatever the working
+            directory, and `PeftModel.from_pretrained` reads as well.
+        **about: Kept in the directory's record.
+
+    Raises:
+        InputError: a model or head that Hugging Face does not have, adapters that PEFT does not have, or another
+            directory that is in the way.
+    """
+    write(directory, result, "hf", adapters, **about)
+
+
+def to_orbax(directory: epath.PathLike, result: Backbone | Adapter, adapters: str = "merged", **about: Any) -> None:
+    """Write `config.json` and `variables/`, which `orbax.checkpoint.StandardCheckpointer().restore` reads.
+
+    The variables are what Flax takes: `{"params": {...}}`, with `batch_stats` where there are any. The head of the
+    adapted task is `head`, or that of the backbone `source_head`.
+
+    Raises:
+        InputError: another directory is in the way.
+    """
+    write(directory, result, "orbax", adapters, **about)
+
+
+def write(
+    directory: epath.PathLike, result: Backbone | Adapter, format: str, adapters: str = "merged", **about: Any
+) -> None:
+    """Write in a format, a key of `FORMATS`; see `to_huggingface`, `to_orbax` and `peft.write_adapter`.
+
+    Raises:
+        InputError: an unknown format, or one that cannot say what is written; another directory is in the way.
+    """
+    check(directory, format, adapters)
+    how = "apart" if format == "peft" else adapters
+    with files.replacing(directory, {"format": format, "adapters": how, **about}) as draft:
+        FORMATS[format](draft, result, adapters)
+
+
+def check(directory: epath.PathLike, format: str, adapters: str) -> None:
+    """Refuse, before any work is done, a format that is none, or a directory that is in the way.
+
+    Raises:
+        InputError: with the nearest format that there is.
+    """
+    for value, known, what in ((format, FORMATS, "format"), (adapters, ADAPTERS, "adapters")):
+        if value not in known:
+            raise InputError(f"unknown {what} '{value}'; {nearest(str(value), known)}")
+    files.check_replaceable(directory)
+
+
+def _huggingface(directory: Path, result: Backbone | Adapter, adapters: str) -> None:
+    if isinstance(result, Adapter) and adapters == "apart":
+        peft.fill(directory, result)
+        result = result.without_additions()
+    backbone = result.merged() if isinstance(result, Adapter) else result
+    kind, tensors = tensors_of(backbone)
+    write_safetensors(directory / "model.safetensors", tensors)
+    _write_json(directory / "config.json", _config(backbone, kind, next(iter(tensors.values())).dtype))
+    _copy(directory, backbone)
+
+
+def _peft(directory: Path, result: Backbone | Adapter, adapters: str) -> None:
+    if not isinstance(result, Adapter):
+        raise InputError(f"peft: backbone '{result.name}' has no adapter")
+    if not values_of(result.backbone):
+        raise InputError(
+            f"peft: the base, backbone '{result.backbone.name}', is no checkpoint of Hugging Face, on which PEFT could "
+            "put an adapter; write both by format 'hf', adapters 'apart'"
+        )
+    peft.fill(directory, result)
+
+
+def _orbax(directory: Path, result: Backbone | Adapter, adapters: str) -> None:
+    import orbax.checkpoint as ocp
+
+    backbone, tree, head = result, None, None
+    if isinstance(result, Adapter):
+        backbone, head = result.backbone, result.head
+        tree = result.method.merge(result.tree) if adapters == "merged" else result.tree
+        tree = {path: leaf for path, leaf in tree.items() if not (head and path.startswith(SOURCE_HEAD))}
+    tree, head = tree or backbone.params | backbone.state, head or backbone.head
+    variables = {"params": nested({path: leaf for path, leaf in tree.items() if not path.startswith(STATISTICS)})}
+    if statistics := select(tree, STATISTICS):
+        variables["batch_stats"] = nested(statistics)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(directory.resolve() / "variables", variables)
+    architecture = next(name for name, (module, _) in MODELS.items() if module is type(backbone.model))
+    values = {"architecture": architecture, **dataclasses.asdict(backbone.config), "classes": list(result.classes)}
+    values["head"] = dataclasses.asdict(head) if head else None
+    values["method"] = result.method.name if isinstance(result, Adapter) and adapters == "apart" else None
+    _write_json(directory / "config.json", values)
+
+
+FORMATS = {"hf": _huggingface, "peft": _peft, "orbax": _orbax}
+
+
+def _config(backbone: Backbone, kind: str, dtype: Any) -> Mapping[str, Any]:
+    """The values of `config.json`: those that the checkpoint had, with what became of them."""
+    _, family = family_of(backbone)
+    before = values_of(backbone)
+    names = before.get("id2label") or {}
+    as_it_was = before and backbone.origin.kind == kind and list(backbone.classes) == list(names.values())
+    left_out = OF_THE_FILE + OLDER + (() if as_it_was else OF_THE_HEAD)
+    values = {key: value for key, value in before.items() if key not in left_out} | family.write(backbone.config)
+    values["architectures"] = [architecture_of(family, kind)]
+    values["dtype"] = str(np.dtype(dtype))
+    if kind and backbone.classes:
+        values["id2label"] = {str(i): name for i, name in enumerate(backbone.classes)}
+        values["label2id"] = {name: i for i, name in enumerate(backbone.classes)}
+    return values
+
+
+def _copy(directory: Path, backbone: Backbone) -> None:
+    """Copy what lies beside the weights of the checkpoint; a processor follows the size of images."""
+    origin = backbone.origin
+    if origin is None:
+        return
+    images = "pixel_values" in backbone.config.inputs and "input_ids" not in backbone.config.inputs
+    described = images and bool(origin.values.get("preprocessor"))
+    if origin.layout == "huggingface":
+        before = family_of(backbone)[1].read(origin.values, {}).inputs
+        resized = images and before["pixel_values"].shape != backbone.config.inputs["pixel_values"].shape
+        described = resized and any((origin.directory / name).exists() for name in PROCESSORS)
+        for pattern in OTHERS if resized else PROCESSORS + OTHERS:
+            for path in origin.directory.glob(pattern):
+                target = directory / path.relative_to(origin.directory)
+                target.parent.mkdir(exist_ok=True)
+                target.write_bytes(path.read_bytes())
+    if described and backbone.config.inputs["pixel_values"].shape[-1] == 3:
+        _write_json(directory / PROCESSORS[0], _processor(backbone.preprocess))
+
+
+def _processor(processor) -> Mapping[str, Any]:
+    """The values of `preprocessor_config.json`."""
+    from jtransfer.data.images import Crop, Shortest
+
+    sizes = {}
+    for step in processor.steps:
+        size = dict(vars(step))
+        if isinstance(step, Shortest):
+            size = {"shortest_edge": step.edge} | ({"longest_edge": step.longest} if step.longest else {})
+        sizes["crop_size" if isinstance(step, Crop) else "size"] = size
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_resize": "size" in sizes,
+        "do_center_crop": "crop_size" in sizes,
+        **sizes,
+        "resample": int(processor.resample),
+        "do_rescale": True,
+        "rescale_factor": processor.factor,
+        "do_normalize": True,
+        "image_mean": [float(x) for x in processor.mean],
+        "image_std": [float(x) for x in processor.std],
+    }
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n")

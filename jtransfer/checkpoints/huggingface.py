@@ -1,0 +1,114 @@
+"""What a backbone and its head are in Hugging Face's terms: model type, class, table of names."""
+
+import dataclasses
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jtransfer.checkpoints.backbone import Backbone
+from jtransfer.checkpoints.families import FAMILIES, Family
+from jtransfer.checkpoints.names import Names
+from jtransfer.errors import InputError
+from jtransfer.models import MODELS, Head, apply
+
+
+def family_of(backbone: Backbone) -> tuple[str, Family]:
+    """The model type of the checkpoint that a backbone came from, or, in another layout, that of its architecture.
+
+    Raises:
+        InputError: an architecture that Hugging Face does not have.
+    """
+    architecture = next(name for name, (module, _) in MODELS.items() if module is type(backbone.model))
+    model_type = str(values_of(backbone).get("model_type", architecture))
+    if model_type not in FAMILIES:
+        raise InputError(f"backbone '{backbone.name}': Hugging Face has no model of the architecture '{architecture}'")
+    return model_type, FAMILIES[model_type]
+
+
+def values_of(backbone: Backbone) -> Mapping[str, Any]:
+    """The values of the `config.json` in Hugging Face's layout that a backbone came with; empty for another layout."""
+    origin = backbone.origin
+    return origin.values if origin and origin.layout == "huggingface" else {}
+
+
+def kind_of(backbone: Backbone, head: Head | None) -> str:
+    """The kind of Hugging Face's head, a value of `Family.heads`, that computes what a head on this backbone does.
+
+    Raises:
+        InputError: there is none.
+    """
+    if head is None:
+        return ""
+    model_type, family = family_of(backbone)
+    for kind in dict.fromkeys(family.heads.values()):
+        if kind and _computes(backbone, family, kind, head):
+            return kind
+    there = ", ".join(name for name, kind in family.heads.items() if kind) or "none with a head"
+    pool = f", pool='{backbone.config.pool}'" if hasattr(backbone.config, "pool") else ""
+    raise InputError(
+        f"backbone '{backbone.name}': its head reads '{head.reads}' (by a layer with {'a' if head.bias else 'no'} "
+        f"bias{pool}), which no class of Hugging Face's {model_type} does; there are {there}"
+    )
+
+
+def _computes(backbone, family, kind, head):
+    """Whether Hugging Face's head of a kind computes what a head on this backbone does."""
+    theirs, config = family.head(values_of(backbone), kind, head.classes), backbone.config
+    if dataclasses.replace(theirs, reads=head.reads) != head:
+        return False
+    # What their class of this kind makes features of: a key that only we read cannot change that.
+    values = {key: value for key, value in family.write(config).items() if key != "sentence_transformers"}
+    values["architectures"] = [architecture_of(family, kind)]
+    back = family.read(values, {"pooler.dense.weight": None} if getattr(config, "pooler", False) else {})
+    back = getattr(back, family.towers[kind]) if kind in family.towers else back
+    same = all(getattr(back, key, None) == getattr(config, key, None) for key in ("pool", "pooler"))
+    return same and _same_output(backbone.model, theirs.reads, head.reads)
+
+
+def architecture_of(family: Family, kind: str) -> str:
+    """The class that has a kind of head."""
+    return next(name for name, own in family.heads.items() if own == kind)
+
+
+def tensors_of(backbone: Backbone) -> tuple[str, dict[str, Any]]:
+    """The kind of head and the tensors of a backbone, as Hugging Face names and lays them.
+
+    Raises:
+        InputError: a head or leaves that Hugging Face does not have.
+    """
+    kind, names = names_of(backbone, backbone.head)
+    tree = backbone.params | backbone.state
+    if kind and not _same_output(backbone.model, "pooler_output", backbone.head.reads):
+        # Hugging Face's classes have the pooler only where the head reads it.
+        tree = {path: leaf for path, leaf in tree.items() if path not in ("pooler/kernel", "pooler/bias")}
+    return kind, names.write(tree, names.prefix if kind else "")
+
+
+def names_of(backbone: Backbone, head: Head | None) -> tuple[str, Names]:
+    """The kind of head, and the table of the class that has it.
+
+    Raises:
+        InputError: Hugging Face has no such head.
+    """
+    kind = kind_of(backbone, head)
+    return kind, family_of(backbone)[1].names(backbone.config, kind)
+
+
+@lru_cache(maxsize=32)
+def _same_output(model: nn.Module, one: str, other: str) -> bool:
+    """Whether two names in the outputs of a model are one and the same array."""
+    if one == other:
+        return True
+    same = []
+
+    def trace(key):
+        example = {name: jnp.zeros(x.shape, x.dtype) for name, x in model.config.inputs.items()}
+        outputs, _ = apply(model, {}, example, rngs={"params": key}, mutable=True)
+        same.append(one in outputs and outputs[one] is outputs.get(other))
+
+    jax.eval_shape(trace, jax.random.key(0))
+    return same[0]

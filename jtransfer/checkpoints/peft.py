@@ -1,0 +1,360 @@
+"""LoRA adapters in PEFT's files, `adapter_config.json` and `adapter_model.safetensors`, in and out.
+
+Their names are those of PyTorch's modules, which transformers 5 renamed for some architectures while files of whole
+models kept the old ones. Both are read. The new ones are written, because PEFT looks for modules in memory by them.
+"""
+
+import json
+import re
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from jtransfer import files, methods
+from jtransfer.checkpoints import hub, peft_config, tensors
+from jtransfer.checkpoints.adapter import HEAD, Adapter
+from jtransfer.checkpoints.backbone import Backbone
+from jtransfer.checkpoints.huggingface import architecture_of, family_of, kind_of, values_of
+from jtransfer.checkpoints.names import SAME, TRANSPOSED, Names, Row, Source, assign
+from jtransfer.checkpoints.peft_config import by_pattern, is_adapted, listed
+from jtransfer.errors import InputError, nearest
+from jtransfer.methods.lora import LoRA
+from jtransfer.models import SOURCE_HEAD, Headed, shapes_of
+from jtransfer.tree import Tree
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+BASE = "base_model.model."
+CONVERT = "python -c \"from peft import AutoPeftModel as M; M.from_pretrained('DIR').save_pretrained('NEW')\""
+
+TASKS = {"sequence": "SEQ_CLS", "token": "TOKEN_CLS", "span": "QUESTION_ANS", "causal_lm": "CAUSAL_LM"}
+"""PEFT's `task_type` for kinds of heads."""
+
+SIDE = {".lora_A.weight": ("{}/lora/a", TRANSPOSED), ".lora_B.weight": ("{}/lora/b", TRANSPOSED)}
+COPIES = (
+    (r".*\.original_module\..*", "the head of the base, saved for want of care with bias='all'"),
+    (r".*\.modules_to_save\..*", "a second copy, likewise"),
+)
+
+
+def load_adapter(backbone: Backbone, name: str, *, head: str | None = None) -> Adapter:
+    """Load a LoRA adapter that PEFT wrote for the checkpoint of a backbone.
+
+    Args:
+        backbone: What it was trained on.
+        name: A directory (local or in an object store) with `adapter_config.json` and `adapter_model.safetensors`, or
+            a name on the Hugging Face hub.
+        head: The kind of head that it was trained with, where neither its config nor the backbone tells.
+
+    Returns:
+        The adapter. A head that it was saved with is that of the adapted task; where it changed layers of the
+        backbone's head, the rest of that head is copied to it.
+
+    Raises:
+        InputError: what is not supported, by name; tensors that have no place, layers that lack theirs, shapes and
+            ranks that differ: one line that lists every offender.
+    """
+    where = _find(str(name))
+    config, found = peft_config.read(where / CONFIG), _read_tensors(where)
+    kind = _kind(where, backbone, config, head)
+    names = _table(family_of(backbone)[1].names(backbone.config, kind))
+    own, borrowed = _own_head(where, backbone, kind, names, found)
+    shapes = _shapes(backbone, own)
+    layers = _layers(config, names, shapes)
+
+    filled = {target.path for name in found for target in names.targets(name)}
+    whole_head = {path for path in shapes if own and path.startswith(SOURCE_HEAD)} - borrowed.keys()
+    wanted = filled | whole_head | _expected(config, names, shapes, layers, filled)
+    for layer, (rank, _) in layers.items():
+        wide, high = shapes[f"{layer}/kernel"].shape
+        shapes |= {f"{layer}/lora/a": _shape(wide, rank), f"{layer}/lora/b": _shape(rank, high)}
+    wanted = {path: shapes[path] for path in shapes if path in wanted}
+    sources = assign(names, found, wanted, where, lambda path: False, f"backbone '{backbone.name}'")
+    used = {source.name for source in sources.values()}
+    if idle := [name for name in found if name not in used and not names.ignores(name)]:
+        raise InputError(f"{where / WEIGHTS}: backbone '{backbone.name}' has no place for {', '.join(idle)}")
+    if not any(path.endswith("/lora/a") for path in sources):
+        raise InputError(f"{where / WEIGHTS} has no lora_A")
+
+    dtype = next(iter(backbone.params.values())).dtype
+    params = {path: jnp.array(source.read(), dtype) for path, source in sources.items()} | borrowed
+    if own:
+        params = {_renamed(path, SOURCE_HEAD, HEAD): leaf for path, leaf in params.items()}
+        layers = {_renamed(layer, SOURCE_HEAD, HEAD): options for layer, options in layers.items()}
+    classes = backbone.classes
+    if own and own.classes != len(classes):
+        classes = tuple(map(str, range(own.classes)))
+    return Adapter(backbone, _method(config, layers, params, backbone.params), params, own, classes)
+
+
+def write_adapter(directory: epath.PathLike, adapter: Adapter) -> None:
+    """Write an adapter as PEFT's `PeftModel.from_pretrained(base, directory)` loads it on the same base.
+
+    The directory appears whole or not at all; an earlier export there is replaced.
+
+    Raises:
+        InputError: something that PEFT's LoRA cannot say, by name; or another directory that is in the way.
+    """
+    with files.replacing(directory, {"format": "peft"}) as draft:
+        fill(draft, adapter)
+
+
+def fill(directory: epath.PathLike, adapter: Adapter) -> None:
+    """Write the two files of an adapter.
+
+    Raises:
+        InputError: something that PEFT's LoRA cannot say.
+    """
+    config, tree = to_peft(adapter)
+    tensors.write_safetensors(epath.Path(directory) / WEIGHTS, tree)
+    (epath.Path(directory) / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def to_peft(adapter: Adapter) -> tuple[dict[str, Any], Tree]:
+    """The values of `adapter_config.json`, and the tensors by PEFT's names.
+
+    Raises:
+        InputError: something that PEFT's LoRA cannot say.
+    """
+    backbone, head = adapter.backbone, adapter.head or adapter.backbone.head
+    model_type, family = family_of(backbone)
+    kind = kind_of(backbone, head)
+    names = _table(family.names(backbone.config, kind))
+    params = _without_known_head({_renamed(path, HEAD, SOURCE_HEAD): x for path, x in adapter.params.items()}, backbone)
+    if head and head.tied and any(path.startswith(SOURCE_HEAD) and "/lora/" not in path for path in params):
+        raise InputError("peft: a head that is tied to the word embeddings cannot be saved with an adapter")
+    adapted = [path.removesuffix("/lora/a") for path in adapter.params if path.endswith("/lora/a")]
+    layers = {_renamed(layer, HEAD, SOURCE_HEAD): layer for layer in adapted}
+    options = _options(adapter.method, adapted)
+    modules = {layer: names.called(f"{layer}/kernel")[0].removesuffix(".weight") for layer in layers}
+    tree = names.write(params, names.prefix if kind else "")
+    for layer, module in modules.items():
+        module = module if _in_head(layer) or not kind else names.prefix + module
+        for end in (".weight", ".bias"):
+            if module + end in tree:
+                tree[f"{module}.base_layer{end}"] = tree.pop(module + end)
+    bias, saved = _changed(params, layers, names, backbone.params)
+    rank, alpha = options.ranks[-1][1], options.alphas[-1][1]
+    own = {modules[layer]: options.of(path) for layer, path in layers.items()}
+    config = {
+        "peft_type": "LORA",
+        "task_type": TASKS.get(kind),
+        "auto_mapping": None if kind in TASKS else _auto_mapping(model_type, family, kind),
+        "base_model_name_or_path": _base(backbone),
+        "revision": None,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": options.dropout,
+        "use_rslora": options.rs,
+        "target_modules": sorted(own),
+        "rank_pattern": {module: r for module, (r, _) in sorted(own.items()) if r != rank},
+        "alpha_pattern": {module: x for module, (_, x) in sorted(own.items()) if x != alpha},
+        "modules_to_save": saved or None,
+        "bias": bias,
+        "fan_in_fan_out": any(names.source(f"{layer}/kernel")[2] is SAME for layer in layers),
+        "init_lora_weights": True,
+        "use_dora": False,
+    }
+    return config, {BASE + name: leaf for name, leaf in tree.items()}
+
+
+def _find(name):
+    path = epath.Path(name)
+    where = path if path.is_dir() else epath.Path(hub.find(name))
+    if not (where / CONFIG).exists():
+        raise InputError(f"adapter '{name}': the directory has no {CONFIG}")
+    return where
+
+
+def _read_tensors(where):
+    if not (where / WEIGHTS).exists():
+        tensors.refuse_pickles(where, sorted(path.name for path in where.iterdir()), CONVERT)
+        raise InputError(f"{where / WEIGHTS} is missing")
+    found = tensors.read_safetensors(where / WEIGHTS)
+    offenders = [f"'{name}' (expected {BASE}...)" for name in found if not name.startswith(BASE)]
+    offenders += [f"'{name}' (of an embedding)" for name in found if ".lora_embedding_" in name]
+    sides = {name: x for name, x in found.items() if re.search(r"\.lora_[AB]\.", name)}
+    offenders += [f"'{name}' (of a convolution)" for name, x in sides.items() if len(x.shape) > 2]
+    if offenders:
+        raise InputError(f"{where / WEIGHTS}: not supported: {', '.join(offenders[:40])}")
+    return {name.removeprefix(BASE): tensor for name, tensor in found.items()}
+
+
+def _kind(where, backbone, config, head):
+    """The kind of head of the model that the adapter was trained on; the surest source first."""
+    family = family_of(backbone)[1]
+    kinds = dict.fromkeys(family.heads.values())
+    if head is not None:
+        if head not in kinds:
+            raise InputError(f"{where}: there is no head '{head}'; {nearest(head, kinds)}")
+        return head
+    trained = str((config.get("auto_mapping") or {}).get("base_model_class"))
+    by_task = {task: kind for kind, task in TASKS.items() if kind in kinds}.get(config.get("task_type"))
+    own = backbone.origin.kind if backbone.origin and values_of(backbone) else None
+    return next((kind for kind in (family.heads.get(trained), by_task, own) if kind is not None), "")
+
+
+def _table(names: Names) -> Names:
+    """The table of the base with A and B beside every dense layer, and by the names of modules in memory."""
+
+    def row(base):
+        kind = dict(base.kind)
+        if len(base.paths) == 1 and base.kind.get(".weight") in (("{}/kernel", TRANSPOSED), ("{}/kernel", SAME)):
+            kind |= SIDE | {f".base_layer{end}": place for end, place in base.kind.items()}
+        first, *others = (*base.also, base.theirs)
+        return Row(first, base.ours, kind, tuple(others))
+
+    return Names(tuple(map(row, names.rows)), names.prefix, COPIES)
+
+
+def _own_head(where, backbone, kind, names, found):
+    """The head that the adapter has or changes, and the leaves of the backbone's that are then its own too."""
+    places = [(target, name) for name in found for target in names.targets(name)]
+    shapes = {t.path: Source(name, found[name], t).shape for t, name in places if t.path.startswith(SOURCE_HEAD)}
+    if not shapes:
+        return None, {}
+    family = family_of(backbone)[1]
+    if not kind:
+        some = next(name for target, name in places if target.path in shapes)
+        raise InputError(
+            f"{where}: '{some}' belongs to a head, and nothing says of which kind; choose head= one of "
+            f"{', '.join(kind for kind in dict.fromkeys(family.heads.values()) if kind)}"
+        )
+    ends = ("out/kernel", "cls/kernel", "kernel", "out/bias", "bias")
+    number = next((shapes[SOURCE_HEAD + end][-1] for end in ends if shapes.get(SOURCE_HEAD + end)), None)
+    number = number or (backbone.head.classes if backbone.head else 0)
+    own = family.head(values_of(backbone), kind, number)
+    rest = {path: leaf for path, leaf in backbone.params.items() if path.startswith(SOURCE_HEAD) and path not in shapes}
+    return own, rest if own == backbone.head else {}
+
+
+def _shapes(backbone, own):
+    """Of every leaf of the backbone and of the head that predicts."""
+    if own in (None, backbone.head):
+        return dict(backbone.params)
+    shapes = shapes_of(Headed(backbone.model, own), backbone.config.inputs)
+    return {path: leaf for path, leaf in shapes.items() if path in backbone.params or path.startswith(SOURCE_HEAD)}
+
+
+def _shape(*sides):
+    return np.broadcast_to(np.float32(0), sides)
+
+
+def _layers(config, names, shapes):
+    """Rank and alpha of every layer that could be adapted."""
+    layers = {}
+    for path in shapes:
+        layer = path.removesuffix("/kernel")
+        if layer != path and names.source(f"{layer}/lora/a"):
+            modules = _modules(names, path)
+            layers[layer] = tuple(
+                by_pattern(config[f"{key}_pattern"], modules, config[default])
+                for key, default in (("rank", "r"), ("alpha", "lora_alpha"))
+            )
+    return layers
+
+
+def _modules(names, path):
+    """Every name of the module that has a leaf, with prefix and without."""
+    stems = [name.rpartition(".")[0] for name in names.called(path)]
+    return [*stems, *(names.prefix + stem for stem in stems)]
+
+
+def _expected(config, names, shapes, layers, filled):
+    """Leaves that the config says are in the file."""
+    # A layer outside the blocks, as a pooler, may be here and not have been in the model that was adapted.
+    adapted = {
+        layer
+        for layer in layers
+        if {f"{layer}/lora/a", f"{layer}/lora/b"} & filled
+        or ("/block_" in layer and any(is_adapted(config, module) for module in _modules(names, f"{layer}/kernel")))
+    }
+    saved = tuple(listed(config.get("modules_to_save")))
+
+    def is_saved(path):
+        parts = [module.split(".") for module in _modules(names, path)]
+        return any(".".join(part[:i]).endswith(saved) for part in parts for i in range(1, len(part) + 1))
+
+    sides = {f"{layer}/lora/{side}" for layer in adapted for side in "ab"}
+    return sides | {path for path in shapes if saved and names.called(path) and is_saved(path)}
+
+
+def _in_head(layer):
+    return f"{layer}/".startswith(SOURCE_HEAD)
+
+
+def _renamed(path, before, after):
+    """A leaf or layer of the head under the other of its names."""
+    return re.sub(f"^{before}", after, f"{path}/").rstrip("/")
+
+
+def _method(config, layers, params, base):
+    """`lora` as the adapter was trained, and what else is learned of the base."""
+    layers = {layer: options for layer, options in layers.items() if f"{layer}/lora/a" in params}
+    rank, alpha = config["r"], config["lora_alpha"]
+    method = methods.lora(
+        rank=rank,
+        alpha=alpha,
+        target="|".join(map(re.escape, layers)),
+        rs=bool(config.get("use_rslora")),
+        dropout=config["lora_dropout"],
+        ranks={re.escape(layer): r for layer, (r, _) in layers.items() if r != rank},
+        alphas={re.escape(layer): x for layer, (_, x) in layers.items() if x != alpha},
+    )
+    if changed := [(re.escape(path), 1.0) for path in params if path in base]:
+        method += methods.Method("changed", methods.learn(*changed))
+    return method
+
+
+def _without_known_head(params, backbone):
+    """Without the head where all of it but A and B is the backbone's."""
+    head = {path for path in params if path.startswith(SOURCE_HEAD) and "/lora/" not in path}
+    known = all(path in backbone.params and np.array_equal(params[path], backbone.params[path]) for path in head)
+    return {path: leaf for path, leaf in params.items() if not (known and path in head)}
+
+
+def _options(method, layers):
+    """The one LoRA of a method."""
+    found = [part for part in method.parts if isinstance(part, LoRA)]
+    if len(found) != 1 or not layers:
+        raise InputError(f"peft: method '{method.name}' has {len(found)} LoRAs; an adapter of PEFT has one")
+    return found[0]
+
+
+def _changed(params, layers, names, base):
+    """PEFT's `bias` and `modules_to_save` for the leaves that are no A or B."""
+    heads = {names.called(path)[0].split(".")[0] for path in params if path.startswith(SOURCE_HEAD)}
+    if any(map(_in_head, layers)):
+        heads = set()  # PEFT does not adapt what it saves; it loads the kernels below A and B nonetheless
+    changed = {path for path in params if path in base and not path.startswith(SOURCE_HEAD)}
+    biases = {path for path in base if path.endswith("/bias") and not path.startswith(SOURCE_HEAD)}
+    for bias, paths in {"none": set(), "lora_only": {f"{x}/bias" for x in layers} & biases, "all": biases}.items():
+        if changed == paths:
+            return bias, sorted(heads)
+    modules = {path.rpartition("/")[0] for path in changed}
+    parts = {path for path in base if path.rpartition("/")[0] in modules}
+    if parts != changed or modules & layers.keys() or any(names.source(path) is None for path in changed):
+        raise InputError(
+            f"peft: what was learned beside LoRA is neither all biases, nor those of its layers, nor whole modules: "
+            f"{', '.join(sorted(changed))}"
+        )
+    return "none", sorted(heads | {names.called(path)[0].rpartition(".")[0] for path in changed})
+
+
+def _auto_mapping(model_type, family, kind):
+    """The class that the adapter was trained on, where no `task_type` says it, as PEFT does."""
+    package = re.sub(r"_(text|vision)_model$", "", model_type)
+    return {
+        "base_model_class": architecture_of(family, kind),
+        "parent_library": f"transformers.models.{package}.modeling_{package}",
+    }
+
+
+def _base(backbone):
+    """What `from_pretrained` loads the base from: its name on the hub, or a directory."""
+    if not values_of(backbone):
+        return None
+    local = epath.Path(backbone.name)
+    return str(local.resolve()) if local.exists() else backbone.name

@@ -1,0 +1,137 @@
+"""Whole directories are written at once: whenever the process dies, the old one is there or the new one."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from jtransfer import files
+from jtransfer.errors import InputError
+
+# Writes the directory again in a process that kills itself at the n-th thing it does to the file system, for every n.
+CRASHES = """
+import json, os, sys
+from pathlib import Path
+from jtransfer import files
+
+exchange, target = sys.argv[1] == "exchange", Path(sys.argv[2]) / "out"
+if not exchange:
+    files._exchange = lambda one, other: False
+TOUCHES = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree"}
+
+
+def write(content, die_at=None):
+    done = 0
+
+    def hook(event, arguments):
+        nonlocal done
+        if die_at is not None and event in TOUCHES:
+            done += 1
+            if done == die_at:
+                os._exit(9)
+
+    sys.addaudithook(hook)
+    with files.replacing(target, {"content": content}) as draft:
+        (draft / "deep").mkdir()
+        for name in ("one", "deep/two"):
+            (draft / name).write_text(content)
+
+
+def found():
+    record = target / files.RECORD
+    if not record.exists():
+        return None
+    content = json.loads(record.read_text())["content"]
+    assert [(target / name).read_text() for name in ("one", "deep/two")] == [content, content]
+    assert sorted(os.listdir(target)) == ["deep", files.RECORD, "one"]
+    return content
+
+
+def crash(content, die_at):
+    child = os.fork()
+    if not child:
+        write(content, die_at)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+seen = []
+for before in (None, "old"):
+    if before:
+        write(before)
+    for die_at in range(1, 200):
+        code = crash("new", die_at)
+        seen.append((before, code, found()))
+        if code == 0:
+            break
+        if found() == "new":
+            write("old")
+    assert code == 0, "never got to the end"
+    assert [path for path in os.listdir(target.parent) if path.startswith(".")] == []
+print(json.dumps(seen))
+"""
+
+
+def crashes(how, directory):
+    out = subprocess.run([sys.executable, "-c", CRASHES, how, directory], capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    return json.loads(out.stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets two directories change places")
+def test_a_crash_at_any_step_leaves_the_old_directory_or_the_new_one(tmp_path):
+    seen = crashes("exchange", tmp_path)
+    assert {(before, found) for before, code, found in seen if code} == {
+        (None, None),
+        (None, "new"),
+        ("old", "old"),
+        ("old", "new"),
+    }
+    assert len(seen) > 20
+
+
+def test_where_places_cannot_be_exchanged_the_next_write_takes_the_old_directory_back(tmp_path):
+    seen = crashes("rename", tmp_path)
+    absent = [found for before, _, found in seen if before and found is None]
+    assert len(absent) == 1  # the instant between two renames
+
+
+def write(path, content="x"):
+    with files.replacing(path, {}) as draft:
+        (draft / "file").write_text(content)
+
+
+def test_an_error_while_writing_leaves_no_trace(tmp_path):
+    write(tmp_path / "out", "old")
+    for name in ("out", "other"):
+        with pytest.raises(ZeroDivisionError), files.replacing(tmp_path / name, {}) as draft:
+            (draft / "file").write_text("new")
+            raise ZeroDivisionError
+    assert (tmp_path / "out" / "file").read_text() == "old"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_what_was_not_written_so_is_never_replaced(tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("x")
+    with pytest.raises(InputError, match="full is not empty, and holds no earlier export"):
+        write(tmp_path / "full")
+    with pytest.raises(InputError, match=r"thesis.tex is a file; expected a directory"):
+        write(tmp_path / "full" / "thesis.tex")
+    with pytest.raises(InputError, match="cannot be written"):
+        write(tmp_path / "full" / "thesis.tex" / "out")
+    with pytest.raises(InputError, match="gs://bucket/out: an object store cannot replace"):
+        write("gs://bucket/out")
+    write(tmp_path / "out")
+    (tmp_path / "out" / "notes").mkdir()
+    (tmp_path / "out" / "notes" / "README.md").write_text("x")
+    with pytest.raises(InputError, match=r"more than an earlier export \(notes/README.md\), which would be lost"):
+        write(tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "empty")
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    write(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and sorted(os.listdir(tmp_path / "empty")) == ["file", files.RECORD]
+    assert sorted(os.listdir(tmp_path)) == ["empty", "full", "link", "out"]
