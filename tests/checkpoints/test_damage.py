@@ -263,6 +263,7 @@ def test_any_value_in_the_config_of_any_family_is_refused_or_loads(others, model
         ({"intermediate_size": 10**15}, "expected [8, 1000000000000000]"),
         ({"image_size": 4 * 10**9}, "expected [1, 1000000000000000001, 8]"),
         ({"hidden_act": "gellu"}, "unknown activation 'gellu'; did you mean 'gelu'?"),
+        ({"id2label": None, "num_labels": 10**12}, "claims 1000000000000 classes; expected at most 1000000"),
         ({"num_attention_heads": 3}, "width 8 is not a multiple of heads 3"),
     ],
 )
