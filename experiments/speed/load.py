@@ -11,6 +11,8 @@ import argparse
 import gc
 import json
 import os
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -18,67 +20,120 @@ from pathlib import Path
 from statistics import median
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-import jax
-import numpy as np
 
-import jtransfer as jt
-from jtransfer.checkpoints.families import FAMILIES
-from jtransfer.models import Head, Headed, ViT, ViTConfig, complete
+def by_safetensors(directory):
+    """Every tensor read by safetensors, kernels transposed by NumPy."""
+    import numpy as np
+    from safetensors.numpy import load_file
+
+    tensors = load_file(Path(directory) / "model.safetensors")
+    return {name: np.ascontiguousarray(x.T) if x.ndim == 2 else x for name, x in tensors.items()}
+
+
+def by_jtransfer(directory):
+    """Every leaf an array of the default device."""
+    import jax
+
+    import jtransfer as jt
+
+    return jax.block_until_ready(jt.load(str(directory)).params)
+
+
+def by_jtransfer_mapped(directory):
+    """Every leaf a view of the mapped file."""
+    import jtransfer as jt
+
+    return jt.load(str(directory), sharding="host").params
+
+
+def by_transformers(directory):
+    """Parameters that lie in the mapped file, which is what `from_pretrained` gives on the CPU."""
+    from transformers import ViTForImageClassification
+
+    return ViTForImageClassification.from_pretrained(directory)
+
+
+def by_transformers_copied(directory):
+    """Parameters in memory of their own, as by_jtransfer gives them."""
+    import torch
+
+    with torch.no_grad():
+        return [parameter.clone() for parameter in by_transformers(directory).parameters()]
+
+
+LOADERS = {
+    "safetensors and NumPy's transposes": by_safetensors,
+    "jtransfer": by_jtransfer,
+    "jtransfer, mapped": by_jtransfer_mapped,
+    "transformers, mapped": by_transformers,
+    "transformers, copied": by_transformers_copied,
+}
 
 
 def main():
-    """Print medians, ratios, and the memory of one load."""
+    """Print medians and ratios of interleaved loads, the first load of a fresh process, and the memory of one."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--directory", help="a checkpoint in Hugging Face's layout with one model.safetensors")
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--directory", help="a ViT in Hugging Face's layout with one model.safetensors")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--first", choices=LOADERS, help=argparse.SUPPRESS)
+    parser.add_argument("--memory", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        directory = arguments.directory or write_vit(Path(scratch) / "vit-b-16", ViTConfig(), 1000)
-        weights = Path(directory) / "model.safetensors"
-        size = weights.stat().st_size
-        contestants = {
-            "safetensors + NumPy transposes": lambda: _reference(weights),
-            "jtransfer": lambda: jax.block_until_ready(jt.load(str(directory)).params),
-            "jtransfer, mapped": lambda: jt.load(str(directory), sharding="host").params,
-        }
-        try:
-            import torch
-            from transformers import AutoModelForImageClassification as Auto
+    if arguments.first:
+        start = time.perf_counter()
+        LOADERS[arguments.first](arguments.directory)
+        print(f"{time.perf_counter() - start:.2f} s")
+    elif arguments.memory:
+        print(memory_line(arguments.directory))
+    else:
+        with tempfile.TemporaryDirectory() as scratch:
+            compare(arguments.directory or _vit_b_16(Path(scratch) / "vit-b-16"), arguments.repeats)
 
-            def copied():
-                model = Auto.from_pretrained(directory)
-                with torch.no_grad():
-                    return [parameter.clone() for parameter in model.parameters()]
 
-            contestants["transformers, mapped"] = lambda: Auto.from_pretrained(directory)
-            contestants["transformers, copied out of the file"] = copied
-        except ImportError:
-            print("torch and transformers are not here: timed without them")
-        seconds = {name: [] for name in contestants}
-        for name, load in contestants.items():
+def compare(directory: str | Path, repeats: int) -> None:
+    """Take turns loading, and print what came out."""
+    loaders = dict(LOADERS)
+    try:
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError:
+        print("torch and transformers are not here: timed without them")
+        loaders = {name: load for name, load in loaders.items() if not name.startswith("transformers")}
+
+    def in_a_fresh_process(*flags):
+        command = [sys.executable, __file__, f"--directory={directory}", *flags]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+
+    seconds = {name: [] for name in loaders}
+    for load in loaders.values():
+        load(directory)  # the file comes into the page cache, and everything is imported
+    for _ in range(repeats):
+        for name, load in loaders.items():
+            gc.collect()
             start = time.perf_counter()
-            load()  # the file comes into the page cache, and everything is imported
-            print(f"{name}: first {time.perf_counter() - start:.2f} s")
-        for _ in range(arguments.repeats):
-            for name, load in contestants.items():
-                gc.collect()
-                start = time.perf_counter()
-                load()
-                seconds[name].append(time.perf_counter() - start)
-        print(f"{size / 1e6:.0f} MB, medians of {arguments.repeats} interleaved loads:")
-        for name, values in seconds.items():
-            others = [a / b for a, b in zip(seconds["jtransfer"], values, strict=True)]
-            print(
-                f"  {name}: {median(values):.3f} s; jtransfer takes {median(others):.2f} of it "
-                f"({min(others):.2f} to {max(others):.2f})"
-            )
-        print(memory_line(directory))
+            load(directory)
+            seconds[name].append(time.perf_counter() - start)
+    size = (Path(directory) / "model.safetensors").stat().st_size
+    print(f"{size / 1e6:.0f} MB; medians of {repeats} interleaved loads; imports and first load of a fresh process")
+    for name, values in seconds.items():
+        ratios = [a / b for a, b in zip(seconds["jtransfer"], values, strict=True)]
+        print(
+            f"  {name}: {median(values):.3f} s, jtransfer takes {median(ratios):.2f} of it "
+            f"({min(ratios):.2f} to {max(ratios):.2f}); first {in_a_fresh_process(f'--first={name}')}"
+        )
+    print(in_a_fresh_process("--memory"))
 
 
 def memory_line(directory) -> str:
-    """What a load takes above its result, in words."""
-    params, above = anonymous_above_result(lambda: jax.block_until_ready(jt.load(str(directory)).params))
+    """What a load takes above its result, in words; the first loads of a process also import and start threads."""
+    with tempfile.TemporaryDirectory() as scratch:
+        from jtransfer.models import ViTConfig
+
+        small = write_vit(Path(scratch) / "small", ViTConfig(image=(32, 32), width=16, depth=1, heads=2), 10)
+        for _ in range(2):
+            by_jtransfer(small)
+    params, above = anonymous_above_result(lambda: by_jtransfer(directory))
     largest = max(leaf.nbytes for leaf in params.values())
     return f"peak of anonymous memory above the result: {above / 1e6:.1f} MB, {above / largest:.2f} of the largest leaf"
 
@@ -110,16 +165,13 @@ def anonymous_bytes() -> int:
     raise RuntimeError("the kernel does not report RssAnon")
 
 
-def _reference(path):
-    from safetensors.numpy import load_file
-
-    tensors = load_file(path)
-    return {name: np.ascontiguousarray(x.T) if x.ndim == 2 else x for name, x in tensors.items()}
-
-
-def write_vit(directory: Path, config: ViTConfig, classes: int) -> Path:
+def write_vit(directory: Path, config, classes: int) -> Path:
     """A ViT with random weights as Hugging Face has it on disk."""
+    import jax
     from safetensors.numpy import save_file
+
+    from jtransfer.checkpoints.families import FAMILIES
+    from jtransfer.models import Head, Headed, ViT, complete
 
     tree = complete(Headed(ViT(config), Head(classes)), jax.random.key(0), {}, config.inputs)
     values = FAMILIES["vit"].write(config) | {"id2label": {i: str(i) for i in range(classes)}}
@@ -129,6 +181,12 @@ def write_vit(directory: Path, config: ViTConfig, classes: int) -> Path:
         FAMILIES["vit"].names(config, "classification").write(tree), directory / "model.safetensors", {"format": "pt"}
     )
     return directory
+
+
+def _vit_b_16(directory):
+    from jtransfer.models import ViTConfig
+
+    return write_vit(directory, ViTConfig(), 1000)
 
 
 if __name__ == "__main__":

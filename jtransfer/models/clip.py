@@ -90,20 +90,7 @@ class CLIPTextConfig:
     @property
     def stack(self) -> Stack:
         """The blocks."""
-        return Stack(
-            width=self.width,
-            depth=self.depth,
-            heads=self.heads,
-            hidden=self.hidden or 4 * self.width,
-            activation=self.activation,
-            epsilon=self.epsilon,
-            dropout=self.dropout,
-            attention_dropout=self.attention_dropout,
-            drop_path=self.drop_path,
-            remat=self.remat,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-        )
+        return Stack.of(self)
 
 
 class TextEmbeddings(nn.Module):

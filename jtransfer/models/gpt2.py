@@ -71,23 +71,8 @@ class GPT2Config:
     @property
     def stack(self) -> Stack:
         """The blocks."""
-        root = 1.0 if self.scale_scores else (self.width / self.heads) ** 0.5
-        by_depth = [root / (i + 1 if self.scale_by_depth else 1) for i in range(self.depth)]
-        return Stack(
-            width=self.width,
-            depth=self.depth,
-            heads=self.heads,
-            hidden=self.hidden or 4 * self.width,
-            activation=self.activation,
-            epsilon=self.epsilon,
-            fused_qkv=True,
-            score_factors=tuple(by_depth),
-            dropout=self.dropout,
-            attention_dropout=self.attention_dropout,
-            remat=self.remat,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-        )
+        factor = 1.0 if self.scale_scores else (self.width / self.heads) ** 0.5
+        return Stack.of(self, fused_qkv=True, score_factor=factor, score_by_depth=self.scale_by_depth)
 
     def cache(self, batch: int, size: int) -> tuple[Past, ...]:
         """Empty `past_key_values`, with place for `size` tokens."""

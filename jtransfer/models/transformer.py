@@ -7,8 +7,8 @@
 Methods reach in from outside through the small named functions `tokens`, `residual`, `attend` and `activate`.
 """
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -30,7 +30,8 @@ class Stack:
         last_norm: Whether a LayerNorm follows the last block.
         qkv_bias: Whether query, key and value have a bias.
         fused_qkv: Whether query, key and value are one dense layer, as low-rank updates of GPT-2 expect.
-        score_factors: Of each block's attention scores, beside `1 / sqrt(head width)`; empty for none.
+        score_factor: Of the attention scores, beside `1 / sqrt(head width)`.
+        score_by_depth: Whether the scores of block i are also divided by i + 1.
         gated: Whether the MLP is `down(activation(gate(x)) * up(x))` (Shazeer 2020, arXiv:2002.05202).
         layer_scale: Start of a learned scale on each branch (Touvron et al. 2021, arXiv:2103.17239); 0 for none.
         dropout: Rate on both branches; `attention_dropout` on the attention weights.
@@ -49,7 +50,8 @@ class Stack:
     last_norm: bool = True
     qkv_bias: bool = True
     fused_qkv: bool = False
-    score_factors: tuple[float, ...] = ()
+    score_factor: float = 1.0
+    score_by_depth: bool = False
     gated: bool = False
     layer_scale: float = 0.0
     dropout: float = 0.0
@@ -68,6 +70,16 @@ class Stack:
             raise InputError("width, heads and hidden must be at least 1, and depth not negative")
         if self.width % self.heads:
             raise InputError(f"width {self.width} is not a multiple of heads {self.heads}")
+
+    @classmethod
+    def of(cls, config: Any, **own: Any) -> "Stack":
+        """The stack of an architecture's config: what has the same name there, and what is its own.
+
+        `config.hidden` may be 0 for four times the width.
+        """
+        shared = {field.name for field in fields(cls)} & {field.name for field in fields(config)}
+        options = {name: getattr(config, name) for name in shared}
+        return cls(**options | {"hidden": config.hidden or 4 * config.width} | own)
 
     def dense(self, features, **kwargs):
         """A dense layer in this precision."""
@@ -213,7 +225,7 @@ class Encoder(nn.Module):
         hidden_states, seen = [x], []
         block = nn.remat(Block, static_argnums=(3,)) if c.remat else Block  # argument 0 is the module, 3 is `train`
         for i in range(c.depth):
-            factor = c.score_factors[i] if c.score_factors else 1.0
+            factor = c.score_factor / (i + 1 if c.score_by_depth else 1)
             layer = block(c, c.drop_path * i / max(c.depth - 1, 1), factor, name=f"block_{i}")
             if past is None:
                 x = layer(x, mask, train)

@@ -115,24 +115,7 @@ class ViTConfig:
     @property
     def stack(self) -> Stack:
         """The blocks."""
-        return Stack(
-            width=self.width,
-            depth=self.depth,
-            heads=self.heads,
-            hidden=self.hidden or 4 * self.width,
-            activation=self.activation,
-            epsilon=self.epsilon,
-            last_norm=not self.norm_pooled,
-            qkv_bias=self.qkv_bias,
-            gated=self.gated,
-            layer_scale=self.layer_scale,
-            dropout=self.dropout,
-            attention_dropout=self.attention_dropout,
-            drop_path=self.drop_path,
-            remat=self.remat,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-        )
+        return Stack.of(self, last_norm=not self.norm_pooled)
 
 
 class Embeddings(nn.Module):

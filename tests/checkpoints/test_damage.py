@@ -4,7 +4,6 @@ import json
 import resource
 import struct
 
-import jax
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,7 +13,7 @@ from safetensors.numpy import save, save_file
 from jtransfer import checkpoints, cli
 from jtransfer.checkpoints.families import FAMILIES
 from jtransfer.errors import InputError
-from jtransfer.models import Head, Headed, ViT, ViTConfig, complete, of_config
+from jtransfer.models import Head, Headed, ViT, ViTConfig, of_config, shapes_of
 from jtransfer.models.bert import BertConfig
 from jtransfer.models.clip import CLIPConfig, CLIPTextConfig
 from jtransfer.models.gpt2 import GPT2Config
@@ -26,10 +25,15 @@ FUZZ = settings(
 )
 
 
+def random_tree(model, inputs):
+    rng = np.random.default_rng(0)
+    return {path: rng.random(leaf.shape, np.float32) for path, leaf in shapes_of(model, inputs).items()}
+
+
 @pytest.fixture(scope="module")
 def tensors():
     """A small ViT with three classes in Hugging Face's names."""
-    tree = complete(Headed(ViT(CONFIG), Head(3)), jax.random.key(0), {}, CONFIG.inputs)
+    tree = random_tree(Headed(ViT(CONFIG), Head(3)), CONFIG.inputs)
     return FAMILIES["vit"].names(CONFIG, "classification").write(tree)
 
 
@@ -234,7 +238,7 @@ def others(tmp_path_factory):
     made = {}
     for model_type, config in OTHERS.items():
         directory, family = tmp_path_factory.mktemp(model_type), FAMILIES[model_type]
-        tree = complete(of_config(config), jax.random.key(0), {}, config.inputs)
+        tree = random_tree(of_config(config), config.inputs)
         save_file(family.names(config, "").write(tree), directory / "model.safetensors")
         made[model_type] = directory, family.write(config) | {"architectures": [None]}
         (directory / "config.json").write_text(json.dumps(made[model_type][1]))
