@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -21,14 +22,14 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from jtransfer import checkpoints, files, methods
+from jtransfer import checkpoints, files, methods, models
 from jtransfer.config import resolved
 from jtransfer.data import sources
 from jtransfer.data.subsets import batches, few_shot, validation_shots
 from jtransfer.errors import InputError, nearest
-from jtransfer.models import SOURCE_HEAD, Classifier, Pixels, PixelsConfig
+from jtransfer.models import Classifier, Pixels, PixelsConfig
 from jtransfer.train import Optimiser, TrialData, costs, make_trial, predict
-from jtransfer.tree import nested, partition, size
+from jtransfer.tree import partition, size
 from jtransfer.workdir import claim
 
 ZERO_SHOT, PIXELS = "zero_shot", "pixels"
@@ -305,11 +306,11 @@ def _zero_shot(curve: Curve) -> Callable[[int, list[int]], list[Row]]:
     """Without any label: the rows of the source task's head that carry the names of the target's classes."""
     dataset, backbone = curve.dataset, curve.backbone
     rows = jnp.array(_source_rows(dataset, backbone))
-    source = Classifier(backbone.model, len(backbone.classes), SOURCE_HEAD.rstrip("/"))
+    tree, source = backbone.params | backbone.state, jax.jit(partial(models.apply, backbone.whole))
 
     def cell(shots, seeds):
         started = time.perf_counter()
-        logits = jax.jit(source.apply)({"params": nested(backbone.params)}, dataset.images[dataset.test])["logits"]
+        logits = source(tree, dataset.images[dataset.test])["logits"]
         right = np.asarray(logits[:, rows].argmax(-1)) == dataset.labels[dataset.test]
         return [
             {
@@ -321,7 +322,7 @@ def _zero_shot(curve: Curve) -> Callable[[int, list[int]], list[Row]]:
                 "test_accuracy": float(right.mean()),
                 "trainable": 0,
                 "flops_per_step": costs.forward_flops(
-                    source, backbone.params, (curve.config.batch, *dataset.images.shape[1:])
+                    backbone.whole, tree, (curve.config.batch, *dataset.images.shape[1:])
                 ),
                 "seconds": time.perf_counter() - started,
             }

@@ -17,8 +17,10 @@ def nearest(name: str, choices: Iterable[str]) -> str:
 
     >>> nearest("finetun", ["probe", "finetune"])
     "did you mean 'finetune'?"
+    >>> nearest("sequence", [""])
+    'there is nothing to choose from'
     """
-    choices = sorted(map(str, choices))
+    choices = sorted(filter(None, map(str, choices)))
     close = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
     if close:
         return f"did you mean '{close[0]}'?"

@@ -1,5 +1,6 @@
 """`jtransfer export`: what a run came to, as Hugging Face, PEFT and Orbax read it, with equal outputs."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -319,3 +320,68 @@ def test_a_model_for_other_sizes_is_written_with_a_processor_for_them(tmp_path):
     pixels = ours.preprocess(photographs)["pixel_values"]
     np.testing.assert_allclose(theirs.permute(0, 2, 3, 1), pixels, atol=1 / 255)
     np.testing.assert_allclose(logits_of(again, pixels), ours({"pixel_values": pixels})["logits"], **CLOSE)
+
+
+def test_the_processor_of_both_towers_follows_the_images_too(tmp_path):
+    text = BLOCKS | {"vocab_size": 31, "max_position_embeddings": 12, "eos_token_id": 30}
+    towers = {"vision_config": BLOCKS | PIXELS, "text_config": text, "projection_dim": 6}
+    transformers.CLIPModel(transformers.CLIPConfig(**towers)).save_pretrained(tmp_path / "base")
+    size = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 8}, "crop_size": 8}
+    (tmp_path / "base" / "preprocessor_config.json").write_text(json.dumps(size))
+    ours = jt.load(str(tmp_path / "base"), image=12)
+    to_huggingface(tmp_path / "out", ours)
+    photographs = np.random.default_rng(0).integers(0, 256, (2, 20, 30, 3), np.uint8)
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out", backend="pil")
+    theirs = processor(list(photographs), return_tensors="pt")["pixel_values"]
+    assert theirs.shape == (2, 3, 12, 12)
+    pixels = ours.preprocess(images=photographs)["pixel_values"]
+    np.testing.assert_allclose(theirs.permute(0, 2, 3, 1), pixels, atol=0.02)
+    peer = transformers.CLIPModel.from_pretrained(tmp_path / "out").eval()
+    features = peer.get_image_features(pixel_values=theirs).pooler_output.detach()
+    ids = np.array([[3, 30]])
+    outputs = ours({"pixel_values": theirs.permute(0, 2, 3, 1).numpy(), "input_ids": ids})
+    normed = features / features.norm(dim=-1, keepdim=True)
+    np.testing.assert_allclose(outputs["image_embeds"], normed, **CLOSE)
+
+
+def lora_on(base):
+    """A LoRA of one layer, at its start, with a head for three classes."""
+    kernel = np.ones((16, 2), np.float32)
+    head = {"head/kernel": np.ones((16, 3), np.float32), "head/bias": np.zeros(3, np.float32)}
+    layer = "encoder/block_0/attention/query/lora"
+    params = {f"{layer}/a": kernel, f"{layer}/b": 0 * kernel.T} | head
+    return Adapter(base, methods.parse("lora(rank=2)"), params, Head(3), ("a", "b", "c"))
+
+
+@pytest.mark.parametrize(("change", "ours"), [({"image": 12}, "12x12x3"), ({"channels": 1}, "8x8x1")])
+def test_an_adapter_alone_is_refused_where_its_base_was_changed_for_other_images(change, ours, tmp_path):
+    make("ViTForImageClassification", image_size=8, patch_size=4).save_pretrained(tmp_path / "base")
+    result = lora_on(jt.load(str(tmp_path / "base"), **change))
+    with pytest.raises(InputError, match=f"takes images of 8x8x3.* of {ours}.*--format=hf --adapters=apart"):
+        write(tmp_path / "out", result, "peft")
+    assert os.listdir(tmp_path) == ["base"]
+    write(tmp_path / "out", lora_on(jt.load(str(tmp_path / "base"))), "peft")
+
+
+def test_a_base_that_transformers_resizes_by_itself_takes_an_adapter_for_another_size(tmp_path):
+    make("Dinov2ForImageClassification", image_size=8, patch_size=4).save_pretrained(tmp_path / "base")
+    base = jt.load(str(tmp_path / "base"), image=12, head="")
+    result = lora_on(base)
+    wide = {"head/kernel": np.ones((32, 3), np.float32)}
+    result = dataclasses.replace(result, params=dict(result.params) | wide)
+    write(tmp_path / "out", result, "peft")
+    with pytest.raises(InputError, match="of 12x12x1"):
+        grey = jt.load(str(tmp_path / "base"), image=12, channels=1, head="")
+        write(tmp_path / "grey", dataclasses.replace(result, backbone=grey), "peft")
+
+
+def test_classes_are_told_by_their_numbers_whatever_the_order_of_a_file(tmp_path):
+    peer = make("BertForSequenceClassification", **LANGUAGE, num_labels=12, problem_type="multi_label_classification")
+    peer.save_pretrained(tmp_path / "base")
+    file = tmp_path / "base" / "config.json"
+    values = json.loads(file.read_text())
+    labels = {str(i): f"class {i}" for i in range(12)}
+    file.write_text(json.dumps(values | {"id2label": dict(sorted(labels.items()))}))
+    to_huggingface(tmp_path / "out", jt.load(str(tmp_path / "base")))
+    after = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert after["problem_type"] == "multi_label_classification" and after["id2label"] == labels

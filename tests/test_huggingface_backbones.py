@@ -105,3 +105,53 @@ def test_it_trains_from_the_command_line_and_the_result_loads_again(tmp_path, ca
     assert cli.main(["train", f"--config={tmp_path / 'train.py'}", f"--workdir={workdir}"]) == 0, capsys.readouterr()
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [2, 4] and all(np.isfinite(row["loss"]) for row in rows)
+
+
+@pytest.mark.parametrize("load", [{}, {"image": 8, "channels": 1}])
+def test_what_a_run_leaves_makes_its_inputs_as_the_backbone_that_it_began_with(file, tmp_path, capsys, load):
+    (tmp_path / "vit").mkdir()
+    backbone, workdir = write(tmp_path / "vit", "vit", VIT), tmp_path / "run"
+    (tmp_path / "train.py").write_text(
+        "from ml_collections import ConfigDict\n\n"
+        "def get_config():\n"
+        f"    return ConfigDict(dict(data='digits', backbone={backbone!r}, method='finetune', batch=16, steps=1,\n"
+        f"        log_every=1, eval_every=1, checkpoint_every=1, load={load!r}))\n"
+    )
+    assert cli.main(["train", f"--config={tmp_path / 'train.py'}", f"--workdir={workdir}"]) == 0, capsys.readouterr()
+    before = prepared(file, f"backbone={backbone}", *(f"load.{key}={value}" for key, value in load.items()))
+    after = prepared(file, f"backbone={workdir / 'model'}")
+    assert before.dataset.images.min() < -1
+    np.testing.assert_array_equal(after.dataset.images, before.dataset.images)
+
+
+DIGITS = {"id2label": {str(i): str(9 - i) for i in range(10)}}
+SIDES = {"image_size": 8, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+SIDES |= {"intermediate_size": 24}
+WITH_HEADS = {
+    "ResNetForImageClassification": {"embedding_size": 6, "hidden_sizes": [8], "depths": [1], "layer_type": "basic"},
+    "DeiTForImageClassificationWithTeacher": SIDES,
+    "CLIPForImageClassification": {"vision_config": SIDES},
+}
+
+
+@pytest.mark.parametrize("name", WITH_HEADS)
+def test_zero_shot_is_what_its_own_head_says(file, tmp_path, name):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    kind = getattr(transformers, name)
+    torch.manual_seed(0)
+    peer = kind(kind.config_class(**WITH_HEADS[name], **DIGITS)).eval()
+    with torch.no_grad():
+        for parameter in peer.parameters():
+            parameter.normal_(0.1, 0.2)
+        for key, buffer in peer.named_buffers():
+            buffer.uniform_(0.5, 2) if "running" in key else None
+    peer.save_pretrained(tmp_path / "base")
+    size = {"size": {"shortest_edge": 8}, "crop_size": {"height": 8, "width": 8}}
+    (tmp_path / "base" / "preprocessor_config.json").write_text(json.dumps(PROCESSOR | size))
+    curve = prepared(file, f"backbone={tmp_path / 'base'}", "methods=('zero_shot',)")
+    (row,) = curves.run(curve, tmp_path / "run", lambda *_: None)
+    images, labels = (x[curve.dataset.test] for x in (curve.dataset.images, curve.dataset.labels))
+    logits = curve.backbone({"pixel_values": images})["logits"]
+    assert np.ptp(logits, axis=0).min() > 1e-3
+    assert row["test_accuracy"] == np.mean(9 - np.argmax(logits, axis=-1) == labels)
+    assert row["flops_per_step"] > 0

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import inspect
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from jax.sharding import Sharding
 from jtransfer import files
 from jtransfer.checkpoints import hub, layouts
 from jtransfer.checkpoints.names import assign
+from jtransfer.checkpoints.resizing import RESIZERS
 from jtransfer.data import preprocess
 from jtransfer.errors import InputError, nearest
 from jtransfer.models import (
@@ -36,6 +38,7 @@ from jtransfer.tree import Tree, prefixed, select
 
 log = logging.getLogger("jtransfer")
 
+FLOATS = ("float32", "bfloat16", "float16", "float64")
 Place = Sharding | Callable[[str, tuple[int, ...]], Sharding] | str | None
 
 
@@ -67,11 +70,12 @@ class Backbone:
         """The outputs on a batch, in evaluation mode, compiled once for each shape.
 
         Args:
-            batch: Arrays by Hugging Face's names of the inputs, as `preprocess` returns them.
+            batch: Arrays by Hugging Face's names of the inputs, as `preprocess` returns them; images have their
+                channels last. What is no array (lists, tensors of torch) becomes one.
             **options: Of the model, as `output_hidden_states=True`.
 
         Raises:
-            InputError: an input that the model does not take.
+            InputError: an input or option that the model does not take, or one that it needs and is not there.
         """
         return run(self, self.whole, self.params | self.state, batch, options)
 
@@ -79,26 +83,32 @@ class Backbone:
         """Continue prompts, compiled once for each shape and choice of options.
 
         Args:
-            batch: `input_ids` and `attention_mask`, padded on the left.
+            batch: `input_ids` and `attention_mask`, padded on the left, as `preprocess(texts, side="left")` returns
+                them. Leading columns that are padding in every row are cut off first, so that they take no positions.
             key: To draw tokens with, at a temperature above 0.
             **options: Of `models.generation.generate`: `max_new_tokens`, `temperature`, `top_k`, `top_p`,
                 `eos_token_id`, `pad_token_id`; the last two are by default the checkpoint's.
 
         Returns:
-            `[batch, tokens + max_new_tokens]`, the prompts and what follows.
+            `[batch, tokens + max_new_tokens]`, the prompts and what follows, where `tokens` are those of the longest
+            prompt: `[:, -max_new_tokens:]` is what follows, and `preprocess.decode` makes it texts.
 
         Raises:
-            InputError: a backbone without a head of language modelling, padding on the right, or options that cannot
-                be.
+            InputError: a backbone without a head of language modelling, padding on the right, or options that are
+                unknown or cannot be.
         """
-        if unknown := batch.keys() - {"input_ids", "attention_mask"}:
+        inputs = _checked(self, batch)
+        if unknown := inputs.keys() - {"input_ids", "attention_mask"}:
             raise InputError(f"generate takes input_ids and attention_mask, not {', '.join(sorted(unknown))}")
-        if not np.all(np.asarray(batch.get("attention_mask", [1]))[..., -1:]):
-            raise InputError("generate: the prompts are padded on the right; expected padding_side='left'")
+        known = inspect.signature(generation.generate).parameters.values()
+        _refuse_unknown("generate", options, {p.name for p in known if p.kind is p.KEYWORD_ONLY} - {"key"})
+        if "max_new_tokens" not in options:
+            raise InputError("generate needs max_new_tokens=..., the number of tokens that follow each prompt")
+        inputs = _without_padding(inputs)
         ends = options.pop("eos_token_id", getattr(self.config, "eos_tokens", ()))
         options["eos_token_id"] = (ends,) if isinstance(ends, int) else tuple(ends or ())
         options.setdefault("pad_token_id", getattr(self.config, "pad_token", None))
-        return _generate(self.whole, tuple(sorted(options.items())), self.params, dict(batch), key)
+        return _generate(self.whole, tuple(sorted(options.items())), self.params, inputs, key)
 
     def tower(self, name: str) -> "Backbone":
         """One tower of a dual encoder, "vision" or "text", as a backbone without a head.
@@ -157,12 +167,85 @@ def run(backbone: Backbone, model: nn.Module, tree: Tree, batch: Mapping[str, An
     """The outputs of a model that takes what a backbone takes, compiled once for each shape.
 
     Raises:
-        InputError: an input that it does not take.
+        InputError: an input or option that it does not take, or an input that it needs and is not there.
     """
-    if unknown := [name for name in batch if name not in backbone.config.inputs]:
-        takes = ", ".join(backbone.config.inputs)
-        raise InputError(f"backbone '{backbone.name}' takes {takes}, not {', '.join(map(repr, unknown))}")
-    return _run(model, tuple(sorted(options.items())), tree, dict(batch))
+    inputs, what = _checked(backbone, batch), f"backbone '{backbone.name}'"
+    if options.get("train"):
+        raise InputError(f"{what} is called in evaluation mode, not with train=True; to train it, use methods.adapt")
+    known = {name for name, parameter in _parameters(backbone).items() if parameter.default is False}  # are flags
+    known |= {"logits_to_keep"} if isinstance(getattr(model, "model", model), Headed) else set()
+    options = {name: value for name, value in options.items() if name != "train"}
+    _refuse_unknown(what, options, known - {"train"})
+    return _run(model, tuple(sorted(options.items())), tree, inputs)
+
+
+def _parameters(backbone):
+    return inspect.signature(type(backbone.model).__call__).parameters
+
+
+def _refuse_unknown(what, options, known):
+    for name in options:
+        if name not in known:
+            raise InputError(f"{what} has no option '{name}'; {nearest(name, known)}")
+
+
+def _checked(backbone, batch):
+    """The inputs in a batch as arrays, each with the axes and of the kind that the backbone takes."""
+    what, examples = f"backbone '{backbone.name}'", backbone.config.inputs
+    if not isinstance(batch, Mapping):
+        raise InputError(f"{what} takes a dict with {', '.join(examples)}, not a bare {type(batch).__name__}")
+    if unknown := [name for name in batch if name not in examples]:
+        raise InputError(f"{what} takes {', '.join(examples)}, not {', '.join(map(repr, unknown))}")
+    given = {name: x for name, x in batch.items() if x is not None}
+    needed = [name for name, p in _parameters(backbone).items() if p.default is p.empty and name in examples]
+    if missing := [name for name in needed if name not in given]:
+        raise InputError(f"{what} needs {', '.join(missing)}; the batch has {', '.join(given) or 'nothing'}")
+    return {name: _array(f"{what}: {name}", x, examples[name]) for name, x in given.items()}
+
+
+def _array(what, x, example):
+    if not isinstance(x, jax.Array | np.ndarray):
+        try:
+            x = np.asarray(x)
+        except Exception as error:  # of whatever library it belongs to
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise InputError(f"{what} are a {type(x).__name__} that does not become an array ({reason})") from error
+    whole = jax.numpy.issubdtype(example.dtype, np.integer)
+    if not any(jax.numpy.issubdtype(x.dtype, kind) for kind in (np.bool_, np.integer if whole else np.number)):
+        raise InputError(f"{what} are of {x.dtype}; expected {'integers' if whole else 'numbers'}")
+    image = len(example.shape) == 4
+    if x.ndim != len(example.shape) or (image and x.shape[-1] != example.shape[-1]):
+        axes = f"[batch, height, width, {example.shape[-1]}]" if image else "[batch, tokens]"
+        advice = _advice(x.shape, example.shape[-1]) if image else "the batch axis is missing: x[None]" * (x.ndim == 1)
+        raise InputError(f"{what} have shape {list(x.shape)}; expected {axes}{advice and '; ' + advice}")
+    return x
+
+
+def _advice(shape, channels):
+    """What makes `[batch, height, width, channels]` of images of some other shape; empty where that is unclear."""
+    last = "channels come last"
+    match shape:
+        case (_, found, _, _) if found == channels:
+            return f"{last}: x.transpose(0, 2, 3, 1)"
+        case (_, _, found) if found == channels:
+            return "the batch axis is missing: x[None]"
+        case (found, _, _) if found == channels:
+            return f"{last}, and the batch axis is missing: x.transpose(1, 2, 0)[None]"
+        case (_, _, _) if channels == 1:
+            return "the axis of channels is missing: x[..., None]"
+    return ""
+
+
+def _without_padding(inputs):
+    """Prompts without the columns that are padding in every row; as they are where the mask is traced."""
+    mask = inputs.get("attention_mask")
+    if mask is None or isinstance(mask, jax.core.Tracer):
+        return inputs
+    mask = np.asarray(mask)
+    if not mask[:, -1:].all():
+        raise InputError("generate: the prompts are padded on the right; expected preprocess(texts, side='left')")
+    start = int(mask.any(axis=0).argmax())
+    return {name: x[:, start:] for name, x in inputs.items()}
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -208,6 +291,7 @@ def load(
         InputError: nothing of that name, or a checkpoint that is damaged, unknown or does not fit its config: one line
             that lists every offender.
     """
+    _check_options(head, classes, image, channels, positions, dtype, param_dtype, sharding)
     where = hub.find(name)
     source = layouts.read(where, name, head, classes)
     if (source.origin.directory / "adapter_config.json").exists():
@@ -215,10 +299,15 @@ def load(
     config, kind = source.config, source.head
     adjusted = dataclasses.replace(config, dtype=dtype, param_dtype=param_dtype) if _has_dtype(config) else config
     changes: Mapping[str, Callable] = {}
-    if image is None and source.interpolates:
-        image = preprocess.own_size(source.origin, config)  # transformers resizes at every call, this once
+    how = positions or source.interpolates or "bicubic"
     if image is not None or channels is not None:
-        adjusted, changes = source.resize(adjusted, image, channels, positions or source.interpolates or "bicubic")
+        adjusted, changes = source.resize(adjusted, image, channels, how)
+    if image is None and source.interpolates:  # transformers resizes at every call, this once
+        try:
+            if own := preprocess.own_size(source.origin, config):
+                adjusted, changes = source.resize(adjusted, own, channels, how)
+        except InputError as error:
+            log.warning("backbone '%s' keeps the size of its config, %s: %s", name, config.image, error)
     shapes = _described(where, config, kind)
     sources = assign(source.names, source.tensors, shapes, where, source.may_be_fresh(classes))
     fill = _placer(sharding, param_dtype)
@@ -227,8 +316,10 @@ def load(
     if fresh:
         log.warning("backbone '%s': freshly initialised, as the checkpoint has none that fits: %s", name, list(fresh))
         model = of_config(adjusted)
-        whole = _completed(Headed(model, kind) if kind else model, tree)
-        tree |= {path: fill(path, np.asarray(whole[path])) for path in fresh}
+        made = _initialised(Headed(model, kind) if kind else model, tree, fresh)
+        tree |= {path: fill(path, np.asarray(leaf)) for path, leaf in made.items()}
+    if kind is None and head is None and (left := [x for x in source.tensors if source.names.in_head(x)]):
+        log.warning("backbone '%s': the head in the file is left out, name its kind to load it: %s", name, left)
     params = {path: leaf for path, leaf in tree.items() if not path.startswith(STATISTICS)}
     state = {path: leaf for path, leaf in tree.items() if path not in params}
     return Backbone(name, of_config(adjusted), params, source.classes, kind, state, fresh, source.origin)
@@ -246,7 +337,7 @@ def load_for_images(name: str, options: Mapping[str, Any], what: str, shape: tup
 
     Returns:
         The backbone, and a function from images `[n, height, width, channels]` (0 to 1) to `pixel_values`: the
-        checkpoint's own processor, or nothing at all for a backbone in our own layout.
+        checkpoint's own processor, or nothing at all for a backbone in our own layout that keeps none.
 
     Raises:
         InputError: the backbone takes no images, or none of this shape.
@@ -255,7 +346,8 @@ def load_for_images(name: str, options: Mapping[str, Any], what: str, shape: tup
     inputs = backbone.config.inputs
     if {"pixel_values", "input_ids"} <= inputs.keys():
         backbone = backbone.tower("vision")
-    if backbone.origin.layout == "jtransfer" or "pixel_values" not in inputs:
+    as_they_are = backbone.origin.layout == "jtransfer" and not backbone.origin.values.get("preprocessor")
+    if as_they_are or "pixel_values" not in inputs:
         check_images(backbone.model, what, shape)
         return backbone, _same
 
@@ -267,9 +359,17 @@ def load_for_images(name: str, options: Mapping[str, Any], what: str, shape: tup
     return backbone, prepare
 
 
-def _completed(model: nn.Module, tree: Tree) -> Tree:
-    """The whole tree of a model, of which `tree` are some leaves, the others initialised from key 0."""
-    return jax.jit(partial(complete, model, example=model_inputs(model)))(jax.random.key(0), tree=tree)
+def _initialised(model: nn.Module, tree: Tree, fresh: tuple[str, ...]) -> Tree:
+    """The leaves `fresh` of a model, from key 0; of the others in `tree` only the shapes are used, and no copy made."""
+    shapes = {path: (leaf.shape, leaf.dtype) for path, leaf in tree.items()}
+
+    @jax.jit
+    def make(key):
+        others = {path: jax.numpy.zeros(*shape) for path, shape in shapes.items()}
+        whole = complete(model, key, others, model_inputs(model))
+        return {path: whole[path] for path in fresh}
+
+    return make(jax.random.key(0))
 
 
 def model_inputs(model: nn.Module) -> dict[str, jax.ShapeDtypeStruct]:
@@ -277,7 +377,13 @@ def model_inputs(model: nn.Module) -> dict[str, jax.ShapeDtypeStruct]:
     return getattr(model, "backbone", model).config.inputs
 
 
-def save(directory: epath.PathLike, model: nn.Module, tree: Tree, classes: tuple[str, ...] = ()) -> None:
+def save(
+    directory: epath.PathLike,
+    model: nn.Module,
+    tree: Tree,
+    classes: tuple[str, ...] = (),
+    preprocessor: Mapping[str, Any] | None = None,
+) -> None:
     """Write a backbone (with `head/` for `classes`, if any) in our own layout: `config.json` and `model.safetensors`.
 
     Args:
@@ -285,11 +391,14 @@ def save(directory: epath.PathLike, model: nn.Module, tree: Tree, classes: tuple
         model: Without a head.
         tree: Its leaves, the statistics under `batch_stats/`.
         classes: Names of the head's classes.
+        preprocessor: What makes the model's inputs of images, in the keys of Hugging Face's
+            `preprocessor_config.json`; None where they are taken as they are.
     """
     from safetensors.numpy import save as to_bytes
 
     architecture = next(name for name, (module, _) in MODELS.items() if module is type(model))
     config = {"architecture": architecture, **dataclasses.asdict(model.config), "classes": list(classes)}
+    config |= {"preprocessor": dict(preprocessor)} if preprocessor else {}
     content = to_bytes({path: np.asarray(leaf, order="C") for path, leaf in sorted(tree.items())})
     files.write(epath.Path(directory) / "model.safetensors", content)
     files.write(epath.Path(directory) / "config.json", json.dumps(config, indent=2) + "\n")
@@ -301,6 +410,26 @@ def _same(x):
 
 def _has_dtype(config):
     return any(f.name == "param_dtype" for f in dataclasses.fields(config))
+
+
+def _check_options(head, classes, image, channels, positions, dtype, param_dtype, sharding):
+    """Refuse options of `load` that are of no use, before anything is read."""
+    if not (head is None or isinstance(head, str)):
+        raise InputError(f"head={head!r}: expected the name of a kind of head, '' for none, None for its own")
+    sides = image if isinstance(image, tuple | list) else (image,)
+    numbers = {"classes": classes, "channels": channels, **{f"image[{i}]": side for i, side in enumerate(sides)}}
+    for option, value in numbers.items():
+        if not (value is None or (type(value) is int and value > 0)):
+            raise InputError(f"{option}={value!r}: expected a whole number above 0")
+    if isinstance(image, tuple | list) and (len(image) != 2 or None in image):
+        raise InputError(f"image={image!r}: expected height and width, or both as one number")
+    if positions is not None and positions not in RESIZERS:
+        raise InputError(f"positions: unknown '{positions}'; {nearest(str(positions), RESIZERS)}")
+    for option, value in {"dtype": dtype, "param_dtype": param_dtype}.items():
+        if value not in FLOATS:
+            raise InputError(f"{option}: unknown '{value}'; {nearest(str(value), FLOATS)}")
+    if not (sharding is None or sharding == "host" or isinstance(sharding, Sharding) or callable(sharding)):
+        raise InputError(f"sharding={sharding!r}: expected a jax Sharding, a function of path and shape, or 'host'")
 
 
 def _described(where, config, head):
@@ -352,6 +481,4 @@ def _placer(sharding: Place, dtype):
             return jax.device_put(x, where, may_alias=False)
         return jax.device_put(_cast(x, wanted(path)), where, may_alias=True)
 
-    if isinstance(sharding, str) and sharding != "host":
-        raise InputError(f"sharding '{sharding}' is none; expected a jax Sharding, a function, or 'host'")
     return host if sharding == "host" else device

@@ -15,6 +15,7 @@ from jtransfer.checkpoints.adapter import Adapter
 from jtransfer.checkpoints.backbone import Backbone
 from jtransfer.checkpoints.huggingface import architecture_of, family_of, tensors_of, values_of
 from jtransfer.checkpoints.tensors import write_safetensors
+from jtransfer.data import preprocess
 from jtransfer.errors import InputError, nearest
 from jtransfer.models import MODELS, SOURCE_HEAD, STATISTICS
 from jtransfer.tree import nested, select
@@ -121,7 +122,27 @@ def _peft(directory: Path, result: Backbone | Adapter, adapters: str) -> None:
             f"peft: the base, backbone '{result.backbone.name}', is no checkpoint of Hugging Face, on which PEFT could "
             "put an adapter; write both by format 'hf', adapters 'apart'"
         )
+    _check_inputs(result.backbone)
     peft.fill(directory, result)
+
+
+def _check_inputs(backbone: Backbone) -> None:
+    """Refuse to name as the base of an adapter a checkpoint that was changed to take other images.
+
+    Raises:
+        InputError: with both sizes.
+    """
+    _, family = family_of(backbone)
+    if "pixel_values" not in backbone.config.inputs:
+        return
+    before = family.read(values_of(backbone), {}).inputs["pixel_values"].shape[1:]
+    now = backbone.config.inputs["pixel_values"].shape[1:]
+    if now[2:] != before[2:] or (now != before and not family.interpolates):
+        theirs, ours = ("x".join(map(str, shape)) for shape in (before, now))
+        raise InputError(
+            f"peft: the base '{backbone.name}' takes images of {theirs}, and the adapter was trained on it for images "
+            f"of {ours}, which PEFT cannot say; write both by --format=hf --adapters=apart"
+        )
 
 
 def _orbax(directory: Path, result: Backbone | Adapter, adapters: str) -> None:
@@ -152,8 +173,9 @@ def _config(backbone: Backbone, kind: str, dtype: Any) -> Mapping[str, Any]:
     """The values of `config.json`: those that the checkpoint had, with what became of them."""
     _, family = family_of(backbone)
     before = values_of(backbone)
-    names = before.get("id2label") or {}
-    as_it_was = before and backbone.origin.kind == kind and list(backbone.classes) == list(names.values())
+    labels = sorted((before.get("id2label") or {}).items(), key=lambda label: int(label[0]))
+    names = [str(name) for _, name in labels]
+    as_it_was = before and backbone.origin.kind == kind and list(backbone.classes) == names
     left_out = OF_THE_FILE + OLDER + (() if as_it_was else OF_THE_HEAD)
     values = {key: value for key, value in before.items() if key not in left_out} | family.write(backbone.config)
     values["architectures"] = [architecture_of(family, kind)]
@@ -169,7 +191,7 @@ def _copy(directory: Path, backbone: Backbone) -> None:
     origin = backbone.origin
     if origin is None:
         return
-    images = "pixel_values" in backbone.config.inputs and "input_ids" not in backbone.config.inputs
+    images = "pixel_values" in backbone.config.inputs
     described = images and bool(origin.values.get("preprocessor"))
     if origin.layout == "huggingface":
         before = family_of(backbone)[1].read(origin.values, {}).inputs
@@ -181,31 +203,8 @@ def _copy(directory: Path, backbone: Backbone) -> None:
                 target.parent.mkdir(exist_ok=True)
                 target.write_bytes(path.read_bytes())
     if described and backbone.config.inputs["pixel_values"].shape[-1] == 3:
-        _write_json(directory / PROCESSORS[0], _processor(backbone.preprocess))
-
-
-def _processor(processor) -> Mapping[str, Any]:
-    """The values of `preprocessor_config.json`."""
-    from jtransfer.data.images import Crop, Shortest
-
-    sizes = {}
-    for step in processor.steps:
-        size = dict(vars(step))
-        if isinstance(step, Shortest):
-            size = {"shortest_edge": step.edge} | ({"longest_edge": step.longest} if step.longest else {})
-        sizes["crop_size" if isinstance(step, Crop) else "size"] = size
-    return {
-        "image_processor_type": "CLIPImageProcessor",
-        "do_resize": "size" in sizes,
-        "do_center_crop": "crop_size" in sizes,
-        **sizes,
-        "resample": int(processor.resample),
-        "do_rescale": True,
-        "rescale_factor": processor.factor,
-        "do_normalize": True,
-        "image_mean": [float(x) for x in processor.mean],
-        "image_std": [float(x) for x in processor.std],
-    }
+        tower = getattr(backbone.config, "vision", backbone.config)
+        _write_json(directory / PROCESSORS[0], preprocess.of(backbone.name, origin, tower).values)
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

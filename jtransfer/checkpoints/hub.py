@@ -5,14 +5,17 @@ from pathlib import Path
 
 from etils import epath
 
-from jtransfer.checkpoints.tensors import CONVERT
+from jtransfer.checkpoints.tensors import PICKLED, conversion
 from jtransfer.errors import InputError, nearest
 
 ASSETS = Path(__file__).parents[1] / "assets"
 WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.npz"]
 """Files of a hub repository that anything here reads."""
 
-TOLD_BY = ("config.json", ".safetensors", ".npz")
+WEIGHTS = (".safetensors", ".npz")
+"""Ends of the names of files of weights."""
+
+TOLD_BY = ("config.json", *WEIGHTS)
 """Ends of the names of files of which a checkpoint's directory has one."""
 
 
@@ -52,12 +55,39 @@ def _download(name):
     except Exception as error:  # whatever the network and its libraries raise
         raise InputError(
             f"unknown backbone '{name}': not embedded, no local directory, and not in the hub's cache, which cannot be "
-            f"filled from here ({type(error).__name__}); where there is a network, run 'hf download {name} --local-dir "
-            f"DIR', and name DIR; or {nearest(name, embedded())}"
+            f"filled from here ({type(error).__name__}); {_elsewhere(name)}; or {nearest(name, embedded())}"
         ) from error
-    if not any(path.name.endswith((".safetensors", ".npz")) for path in directory.iterdir()):
-        raise InputError(
-            f"backbone '{name}': its repository has no safetensors, and pickled weights (pytorch_model.bin) are not "
-            f"read, as reading a pickle runs whatever code is in it; convert them where you trust them: {CONVERT}"
-        )
+    cached = [path.name for path in directory.iterdir()]
+    if not any(file.endswith(WEIGHTS) for file in cached):
+        _refuse(name, cached)
     return directory
+
+
+def _refuse(name, cached):
+    """Say why there are no weights: the repository has none that are read, or the cache could not be filled.
+
+    Without a network the hub's library is content with whatever was cached once, if only a `config.json`.
+    """
+    from huggingface_hub import model_info
+
+    try:
+        there = [file.rfilename for file in model_info(name, timeout=10).siblings or ()]
+    except Exception as error:  # whatever the network and its libraries raise
+        if not any(file.endswith(PICKLED) for file in cached):
+            raise InputError(
+                f"backbone '{name}': the hub's cache has no weights of it, and cannot be filled from here "
+                f"({type(error).__name__}); {_elsewhere(name)}"
+            ) from error
+        there = cached
+    if any(file.endswith(WEIGHTS) and "/" not in file for file in there):
+        raise InputError(
+            f"backbone '{name}': the hub's cache has no weights of it, as the download broke off; {_elsewhere(name)}"
+        )
+    raise InputError(
+        f"backbone '{name}': its repository has no safetensors, and pickled weights (pytorch_model.bin) are not "
+        f"read, as reading a pickle runs whatever code is in it; convert them where you trust them: {conversion(name)}"
+    )
+
+
+def _elsewhere(name):
+    return f"where there is a network, run 'hf download {name} --local-dir DIR', and name DIR"

@@ -1,8 +1,8 @@
 """What a checkpoint is: which layout it is in, the architecture that it describes, and the table that reads it."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from etils import epath
@@ -24,8 +24,8 @@ class Origin:
     Attributes:
         directory: Of the checkpoint.
         values: Of its `config.json`.
-        layout: "jtransfer", "huggingface", or a key of `FOREIGN`, whose `values` have a `preprocessor` in the keys of
-            Hugging Face's `preprocessor_config.json`.
+        layout: "jtransfer", "huggingface", or a key of `FOREIGN`. But for Hugging Face's, `values` may have a
+            `preprocessor` in the keys of its `preprocessor_config.json`.
         kind: Of the head, as a key of the family's `heads` values.
     """
 
@@ -46,7 +46,6 @@ class Checkpoint:
         names: The table.
         tensors: By their names.
         origin: Where it came from.
-        optional: Prefixes of leaves that may be initialised where no tensor fills them.
         interpolates: As in `Family`.
     """
 
@@ -56,7 +55,6 @@ class Checkpoint:
     names: Names
     tensors: Mapping[str, Tensor]
     origin: Origin
-    optional: Sequence[str] = field(default=(SOURCE_HEAD,))
     interpolates: str = ""
 
     def may_be_fresh(self, classes: int | None) -> Callable[[str], bool]:
@@ -65,7 +63,7 @@ class Checkpoint:
         A head that is not there at all may; one that is there must be whole, and fit unless other `classes` were asked.
         """
         there = any(target.path.startswith(SOURCE_HEAD) for name in self.tensors for target in self.names.targets(name))
-        return lambda path: path.startswith(tuple(self.optional)) and (not there or classes is not None)
+        return lambda path: path.startswith(SOURCE_HEAD) and (not there or classes is not None)
 
     def resize(self, config: Any, image, channels, positions) -> tuple[Any, dict[str, Callable]]:
         """The config for another size of input, and what becomes of the leaves that depend on it, by path."""
@@ -73,6 +71,9 @@ class Checkpoint:
 
         return resizing.resize(self.config, config, image, channels, positions)
 
+
+CLASSIFICATION = "classification"
+"""The kind of the head that models of images have."""
 
 MOST_CLASSES = 1_000_000
 FOREIGN = {"npz": npz.describe, "timm": timm.describe, "open_clip": open_clip.describe}
@@ -141,10 +142,10 @@ def _foreign(file, origin, tensors, head, classes):
         found = FOREIGN[origin.layout](tensors, origin.values)
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
-    if head not in (None, "", "classification"):
-        raise InputError(f"{file}: no head '{head}'; {nearest(str(head), ['classification', ''])}")
+    if head not in (None, "", CLASSIFICATION):
+        raise InputError(f"{file}: no head '{head}'; {nearest(str(head), [CLASSIFICATION])}")
     layers = found.head if head != "" else None
-    if head == "classification" and layers is None:
+    if layers is None and (head == CLASSIFICATION or (head is None and classes)):
         if not classes:
             raise InputError(f"{file} has no head; say how many classes a new one is to have")
         layers = Head(classes)
@@ -152,7 +153,7 @@ def _foreign(file, origin, tensors, head, classes):
         layers = dataclasses.replace(layers, classes=classes)
     number = layers.classes if layers else 0
     labels = found.classes if len(found.classes) == number else tuple(map(str, range(number)))
-    kind = "classification" if layers else ""
+    kind = CLASSIFICATION if layers else ""
     origin = dataclasses.replace(origin, values={**origin.values, "preprocessor": found.preprocessor}, kind=kind)
     return Checkpoint(found.config, layers, labels, found.names, found.tensors, origin)
 
@@ -177,7 +178,7 @@ def _described(where, values, tensors, head, classes):
 
 
 def _own(where, values, tensors, head, classes):
-    options = {key: value for key, value in values.items() if key not in ("architecture", "classes")}
+    options = {key: value for key, value in values.items() if key not in ("architecture", "classes", "preprocessor")}
     names = tuple(map(str, values.get("classes", ())))
     model = build(values["architecture"], **options)
     number = len(names) if classes is None else classes
@@ -205,18 +206,26 @@ def _huggingface(where, values, tensors, head, classes):
     kind = own if head is None else head
     if kind not in kinds:
         raise InputError(f"{file}: {model_type} has no head '{kind}'; {nearest(kind, kinds)}")
+    if classes is not None and head is None and not kind:
+        kind = CLASSIFICATION if CLASSIFICATION in kinds else ""
     try:
+        values = family.settle(values, tensors, kind)
         config = family.read(values | pooling, tensors)
         if tower := family.towers.get(kind) or family.towers.get(own):
             config = getattr(config, tower)
-        labels = values.get("id2label") or {}
+        labels = dict(sorted((values.get("id2label") or {}).items(), key=lambda label: int(label[0])))
         own_number = len(labels) or int(values.get("num_labels") or 2)
         number = own_number if classes is None else classes
         layers = family.head(values, kind, number) if kind else None
     except InputError as error:
         raise InputError(f"{file}: {str(error).removeprefix('config.json: ')}") from None
+    if classes is not None and (layers is None or layers.classes != classes):
+        others = [other for other in kinds if other and family.head(values, other, classes).classes == classes]
+        found = f"the head '{kind}' has none" if kind else "there is no head"
+        choices = " or ".join(f"head='{other}'" for other in others) or "no head here has classes"
+        raise InputError(f"{file}: classes={classes}, but {found}; say which is to have them: {choices}")
     check_size(where, config, len(tensors))
-    if kind != own:  # whatever the names, a head of one task does not fill that of another
+    if own and kind != own:  # whatever the names, a head of one task does not fill that of another
         table = family.names(config, own)
         tensors = {name: tensor for name, tensor in tensors.items() if not table.in_head(name)}
     names = _class_names(labels, own_number, number) if layers and layers.classes == number else ()

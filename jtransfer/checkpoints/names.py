@@ -43,7 +43,6 @@ LEAF: Kind = {"": ("{}", SAME)}
 DENSE: Kind = {".weight": ("{}/kernel", TRANSPOSED), ".bias": ("{}/bias", SAME)}
 NORM: Kind = {".weight": ("{}/scale", SAME), ".bias": ("{}/bias", SAME)}
 EMBED: Kind = {".weight": ("{}/embedding", SAME)}
-TABLE: Kind = {".weight": ("{}", SAME)}
 CONV: Kind = {".weight": ("{}/kernel", CONVOLUTION), ".bias": ("{}/bias", SAME)}
 
 

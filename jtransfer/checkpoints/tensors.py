@@ -44,10 +44,6 @@ DEFLATED = 1032
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
-CONVERT = (
-    'python -c "from transformers import AutoModel as M; '
-    "M.from_pretrained('DIR').save_pretrained('NEW', safe_serialization=True)\""
-)
 
 
 class Tensor(NamedTuple):
@@ -76,8 +72,21 @@ def read_directory(directory: epath.Path) -> dict[str, Tensor]:
     raise InputError(f"{directory / SINGLE} is missing")
 
 
-def refuse_pickles(where: Any, names: Iterable[str], convert: str = CONVERT) -> None:
+def conversion(name: Any) -> str:
+    """The command that converts the pickled checkpoint in a directory, or of this name on the hub, head and all."""
+    return (
+        f"python -c \"import transformers as T; c = T.AutoConfig.from_pretrained('{name}'); "
+        f"getattr(T, c.architectures[0]).from_pretrained('{name}').save_pretrained('DIR')\""
+    )
+
+
+def refuse_pickles(where: Any, names: Iterable[str], convert: str = "") -> None:
     """Raise for the first of `names` that is a pickle.
+
+    Args:
+        where: The directory that they are in.
+        names: Of files.
+        convert: The command that converts them; empty for that of a model in `where`.
 
     Raises:
         InputError: with the reason and the command that converts.
@@ -86,7 +95,7 @@ def refuse_pickles(where: Any, names: Iterable[str], convert: str = CONVERT) -> 
         if name.endswith(PICKLED):
             raise InputError(
                 f"{where}: {name} is pickled, and reading a pickle runs whatever code is in it; convert it to "
-                f"safetensors where you trust it: {convert}"
+                f"safetensors where you trust it: {convert or conversion(where)}"
             )
 
 
@@ -192,7 +201,7 @@ def _read_shards(directory):
             raise InputError(f"{index}: '{file}' points outside the directory; expected the name of a file in it")
         if not (directory / file).exists():
             raise InputError(f"{index}: shard '{file}' is missing from the directory")
-        refuse_pickles(index, [file])
+        refuse_pickles(index, [file], conversion(directory))
         shard = read_safetensors(directory / file)
         if twice := tensors.keys() & shard.keys():
             raise InputError(f"{index}: '{min(twice)}' stands in '{file}' and in another shard")

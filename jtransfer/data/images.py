@@ -155,6 +155,28 @@ class Processor:
             pixels[row] = ((found * self.factor).astype(np.float32) - self.mean) / self.std
         return {"pixel_values": pixels}
 
+    @property
+    def values(self) -> dict[str, Any]:
+        """The values of a `preprocessor_config.json` that describe the same."""
+        sizes: dict[str, Any] = {}
+        for step in self.steps:
+            size = dict(vars(step))
+            if isinstance(step, Shortest):
+                size = {"shortest_edge": step.edge} | ({"longest_edge": step.longest} if step.longest else {})
+            sizes["crop_size" if isinstance(step, Crop) else "size"] = size
+        return {
+            "image_processor_type": "CLIPImageProcessor",
+            "do_resize": "size" in sizes,
+            "do_center_crop": "crop_size" in sizes,
+            **sizes,
+            "resample": int(self.resample),
+            "do_rescale": True,
+            "rescale_factor": self.factor,
+            "do_normalize": True,
+            "image_mean": [float(x) for x in self.mean],
+            "image_std": [float(x) for x in self.std],
+        }
+
     def stepped(self, image: Image.Image) -> Image.Image:
         """An image after the steps."""
         for step in self.steps:

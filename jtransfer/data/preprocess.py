@@ -21,8 +21,8 @@ def of(name: str, origin: Any, config: Any) -> Preprocess:
 
     A model of images has `preprocess(images)`, as `images.Processor`; a model of text `preprocess(texts, pairs)`, as
     `text.Tokenizer`; one of both `preprocess(images=..., text=...)`, of which one may be left out. A backbone in our
-    own layout has no processor: its images have the model's shape already, and are float (taken as they are) or uint8
-    (scaled by 1/255).
+    own layout that was not trained from one with a processor has none: its images have the model's shape already, and
+    are float (taken as they are) or uint8 (scaled by 1/255).
 
     Args:
         name: Of the backbone, for messages.
@@ -76,7 +76,7 @@ def own_size(origin: Any, config: Any) -> tuple[int, int] | None:
 
 def _images(name, origin, config):
     shape = tuple(config.inputs["pixel_values"].shape[1:])
-    if origin.layout == "jtransfer":
+    if origin.layout == "jtransfer" and not origin.values.get("preprocessor"):
         return partial(as_they_are, shape=shape)
     from jtransfer.data import images
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 from etils import epath
-from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from jtransfer.errors import InputError, nearest
 from jtransfer.files import read_json
@@ -38,6 +38,9 @@ Encoded = tuple[list[int], list[int], bool]
 Encode = Callable[[Sequence[str], Sequence[str] | None, int], list[Encoded]]
 """From texts, perhaps their pairs, and the number of tokens that is kept of each."""
 
+Decode = Callable[[list[list[int]]], list[str]]
+"""From ids to texts, without special tokens."""
+
 
 @dataclass(frozen=True, eq=False)
 class Tokenizer:
@@ -45,6 +48,7 @@ class Tokenizer:
 
     Attributes:
         encode: Without padding.
+        back: From ids to texts.
         names: Of the arrays that are given back, `input_ids` among them.
         limit: The most tokens that are kept.
         whole: Whether all are padded to that, instead of to one of `LENGTHS`.
@@ -54,6 +58,7 @@ class Tokenizer:
     """
 
     encode: Encode
+    back: Decode
     names: tuple[str, ...]
     limit: int
     whole: bool
@@ -114,6 +119,25 @@ class Tokenizer:
             arrays["token_type_ids"][at] = types
         return {name: arrays[name] for name in self.names}
 
+    def decode(self, ids: Any) -> list[str]:
+        """The texts that tokens stand for, as `batch_decode(ids, skip_special_tokens=True)` of transformers.
+
+        Args:
+            ids: `[n, tokens]`, as `generate` returns them, or a list of rows of several lengths.
+
+        Raises:
+            InputError: something else.
+        """
+        try:
+            rows = [np.asarray(row) for row in ids]
+        except (TypeError, ValueError):
+            rows = [np.empty(())]
+        if not all(row.ndim == 1 and (np.issubdtype(row.dtype, np.integer) or not row.size) for row in rows):
+            raise InputError("ids: expected rows of whole numbers, [n, tokens]; one row alone is decode([ids])")
+        if any((row < 0).any() for row in rows):
+            raise InputError("ids: expected numbers of tokens, there are negative ones")
+        return self.back([row.astype(int).tolist() for row in rows])
+
     def _tell(self, cut, texts):
         if cut and not self._told:
             self._told.append("")
@@ -158,9 +182,9 @@ def tokenizer(
     settings = _optional(directory / "special_tokens_map.json") | _optional(directory / "tokenizer_config.json")
     file, ours = _read(directory, values, settings)
     if ours is None:
-        encode, vocabulary, typed = _by_transformers(directory, settings)
+        encode, back, vocabulary, typed = _by_transformers(directory, settings)
     else:
-        encode = _by_tokenizers(ours, settings.get("truncation_side", "right"))
+        encode, back = _by_tokenizers(ours, settings.get("truncation_side", "right")), ours.decode_batch
         vocabulary, typed = ours.token_to_id, isinstance(ours.model, models.WordPiece)
     given = settings.get("model_input_names") or ["input_ids", "attention_mask", *(["token_type_ids"] if typed else [])]
     sentences = _optional(directory / "sentence_bert_config.json")
@@ -168,6 +192,7 @@ def tokenizer(
     limit = int(min(x for x in limits if isinstance(x, int | float) and x >= 1))
     return Tokenizer(
         encode,
+        back,
         tuple(name for name in names if name in given and not (whole and name != "input_ids")),
         limit,
         whole,
@@ -266,7 +291,10 @@ def _by_transformers(directory, settings):
         rows = zip(found["input_ids"], found["token_type_ids"], whole, strict=True)
         return [(ids, types, len(ids) < len(all_ids)) for ids, types, all_ids in rows]
 
-    return encode, lambda _: theirs.pad_token_id, "token_type_ids" in theirs.model_input_names
+    def back(rows):
+        return theirs.batch_decode(rows, skip_special_tokens=True)
+
+    return encode, back, lambda _: theirs.pad_token_id, "token_type_ids" in theirs.model_input_names
 
 
 GENERIC = ("PreTrainedTokenizer", "TokenizersBackend")
@@ -324,6 +352,7 @@ def _wordpiece(words, settings):
         handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
     )
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{first} $A {last}",
         pair=f"{first} $A {last} $B:1 {last}:1",
@@ -335,6 +364,7 @@ def _wordpiece(words, settings):
 def _gpt2(vocabulary, merges, settings):
     tokenizer = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=settings.get("add_prefix_space", False))
+    tokenizer.decoder = decoders.ByteLevel()
     return _specials(tokenizer, {"eos_token": "<|endoftext|>"} | settings)
 
 
@@ -359,6 +389,7 @@ def _clip(vocabulary, merges, settings):
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(words), "removed", invert=True), pre_tokenizers.ByteLevel(False, use_regex=False)]
     )
+    tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.RobertaProcessing(
         (last, vocabulary[last]), (first, vocabulary[first]), trim_offsets=False, add_prefix_space=False
     )

@@ -128,10 +128,12 @@ class Embeddings(nn.Module):
         c = self.config
         if pixel_values.shape[1:] != (*c.image, c.channels):
             found, expected = ("x".join(map(str, sides)) for sides in (pixel_values.shape[1:], (*c.image, c.channels)))
-            raise InputError(
-                f"vit: pixel_values are {found}, the model takes {expected}; a checkpoint is resized as it is loaded, "
-                f"with image=({', '.join(map(str, pixel_values.shape[1:3]))})"
+            fits = pixel_values.ndim == 4 and pixel_values.shape[-1] == c.channels
+            resized = (
+                f"a checkpoint is resized as it is loaded, with image=({', '.join(map(str, pixel_values.shape[1:3]))})"
             )
+            advice = resized if fits else "the axes are [batch, height, width, channels]"
+            raise InputError(f"vit: pixel_values are {found}, the model takes {expected}; {advice}")
         rows, columns = c.grid
         seen = pixel_values[:, : rows * c.patch, : columns * c.patch]
         grid = seen.reshape(-1, rows, c.patch, columns, c.patch, c.channels)

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from jtransfer.methods import Adapted
+from jtransfer.models import apply
 from jtransfer.objectives import classification
 from jtransfer.train.optimiser import Optimiser
 from jtransfer.train.state import TrainState
 from jtransfer.train.step import Step, make_step
-from jtransfer.tree import Tree, nested, partition
+from jtransfer.tree import Tree, partition
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,16 @@ def optimiser_bytes(shapes: StepShapes) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
 
 
-def forward_flops(model: nn.Module, params: Tree, shape: tuple[int, ...]) -> float:
-    """Floating-point operations of a model's outputs for inputs of `shape [batch, ...]`, in evaluation mode."""
+def forward_flops(model: nn.Module, tree: Tree, shape: tuple[int, ...]) -> float:
+    """Floating-point operations of a model's outputs for inputs of `shape [batch, ...]`, in evaluation mode.
 
-    def forward(params, inputs):
-        return model.apply({"params": nested(params)}, inputs, train=False)
+    Args:
+        model: With a head or without.
+        tree: Its leaves, as `models.apply` takes them.
+        shape: Of one array of inputs.
+    """
 
-    return float(jax.jit(forward).lower(params, jax.ShapeDtypeStruct(shape, jnp.float32)).cost_analysis()["flops"])
+    def forward(tree, inputs):
+        return apply(model, tree, inputs, train=False)
+
+    return float(jax.jit(forward).lower(tree, jax.ShapeDtypeStruct(shape, jnp.float32)).cost_analysis()["flops"])

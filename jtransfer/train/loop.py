@@ -264,7 +264,11 @@ def _save_model(run: Run, state: TrainState, frozen: Tree, directory: epath.Path
     tree = {path: leaf for path, leaf in tree.items() if not path.startswith(SOURCE_HEAD)}
     whole = jax.jit(lambda x: x, out_shardings=sharding.everywhere(run.mesh))(tree)
     if hosts.is_first():
-        checkpoints.save(directory, run.model.backbone, whole, run.stream.classes)
+        from jtransfer.data.images import Processor
+
+        processor = run.backbone and run.backbone.preprocess  # of one in our own layout a function, which keeps nothing
+        values = processor.values if isinstance(processor, Processor) else None
+        checkpoints.save(directory, run.model.backbone, whole, run.stream.classes, values)
 
 
 def _statistics(state: TrainState) -> Tree:

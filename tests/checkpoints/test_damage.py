@@ -281,7 +281,7 @@ def test_pickled_weights_are_refused_with_the_reason_and_the_command_that_conver
     (directory / "model.safetensors").rename(directory / name)
     line = refusal(directory)
     assert f"{name} is pickled, and reading a pickle runs whatever code is in it" in line
-    assert "save_pretrained" in line
+    assert f"architectures[0]).from_pretrained('{directory}').save_pretrained('DIR')" in line
 
 
 def test_the_command_line_says_it_in_one_line_and_exits_with_2(directory, tmp_path, capsys):

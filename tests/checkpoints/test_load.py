@@ -1,6 +1,7 @@
 """What `jt.load` gives: a callable backbone whose leaves lie where they were asked to."""
 
 import logging
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -146,8 +147,66 @@ def test_a_name_that_is_nowhere_says_what_to_download_and_where_to_put_it(monkey
 def test_a_repository_of_pickles_alone_is_refused_with_the_reason(monkeypatch, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: str(tmp_path))
-    with pytest.raises(InputError, match="'some/body': its repository has no safetensors, .*runs whatever code"):
+    there = SimpleNamespace(siblings=[SimpleNamespace(rfilename="pytorch_model.bin")])
+    monkeypatch.setattr("huggingface_hub.model_info", lambda name, **_: there)
+    told = r"'some/body': its repository has no safetensors, .*whatever code.*\('some/body'\).save_pretrained\('DIR'\)"
+    with pytest.raises(InputError, match=told):
         jt.load("some/body")
+
+
+def test_a_cache_with_the_config_alone_is_told_from_a_repository_without_weights(monkeypatch, tmp_path):
+    cached = tmp_path / "models--some--body" / "snapshots" / ("0" * 40)
+    cached.mkdir(parents=True)
+    (cached / "config.json").write_text("{}")
+    (tmp_path / "models--some--body" / "refs").mkdir()
+    (tmp_path / "models--some--body" / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match="'some/body': the hub's cache has no weights of it, .*'hf download some/body"):
+        jt.load("some/body")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"positions": "bicubc"}, "positions: unknown 'bicubc'; did you mean 'bicubic'"),
+        ({"dtype": "bf16"}, "dtype: unknown 'bf16'; did you mean 'bfloat16'|dtype: unknown 'bf16'; choose one of"),
+        ({"param_dtype": "int8"}, "param_dtype: unknown 'int8'"),
+        ({"classes": 0}, "classes=0: expected a whole number above 0"),
+        ({"classes": "3"}, "classes='3': expected a whole number above 0"),
+        ({"image": (8,)}, "expected height and width"),
+        ({"image": -8}, "expected a whole number above 0"),
+        ({"head": True}, "head=True: expected the name of a kind of head"),
+        ({"sharding": "hots"}, "sharding='hots': expected a jax Sharding, a function of path and shape, or 'host'"),
+    ],
+)
+def test_options_that_are_of_no_use_are_refused(huggingface, options, message):
+    with pytest.raises(InputError, match=message):
+        jt.load(huggingface, **options)
+
+
+def test_class_names_come_in_the_order_of_their_numbers(huggingface, tmp_path):
+    import json
+    import shutil
+
+    shutil.copytree(huggingface, tmp_path, dirs_exist_ok=True)
+    values = json.loads((tmp_path / "config.json").read_text())
+    values["id2label"] = {str(i): f"c{i}" for i in sorted(range(12), key=str)}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert jt.load(str(tmp_path), classes=12).classes == tuple(f"c{i}" for i in range(12))
+
+
+def test_classes_of_a_checkpoint_without_a_head_make_one_or_are_refused(huggingface, tmp_path, caplog):
+    import json
+    import shutil
+
+    shutil.copytree(huggingface, tmp_path, dirs_exist_ok=True)
+    values = json.loads((tmp_path / "config.json").read_text()) | {"architectures": None}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert jt.load(str(tmp_path)).head is None and "the head in the file is left out" in caplog.text
+    assert jt.load(str(tmp_path), classes=7)({"pixel_values": IMAGES})["logits"].shape == (3, 7)
+    named = jt.load(str(tmp_path), head="classification").params["source_head/kernel"]
+    np.testing.assert_array_equal(named, jt.load(huggingface).params["source_head/kernel"])
 
 
 def test_an_unknown_head_is_refused_with_what_there_is(huggingface):

@@ -252,7 +252,7 @@ def test_options_that_cannot_be_are_refused(backbone, prompts, options, message)
 
 def test_padding_on_the_right_and_a_model_that_does_not_predict_words_are_refused(backbone, vit, prompts):
     right = {name: x[:, ::-1] for name, x in prompts.items()}
-    with pytest.raises(InputError, match="padded on the right; expected padding_side='left'"):
+    with pytest.raises(InputError, match=r"padded on the right; expected preprocess\(texts, side='left'\)"):
         backbone.generate(right, max_new_tokens=1)
     for model in (vit, backbone.model, models.Classifier(backbone.model, 3)):
         with pytest.raises(InputError, match="cannot generate; expected GPT2 with a head of kind 'causal_lm'"):

@@ -315,7 +315,8 @@ def test_a_checkpoint_of_the_base_model_takes_a_head_which_starts_fresh_and_says
     save, caplog, model_type, kind, outputs
 ):
     with caplog.at_level(logging.WARNING, "jtransfer"):
-        backbone = jt.load(str(save(model_type, "Model")), head=kind, classes=6)
+        classes = {"classes": outputs} if kind in ("sequence", "token") else {}
+        backbone = jt.load(str(save(model_type, "Model")), head=kind, **classes)
     assert set(backbone.fresh) == {path for path in backbone.params if path.startswith("source_head/")} != set()
     assert all(path in caplog.text for path in backbone.fresh)
     assert backbone.head.classes == outputs
@@ -373,11 +374,23 @@ def test_a_copy_of_the_tied_words_is_ignored_and_its_bias_is_the_one_that_is_rea
     np.testing.assert_allclose(backbone(batch)["logits"], their_outputs(peer, batch)["logits"].detach(), **CLOSE)
 
 
-def test_an_output_that_is_not_the_words_although_the_config_ties_them_is_refused(save):
+@pytest.mark.parametrize("model_type", ["bert", "distilbert"])
+def test_an_output_that_is_not_the_words_is_read_although_the_config_ties_them(save, model_type):
+    directory = save(model_type, "ForMaskedLM", **UNTIED)
+    change(directory, tie_word_embeddings=True)
+    backbone = jt.load(str(directory))
+    peer = getattr(transformers, f"{TYPES[model_type][0]}ForMaskedLM").from_pretrained(directory).eval()
+    batch = one_batch(peer.config)
+    assert not backbone.head.tied and not backbone.config.tied and not backbone.fresh
+    np.testing.assert_allclose(backbone(batch)["logits"], their_outputs(peer, batch)["logits"].detach(), **CLOSE)
+
+
+@pytest.mark.parametrize("kind", ["", "sequence"])
+def test_an_output_that_is_not_the_words_is_nothing_to_another_head(save, kind):
     directory = save("bert", "ForMaskedLM", **UNTIED)
     change(directory, tie_word_embeddings=True)
-    with pytest.raises(InputError, match="tie_word_embeddings is true, but 'cls.predictions.decoder.weight' is"):
-        jt.load(str(directory))
+    backbone = jt.load(str(directory), head=kind)
+    assert all(path.startswith("source_head/") for path in backbone.fresh) and backbone.config.tied
 
 
 @pytest.mark.parametrize("model_type", ["roberta", "distilbert"])

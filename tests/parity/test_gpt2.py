@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import jtransfer as jt
+from jtransfer.checkpoints import to_huggingface
 from jtransfer.checkpoints.families import FAMILIES
 from jtransfer.errors import InputError
 from jtransfer.models import apply
@@ -207,6 +208,24 @@ def test_the_files_of_the_hub_load_without_prefix_and_with_their_buffers(plain, 
     backbone = jt.load(str(write(tmp_path / "hub", tensors | buffers | copy, **values)))
     assert backbone.head.tied and not backbone.fresh
     assert of_names(backbone).write(backbone.params).keys() == tensors.keys()
+
+
+@pytest.mark.parametrize("said", [{"tie_word_embeddings": True}, {}])
+def test_an_output_that_is_not_the_words_is_read_although_the_config_ties_them(plain, tmp_path, said):
+    tensors, values = plain
+    own = np.random.default_rng(0).normal(size=(VOCABULARY, 20)).astype(np.float32)
+    prefixed = {f"transformer.{name}": x for name, x in tensors.items()} | {"lm_head.weight": own}
+    directory = write(tmp_path / "own", prefixed, **values | said)
+    backbone, peer = jt.load(str(directory)), transformers.GPT2LMHeadModel.from_pretrained(directory).eval()
+    assert not backbone.head.tied and not backbone.fresh
+    ids = padded("none")["input_ids"]
+    theirs = peer(torch.from_numpy(ids)).logits.detach()
+    np.testing.assert_allclose(backbone({"input_ids": ids})["logits"], theirs, **CLOSE)
+    to_huggingface(tmp_path / "out", backbone)
+    again = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "out").eval()
+    assert again.config.tie_word_embeddings is False
+    torch.testing.assert_close(again(torch.from_numpy(ids)).logits.detach(), theirs)
+    assert jt.load(str(directory), head="").config.tied, "the output is not looked at where no head needs it"
 
 
 def test_a_kernel_of_conv1d_is_ours_as_it_lies(plain, tmp_path):

@@ -9,9 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
-
-from jtransfer.checkpoints.families.family import THEIR_ACTIVATIONS, Family, activation
+from jtransfer.checkpoints.families.family import THEIR_ACTIVATIONS, Family, activation, untied
 from jtransfer.checkpoints.names import DENSE, EMBED, LEAF, NORM, Names, Row, repeated
 from jtransfer.errors import InputError
 from jtransfer.models import BertConfig, Head
@@ -132,29 +130,22 @@ def _config(dialect, values):
     return BertConfig(**said | {"activation": activation(said["activation"])}, **dialect.fixed)
 
 
+def _settle(dialect, values, tensors, kind):
+    output = f"{dialect.language[2]}.weight"
+    return untied(values, tensors, output, "word_embeddings.weight") if kind == "masked_lm" else values
+
+
 def _read(dialect, values, tensors):
     for key, supported in REFUSED.items():
         if values.get(key) not in (None, supported):
             raise InputError(f"config.json: {key} {values[key]!r} is not supported; expected {supported!r}")
     config = _config(dialect, values)
-    _check_tied(dialect, config, tensors)
     if POOLER not in dialect.rows:
         return replace(config, **values.get("sentence_transformers", {}))
     # Without the pooler that it was trained with, this head would predict something else.
     needed = "BertForSequenceClassification" in (values.get("architectures") or ())
     pooler = needed or any(name.endswith("pooler.dense.weight") for name in tensors)
     return replace(config, pooler=pooler, **values.get("sentence_transformers", {}))
-
-
-def _check_tied(dialect, config, tensors):
-    """Refuse to take the words for the output kernel of a file that has another one, as transformers would use it."""
-    copy = tensors.get(f"{dialect.language[2]}.weight")
-    words = next((x for name, x in tensors.items() if name.endswith("embeddings.word_embeddings.weight")), None)
-    if config.tied and copy and words and not (copy.shape == words.shape and np.array_equal(copy.read(), words.read())):
-        raise InputError(
-            f"config.json: tie_word_embeddings is true, but '{dialect.language[2]}.weight' is not equal to the word "
-            "embeddings; expected false"
-        )
 
 
 def _head(dialect, values, kind, classes):
@@ -273,8 +264,9 @@ ELECTRA = Dialect(
 def _family(dialect, classes, **more):
     tasks = {"SequenceClassification": "sequence", "TokenClassification": "token", "QuestionAnswering": "span"}
     heads = {f"{classes}For{task}": kind for task, kind in (tasks | {"MaskedLM": "masked_lm"}).items()}
-    functions = (_read, _head, _names, _write)
-    return Family(heads | {f"{classes}Model": ""} | more, *(partial(function, dialect) for function in functions))
+    functions = {"read": _read, "head": _head, "names": _names, "write": _write, "settle": _settle}
+    bound = {name: partial(function, dialect) for name, function in functions.items()}
+    return Family(heads | {f"{classes}Model": ""} | more, **bound)
 
 
 FAMILIES = {

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from jtransfer.checkpoints.names import Names
 from jtransfer.checkpoints.tensors import Tensor
 from jtransfer.errors import InputError, nearest
@@ -17,14 +19,15 @@ class Family:
     Attributes:
         heads: From the class names under `architectures` to the kind of head each has, "" for none. The first of
             those with the same kind is the one that is written.
-        read: From the values of `config.json`, and the tensors beside it by their names, to our config. A `KeyError`
-            names a value that is missing.
+        read: From the values of `config.json`, and the tensors beside it by their names, to our config.
         head: From the values, a kind and the number of classes to the head.
         names: From our config and the kind of head to the table.
         write: From our config to the values of `config.json`, `model_type` among them.
         towers: From a kind of head to the part of our config that it stands on, where that is not the whole.
         interpolates: How transformers resizes positions to whatever images come, a key of `resizing.RESIZERS`; empty
             where it takes images of one size.
+        settle: From the values, the tensors and the kind of head that is wanted to the values that hold for them, where
+            the tensors contradict what `config.json` says.
     """
 
     heads: Mapping[str, str]
@@ -34,6 +37,26 @@ class Family:
     write: Callable[[Any], dict[str, Any]]
     towers: Mapping[str, str] = field(default_factory=dict)
     interpolates: str = ""
+    settle: Callable[[Mapping[str, Any], Mapping[str, Tensor], str], Mapping[str, Any]] = lambda values, *_: values
+
+
+def untied(values: Mapping[str, Any], tensors: Mapping[str, Tensor], output: str, words: str) -> Mapping[str, Any]:
+    """The values of `config.json`, with nothing tied where the file has an output kernel of its own.
+
+    Transformers likewise believes the file where the two disagree.
+
+    Args:
+        values: Of `config.json`, in which the output kernel and the table of words are tied if nothing is said.
+        tensors: By name.
+        output: Name of the output kernel.
+        words: Name of the table of words, with or without a prefix in the file.
+    """
+    kernel = tensors.get(output)
+    table = next((x for name, x in tensors.items() if name == words or name.endswith(f".{words}")), None)
+    if not values.get("tie_word_embeddings", True) or kernel is None or table is None:
+        return values
+    same = kernel.shape == table.shape and np.array_equal(kernel.read(), table.read())
+    return values if same else {**values, "tie_word_embeddings": False}
 
 
 @dataclass(frozen=True)

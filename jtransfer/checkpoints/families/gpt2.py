@@ -1,6 +1,6 @@
 """GPT-2 in Hugging Face's layout, whose `Conv1D` keeps kernels as `[in, out]`, as we do."""
 
-from jtransfer.checkpoints.families.family import THEIR_ACTIVATIONS, Family, activation
+from jtransfer.checkpoints.families.family import THEIR_ACTIVATIONS, Family, activation, untied
 from jtransfer.checkpoints.names import DENSE, EMBED, NORM, SAME, Kind, Names, Row
 from jtransfer.errors import InputError
 from jtransfer.models import GPT2Config, Head
@@ -20,6 +20,10 @@ BACKBONE = (
 )
 LM, SEQUENCE = Row("lm_head", "source_head", DENSE), Row("score", "source_head", DENSE)
 REFUSED = ("GPT2DoubleHeadsModel", "GPT2ForTokenClassification", "GPT2ForQuestionAnswering")
+
+
+def _settle(values, tensors, kind):
+    return untied(values, tensors, "lm_head.weight", "wte.weight") if kind == "causal_lm" else values
 
 
 def _read(values, tensors):
@@ -90,4 +94,4 @@ def _head(values, kind, classes):
 
 
 HEADS = {"GPT2LMHeadModel": "causal_lm", "GPT2ForSequenceClassification": "sequence", "GPT2Model": ""}
-FAMILIES = {"gpt2": Family(heads=HEADS, read=_read, head=_head, names=_names, write=_write)}
+FAMILIES = {"gpt2": Family(heads=HEADS, read=_read, head=_head, names=_names, write=_write, settle=_settle)}

@@ -12,8 +12,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from jtransfer.checkpoints.families.clip import IN_PROJ, VECTOR
 from jtransfer.checkpoints.families.family import Description, preprocessor
-from jtransfer.checkpoints.names import DENSE, EMBED, LEAF, NORM, Kind, Layout, Names, Row, fused, patches, repeated
+from jtransfer.checkpoints.names import DENSE, EMBED, LEAF, NORM, Kind, Layout, Names, Row, patches, repeated
 from jtransfer.checkpoints.tensors import Tensor
 from jtransfer.errors import InputError, nearest
 from jtransfer.models import CLIPConfig, CLIPTextConfig, ViTConfig
@@ -34,11 +35,7 @@ IGNORED = ((r"(text\.)?attn_mask", "a buffer, which follows from the number of p
 
 BLOCK = (
     Row("ln_1", "norm_1", NORM),
-    Row(
-        "attn.in_proj",
-        ("attention/query", "attention/key", "attention/value"),
-        {end.replace(".", "_"): of for end, of in fused(3).items()},
-    ),
+    Row("attn.in_proj", ("attention/query", "attention/key", "attention/value"), IN_PROJ),
     Row("attn.out_proj", "attention/out", DENSE),
     Row("ls_1.gamma", "scale_1", LEAF),
     Row("ln_2", "norm_2", NORM),
@@ -46,7 +43,6 @@ BLOCK = (
     Row("mlp.c_proj", "mlp/down", DENSE),
     Row("ls_2.gamma", "scale_2", LEAF),
 )
-TOKEN: Kind = {"": ("{}", Layout(lambda x: (x[None, None],), lambda x: x[0, 0]))}
 TABLE: Kind = {"": ("{}", Layout(lambda x: (x[None],), lambda x: x[0]))}
 
 
@@ -144,7 +140,7 @@ def _common(shapes, options, quick, prefix):
 def _rows(config, text):
     vision = config.vision
     return (
-        Row("visual.class_embedding", "vision/embeddings/cls", TOKEN),
+        Row("visual.class_embedding", "vision/embeddings/cls", VECTOR),
         Row("visual.positional_embedding", "vision/embeddings/positions", TABLE),
         Row("visual.conv1", "vision/embeddings/patch", patches(vision.patch, vision.channels)),
         Row("visual.ln_pre", "vision/embeddings/norm", NORM),

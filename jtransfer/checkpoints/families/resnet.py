@@ -75,5 +75,6 @@ FAMILIES = {
         head=_head,
         names=_names,
         write=_write,
+        interpolates="bicubic",  # it has no positions, and takes what its processor gives
     ),
 }
