@@ -17,7 +17,7 @@ from etils import epath
 from jax.sharding import Sharding
 
 from jtransfer import files
-from jtransfer.checkpoints import hub, layouts
+from jtransfer.checkpoints import calls, hub, layouts
 from jtransfer.checkpoints.names import assign
 from jtransfer.checkpoints.resizing import RESIZERS
 from jtransfer.data import preprocess
@@ -84,27 +84,28 @@ class Backbone:
 
         Args:
             batch: `input_ids` and `attention_mask`, padded on the left, as `preprocess(texts, side="left")` returns
-                them. Leading columns that are padding in every row are cut off first, so that they take no positions.
+                them. Leading columns that are padding in every row are cut off first, so that they take no positions:
+                sixteen at a time, for few shapes to compile, or every one where the new tokens need the place.
             key: To draw tokens with, at a temperature above 0.
             **options: Of `models.generation.generate`: `max_new_tokens`, `temperature`, `top_k`, `top_p`,
                 `eos_token_id`, `pad_token_id`; the last two are by default the checkpoint's.
 
         Returns:
-            `[batch, tokens + max_new_tokens]`, the prompts and what follows, where `tokens` are those of the longest
-            prompt: `[:, -max_new_tokens:]` is what follows, and `preprocess.decode` makes it texts.
+            `[batch, tokens + max_new_tokens]`, the prompts and what follows: `[:, -max_new_tokens:]` is what follows,
+            and `preprocess.decode` makes it texts.
 
         Raises:
             InputError: a backbone without a head of language modelling, padding on the right, or options that are
                 unknown or cannot be.
         """
-        inputs = _checked(self, batch)
+        inputs = calls.checked(self, batch)
         if unknown := inputs.keys() - {"input_ids", "attention_mask"}:
             raise InputError(f"generate takes input_ids and attention_mask, not {', '.join(sorted(unknown))}")
         known = inspect.signature(generation.generate).parameters.values()
-        _refuse_unknown("generate", options, {p.name for p in known if p.kind is p.KEYWORD_ONLY} - {"key"})
-        if "max_new_tokens" not in options:
-            raise InputError("generate needs max_new_tokens=..., the number of tokens that follow each prompt")
-        inputs = _without_padding(inputs)
+        calls.refuse_unknown("generate", options, {p.name for p in known if p.kind is p.KEYWORD_ONLY} - {"key"})
+        if type(new := options.get("max_new_tokens")) is not int:
+            raise InputError(f"generate needs max_new_tokens=..., a whole number; found {new!r}")
+        inputs = calls.without_padding(inputs, new, self.config.positions)
         ends = options.pop("eos_token_id", getattr(self.config, "eos_tokens", ()))
         options["eos_token_id"] = (ends,) if isinstance(ends, int) else tuple(ends or ())
         options.setdefault("pad_token_id", getattr(self.config, "pad_token", None))
@@ -169,83 +170,14 @@ def run(backbone: Backbone, model: nn.Module, tree: Tree, batch: Mapping[str, An
     Raises:
         InputError: an input or option that it does not take, or an input that it needs and is not there.
     """
-    inputs, what = _checked(backbone, batch), f"backbone '{backbone.name}'"
+    inputs, what = calls.checked(backbone, batch), f"backbone '{backbone.name}'"
     if options.get("train"):
         raise InputError(f"{what} is called in evaluation mode, not with train=True; to train it, use methods.adapt")
-    known = {name for name, parameter in _parameters(backbone).items() if parameter.default is False}  # are flags
+    known = {name for name, parameter in calls.parameters(backbone).items() if parameter.default is False}  # are flags
     known |= {"logits_to_keep"} if isinstance(getattr(model, "model", model), Headed) else set()
     options = {name: value for name, value in options.items() if name != "train"}
-    _refuse_unknown(what, options, known - {"train"})
+    calls.refuse_unknown(what, options, known - {"train"})
     return _run(model, tuple(sorted(options.items())), tree, inputs)
-
-
-def _parameters(backbone):
-    return inspect.signature(type(backbone.model).__call__).parameters
-
-
-def _refuse_unknown(what, options, known):
-    for name in options:
-        if name not in known:
-            raise InputError(f"{what} has no option '{name}'; {nearest(name, known)}")
-
-
-def _checked(backbone, batch):
-    """The inputs in a batch as arrays, each with the axes and of the kind that the backbone takes."""
-    what, examples = f"backbone '{backbone.name}'", backbone.config.inputs
-    if not isinstance(batch, Mapping):
-        raise InputError(f"{what} takes a dict with {', '.join(examples)}, not a bare {type(batch).__name__}")
-    if unknown := [name for name in batch if name not in examples]:
-        raise InputError(f"{what} takes {', '.join(examples)}, not {', '.join(map(repr, unknown))}")
-    given = {name: x for name, x in batch.items() if x is not None}
-    needed = [name for name, p in _parameters(backbone).items() if p.default is p.empty and name in examples]
-    if missing := [name for name in needed if name not in given]:
-        raise InputError(f"{what} needs {', '.join(missing)}; the batch has {', '.join(given) or 'nothing'}")
-    return {name: _array(f"{what}: {name}", x, examples[name]) for name, x in given.items()}
-
-
-def _array(what, x, example):
-    if not isinstance(x, jax.Array | np.ndarray):
-        try:
-            x = np.asarray(x)
-        except Exception as error:  # of whatever library it belongs to
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise InputError(f"{what} are a {type(x).__name__} that does not become an array ({reason})") from error
-    whole = jax.numpy.issubdtype(example.dtype, np.integer)
-    if not any(jax.numpy.issubdtype(x.dtype, kind) for kind in (np.bool_, np.integer if whole else np.number)):
-        raise InputError(f"{what} are of {x.dtype}; expected {'integers' if whole else 'numbers'}")
-    image = len(example.shape) == 4
-    if x.ndim != len(example.shape) or (image and x.shape[-1] != example.shape[-1]):
-        axes = f"[batch, height, width, {example.shape[-1]}]" if image else "[batch, tokens]"
-        advice = _advice(x.shape, example.shape[-1]) if image else "the batch axis is missing: x[None]" * (x.ndim == 1)
-        raise InputError(f"{what} have shape {list(x.shape)}; expected {axes}{advice and '; ' + advice}")
-    return x
-
-
-def _advice(shape, channels):
-    """What makes `[batch, height, width, channels]` of images of some other shape; empty where that is unclear."""
-    last = "channels come last"
-    match shape:
-        case (_, found, _, _) if found == channels:
-            return f"{last}: x.transpose(0, 2, 3, 1)"
-        case (_, _, found) if found == channels:
-            return "the batch axis is missing: x[None]"
-        case (found, _, _) if found == channels:
-            return f"{last}, and the batch axis is missing: x.transpose(1, 2, 0)[None]"
-        case (_, _, _) if channels == 1:
-            return "the axis of channels is missing: x[..., None]"
-    return ""
-
-
-def _without_padding(inputs):
-    """Prompts without the columns that are padding in every row; as they are where the mask is traced."""
-    mask = inputs.get("attention_mask")
-    if mask is None or isinstance(mask, jax.core.Tracer):
-        return inputs
-    mask = np.asarray(mask)
-    if not mask[:, -1:].all():
-        raise InputError("generate: the prompts are padded on the right; expected preprocess(texts, side='left')")
-    start = int(mask.any(axis=0).argmax())
-    return {name: x[:, start:] for name, x in inputs.items()}
 
 
 @partial(jax.jit, static_argnums=(0, 1))

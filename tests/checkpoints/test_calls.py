@@ -134,6 +134,9 @@ def test_unknown_options_are_refused_with_the_nearest(vit, gpt2):
 def test_generate_refuses_options_that_it_does_not_have_and_needs_a_number_of_tokens(gpt2):
     prompts = {"input_ids": IDS}
     refused(lambda: gpt2.generate(prompts), "generate needs max_new_tokens=")
+    refused(lambda: gpt2.generate(prompts, max_new_tokens="5"), "a whole number; found '5'")
+    short = {"input_ids": IDS, "attention_mask": np.ones_like(IDS)[:, 1:]}
+    refused(lambda: gpt2(short), "expected one shape, found input_ids")
     refused(
         lambda: gpt2.generate(prompts, max_new_token=3), "no option 'max_new_token'; did you mean 'max_new_tokens'?"
     )

@@ -1,0 +1,105 @@
+"""What a backbone is called with, checked before anything compiles."""
+
+import inspect
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from jtransfer.errors import InputError, nearest
+
+
+def parameters(backbone: Any) -> Mapping[str, inspect.Parameter]:
+    """What a backbone's model can be called with."""
+    return inspect.signature(type(backbone.model).__call__).parameters
+
+
+def refuse_unknown(what: str, options: Mapping[str, Any], known: Collection[str]) -> None:
+    """Refuse options that are not known.
+
+    Raises:
+        InputError: with the nearest that is.
+    """
+    for name in options:
+        if name not in known:
+            raise InputError(f"{what} has no option '{name}'; {nearest(name, known)}")
+
+
+def checked(backbone: Any, batch: Any) -> dict[str, Any]:
+    """The inputs in a batch as arrays, each with the axes and of the kind that the backbone takes.
+
+    Raises:
+        InputError: no mapping, an input that is unknown, missing, or of another shape or type.
+    """
+    what, examples = f"backbone '{backbone.name}'", backbone.config.inputs
+    if not isinstance(batch, Mapping):
+        raise InputError(f"{what} takes a dict with {', '.join(examples)}, not a bare {type(batch).__name__}")
+    if unknown := [name for name in batch if name not in examples]:
+        raise InputError(f"{what} takes {', '.join(examples)}, not {', '.join(map(repr, unknown))}")
+    given = {name: x for name, x in batch.items() if x is not None}
+    needed = [name for name, p in parameters(backbone).items() if p.default is p.empty and name in examples]
+    if missing := [name for name in needed if name not in given]:
+        raise InputError(f"{what} needs {', '.join(missing)}; the batch has {', '.join(given) or 'nothing'}")
+    arrays = {name: _array(f"{what}: {name}", x, examples[name]) for name, x in given.items()}
+    texts = {name: list(x.shape) for name, x in arrays.items() if x.ndim == 2}
+    if len({*map(tuple, texts.values())}) > 1:
+        raise InputError(f"{what}: expected one shape, found {', '.join(f'{k} {v}' for k, v in texts.items())}")
+    return arrays
+
+
+def _array(what, x, example):
+    if not isinstance(x, jax.Array | np.ndarray):
+        try:
+            x = np.asarray(x)
+        except Exception as error:  # of whatever library it belongs to
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise InputError(f"{what} are a {type(x).__name__} that does not become an array ({reason})") from error
+    whole = jax.numpy.issubdtype(example.dtype, np.integer)
+    if not any(jax.numpy.issubdtype(x.dtype, kind) for kind in (np.bool_, np.integer if whole else np.number)):
+        raise InputError(f"{what} are of {x.dtype}; expected {'integers' if whole else 'numbers'}")
+    image = len(example.shape) == 4
+    if x.ndim != len(example.shape) or (image and x.shape[-1] != example.shape[-1]):
+        axes = f"[batch, height, width, {example.shape[-1]}]" if image else "[batch, tokens]"
+        advice = _advice(x.shape, example.shape[-1]) if image else "the batch axis is missing: x[None]" * (x.ndim == 1)
+        raise InputError(f"{what} have shape {list(x.shape)}; expected {axes}{advice and '; ' + advice}")
+    return x
+
+
+def _advice(shape, channels):
+    """What makes `[batch, height, width, channels]` of images of some other shape; empty where that is unclear."""
+    last = "channels come last"
+    match shape:
+        case (_, found, _, _) if found == channels:
+            return f"{last}: x.transpose(0, 2, 3, 1)"
+        case (_, _, found) if found == channels:
+            return "the batch axis is missing: x[None]"
+        case (found, _, _) if found == channels:
+            return f"{last}, and the batch axis is missing: x.transpose(1, 2, 0)[None]"
+        case (_, _, _) if channels == 1:
+            return "the axis of channels is missing: x[..., None]"
+    return ""
+
+
+def without_padding(inputs: Mapping[str, Any], new: int, positions: int, step: int = 16) -> dict[str, Any]:
+    """Prompts without leading columns that are padding in every row; as they are where the mask is traced.
+
+    Args:
+        inputs: `input_ids` and perhaps `attention_mask`, `[batch, tokens]`.
+        new: Tokens that are to follow.
+        positions: That the model has.
+        step: Columns that go at once, so that few shapes are compiled; where the place is needed, every one goes.
+
+    Raises:
+        InputError: the prompts are padded on the right.
+    """
+    mask = inputs.get("attention_mask")
+    if mask is None or isinstance(mask, jax.core.Tracer):
+        return dict(inputs)
+    mask = np.asarray(mask)
+    if not mask[:, -1:].all():
+        raise InputError("generate: the prompts are padded on the right; expected preprocess(texts, side='left')")
+    start = int(mask.any(axis=0).argmax())
+    if mask.shape[1] - (start - start % step) + new <= positions:
+        start -= start % step
+    return {name: x[:, start:] for name, x in inputs.items()}
