@@ -43,7 +43,8 @@ def checked(backbone: Any, batch: Any) -> dict[str, Any]:
         raise InputError(f"{what} needs {', '.join(missing)}; the batch has {', '.join(given) or 'nothing'}")
     arrays = {name: _array(f"{what}: {name}", x, examples[name]) for name, x in given.items()}
     texts = {name: list(x.shape) for name, x in arrays.items() if x.ndim == 2}
-    if len({*map(tuple, texts.values())}) > 1:
+    whole = [max(axis) for axis in zip(*texts.values(), strict=True)]
+    if any(shape not in (whole, [1, *whole[1:]]) for shape in texts.values()):  # one row may serve the whole batch
         raise InputError(f"{what}: expected one shape, found {', '.join(f'{k} {v}' for k, v in texts.items())}")
     return arrays
 
