@@ -1,0 +1,118 @@
+"""What every evaluation asks of features, labels and names; where something cannot be, one line before any compile."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jtransfer.errors import InputError
+
+
+def features(x: Any, what: str = "features") -> Any:
+    """Features as they are, if they are `[n, d]` finite floats that are not all the same.
+
+    Args:
+        x: An array of NumPy or JAX, or what becomes one.
+        what: What they are, for the error.
+
+    Raises:
+        InputError: another shape or type, no row, NaN or infinity, or rows that are all alike.
+    """
+    x = x if hasattr(x, "dtype") and hasattr(x, "shape") else np.asarray(x)
+    if x.ndim != 2 or not all(x.shape):
+        raise InputError(f"{what} have shape {list(x.shape)}; expected [n, d] with at least one row and one column")
+    if x.dtype.kind not in "f" and str(x.dtype) != "bfloat16":
+        raise InputError(f"{what} have dtype {x.dtype}; expected floats")
+    first, spread = np.asarray(x[:1], np.float32), 0.0
+    for start in range(0, len(x), 65536):  # of a mapped file never the whole
+        block = np.asarray(x[start : start + 65536], np.float32)
+        finite = np.isfinite(block).all(axis=1)
+        if not finite.all():
+            raise InputError(f"{what}: row {start + int((~finite).argmax())} holds NaN or infinite values")
+        spread = max(spread, float(np.abs(block - first).max()))
+    if len(x) > 1 and not spread:
+        raise InputError(f"{what} are constant: all {len(x)} rows are the same, so they tell no class from another")
+    return x
+
+
+def labels(y: Any, rows: int, classes: int | None = None, what: str = "labels") -> np.ndarray:
+    """Labels `[n]` as int32, if each is an index of a class and at least two classes are there.
+
+    Args:
+        y: Integers.
+        rows: How many there must be.
+        classes: How many classes there are; None for as many as the largest label says.
+        what: What they are, for the error.
+
+    Raises:
+        InputError: strings or floats, another number of them, a number out of range, or a single class.
+    """
+    y = np.asarray(y)
+    if y.dtype.kind in "OSU":
+        raise InputError(
+            f"{what} are strings, as {y.reshape(-1)[0]!r}; expected integers: np.unique(..., return_inverse=True)"
+        )
+    if y.ndim != 1 or y.dtype.kind not in "iub":
+        raise InputError(f"{what} have shape {list(y.shape)} and dtype {y.dtype}; expected [n] integers")
+    if len(y) != rows:
+        raise InputError(f"{what}: {len(y)} for {rows} rows of features; expected as many")
+    count = classes if classes is not None else int(y.max(initial=-1)) + 1
+    outside = (y < 0) | (y >= count)
+    if outside.any():
+        row = int(outside.argmax())
+        raise InputError(f"{what}: row {row} is {y[row]}; expected 0..{count - 1} ({count} classes)")
+    if len(np.unique(y)) < 2:
+        raise InputError(f"{what} hold only class {y[0] if len(y) else 'none'}; at least two classes are expected")
+    return y.astype(np.int32)
+
+
+def targets(y: Any, rows: int, what: str = "labels") -> np.ndarray:
+    """Multi-label targets `[n, c]` of 0 and 1 as float32, each column with both.
+
+    Raises:
+        InputError: another shape, other values, or a label that every row has, or none.
+    """
+    y = np.asarray(y)
+    if y.ndim != 2 or len(y) != rows or y.dtype.kind not in "iubf":
+        raise InputError(
+            f"{what} have shape {list(y.shape)} and dtype {y.dtype}; expected [{rows}, classes] of 0 and 1"
+        )
+    other = ~np.isin(y, (0, 1))
+    if other.any():
+        row, column = (int(i) for i in np.argwhere(other)[0])
+        raise InputError(f"{what}: row {row}, column {column} is {y[row, column]}; expected 0 or 1")
+    same = y.min(axis=0) == y.max(axis=0)
+    if same.any():
+        column = int(same.argmax())
+        raise InputError(f"{what}: column {column} is {y[0, column]} in every row; expected rows of both")
+    return y.astype(np.float32)
+
+
+def names(values: Sequence[str], what: str = "class names") -> tuple[str, ...]:
+    """Names of classes, if each is a text of its own.
+
+    Raises:
+        InputError: none at all, something that is no text, an empty name, or one that stands twice.
+    """
+    values = tuple(values)
+    if not values:
+        raise InputError(f"{what} are empty; expected at least one")
+    for i, name in enumerate(values):
+        if not isinstance(name, str) or not name.strip():
+            raise InputError(f"{what}: number {i} is {name!r}; expected a text")
+    twice, count = Counter(values).most_common(1)[0]
+    if count > 1:
+        raise InputError(f"{what}: {twice!r} stands {count} times; expected each name once")
+    return values
+
+
+def shots(y: np.ndarray, needed: int, what: str, classes: int) -> None:
+    """Refuse to draw `needed` examples of a class that has fewer.
+
+    Raises:
+        InputError: naming the class with the fewest.
+    """
+    counts = np.bincount(y, minlength=classes)
+    if counts.min() < needed:
+        raise InputError(f"{what}: class {counts.argmin()} has {counts.min()} examples, {needed} are needed")

@@ -1,0 +1,46 @@
+"""How many labels zero-shot is worth: log-linear interpolation, and an interval from resampled seeds."""
+
+import math
+
+import pytest
+
+from jtransfer.worth import crossing, worth
+
+
+def results(method, **by_seed):
+    shots = (1, 2, 4, 8)
+    return [
+        {"method": method, "shots": k, "seed": int(seed.strip("s")), "test_accuracy": a}
+        for seed, curve in by_seed.items()
+        for k, a in zip(shots, curve, strict=True)
+    ]
+
+
+ZERO = [{"method": "zero_shot", "shots": 0, "seed": 0, "test_accuracy": 0.6}]
+
+
+def test_between_two_points_the_crossing_is_linear_in_the_logarithm_of_the_shots():
+    assert crossing([1, 4], [0.5, 0.7], 0.6) == pytest.approx(2.0)
+    assert crossing([1, 2, 16], [0.1, 0.4, 0.7], 0.6) == pytest.approx(2 * 8 ** (2 / 3))
+    assert crossing([1, 2, 4], [0.1, 0.6, 0.5], 0.6) == pytest.approx(2.0), "the first time that it is reached"
+
+
+def test_beyond_the_ends_of_a_curve_it_is_a_bound():
+    assert crossing([1, 4], [0.6, 0.7], 0.6) == 0
+    assert math.isinf(crossing([1, 4], [0.1, 0.5], 0.6))
+    found = worth([*ZERO, *results("probe", s0=(0.7, 0.8, 0.9, 0.9)), *results("scratch", s0=(0.1, 0.2, 0.3, 0.4))])
+    assert str(found["probe"]) == "less than 1" and str(found["scratch"]) == "more than 8"
+
+
+def test_the_interval_comes_from_the_seeds_and_is_none_for_one():
+    one = worth([*ZERO, *results("probe", s0=(0.4, 0.5, 0.7, 0.8))])["probe"]
+    assert one.labels == pytest.approx(2 * 2**0.5) and math.isnan(one.low)
+    same = worth([*ZERO, *results("probe", s0=(0.4, 0.5, 0.7, 0.8), s1=(0.4, 0.5, 0.7, 0.8))])["probe"]
+    assert same.low == same.high == pytest.approx(one.labels)
+    apart = worth([*ZERO, *results("probe", s0=(0.5, 0.6, 0.7, 0.8), s1=(0.3, 0.4, 0.6, 0.8))])["probe"]
+    assert apart.low == pytest.approx(2) and apart.high == pytest.approx(4) and 2 < apart.labels < 4
+
+
+def test_nothing_is_said_without_a_reference_and_nothing_of_a_single_number_of_shots():
+    assert worth(results("probe", s0=(0.4, 0.5, 0.7, 0.8))) == {}
+    assert worth([*ZERO, {"method": "probe", "shots": 5, "seed": 0, "test_accuracy": 0.7}]) == {}
