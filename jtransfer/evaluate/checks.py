@@ -25,8 +25,8 @@ def features(x: Any, what: str = "features") -> Any:
     if x.dtype.kind not in "f" and str(x.dtype) != "bfloat16":
         raise InputError(f"{what} have dtype {x.dtype}; expected floats")
     first, spread = np.asarray(x[:1], np.float32), 0.0
-    for start in range(0, len(x), 65536):  # of a mapped file never the whole
-        block = np.asarray(x[start : start + 65536], np.float32)
+    for start in range(0, len(x), 8192):  # of a mapped file never the whole
+        block = np.asarray(x[start : start + 8192], np.float32)
         finite = np.isfinite(block).all(axis=1)
         if not finite.all():
             raise InputError(f"{what}: row {start + int((~finite).argmax())} holds NaN or infinite values")

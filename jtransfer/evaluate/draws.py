@@ -1,0 +1,89 @@
+"""Few-shot draws of rows, padded to one length, so that one program fits all of them.
+
+Functions take draws as `rows [*draws, m]` and `weights [*draws, m]`, 1 for a row and 0 for padding.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jtransfer.errors import InputError
+from jtransfer.evaluate import checks
+
+SHOTS = (1, 5, 10, 25)
+SEEDS = (0, 1, 2)
+"""Examples of a class, and draws, in big_vision's protocol."""
+
+
+def draws(
+    labels: Any, shots: Sequence[int] = SHOTS, seeds: Sequence[int] = SEEDS, *, classes: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The rows that big_vision draws for every number of shots and every seed.
+
+    One `numpy.random.default_rng(seed)` shuffles the rows of class after class; a draw takes the first of each. So the
+    draws of one seed are nested. Short draws are padded at the end by row 0 with weight 0.
+
+    Args:
+        labels: `[n]`.
+        shots: Examples of each class.
+        seeds: One draw each.
+        classes: How many there are; None for as many as the largest label says.
+
+    Returns:
+        Rows `[shots, seeds, m]` and weights of the same shape, with m = classes * the most shots.
+
+    Raises:
+        InputError: a class with fewer examples than the most shots, or no shots.
+    """
+    labels = checks.labels(labels, len(labels), classes)
+    classes = classes or int(labels.max()) + 1
+    if not len(shots) or min(shots) < 1:
+        raise InputError(f"shots are {list(shots)}; expected numbers of at least 1")
+    checks.shots(labels, max(shots), "labels", classes)
+    rows = np.zeros((len(shots), len(seeds), classes * max(shots)), np.int32)
+    for j, seed in enumerate(seeds):
+        generator = np.random.default_rng(seed)
+        shuffled = [generator.permutation(np.flatnonzero(labels == label)) for label in range(classes)]
+        for i, number in enumerate(shots):
+            rows[i, j, : classes * number] = np.concatenate([own[:number] for own in shuffled])
+    weights = np.arange(rows.shape[-1]) < classes * np.array(shots)[:, None, None]
+    return rows, np.broadcast_to(weights, rows.shape).astype(np.float32)
+
+
+def labelled(features: Any, labels: Any, classes: int | None) -> tuple[jax.Array, np.ndarray, int]:
+    """Checked features as an array of at least float32, checked labels, and the number of classes."""
+    features = jnp.asarray(checks.features(features))
+    labels = checks.labels(labels, len(features), classes)
+    return features.astype(jnp.promote_types(features.dtype, jnp.float32)), labels, classes or int(labels.max()) + 1
+
+
+def drawn(rows: Any, weights: Any, n: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Checked draws `[*draws, m]` of n rows, and weights of the same shape.
+
+    Raises:
+        InputError: rows that are none, or weights that are not 0 or 1, or leave a draw empty.
+    """
+    if rows is None:
+        if weights is not None:
+            raise InputError("weights are given without rows; expected both, or rows alone")
+        return None, None
+    rows = np.asarray(rows)
+    if rows.dtype.kind not in "iu" or not rows.ndim or not rows.size or rows.min() < 0 or rows.max() >= n:
+        raise InputError(f"rows have shape {list(rows.shape)} and dtype {rows.dtype}; expected integers 0..{n - 1}")
+    weights = np.ones(rows.shape, np.float32) if weights is None else np.asarray(weights)
+    if weights.shape != rows.shape or not np.isin(weights, (0, 1)).all() or not weights.any(axis=-1).all():
+        raise InputError(
+            f"weights have shape {list(weights.shape)}; expected {list(rows.shape)}, 0 or 1, some 1 in every draw"
+        )
+    return rows.astype(np.int32), weights.astype(np.float32)
+
+
+def each_draw(solve: Callable, rows: jax.Array, weights: jax.Array, width: int) -> Any:
+    """`solve(rows [m], weights [m])` of every draw `[*draws, m]`, side by side while 256 MiB hold their features."""
+    *shape, m = rows.shape
+    size = max(1, 2**26 // (m * width))
+    solved = jax.lax.map(lambda draw: solve(*draw), (rows.reshape(-1, m), weights.reshape(-1, m)), batch_size=size)
+    return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), solved)

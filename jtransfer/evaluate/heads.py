@@ -1,0 +1,106 @@
+"""Many linear heads at once: how each does on some rows, and which of them validation chooses."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jtransfer.errors import InputError
+from jtransfer.evaluate.draws import drawn, labelled
+
+
+class Chosen(NamedTuple):
+    """The head that validation chose, for every draw.
+
+    Attributes:
+        l2: λ of it `[*draws]`.
+        accuracy: Its accuracy on the validation rows `[*draws]`, 0..1.
+        kernel: `[*draws, d, classes]`.
+        bias: `[*draws, classes]`.
+    """
+
+    l2: jax.Array
+    accuracy: jax.Array
+    kernel: jax.Array
+    bias: jax.Array
+
+
+def accuracies(
+    kernels: Any, biases: Any, features: Any, labels: Any, *, rows: Any = None, weights: Any = None
+) -> jax.Array:
+    """Accuracy of many linear heads.
+
+    Args:
+        kernels: `[..., d, classes]`.
+        biases: `[..., classes]`.
+        features: `[n, d]`.
+        labels: `[n]`.
+        rows: `[*draws, m]`, of which each belongs to the heads `[*draws, ...]` of one draw; None for all rows and
+            every head.
+        weights: 1 for a row of a draw and 0 for padding, `[*draws, m]`; None for no padding.
+
+    Returns:
+        `[...]`, 0..1.
+
+    Raises:
+        InputError: features, labels or draws that cannot be used, or that do not belong to the heads.
+    """
+    kernels, biases = jnp.asarray(kernels), jnp.asarray(biases)
+    features, labels, _ = labelled(features, labels, kernels.shape[-1])
+    if features.shape[1] != kernels.shape[-2]:
+        raise InputError(f"features have {features.shape[1]} columns; the heads expect {kernels.shape[-2]}")
+    rows, weights = drawn(rows, weights, len(features))
+    if rows is not None and rows.shape[:-1] != kernels.shape[: rows.ndim - 1]:
+        raise InputError(
+            f"rows have shape {list(rows.shape)}; expected one draw for each of the heads {list(kernels.shape)}"
+        )
+    return _accuracies(kernels, biases, features, labels, rows, weights)
+
+
+def choose(
+    kernels: Any, biases: Any, l2: Any, features: Any, labels: Any, *, rows: Any = None, weights: Any = None
+) -> Chosen:
+    """For every draw the λ with the best accuracy on validation rows, the larger λ among equals.
+
+    Args:
+        kernels: `[*draws, k, d, classes]`, as `ridge_path` gives them.
+        biases: `[*draws, k, classes]`.
+        l2: λ `[k]`.
+        features: `[n, d]`, from which the validation rows come.
+        labels: `[n]`.
+        rows: Validation rows of each draw `[*draws, m]`, none of which the draw was fitted on; None for all rows.
+        weights: 1 for a row of a draw and 0 for padding; None for no padding.
+
+    Raises:
+        InputError: as `accuracies` does, or when λ and heads are not as many.
+    """
+    kernels, biases, l2 = jnp.asarray(kernels), jnp.asarray(biases), jnp.asarray(l2)
+    if kernels.shape[-3:-2] != l2.shape:
+        raise InputError(f"l2 has shape {list(l2.shape)}; expected one for each of the heads {list(kernels.shape)}")
+    reached = accuracies(kernels, biases, features, labels, rows=rows, weights=weights)
+    largest_first = jnp.argsort(-l2)
+    best = largest_first[jnp.argmax(reached[..., largest_first], axis=-1)]
+
+    def of_best(x, trailing):
+        place = jnp.expand_dims(best, range(best.ndim, best.ndim + 1 + trailing))
+        return jnp.take_along_axis(x, place, axis=best.ndim).squeeze(best.ndim)
+
+    return Chosen(l2[best], of_best(reached, 0), of_best(kernels, 2), of_best(biases, 1))
+
+
+@jax.jit
+@jax.default_matmul_precision("highest")
+def _accuracies(kernels, biases, features, labels, rows, weights):
+    def of_heads(x, y, weights, kernels, biases):
+        def one(head):
+            return jnp.sum(weights * (jnp.argmax(x @ head[0] + head[1], axis=-1) == y)) / weights.sum()
+
+        flat = kernels.reshape(-1, *kernels.shape[-2:]), biases.reshape(-1, biases.shape[-1])
+        return jax.lax.map(one, flat).reshape(kernels.shape[:-2])
+
+    if rows is None:
+        return of_heads(features, labels, jnp.ones(len(features), features.dtype), kernels, biases)
+    shape = rows.shape[:-1]
+    draws = [x.reshape(-1, *x.shape[len(shape) :]) for x in (rows, weights, kernels, biases)]
+    reached = jax.lax.map(lambda d: of_heads(features[d[0]], labels[d[0]], *d[1:]), draws)
+    return reached.reshape(kernels.shape[:-2])
