@@ -35,6 +35,7 @@ setup(
     ],
     extras_require={
         "gcs": ["gcsfs"],
+        "tfds": ["tensorflow-datasets>=4.9.7"],  # prepared datasets, as --config.data=tfds:cifar10
         "transformers": ["transformers>=5"],  # tokenizers of checkpoints that have no tokenizer.json
         "test": [
             "pytest>=8",
@@ -44,6 +45,7 @@ setup(
             "torch==2.13.0",  # the peer in tests; the pin takes the CPU build where one is at hand
             "transformers>=5",
             "peft>=0.18",
+            "tensorflow-datasets>=4.9.7",
         ],
     },
     entry_points={"console_scripts": ["jtransfer=jtransfer.cli:main"]},

@@ -1,5 +1,7 @@
 """Two cores, eight simulated devices, no network: what every test may rely on."""
 
+import io
+import json
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -40,3 +42,83 @@ def images():
     return (rng.random((48, 8, 8, 1)) * (1 + labels[:, None, None, None])).astype(np.float32) / 3, labels.astype(
         np.int32
     )
+
+
+@pytest.fixture(scope="session")
+def prepare_dataset():
+    """`prepare(root, name, features, splits, supervised=None)`: what TFDS leaves when it prepares a dataset.
+
+    `features(tfds.features)` gives the features; `splits` are lists of examples, images among them as `png(array)`.
+    """
+    tfds = pytest.importorskip("tensorflow_datasets")
+    writer = pytest.importorskip("array_record.python.array_record_module")
+
+    def prepare(root, name, features, splits, supervised=None, version="1.0.0"):
+        directory, short = root / name / version, name.split("/")[0]
+        directory.mkdir(parents=True)
+        spec = tfds.features.FeaturesDict(features(tfds.features))
+        spec.save_config(str(directory))
+        info = {"name": short, "version": version, "fileFormat": "array_record", "splits": []}
+        for split, examples in splits.items():
+            records = [spec.serialize_example(spec.encode_example(example)) for example in examples]
+            file = writer.ArrayRecordWriter(str(directory / f"{short}-{split}.array_record-00000-of-00001"))
+            for record in records:
+                file.write(record)
+            file.close()
+            of_split = {"name": split, "shardLengths": [str(len(records))], "numBytes": str(sum(map(len, records)))}
+            template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+            info["splits"].append(of_split | {"filepathTemplate": template})
+        if supervised:
+            info["supervisedKeys"] = {"tuple": {"items": [{"featureKey": key} for key in supervised]}}
+        (directory / "dataset_info.json").write_text(json.dumps(info))
+
+    return prepare
+
+
+@pytest.fixture(scope="session")
+def png():
+    """From uint8 arrays [height, width, 3] or [height, width] to files."""
+    from PIL import Image
+
+    def encode(array):
+        file = io.BytesIO()
+        Image.fromarray(array).save(file, "PNG")
+        return io.BytesIO(file.getvalue())
+
+    return encode
+
+
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film", "plot", "very", "not", "the", "a", "was")
+
+
+@pytest.fixture(scope="session")
+def reviews(prepare_dataset, tmp_path_factory):
+    """A directory with the prepared dataset `reviews`: 20 to train on and 10 to test on, of one word and up to five."""
+    root, rng = tmp_path_factory.mktemp("tfds"), np.random.default_rng(0)
+
+    def some(count):
+        texts = [" ".join(rng.choice(WORDS[7:], rng.integers(0, 5))) for _ in range(count)]
+        return [{"text": f"{texts[i]} {WORDS[5 + i % 2]}", "label": i % 2} for i in range(count)]
+
+    def features(f):
+        return {"text": f.Text(), "label": f.ClassLabel(names=["yes", "no"])}
+
+    prepare_dataset(root, "reviews", features, {"train": some(20), "test": some(10)}, ("text", "label"))
+    return str(root)
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory):
+    """A checkpoint of Hugging Face's BERT with random weights, one block, 40 positions and a vocabulary of `WORDS`."""
+    from safetensors.numpy import save_file
+
+    from jtransfer.checkpoints.families import FAMILIES
+    from jtransfer.models.bert import BertConfig
+
+    directory = tmp_path_factory.mktemp("bert")
+    config = BertConfig(vocabulary=len(WORDS), positions=40, width=16, depth=1, heads=2)
+    tree = jax.jit(lambda key: models.complete(models.of_config(config), key, {}, config.inputs))(jax.random.key(0))
+    save_file(FAMILIES["bert"].names(config, "").write(tree), directory / "model.safetensors")
+    (directory / "config.json").write_text(json.dumps(FAMILIES["bert"].write(config)))
+    (directory / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    return str(directory)

@@ -82,7 +82,7 @@ def test_the_pixel_baseline_is_no_straw_man(finished):
     from jtransfer.data import sources
 
     data = sources.load("digits")
-    flat_images = data.images.reshape(len(data.images), -1)
+    flat_images = data.inputs.reshape(len(data.inputs), -1)
     theirs = []
     for seed in (0, 1):
         train, validation = few_shot(data.labels, data.pool, 5, seed)
@@ -97,7 +97,7 @@ def test_the_pixel_baseline_is_no_straw_man(finished):
 def test_zero_shot_is_the_argmax_over_the_source_heads_rows_for_the_targets_names(file, finished):
     curve = prepared(file)
     params, test = curve.backbone.params, curve.dataset.test
-    outputs = curve.backbone.model.apply({"params": _nested(params)}, curve.dataset.images[test])
+    outputs = curve.backbone.model.apply({"params": _nested(params)}, curve.dataset.inputs[test])
     logits = np.asarray(outputs["features"]) @ params["source_head/kernel"] + params["source_head/bias"]
     expected = (logits[:, 2:].argmax(1) == curve.dataset.labels[test]).mean()
     assert finished[1][0]["test_accuracy"] == pytest.approx(expected)
@@ -217,3 +217,89 @@ def _nested(tree):
     from jtransfer.tree import nested
 
     return nested(tree)
+
+
+@pytest.fixture(scope="module")
+def of_texts(file, reviews, bert, tmp_path_factory):
+    """A finished curve of a tiny BERT on ten test reviews."""
+    flags = (f"backbone={bert}", "data=tfds:reviews", f"data_dir={reviews}", "methods=probe", "shots=1,2", "steps=20")
+    directory = tmp_path_factory.mktemp("texts")
+    return flags, directory, run(file, directory, *flags)[0]
+
+
+def test_texts_have_a_curve_too_and_the_protocol_says_what_became_of_them(file, of_texts):
+    flags, _, rows = of_texts
+    assert [(row["method"], row["shots"], row["seed"]) for row in rows] == [
+        ("probe", k, s) for k in (1, 2) for s in (0, 1)
+    ]
+    assert {row["trainable"] for row in rows} == {34} and all(row["flops_per_step"] > 0 for row in rows)
+    curve = prepared(file, *flags)
+    text = "\n".join(curves.protocol(curve, rows))
+    assert f"Texts: 16 tokens each; 0 of {len(curve.examples.rows)} are cut off." in text
+    assert "the test rows are 'test'" in text and "not over every byte" in text
+    shorter = prepared(file, *flags, "load.tokens=3")
+    assert shorter.examples.inputs["input_ids"].shape[1] == 3 and "0 of" not in curves.protocol(shorter, rows)[4]
+
+
+def test_only_the_rows_that_are_used_are_made_ready(file, of_texts):
+    curve = prepared(file, *of_texts[0])
+    used = {*curve.dataset.test}
+    for shots, seed in ((1, 0), (1, 1), (2, 0), (2, 1)):
+        used |= {*np.concatenate(few_shot(curve.dataset.labels, curve.dataset.pool, shots, seed))}
+    assert curve.examples.rows.tolist() == sorted(used) and len(used) < 30
+    assert {len(x) for x in curve.examples.inputs.values()} == {len(used)}
+
+
+def test_how_many_trials_run_side_by_side_changes_no_result_and_may_change_in_a_workdir(file, of_texts, tmp_path):
+    flags, directory, rows = of_texts
+    assert run(file, directory, *flags, "parallel=1") == (rows, [])
+    for many in (1, 2, 4):  # of three rates and two seeds: one trial at a time, a part of a seed's, one seed's
+        again, _ = run(file, tmp_path / str(many), *flags, f"parallel={many}")
+        for ours, theirs in zip(again, rows, strict=True):
+            assert {k: v for k, v in ours.items() if k != "seconds"} == {
+                k: v for k, v in theirs.items() if k != "seconds"
+            }
+
+
+def test_a_part_of_the_test_rows_has_each_class_in_its_proportion(file, finished, tmp_path):
+    flags = ("methods=zero_shot", "test_rows=100")
+    curve = prepared(file, *flags)
+    counts = np.bincount(curve.dataset.labels[curve.examples.test])
+    assert counts.sum() == 100 and np.isin(curve.examples.test, curve.dataset.test).all()
+    assert (np.abs(counts - np.bincount(curve.dataset.labels[curve.dataset.test]) * 100 / 797) <= 1).all()
+    rows, _ = run(file, tmp_path, *flags)
+    assert "100 of the 797 rows of the test split (drawn once" in curves.protocol(curve, rows)[0]
+    logits = curve.backbone({"pixel_values": curve.dataset.inputs[curve.examples.test]})["logits"]
+    right = np.asarray(logits)[:, 2:].argmax(1) == curve.dataset.labels[curve.examples.test]
+    assert rows[0]["test_accuracy"] == pytest.approx(right.mean())
+
+
+def test_a_damaged_image_is_named_before_anything_is_written(file, tmp_path):
+    from PIL import Image
+
+    for i in range(20):
+        image = tmp_path / "data" / "01"[i % 2] / f"{i:02}.png"
+        image.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8), i, np.uint8)).save(image)
+    curve = prepared(file, f"data=folder:{tmp_path / 'data'}", "shots=1")
+    damaged = sorted((tmp_path / "data" / "0").iterdir())[curve.examples.test[0]]
+    damaged.write_bytes(b"no image")
+    with pytest.raises(InputError, match=f"image {damaged} cannot be read"):
+        run(file, tmp_path / "run", f"data=folder:{tmp_path / 'data'}", "shots=1")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["methods=probe,pixels"], "config.methods: 'pixels' is of images, tfds:reviews holds texts; leave it out"),
+        (["methods=zero_shot"], "'zero_shot' is of images"),
+        (["methods=probe", "mixup=0.2"], "mixup is 0.2, but attention_mask, input_ids, .* are whole numbers"),
+        (["methods=probe", "backbone=glyphs-vit"], "tfds:reviews holds texts, the model takes pixel_values"),
+        (["methods=probe", "parallel=-1"], "config.parallel: expected a whole number, 0 for all, found -1"),
+        (["methods=probe", "test_rows=-1"], "config.test_rows: expected a whole number, 0 for all, found -1"),
+    ],
+)
+def test_what_texts_cannot_do_is_refused(file, reviews, bert, overrides, message):
+    with pytest.raises(InputError, match=message):
+        prepared(file, f"backbone={bert}", "data=tfds:reviews", f"data_dir={reviews}", "shots=1", *overrides)

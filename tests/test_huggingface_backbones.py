@@ -60,17 +60,19 @@ def prepared(file, *overrides):
 @pytest.mark.parametrize(("model_type", "model"), [("vit", VIT), ("clip", CLIP)])
 def test_a_curve_gives_it_the_images_of_its_own_processor_and_takes_the_vision_tower(file, tmp_path, model_type, model):
     curve = prepared(file, f"backbone={write(tmp_path, model_type, model)}")
-    assert curve.dataset.images.shape == (1797, 16, 16, 3) and curve.dataset.images.dtype == np.float32
+    pixels = curve.examples.inputs["pixel_values"]
+    # 797 test rows; one of each class to train on and one to validate on.
+    assert pixels.shape == (797 + 20, 16, 16, 3) and pixels.dtype == np.float32
     # The darkest and the lightest ink of the digits, normalised.
-    assert curve.dataset.images.min() == pytest.approx(-2, abs=1e-6)
-    assert curve.dataset.images.max() == pytest.approx(2, abs=1e-2)
+    assert pixels.min() == pytest.approx(-2, abs=1e-6)
+    assert pixels.max() == pytest.approx(2, abs=1e-2)
     assert {"embeddings/cls", "head/kernel"} <= curve.arms[0].adapted.shapes.keys()
     assert not any(path.startswith(("text/", "vision/")) for path in curve.arms[0].adapted.shapes)
 
 
 def test_a_curve_takes_another_size_and_grey_images(file, tmp_path):
     curve = prepared(file, f"backbone={write(tmp_path, 'vit', VIT)}", "load.image=8", "load.channels=1")
-    assert curve.dataset.images.shape == (1797, 8, 8, 1)
+    assert curve.examples.inputs["pixel_values"].shape == (817, 8, 8, 1)
     assert curve.arms[0].adapted.shapes["embeddings/positions"].shape == (1, 2, 16)
     assert curve.arms[0].adapted.shapes["embeddings/patch/kernel"].shape == (64, 16)
 
@@ -120,8 +122,9 @@ def test_what_a_run_leaves_makes_its_inputs_as_the_backbone_that_it_began_with(f
     assert cli.main(["train", f"--config={tmp_path / 'train.py'}", f"--workdir={workdir}"]) == 0, capsys.readouterr()
     before = prepared(file, f"backbone={backbone}", *(f"load.{key}={value}" for key, value in load.items()))
     after = prepared(file, f"backbone={workdir / 'model'}")
-    assert before.dataset.images.min() < -1
-    np.testing.assert_array_equal(after.dataset.images, before.dataset.images)
+    before, after = (curve.examples.inputs["pixel_values"] for curve in (before, after))
+    assert before.min() < -1
+    np.testing.assert_array_equal(after, before)
 
 
 DIGITS = {"id2label": {str(i): str(9 - i) for i in range(10)}}
@@ -150,7 +153,8 @@ def test_zero_shot_is_what_its_own_head_says(file, tmp_path, name):
     (tmp_path / "base" / "preprocessor_config.json").write_text(json.dumps(PROCESSOR | size))
     curve = prepared(file, f"backbone={tmp_path / 'base'}", "methods=('zero_shot',)")
     (row,) = curves.run(curve, tmp_path / "run", lambda *_: None)
-    images, labels = (x[curve.dataset.test] for x in (curve.dataset.images, curve.dataset.labels))
+    images = curve.examples.inputs["pixel_values"][curve.examples.places(curve.dataset.test)]
+    labels = curve.dataset.labels[curve.dataset.test]
     logits = curve.backbone({"pixel_values": images})["logits"]
     assert np.ptp(logits, axis=0).min() > 1e-3
     assert row["test_accuracy"] == np.mean(9 - np.argmax(logits, axis=-1) == labels)

@@ -28,7 +28,6 @@ from jtransfer.models import (
     Head,
     Headed,
     apply,
-    check_images,
     complete,
     generation,
     of_config,
@@ -255,40 +254,6 @@ def load(
     params = {path: leaf for path, leaf in tree.items() if not path.startswith(STATISTICS)}
     state = {path: leaf for path, leaf in tree.items() if path not in params}
     return Backbone(name, of_config(adjusted), params, source.classes, kind, state, fresh, source.origin)
-
-
-def load_for_images(name: str, options: Mapping[str, Any], what: str, shape: tuple[int, ...], **more):
-    """A backbone that takes images of a dataset, and what makes its inputs of them.
-
-    Args:
-        name: Of the backbone; of a dual encoder the vision tower is taken.
-        options: For `load`; empty ones are left to its defaults.
-        what: The dataset, for errors.
-        shape: `[height, width, channels]` of its images.
-        **more: For `load` too.
-
-    Returns:
-        The backbone, and a function from images `[n, height, width, channels]` (0 to 1) to `pixel_values`: the
-        checkpoint's own processor, or nothing at all for a backbone in our own layout that keeps none.
-
-    Raises:
-        InputError: the backbone takes no images, or none of this shape.
-    """
-    backbone = load(name, **{key: value for key, value in options.items() if value}, **more)
-    inputs = backbone.config.inputs
-    if {"pixel_values", "input_ids"} <= inputs.keys():
-        backbone = backbone.tower("vision")
-    as_they_are = backbone.origin.layout == "jtransfer" and not backbone.origin.values.get("preprocessor")
-    if as_they_are or "pixel_values" not in inputs:
-        check_images(backbone.model, what, shape)
-        return backbone, _same
-
-    def prepare(images):
-        pixels = np.clip(np.asarray(images) * 255, 0, 255).round().astype(np.uint8)
-        return backbone.preprocess(pixels)["pixel_values"]
-
-    prepare(np.zeros((1, *shape), np.float32))  # a checkpoint without a processor is refused here and now
-    return backbone, prepare
 
 
 def _initialised(model: nn.Module, tree: Tree, fresh: tuple[str, ...]) -> Tree:

@@ -261,7 +261,7 @@ def check_images(images: Any) -> Sequence:
     return images
 
 
-def to_pil(image: Any, row: int, channels: int) -> Image.Image:
+def to_pil(image: Any, row: int | str, channels: int) -> Image.Image:
     """An image in mode "RGB" (3 channels) or "L" (1), transparent parts on white.
 
     Raises:

@@ -22,7 +22,7 @@ def of(name: str, origin: Any, config: Any) -> Preprocess:
     A model of images has `preprocess(images)`, as `images.Processor`; a model of text `preprocess(texts, pairs)`, as
     `text.Tokenizer`; one of both `preprocess(images=..., text=...)`, of which one may be left out. A backbone in our
     own layout that was not trained from one with a processor has none: its images have the model's shape already, and
-    are float (taken as they are) or uint8 (scaled by 1/255).
+    are float (taken as they are) or uint8 (scaled by 1/255). Nor has it a tokenizer then, and takes no texts.
 
     Args:
         name: Of the backbone, for messages.
@@ -111,8 +111,10 @@ def _processor_values(origin):
 
 
 def _text(name, origin, config):
-    if origin.layout == "jtransfer":
-        raise InputError(f"backbone '{name}' is in our own layout, which keeps no tokenizer")
+    if origin.layout == "jtransfer" and not (origin.directory / "tokenizer_config.json").exists():
+        raise InputError(
+            f"backbone '{name}' is in our own layout, which keeps no tokenizer unless it was trained on texts"
+        )
     from jtransfer.data import text
 
     of_text = getattr(config, "text", config)

@@ -1,7 +1,11 @@
 """Batches for training, by the number of the step: a run that starts again at step n sees what it would have seen."""
 
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -9,7 +13,7 @@ from jtransfer.data import sources
 from jtransfer.data.subsets import epochs
 from jtransfer.errors import InputError, nearest
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -19,24 +23,52 @@ class Stream:
     Attributes:
         name: As the config writes it.
         classes: One name per class.
-        input_shape: `[height, width, channels]` of one input.
-        batches: From a step on, the batches `{"inputs": [n, ...], "labels": [n]}` of this process: its share of each.
-        held_out: What evaluation is called in the metrics, and its inputs and labels.
+        kind: Of the inputs, "image" or "text".
+        inputs: Those that are known beforehand, by rows as in `sources.Dataset`: what the model is fitted to.
+        batches: From a step on, the batches `{"inputs": n of them, "labels": [n]}` of this process: its share of each.
+        held_out: What evaluation is called in the metrics, and its inputs (indexed by slices) and labels.
         fingerprint: Of the data.
     """
 
     name: str
     classes: tuple[str, ...]
-    input_shape: tuple[int, ...]
+    kind: str
+    inputs: Any
     batches: Callable[[int], Iterator[Batch]]
-    held_out: tuple[str, np.ndarray, np.ndarray]
+    held_out: tuple[str, Any, np.ndarray]
     fingerprint: str
 
 
-def open_stream(name: str, batch: int, seed: int, process: int = 0, processes: int = 1) -> Stream:
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Some rows of inputs, numbered anew."""
+
+    inputs: Any
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.inputs[self.rows[index]]
+
+
+def ahead(items: Iterator, count: int = 2) -> Iterator:
+    """The same items in the same order, of which a thread makes the next `count` while one is in use."""
+    end, pool = object(), ThreadPoolExecutor(1)
+    try:
+        pending = deque(pool.submit(next, items, end) for _ in range(count))
+        while (item := pending.popleft().result()) is not end:
+            pending.append(pool.submit(next, items, end))
+            yield item
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def open_stream(name: str, batch: int, seed: int, process: int = 0, processes: int = 1, data_dir: str = "") -> Stream:
     """Open a source of batches of `batch` examples, of which process `process` gets every `processes`-th part.
 
-    The examples of a batch do not depend on the number of processes.
+    The examples of a batch do not depend on the number of processes; `data_dir` is as for `sources.load`.
 
     Raises:
         InputError: an unknown name, or a batch that the processes do not divide.
@@ -47,24 +79,25 @@ def open_stream(name: str, batch: int, seed: int, process: int = 0, processes: i
     if name in SOURCES:
         return SOURCES[name](name, batch, share, seed)
     try:
-        dataset = sources.load(name)
+        dataset = sources.load(name, data_dir)
     except InputError:
         if ":" in name or name in sources.EMBEDDED:
             raise
         raise InputError(
-            f"dataset '{name}' is unknown; {nearest(name, [*SOURCES, *sources.EMBEDDED, 'npz:FILE'])}"
+            f"dataset '{name}' is unknown; {nearest(name, [*SOURCES, *sources.EMBEDDED, *sources.forms()])}"
         ) from None
 
     def from_step(step):
         for rows in epochs(dataset.pool, batch, seed, step):
-            yield {"inputs": dataset.images[rows[share]], "labels": dataset.labels[rows[share]]}
+            yield {"inputs": dataset.inputs[rows[share]], "labels": dataset.labels[rows[share]]}
 
-    held_out = ("test", dataset.images[dataset.test], dataset.labels[dataset.test])
+    held_out = ("test", Rows(dataset.inputs, dataset.test), dataset.labels[dataset.test])
     fingerprint = sources.fingerprint(dataset)
-    return Stream(name, dataset.classes, dataset.images.shape[1:], from_step, held_out, fingerprint)
+    return Stream(name, dataset.classes, dataset.kind, dataset.inputs, from_step, held_out, fingerprint)
 
 
-def _glyphs(name: str, batch: int, share: slice, seed: int) -> Stream:
+def _glyphs(name: str, batch: int, share: slice, seed: int, first: int = 0) -> Stream:
+    """Warped characters of fonts, of the classes from `first` on."""
     import hashlib
 
     import jax
@@ -72,18 +105,21 @@ def _glyphs(name: str, batch: int, share: slice, seed: int) -> Stream:
     from jtransfer.data import glyphs
 
     train, validation = glyphs.bases("train"), glyphs.bases("validation")
-    images, labels = glyphs.examples(validation, jax.random.key(0), np.arange(2048))
+    classes = np.arange(first, len(glyphs.CLASSES))
+    images, labels = glyphs.examples(validation, jax.random.key(0), np.arange(2048), classes)
 
     def from_step(step):
         bases = jax.device_put(train)
         while True:
-            images, labels = glyphs.examples(bases, jax.random.key(seed), np.arange(batch)[share] + step * batch)
-            yield {"inputs": images, "labels": labels}
+            rows = np.arange(batch)[share] + step * batch
+            images, labels = glyphs.examples(bases, jax.random.key(seed), rows, classes)
+            yield {"inputs": images, "labels": labels - first}
             step += 1
 
-    held_out = ("validation", np.asarray(images), np.asarray(labels))
-    fingerprint = hashlib.sha256(np.asarray(train)).hexdigest()[:16]
-    return Stream(name, glyphs.CLASSES, images.shape[1:], from_step, held_out, fingerprint)
+    images = np.asarray(images)
+    held_out = ("validation", images, np.asarray(labels) - first)
+    fingerprint = hashlib.sha256(np.ascontiguousarray(train[:, first:])).hexdigest()[:16]
+    return Stream(name, glyphs.CLASSES[first:], "image", images, from_step, held_out, fingerprint)
 
 
-SOURCES = {"glyphs": _glyphs}
+SOURCES = {"glyphs": _glyphs, "letters": partial(_glyphs, first=10)}

@@ -32,6 +32,19 @@ PADS = ("[PAD]", "<pad>", "<|endoftext|>", "</s>")
 
 SIDES = ("left", "right")
 
+FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "*.model",
+    "sentence_bert_config.json",
+)
+"""What a tokenizer is read from."""
+
 Encoded = tuple[list[int], list[int], bool]
 """Ids and types of the tokens of a text (or pair), and whether some were cut off."""
 

@@ -1,5 +1,5 @@
 """Losses: pure functions of parameters, state, a batch and a key."""
 
-from jtransfer.objectives.classification import classification
+from jtransfer.objectives.classification import check_mixup, classification
 
-__all__ = ["classification"]
+__all__ = ["check_mixup", "classification"]

@@ -1,6 +1,7 @@
 """Cross-entropy on class labels, with label smoothing and mixup."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -8,17 +9,20 @@ import jax.numpy as jnp
 import optax
 
 from jtransfer import models
+from jtransfer.errors import InputError
 from jtransfer.tree import Tree, flat
 
 
 def classification(model: nn.Module, smoothing: float = 0.0, mixup: float = 0.0) -> Callable:
     """The mean cross-entropy of `model`'s logits over a batch `{"inputs": [batch, ...], "labels": [batch]}`.
 
+    The inputs are one array, or several by name.
+
     Args:
         model: Called with `(inputs, train=True)`; its outputs have `logits [batch, classes]`.
         smoothing: Weight of the uniform distribution in the target (Szegedy et al. 2016, arXiv:1512.00567).
         mixup: Alpha of the Beta distribution from which one weight a batch is drawn; 0 is off
-            (Zhang et al. 2018, arXiv:1710.09412).
+            (Zhang et al. 2018, arXiv:1710.09412). Only numbers can be mixed: `check_mixup`.
 
     Returns:
         `loss(params, state, batch, key) -> (value, (metrics, state))`, flat trees in and out.
@@ -29,7 +33,8 @@ def classification(model: nn.Module, smoothing: float = 0.0, mixup: float = 0.0)
         inputs, labels = batch["inputs"], batch["labels"]
         weight = jax.random.beta(mix_key, mixup, mixup) if mixup else None
         if mixup:
-            inputs = weight * inputs + (1 - weight) * jnp.roll(inputs, 1, axis=0)
+            check_mixup(mixup, inputs)
+            inputs = jax.tree.map(lambda x: weight * x + (1 - weight) * jnp.roll(x, 1, axis=0), inputs)
         mutable = ["batch_stats"] if state else []
         outputs, updated = models.apply(
             model, params | state, inputs, train=True, rngs={"dropout": dropout_key}, mutable=mutable
@@ -42,3 +47,21 @@ def classification(model: nn.Module, smoothing: float = 0.0, mixup: float = 0.0)
         return value, ({"loss": value, "accuracy": jnp.mean(logits.argmax(-1) == labels)}, flat(updated))
 
     return loss
+
+
+def check_mixup(mixup: float, inputs: Any) -> None:
+    """Refuse to mix whole numbers, as the ids of tokens are.
+
+    Args:
+        mixup: See `classification`.
+        inputs: One array or several by name, or their shapes.
+
+    Raises:
+        InputError: naming the inputs.
+    """
+    named = inputs if isinstance(inputs, Mapping) else {"inputs": inputs}
+    whole = [name for name, x in sorted(named.items()) if not jnp.issubdtype(x.dtype, jnp.floating)]
+    if mixup and whole:
+        raise InputError(
+            f"mixup is {mixup:g}, but {', '.join(whole)} are whole numbers, which cannot be mixed; set it to 0"
+        )

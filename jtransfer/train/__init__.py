@@ -3,6 +3,6 @@
 from jtransfer.train.optimiser import Optimiser
 from jtransfer.train.state import TrainState
 from jtransfer.train.step import make_step
-from jtransfer.train.trials import TrialData, TrialResult, make_trial, predict
+from jtransfer.train.trials import TrialData, TrialResult, make_trial, predict, predict_rows
 
-__all__ = ["Optimiser", "TrainState", "TrialData", "TrialResult", "make_step", "make_trial", "predict"]
+__all__ = ["Optimiser", "TrainState", "TrialData", "TrialResult", "make_step", "make_trial", "predict", "predict_rows"]

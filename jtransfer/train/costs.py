@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -44,7 +45,7 @@ def step_shapes(
         return TrainState.create(jax.random.key(0), trainable, state, transformation, ema)
 
     state = jax.eval_shape(create, trainable, adapted.state)
-    inputs = jax.ShapeDtypeStruct((batch, *adapted.example.shape[1:]), adapted.example.dtype)
+    inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype), adapted.example)
     labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
     return StepShapes(step, counted, (state, frozen, {"inputs": inputs, "labels": labels}))
 
@@ -65,16 +66,16 @@ def optimiser_bytes(shapes: StepShapes) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
 
 
-def forward_flops(model: nn.Module, tree: Tree, shape: tuple[int, ...]) -> float:
-    """Floating-point operations of a model's outputs for inputs of `shape [batch, ...]`, in evaluation mode.
+def forward_flops(model: nn.Module, tree: Tree, inputs: Any) -> float:
+    """Floating-point operations of a model's outputs on a batch, in evaluation mode.
 
     Args:
         model: With a head or without.
         tree: Its leaves, as `models.apply` takes them.
-        shape: Of one array of inputs.
+        inputs: Shapes of the batch, one array or several by name.
     """
 
     def forward(tree, inputs):
         return apply(model, tree, inputs, train=False)
 
-    return float(jax.jit(forward).lower(tree, jax.ShapeDtypeStruct(shape, jnp.float32)).cost_analysis()["flops"])
+    return float(jax.jit(forward).lower(tree, inputs).cost_analysis()["flops"])

@@ -12,12 +12,13 @@ import numpy as np
 from etils import epath
 
 from jtransfer import checkpoints, files, methods
+from jtransfer.checkpoints.inputs import Prepare, as_they_are, example, keep_tokenizer
 from jtransfer.checkpoints.store import Store
 from jtransfer.config import resolved
-from jtransfer.data.streams import Stream, open_stream
+from jtransfer.data.streams import Stream, ahead, open_stream
 from jtransfer.errors import InputError
-from jtransfer.models import SOURCE_HEAD, STATISTICS, Classifier, Headed, build, check_images
-from jtransfer.objectives import classification
+from jtransfer.models import SOURCE_HEAD, STATISTICS, Classifier, Headed, build
+from jtransfer.objectives import check_mixup, classification
 from jtransfer.train import hosts, sharding
 from jtransfer.train.optimiser import Optimiser
 from jtransfer.train.state import TrainState
@@ -40,7 +41,7 @@ class Run:
     Attributes:
         config: The resolved config.
         stream: Its batches.
-        prepare: From their images to the model's inputs.
+        prepare: From their inputs to the model's.
         model: The plain model, with the head of the stream's classes.
         method: How it is trained.
         adapted: The model as the method changes it.
@@ -52,7 +53,7 @@ class Run:
 
     config: Any
     stream: Stream
-    prepare: Callable[[np.ndarray], np.ndarray]
+    prepare: Prepare
     model: Headed
     method: methods.Method
     adapted: methods.Adapted
@@ -81,24 +82,23 @@ def prepare(config) -> Run:
             f"config.batch {config.batch} must be a multiple of {parts}: devices of the batch x accumulate"
         )
     method, optimiser = methods.parse(config.method), Optimiser(**config.optimiser)
-    stream = open_stream(config.data, config.batch, config.seed, jax.process_index(), jax.process_count())
-    what = f"images of {stream.name}"
+    processes = jax.process_index(), jax.process_count()
+    stream = open_stream(config.data, config.batch, config.seed, *processes, config.data_dir)
     if config.backbone:
         # On the host, where it may lie in the mapped file; training lays it out on the mesh.
-        backbone, prepare = checkpoints.load_for_images(
-            config.backbone, config.load, what, stream.input_shape, sharding="host"
-        )
+        backbone, prepare = checkpoints.load_for(config.backbone, config.load, stream, sharding="host")
         module, params = backbone.model, backbone.params | backbone.state
         fingerprints = {"backbone": backbone.fingerprint}
     else:
-        module, params, fingerprints, prepare = build(**config.model), {}, {}, np.asarray
-        check_images(module, what, stream.input_shape)
+        backbone, module, params, fingerprints = None, build(**config.model), {}, {}
+        prepare = as_they_are(module, stream)
+    one = example(prepare(stream.inputs[np.arange(1)]))
+    check_mixup(config.mixup, one)
     model = Classifier(module, len(stream.classes))
     wrap = (sharding.keep_batch_split(mesh),) if mesh.size > 1 else ()
-    adapted = methods.adapt(method, model, params, module.config.inputs["pixel_values"].shape[1:], wrap)
+    adapted = methods.adapt(method, model, params, one, wrap)
     sharding.tree_shardings(adapted.shapes, mesh, config.sharding)
     fingerprints = {"data": stream.fingerprint} | fingerprints
-    backbone = backbone if config.backbone else None
     return Run(config, stream, prepare, model, method, adapted, optimiser, mesh, fingerprints, backbone)
 
 
@@ -124,6 +124,9 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], No
     claim(directory, resolved(config) | {"fingerprints": run.fingerprints})
     step, state, frozen, evaluate = _programs(run)
 
+    def inputs_and_labels(batch):
+        return batch | {"inputs": run.prepare(batch["inputs"])}
+
     with Store(directory / "checkpoints") as store:
         rows, start = [], store.latest or 0
         if start:
@@ -131,11 +134,10 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], No
             rows = [row for row in _read(directory / "metrics.jsonl") if row["step"] <= start]
         board = _board(directory, start)
         pending, began = [], time.perf_counter()
-        batches = run.stream.batches(start)
+        batches = ahead(map(inputs_and_labels, run.stream.batches(start)))
         try:
             for number in range(start + 1, config.steps + 1):
-                batch = next(batches)
-                batch = sharding.assemble(batch | {"inputs": run.prepare(batch["inputs"])}, config.batch, mesh)
+                batch = sharding.assemble(next(batches), config.batch, mesh)
                 state, metrics = step(state, frozen, batch)
                 pending.append(metrics)
                 if number % config.log_every and number != config.steps:
@@ -151,6 +153,7 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], No
                     store.save(number, state)
                 pending, began = [], time.perf_counter()
         finally:  # after a NaN or Ctrl-C too; what comes after the newest checkpoint is written again by the next run
+            batches.close()
             _write(directory / "metrics.jsonl", rows)
     _save_model(run, state, frozen, directory / "model")
     return rows
@@ -207,8 +210,9 @@ def _programs(run: Run):
 
     def evaluate(state, frozen):
         losses, right = [], []
-        for i in range(0, len(labels), 512):
-            one, two = score(state, frozen, run.prepare(inputs[i : i + 512]), labels[i : i + 512])
+        parts = [slice(i, i + 512) for i in range(0, len(labels), 512)]
+        for part, arrays in zip(parts, ahead(run.prepare(inputs[part]) for part in parts), strict=True):
+            one, two = score(state, frozen, arrays, labels[part])
             losses.append(np.asarray(one))
             right.append(np.asarray(two))
         mean = {"loss": np.concatenate(losses).mean(dtype=float), "accuracy": np.concatenate(right).mean(dtype=float)}
@@ -269,6 +273,8 @@ def _save_model(run: Run, state: TrainState, frozen: Tree, directory: epath.Path
         processor = run.backbone and run.backbone.preprocess  # of one in our own layout a function, which keeps nothing
         values = processor.values if isinstance(processor, Processor) else None
         checkpoints.save(directory, run.model.backbone, whole, run.stream.classes, values)
+        if run.stream.kind == "text":
+            keep_tokenizer(run.backbone, directory)
 
 
 def _statistics(state: TrainState) -> Tree:

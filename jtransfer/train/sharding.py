@@ -86,7 +86,7 @@ def state_shardings(state: TrainState, leaves: Mapping[str, NamedSharding], mesh
 def lay_out(arguments: tuple, leaves: Mapping[str, NamedSharding], mesh: Mesh) -> tuple:
     """The shapes of a step's arguments `(state, frozen, batch)` with their shardings, to lower it for the mesh."""
     state, frozen, batch = arguments
-    split = dict.fromkeys(batch, batch_sharding(mesh))
+    split = jax.tree.map(lambda _: batch_sharding(mesh), batch)
     layout = (state_shardings(state, leaves, mesh), {path: leaves[path] for path in frozen}, split)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), arguments, layout)
 
@@ -122,13 +122,12 @@ def place(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(lambda x, s: jax.make_array_from_callback(x.shape, s, lambda index: x[index]), tree, shardings)
 
 
-def assemble(local: Mapping[str, Any], batch: int, mesh: Mesh) -> dict[str, jax.Array]:
+def assemble(local: Mapping[str, Any], batch: int, mesh: Mesh) -> dict[str, Any]:
     """The global batch of `batch` examples from the share that each process holds."""
     layout = batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(layout, np.asarray(x), (batch, *x.shape[1:]))
-        for name, x in local.items()
-    }
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(layout, np.asarray(x), (batch, *x.shape[1:])), dict(local)
+    )
 
 
 def _spec(path, shape, value, mesh):

@@ -5,10 +5,11 @@ copy of the frozen weights: a leaf that no trial changes is never batched.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jtransfer import models
@@ -18,6 +19,9 @@ from jtransfer.train.optimiser import Optimiser
 from jtransfer.train.state import TrainState
 from jtransfer.train.step import make_step
 from jtransfer.tree import Tree, merge, partition
+
+BLOCK = 256
+"""Rows that are predicted at once."""
 
 
 class TrialData(NamedTuple):
@@ -55,14 +59,14 @@ class TrialResult(NamedTuple):
 def make_trial(
     adapted: Adapted, optimiser: Optimiser, steps: int, smoothing: float = 0.0, mixup: float = 0.0
 ) -> Callable:
-    """Make `trial(key, hyper, base, images, labels, data) -> TrialResult`.
+    """Make `trial(key, hyper, base, inputs, labels, data) -> TrialResult`.
 
     `hyper` is `{"rate": ..., "decay": ...}`, scalars that may be traced; `base` are the leaves that the backbone gives;
-    `images [n, ...]` and `labels [n]` are the whole dataset, of which `data` names rows.
+    `inputs` (one array `[n, ...]` or several by name) and `labels [n]` are the dataset, of which `data` names rows.
     """
     loss = classification(adapted.model, smoothing, mixup)
 
-    def trial(key, hyper, base, images, labels, data: TrialData) -> TrialResult:
+    def trial(key, hyper, base, inputs, labels, data: TrialData) -> TrialResult:
         start_key, run_key = jax.random.split(key)
         tree, state = adapted.start(start_key, base)
         trainable, frozen = partition(tree, adapted.rates)
@@ -70,12 +74,12 @@ def make_trial(
         step = make_step(loss, transformation)
 
         def body(train_state, rows):
-            train_state, metrics = step(train_state, frozen, {"inputs": images[rows], "labels": labels[rows]})
+            train_state, metrics = step(train_state, frozen, {"inputs": take(inputs, rows), "labels": labels[rows]})
             return train_state, metrics["loss"]
 
         start = TrainState.create(run_key, trainable, state, transformation)
         end, losses = jax.lax.scan(body, start, data.batches)
-        logits = predict(adapted, merge(end.trainable, frozen), end.state, images[data.validation])
+        logits = predict_rows(adapted, merge(end.trainable, frozen), end.state, inputs, data.validation)
         cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels[data.validation])
         value = jnp.sum(cross_entropy * data.counts) / data.counts.sum()
         right = jnp.sum((logits.argmax(-1) == labels[data.validation]) * data.counts) / data.counts.sum()
@@ -87,6 +91,33 @@ def make_trial(
     return trial
 
 
-def predict(adapted: Adapted, params: Tree, state: Tree, inputs: jax.Array) -> jax.Array:
+def take(inputs: Any, rows: jax.Array) -> Any:
+    """Some rows of one array, or of several by name."""
+    return jax.tree.map(lambda x: x[rows], inputs)
+
+
+def in_blocks(call: Callable, inputs: Any, rows: jax.Array | np.ndarray, block: int = BLOCK) -> Any:
+    """`call` on some rows of `inputs`, at most `block` at a time, so that memory does not grow with their number.
+
+    Args:
+        call: From inputs `[n, ...]` to outputs `[n, ...]`, each row for itself.
+        inputs: One array, or several by name.
+        rows: [r] row numbers.
+        block: The blocks are as even as they can be; the last is filled up with other rows.
+    """
+    count = -(-len(rows) // block)
+    if count <= 1:
+        return call(take(inputs, rows))
+    filled = jnp.resize(jnp.asarray(rows), (count, -(-len(rows) // count)))
+    outputs = jax.lax.map(lambda rows_of_block: call(take(inputs, rows_of_block)), filled)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: len(rows)], outputs)
+
+
+def predict_rows(adapted: Adapted, params: Tree, state: Tree, inputs: Any, rows: jax.Array | np.ndarray) -> jax.Array:
+    """Logits `[rows, classes]` of some rows of `inputs` in evaluation mode, in blocks."""
+    return in_blocks(lambda some: predict(adapted, params, state, some), inputs, rows)
+
+
+def predict(adapted: Adapted, params: Tree, state: Tree, inputs: Any) -> jax.Array:
     """Logits `[n, classes]` in evaluation mode."""
     return models.apply(adapted.model, params | state, inputs, train=False)["logits"]

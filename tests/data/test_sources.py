@@ -37,9 +37,9 @@ def refusal(name):
 
 def test_digits_are_the_1797_of_the_uci_test_set():
     digits = load("digits")
-    assert digits.images.shape == (1797, 8, 8, 1)
-    assert digits.images.dtype == np.float32
-    assert np.unique(digits.images * 16).tolist() == list(range(17))
+    assert digits.inputs.shape == (1797, 8, 8, 1)
+    assert digits.inputs.dtype == np.float32
+    assert np.unique(digits.inputs * 16).tolist() == list(range(17))
     assert digits.labels.dtype == np.int32
     assert digits.labels[:12].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
     assert digits.classes == tuple("0123456789")
@@ -49,14 +49,14 @@ def test_digits_are_the_1797_of_the_uci_test_set():
 
 def test_uint8_images_are_scaled_to_one_and_get_a_channel(save):
     dataset = load(save())
-    assert dataset.images.shape == (30, 4, 5, 1)
-    assert dataset.images.dtype == np.float32
-    np.testing.assert_allclose(dataset.images[..., 0] * 255, IMAGES, atol=1e-4)
+    assert dataset.inputs.shape == (30, 4, 5, 1)
+    assert dataset.inputs.dtype == np.float32
+    np.testing.assert_allclose(dataset.inputs[..., 0] * 255, IMAGES, atol=1e-4)
 
 
 def test_float_images_with_channels_are_taken_as_they_are(save):
     images = GENERATOR.normal(size=(30, 4, 5, 3)).astype(np.float32)
-    assert np.array_equal(load(save(images=images)).images, images)
+    assert np.array_equal(load(save(images=images)).inputs, images)
 
 
 def test_classes_without_names_are_numbered(save):
@@ -81,7 +81,7 @@ def test_a_given_test_split_is_the_test_split(save):
     dataset = load(save(test_images=IMAGES[:4] // 2, test_labels=np.array([2, 1, 0, 2])))
     assert dataset.pool.tolist() == list(range(30))
     assert dataset.labels[dataset.test].tolist() == [2, 1, 0, 2]
-    np.testing.assert_allclose(dataset.images[dataset.test, ..., 0] * 255, IMAGES[:4] // 2, atol=1e-4)
+    np.testing.assert_allclose(dataset.inputs[dataset.test, ..., 0] * 255, IMAGES[:4] // 2, atol=1e-4)
 
 
 def test_the_fingerprint_is_of_the_content_not_of_the_name(save, tmp_path):
@@ -110,7 +110,7 @@ def test_the_fingerprint_changes_with_any_content(save, change):
     ("name", "hint"),
     [
         ("digit", "did you mean 'digits'?"),
-        ("imagenet", "choose one of digits, npz:FILE"),
+        ("imagenet", "choose one of digits, folder:DIR, npz:FILE, tfds:NAME"),
         ("mydata.npz", "did you mean 'npz:mydata.npz'?"),
         ("npx:mydata.npz", "did you mean 'npz:mydata.npz'?"),
     ],

@@ -186,3 +186,64 @@ def test_a_flipped_bit_in_a_checkpoint_is_noticed(tmp_path):
 def test_what_cannot_run_is_refused_before_it_starts(file, override, message):
     with pytest.raises(InputError, match=message):
         prepared(file, f"--config.{override}")
+
+
+TEXTS = """
+from ml_collections import ConfigDict
+
+def get_config():
+    often = dict(log_every=2, eval_every=2, checkpoint_every=2)
+    return ConfigDict(dict(data="tfds:reviews", method="finetune", batch=8, optimiser=dict(rate=1e-2), **often))
+"""
+
+
+def test_texts_train_a_text_backbone_that_keeps_its_tokenizer_and_goes_on_bit_identically(reviews, bert, tmp_path):
+    (tmp_path / "train.py").write_text(TEXTS)
+    flags = (f"--config.backbone={bert}", f"--config.data_dir={reviews}", "--config.steps=4")
+    run = prepared(str(tmp_path / "train.py"), *flags)
+    rows = loop.train(run, tmp_path / "whole", lambda row, speed: None)
+    assert [row["step"] for row in rows] == [2, 4]
+
+    class Stop(Exception):
+        pass
+
+    def stop(row, speed):
+        if row["step"] == 4:
+            raise Stop
+
+    with pytest.raises(Stop):
+        loop.train(run, tmp_path / "parts", stop)
+    assert loop.train(run, tmp_path / "parts", lambda row, speed: None) == rows
+    once, twice = (checkpoint_of(tmp_path / name, 4) for name in ("whole", "parts"))
+    assert all(leaf.tobytes() == twice[path].tobytes() for path, leaf in once.items())
+
+    backbone = checkpoints.load(str(tmp_path / "whole" / "model"))
+    inputs = run.stream.held_out[1][:]
+    ours, before = backbone.preprocess(inputs), run.backbone.preprocess(inputs)
+    assert all((ours[name] == x).all() for name, x in before.items())
+    right = np.asarray(backbone(ours)["logits"]).argmax(1) == run.stream.held_out[2]
+    assert right.mean() == pytest.approx(rows[-1]["test_accuracy"])
+
+
+def test_images_of_a_folder_train_and_one_that_is_damaged_stops_with_its_name(file, tmp_path):
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for i in range(20):
+        image = tmp_path / "data" / "ab"[i % 2] / f"{i:02}.png"
+        image.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 128, (8, 8), dtype=np.uint8) + np.uint8(127 * (i % 2))).save(image)
+    flags = (f"--config.data=folder:{tmp_path / 'data'}", "--config.ema=0.0", "--config.log_every=10")
+    rows = loop.train(prepared(file, *flags), tmp_path / "run", lambda row, speed: None)
+    assert rows[-1]["test_accuracy"] == 1
+    (tmp_path / "data" / "a" / "02.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"image .*/data/a/02.png cannot be read"):
+        loop.train(prepared(file, *flags), tmp_path / "other", lambda row, speed: None)
+
+
+def test_texts_need_a_backbone_and_are_not_mixed(file, reviews, bert):
+    flags = ("--config.data=tfds:reviews", f"--config.data_dir={reviews}")
+    with pytest.raises(InputError, match=r"tfds:reviews holds texts; name a config.backbone that has a tokenizer"):
+        prepared(file, *flags)
+    with pytest.raises(InputError, match="mixup is 0.2, but attention_mask, input_ids, .* are whole numbers"):
+        prepared(file, *flags, f"--config.backbone={bert}", "--config.mixup=0.2")

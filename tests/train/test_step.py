@@ -33,7 +33,7 @@ def step_flops(large, text, batch=16):
 def test_a_probe_step_costs_at_most_1_05_forward_passes(large):
     model, base = large
     head = {"head/kernel": jnp.zeros((384, 10)), "head/bias": jnp.zeros(10)}
-    forward = costs.forward_flops(model, base | head, (16, 64, 64, 3))
+    forward = costs.forward_flops(model, base | head, jax.ShapeDtypeStruct((16, 64, 64, 3), jnp.float32))
     assert forward > 16 * 2 * 12 * 12 * 384**2 * 17  # batch x 2 x (12 w^2 a block) x tokens, attention aside
     assert step_flops(large, "probe") <= 1.05 * forward
 

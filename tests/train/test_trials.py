@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from jtransfer import methods, models
-from jtransfer.train import Optimiser, TrialData, make_trial, predict
+from jtransfer.errors import InputError
+from jtransfer.train import Optimiser, TrialData, costs, make_trial, predict, predict_rows
+from jtransfer.train.trials import in_blocks
 from jtransfer.tree import merge, partition
 
 STEPS = 10
@@ -34,7 +36,7 @@ def runs(request, vit, backbone, images):
     data = trial_data(images)
     over_rates = jax.vmap(trial, (None, 0, None, None, None, None))
     together = jax.jit(jax.vmap(over_rates, (0, None, None, None, None, 0)))(KEYS, RATES, adapted.base, *images, data)
-    alone = partial(jax.jit(trial), base=adapted.base, images=images[0], labels=images[1])
+    alone = partial(jax.jit(trial), base=adapted.base, inputs=images[0], labels=images[1])
     singles = {(i, j): alone(KEYS[i], at(RATES, j), data=at(data, i)) for i in range(3) for j in range(2)}
     return request.param, adapted, together, singles
 
@@ -78,3 +80,50 @@ def test_a_diverged_trial_counts_as_the_worst_and_the_others_go_on(vit, backbone
     result = over(KEYS[0], hyper, adapted.base, *images, at(trial_data(images), 0))
     assert result.accuracy[1] == -1 and result.loss[1] == np.inf
     assert 0 <= result.accuracy[0] <= 1 and np.isfinite(result.loss[0]) and np.isfinite(result.losses[0]).all()
+
+
+def test_inputs_by_name_make_the_same_program_as_one_array(vit, backbone, images):
+    model, data, hyper = models.Classifier(vit, 3), at(trial_data(images), 0), at(RATES, 0)
+    programs = []
+    for example, inputs in (((8, 8, 1), images[0]), (vit.config.inputs, {"pixel_values": images[0]})):
+        adapted = methods.adapt(methods.lora(rank=2), model, backbone, example)
+        trial = jax.jit(make_trial(adapted, Optimiser(), STEPS, mixup=0.2))
+        programs.append(trial.lower(KEYS[0], hyper, adapted.base, inputs, images[1], data).as_text())
+    assert programs[0] == programs[1]
+
+
+def test_whole_numbers_are_not_mixed(vit, backbone):
+    model = models.build("bert", vocabulary=9, positions=8, width=16, depth=1, heads=2)
+    adapted = methods.adapt(methods.scratch(), models.Classifier(model, 3), {}, model.config.inputs)
+    shapes = costs.step_shapes(adapted, Optimiser(), 4, mixup=0.2)
+    with pytest.raises(
+        InputError, match=r"mixup is 0.2, but attention_mask, input_ids, .* are whole numbers, which cannot be mixed"
+    ):
+        jax.eval_shape(shapes.step, *shapes.arguments)
+
+
+@pytest.mark.parametrize("count", [5, 6, 7, 23])
+def test_predictions_in_blocks_are_those_at_once(vit, backbone, images, count):
+    rows = np.random.default_rng(count).permutation(48)[:count]
+    seen = []
+
+    def call(some):
+        seen.append(len(some["x"]))
+        return {"sum": some["x"].sum((1, 2, 3)), "double": 2 * some["x"]}
+
+    blocked = in_blocks(call, {"x": jnp.asarray(images[0])}, rows, block=6)
+    whole = call({"x": images[0][rows]})
+    assert seen[:-1] and set(seen[:-1]) == {-(-count // -(-count // 6))}  # even blocks
+    assert jax.tree.all(jax.tree.map(lambda a, b: a.shape == b.shape and jnp.allclose(a, b), blocked, whole))
+
+
+def test_memory_of_predictions_does_not_grow_with_their_number(vit, backbone, images):
+    adapted = methods.adapt(methods.probe(), models.Classifier(vit, 3), backbone, (8, 8, 1))
+    tree, _ = jax.eval_shape(adapted.start, KEYS[0], adapted.base)
+
+    def temporary(count):
+        program = jax.jit(lambda tree, x: predict_rows(adapted, tree, {}, x, np.arange(count)))
+        inputs = jax.ShapeDtypeStruct((count, 8, 8, 1), jnp.float32)
+        return program.lower(tree, inputs).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary(4096) < 1.5 * temporary(512)

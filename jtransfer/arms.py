@@ -1,0 +1,243 @@
+"""The arms of a curve: what one method runs, as a function from shots and seeds to rows of results, compiled once."""
+
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jtransfer import checkpoints, methods, models
+from jtransfer.checkpoints import inputs
+from jtransfer.data.dataset import Dataset
+from jtransfer.data.subsets import batches, few_shot, validation_shots
+from jtransfer.errors import InputError, nearest
+from jtransfer.models import Classifier, Pixels, PixelsConfig
+from jtransfer.train import Optimiser, TrialData, costs, make_trial, predict_rows, trials
+from jtransfer.tree import partition, size
+
+ZERO_SHOT, PIXELS = "zero_shot", "pixels"
+SEARCHED = ("rate", "decay")
+
+Row = dict[str, Any]
+Cell = Callable[[int, list[int]], list[Row]]
+"""From shots and seeds to one row for each seed."""
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """A dataset, and those of its rows that a curve uses, made ready for its backbone when they are first needed.
+
+    Attributes:
+        dataset: The whole.
+        test: Rows of its test split that are reported on.
+        rows: [u] all rows that are used, ascending.
+        prepare: From its inputs to the backbone's.
+    """
+
+    dataset: Dataset
+    test: np.ndarray
+    rows: np.ndarray
+    prepare: inputs.Prepare
+
+    @cached_property
+    def inputs(self) -> dict[str, np.ndarray]:
+        """The backbone's inputs of `rows`, by name: `[u, ...]`."""
+        return inputs.prepared(self.prepare, self.dataset.inputs, self.rows)
+
+    @cached_property
+    def on_device(self) -> tuple[dict[str, jax.Array], jax.Array]:
+        """`inputs`, and the labels `[u]`."""
+        return jax.tree.map(jnp.asarray, (self.inputs, self.dataset.labels[self.rows]))
+
+    @cached_property
+    def example(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shape and dtype of one of `inputs`; no more than one row is made ready for that."""
+        return inputs.example(self.prepare(self.dataset.inputs[self.rows[:1]]))
+
+    @cached_property
+    def cut(self) -> int:
+        """How many texts among `rows` are longer than what the backbone is given of them."""
+        blocks = np.split(self.rows, range(inputs.BLOCK, len(self.rows), inputs.BLOCK))
+        return sum(self.prepare.cut(self.dataset.inputs[rows]) for rows in blocks)
+
+    def places(self, rows: np.ndarray) -> np.ndarray:
+        """Where rows of the dataset stand among `inputs`."""
+        return np.searchsorted(self.rows, rows)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One trained method of a curve.
+
+    Attributes:
+        name: As the config writes it.
+        adapted: The model that it trains.
+        optimiser: Its options.
+        steps: Of each trial.
+        grid: Every combination of the hyper-parameters that are searched.
+    """
+
+    name: str
+    adapted: methods.Adapted
+    optimiser: Optimiser
+    steps: int
+    grid: list[dict[str, float]]
+
+
+def build(config, name: str, examples: Examples, backbone: checkpoints.Backbone) -> Arm:
+    """The arm of a method that trains.
+
+    Raises:
+        InputError: hyper-parameters that cannot be searched, or a method that does not fit the backbone.
+    """
+    family = name.partition("(")[0].partition("+")[0].strip()
+    hyper = dict(config.hyper.get(name) or config.hyper.get(family) or config.hyper["default"])
+    optimiser = Optimiser(**config.optimiser)
+    for key, value in hyper.items():
+        if key not in (*SEARCHED, "steps"):
+            raise InputError(f"config.hyper.{name}: unknown key '{key}'; {nearest(key, [*SEARCHED, 'steps'])}")
+        if key == "steps" and not (isinstance(value, int) and value > 0):
+            raise InputError(f"config.hyper.{name}.steps: expected a whole number above 0, found {value!r}")
+        if key != "steps" and not (
+            value and isinstance(value, tuple | list) and all(isinstance(v, int | float) for v in value)
+        ):
+            raise InputError(f"config.hyper.{name}.{key}: expected a list of numbers, found {value!r}")
+    steps = hyper.pop("steps", config.steps)
+    values = {key: tuple(hyper.get(key, (getattr(optimiser, key),))) for key in SEARCHED}
+    grid = [dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())]
+    if name == PIXELS:
+        _, height, width, channels = examples.example["pixel_values"].shape
+        module, params, method = Pixels(PixelsConfig((height, width), channels)), {}, methods.probe()
+    else:
+        module, params, method = backbone.model, backbone.params | backbone.state, methods.parse(name)
+    model = Classifier(module, len(examples.dataset.classes))
+    return Arm(name, methods.adapt(method, model, params, examples.example), optimiser, steps, grid)
+
+
+def trained(config, arm: Arm, examples: Examples, seeds: int) -> Cell:
+    """Compile a method once, for cells of `seeds` seeds; then every cell is a call.
+
+    `config.parallel` bounds how many trials run side by side; the others wait their turn in the same program.
+    """
+    dataset, adapted = examples.dataset, arm.adapted
+    trial = make_trial(adapted, arm.optimiser, arm.steps, config.smoothing, config.mixup)
+    test = examples.places(examples.test)
+    many = config.parallel
+    seeds_at_once = max(1, many // len(arm.grid)) if many else 0
+
+    def best(key, grid, base, inputs, labels, data):
+        """All hyper-parameters of one seed: which is best on validation, how it fares there, and on the test rows."""
+        results = _over(lambda hyper: trial(key, hyper, base, inputs, labels, data), grid, many)
+        accuracy = results.accuracy.max()
+        chosen = jnp.where(results.accuracy == accuracy, results.loss, jnp.inf).argmin()
+        learned, state = jax.tree.map(lambda leaf: leaf[chosen], (results.trainable, results.state))
+        tree, _ = adapted.start(jax.random.split(key)[0], base)
+        right = predict_rows(adapted, tree | learned, state, inputs, test).argmax(-1) == labels[test]
+        return chosen, accuracy, right.mean()
+
+    @jax.jit
+    def program(keys, grid, base, inputs, labels, data):
+        return _over(lambda one: best(one[0], grid, base, inputs, labels, one[1]), (keys, data), seeds_at_once)
+
+    def arguments(shots, seeds):
+        data = [_trial_data(examples, shots, seed, config.batch, arm.steps, padded) for seed in seeds]
+        keys = jnp.stack([jax.random.fold_in(jax.random.key(seed), shots) for seed in seeds])
+        return keys, grid, adapted.base, *examples.on_device, TrialData(*map(np.stack, zip(*data, strict=True)))
+
+    padded = len(dataset.classes) * max(map(validation_shots, config.shots))
+    grid = {key: jnp.array([point[key] for point in arm.grid], jnp.float32) for key in arm.grid[0]}
+    compiled = {seeds: program.lower(*arguments(min(config.shots), range(seeds))).compile()}
+    shapes = costs.step_shapes(adapted, arm.optimiser, config.batch, smoothing=config.smoothing, mixup=config.mixup)
+    trainable = size(partition(adapted.shapes, adapted.rates)[0])
+    flops = costs.step_flops(shapes)
+
+    def cell(shots, seeds):
+        call = arguments(shots, seeds)
+        if len(seeds) not in compiled:  # where some seeds are done already, a cell has fewer
+            compiled[len(seeds)] = program.lower(*call).compile()
+        started = time.perf_counter()
+        chosen, accuracy, test_accuracy = map(np.asarray, compiled[len(seeds)](*call))
+        seconds = (time.perf_counter() - started) / (len(seeds) * len(arm.grid))
+        return [
+            {
+                "method": arm.name,
+                "shots": shots,
+                "seed": seed,
+                "hyper": arm.grid[chosen[i]],
+                "val_accuracy": max(float(accuracy[i]), 0.0),
+                "test_accuracy": float(test_accuracy[i]),
+                "trainable": trainable,
+                "flops_per_step": flops,
+                "seconds": seconds,
+            }
+            for i, seed in enumerate(seeds)
+        ]
+
+    return cell
+
+
+def zero_shot(config, examples: Examples, backbone: checkpoints.Backbone) -> Cell:
+    """Without any label: the rows of the source task's head that carry the names of the target's classes."""
+    whole, tree = backbone.whole, backbone.params | backbone.state
+    columns = jnp.array(source_columns(examples.dataset, backbone))
+    test = examples.places(examples.test)
+
+    @jax.jit
+    def logits(tree, inputs):
+        return trials.in_blocks(lambda some: models.apply(whole, tree, some)["logits"], inputs, test)
+
+    batch = {key: jax.ShapeDtypeStruct((config.batch, *x.shape[1:]), x.dtype) for key, x in examples.example.items()}
+
+    def cell(shots, seeds):
+        started = time.perf_counter()
+        chosen = np.asarray(logits(tree, examples.on_device[0])[:, columns].argmax(-1))
+        right = chosen == examples.dataset.labels[examples.test]
+        return [
+            {
+                "method": ZERO_SHOT,
+                "shots": 0,
+                "seed": 0,
+                "hyper": {},
+                "val_accuracy": None,
+                "test_accuracy": float(right.mean()),
+                "trainable": 0,
+                "flops_per_step": costs.forward_flops(whole, tree, batch),
+                "seconds": time.perf_counter() - started,
+            }
+        ]
+
+    return cell
+
+
+def source_columns(dataset: Dataset, backbone: checkpoints.Backbone) -> list[int]:
+    """For each class of a dataset, the output of the backbone's own head that has its name.
+
+    Raises:
+        InputError: there is none.
+    """
+    missing = [name for name in dataset.classes if name not in backbone.classes]
+    if missing:
+        raise InputError(
+            f"{ZERO_SHOT}: the source head of '{backbone.name}' has no class '{missing[0]}' of {dataset.name}; "
+            f"{nearest(missing[0], backbone.classes)}"
+        )
+    return [backbone.classes.index(name) for name in dataset.classes]
+
+
+def _over(call: Callable, xs: Any, many: int) -> Any:
+    """`call` on every row of `xs`, at most `many` side by side; 0 for all."""
+    if 0 < many < len(jax.tree.leaves(xs)[0]):
+        return jax.lax.map(call, xs, batch_size=many if many > 1 else None)
+    return jax.vmap(call)(xs)
+
+
+def _trial_data(examples: Examples, shots, seed, batch, steps, padded) -> TrialData:
+    train, validation = map(examples.places, few_shot(examples.dataset.labels, examples.dataset.pool, shots, seed))
+    counts = np.arange(padded) < len(validation)
+    order = batches(train, batch, steps, seed=(seed, shots))
+    return TrialData(order, np.resize(validation, padded), counts.astype(np.float32))

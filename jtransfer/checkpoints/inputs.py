@@ -1,0 +1,163 @@
+"""A backbone for a dataset, and what makes its inputs of the dataset's: the checkpoint's own processor or tokenizer."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from jtransfer import files
+from jtransfer.checkpoints.backbone import Backbone, load
+from jtransfer.data import preprocess
+from jtransfer.errors import InputError
+from jtransfer.models import check_images
+
+BLOCK = 256
+"""Rows that are decoded at once."""
+
+TOKENS = 16
+"""What the length of texts is rounded up to a multiple of."""
+
+Arrays = dict[str, np.ndarray]
+Prepare = Callable[[Any], Arrays]
+"""From inputs of a dataset to arrays `[n, ...]` by Hugging Face's names, with the same names and axes for all rows."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Makes `input_ids`, and what else goes with them, of texts or pairs of texts.
+
+    Attributes:
+        tokenizer: The checkpoint's own, a `data.text.Tokenizer`.
+        tokens: That every text is padded or cut to.
+    """
+
+    tokenizer: Any
+    tokens: int
+
+    def __call__(self, inputs: list) -> Arrays:
+        return self.tokenizer(*_columns(inputs), length=self.tokens)
+
+    def cut(self, inputs: list) -> int:
+        """How many of some texts are longer than `tokens`."""
+        texts, pairs = _columns(inputs)
+        return sum(cut for _, _, cut in self.tokenizer.encode(texts, pairs, self.tokens))
+
+
+def load_for(
+    name: str, options: Mapping[str, Any], data: Any, tower: bool = True, **more: Any
+) -> tuple[Backbone, Prepare]:
+    """A backbone that takes a dataset's inputs, and what makes its own of them.
+
+    Args:
+        name: Of the backbone.
+        options: For `load`, empty ones left to its defaults; and `tokens`, the length of all texts in tokens, 0 for
+            that of the longest in the data, rounded up to a multiple of 16 and never more than the model takes.
+        data: A `data.sources.Dataset`, or whatever has `name`, `kind` and `inputs`.
+        tower: Whether of a dual encoder the tower for this kind of data is returned, instead of both.
+        **more: For `load` too.
+
+    Returns:
+        The backbone, and its `Prepare`: for images the checkpoint's own processor (for a backbone in our own layout
+        that keeps none, images are taken as they are), for texts a `Texts`.
+
+    Raises:
+        InputError: the backbone takes another kind of data, or images of another shape.
+    """
+    options = {key: value for key, value in options.items() if value}
+    tokens = options.pop("tokens", 0)
+    backbone = load(name, **options, **more)
+    one = backbone
+    if {"pixel_values", "input_ids"} <= backbone.config.inputs.keys():
+        one = backbone.tower("text" if data.kind == "text" else "vision")
+    prepare = _for_texts(one, data, tokens) if data.kind == "text" else _for_images(one, data)
+    return one if tower else backbone, prepare
+
+
+def as_they_are(model: Any, data: Any) -> Prepare:
+    """What makes `pixel_values` of images that have the shape already which a model takes.
+
+    Raises:
+        InputError: they are texts, or of another shape.
+    """
+    if data.kind == "text":
+        raise InputError(f"config.data: {data.name} holds texts; name a config.backbone that has a tokenizer")
+    shape = np.shape(data.inputs[np.arange(1)])[1:]
+    check_images(model, f"images of {data.name}", shape)
+    return lambda images: preprocess.as_they_are(images, shape)
+
+
+def blocks(prepare: Prepare, inputs: Any, rows: np.ndarray, block: int = BLOCK) -> Iterator[Arrays]:
+    """The prepared inputs of some rows, a block of them at a time, so that never all are decoded at once."""
+    for start in range(0, len(rows), block):
+        yield prepare(inputs[rows[start : start + block]])
+
+
+def prepared(prepare: Prepare, inputs: Any, rows: np.ndarray) -> Arrays:
+    """The prepared inputs of some rows, by name: `[rows, ...]`."""
+    whole: Arrays = {}
+    for i, found in enumerate(blocks(prepare, inputs, rows)):
+        for key, x in found.items():
+            whole.setdefault(key, np.empty((len(rows), *x.shape[1:]), x.dtype))[i * BLOCK : i * BLOCK + len(x)] = x
+    return whole
+
+
+def example(arrays: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and dtype of one row of prepared inputs, as `methods.adapt` takes them."""
+    return {name: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for name, x in arrays.items()}
+
+
+def keep_tokenizer(backbone: Backbone, directory: epath.Path) -> None:
+    """Put the files of a backbone's tokenizer beside a model that was trained from it, in our own layout."""
+    from jtransfer.data.text import FILES, OF_MODELS
+
+    there = backbone.origin.directory
+    found = {path.name: path.read_bytes() for pattern in FILES for path in there.glob(pattern)}
+    # The class that transformers would take, which our own config does not tell.
+    kind = OF_MODELS.get(backbone.origin.values.get("model_type"), "CLIPTokenizer")
+    found.setdefault("tokenizer_config.json", json.dumps({"tokenizer_class": kind}).encode())
+    for name, content in found.items():
+        files.write(directory / name, content)
+
+
+def _for_images(backbone: Backbone, data: Any) -> Prepare:
+    own = backbone.origin.layout == "jtransfer" and not backbone.origin.values.get("preprocessor")
+    if own or "pixel_values" not in backbone.config.inputs:
+        return as_they_are(backbone.model, data)
+
+    def prepare(images):
+        if not isinstance(images, list):
+            images = np.clip(np.asarray(images) * 255, 0, 255).round().astype(np.uint8)
+        return backbone.preprocess(images)
+
+    prepare(data.inputs[np.arange(1)])  # a checkpoint without a processor is refused here and now
+    return prepare
+
+
+def _for_texts(backbone: Backbone, data: Any, tokens: int) -> Texts:
+    if "input_ids" not in backbone.config.inputs:
+        raise InputError(f"config.data: {data.name} holds texts, the model takes {', '.join(backbone.config.inputs)}")
+    tokenizer = backbone.preprocess
+    if tokens > tokenizer.limit:
+        raise InputError(f"config.load.tokens is {tokens}; backbone '{backbone.name}' takes {tokenizer.limit} at most")
+    if tokenizer.whole:
+        tokens = tokens or tokenizer.limit
+    if not tokens:
+        longest = 1
+        for start in range(0, len(data.inputs), BLOCK):
+            texts, pairs = _columns(data.inputs[np.arange(start, min(start + BLOCK, len(data.inputs)))])
+            longest = max(longest, *(len(ids) for ids, _, _ in tokenizer.encode(texts, pairs, tokenizer.limit)))
+        tokens = min(-(-longest // TOKENS) * TOKENS, tokenizer.limit)
+    made = Texts(tokenizer, tokens)
+    made(data.inputs[np.arange(1)])
+    return made
+
+
+def _columns(inputs: list) -> tuple[list[str], list[str] | None]:
+    """Texts, and the second of each where they are pairs."""
+    if isinstance(inputs[0], str):
+        return inputs, None
+    return tuple(map(list, zip(*inputs, strict=True)))

@@ -1,0 +1,71 @@
+"""A labelled dataset as every reader gives it, and the fingerprint that tells one from another."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Lazy:
+    """Inputs that are read and decoded when their rows are asked for, and not before.
+
+    Attributes:
+        count: Number of rows.
+        read: From row numbers `[n]` to a list of n inputs: uint8 images `[height, width, channels]` of any sizes,
+            texts, or pairs of texts.
+        identity: What stands for all the bytes in a fingerprint.
+    """
+
+    count: int
+    read: Callable[[np.ndarray], list]
+    identity: str
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, rows: Any) -> list:
+        return self.read(np.atleast_1d(np.arange(self.count)[rows]))
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Labelled images or texts, and the two sets of rows they are split into.
+
+    Attributes:
+        name: The name that `sources.load` was given.
+        inputs: Indexed by an array of rows: images [n, height, width, channels] float32, 0 (background) to 1, or
+            `Lazy` ones.
+        labels: [n] int32, an index into `classes`.
+        classes: One name per class.
+        pool: [p] row numbers that training and validation may use.
+        test: [t] row numbers for the final report only.
+        kind: "image" or "text".
+        note: What a report must say of it, in sentences; may be empty.
+    """
+
+    name: str
+    inputs: np.ndarray | Lazy
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    pool: np.ndarray
+    test: np.ndarray
+    kind: str = "image"
+    note: str = ""
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """16 hex digits of a SHA-256 over arrays, dtypes, shapes, classes and splits; the name does not count.
+
+    Of `Lazy` inputs it covers their `identity` alone, and not every byte.
+    """
+    digest = hashlib.sha256(repr(dataset.classes).encode())
+    lazy = isinstance(dataset.inputs, Lazy)
+    if lazy:
+        digest.update(dataset.inputs.identity.encode())
+    for array in (*(() if lazy else (dataset.inputs,)), dataset.labels, dataset.pool, dataset.test):
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()[:16]

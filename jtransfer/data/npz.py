@@ -1,0 +1,141 @@
+"""An own `.npz` file of images as a dataset; whatever is wrong with it is named in one line."""
+
+import io
+import zipfile
+import zlib
+
+import numpy as np
+
+from jtransfer.data.dataset import Dataset
+from jtransfer.data.splits import hold_out_a_fifth
+from jtransfer.errors import InputError, nearest
+
+REQUIRED = ("images", "labels")
+OPTIONAL = ("classes", "test_images", "test_labels")
+
+
+def read(name: str, file: str) -> Dataset:
+    """The dataset in a file, with the keys that `sources.load` describes.
+
+    Raises:
+        InputError: the file is missing, damaged, or holds something else.
+    """
+    arrays = _arrays(file)
+    for key in arrays:
+        if key not in REQUIRED + OPTIONAL:
+            raise InputError(f"{file}: unknown key {key!r}; {nearest(key, REQUIRED + OPTIONAL)}")
+    for key in REQUIRED:
+        if key not in arrays:
+            raise InputError(f"{file}: key {key!r} is missing; found {', '.join(sorted(arrays)) or 'no keys'}")
+    if ("test_images" in arrays) != ("test_labels" in arrays):
+        has, lacks = ("images", "labels") if "test_images" in arrays else ("labels", "images")
+        raise InputError(f"{file}: key 'test_{has}' is there, but 'test_{lacks}' is missing; give both or neither")
+
+    images, labels = _examples(file, arrays, "")
+    if "test_images" in arrays:
+        test_images, test_labels = _examples(file, arrays, "test_")
+        if test_images.shape[1:] != images.shape[1:]:
+            raise InputError(
+                f"{file}: 'test_images' are {list(test_images.shape[1:])} each, expected {list(images.shape[1:])} "
+                f"as in 'images' [height, width, channels]"
+            )
+    else:
+        test_images, test_labels = images[:0], labels[:0]
+
+    classes = _classes(file, arrays, max(labels.max(), test_labels.max(initial=0)) + 1)
+    for key, values in (("labels", labels), ("test_labels", test_labels)):
+        _check_range(file, key, values, len(classes))
+    if len(np.unique(labels)) < 2:
+        raise InputError(f"{file}: 'labels' hold only class {labels[0]}; at least two classes are expected")
+
+    if "test_images" in arrays:
+        pool, test = np.arange(len(labels)), len(labels) + np.arange(len(test_labels))
+    else:
+        pool, test = hold_out_a_fifth(labels, file, "'test_images' and 'test_labels'")
+    labels = np.concatenate([labels, test_labels]).astype(np.int32)
+    return Dataset(name, np.concatenate([images, test_images]), labels, classes, pool, test)
+
+
+def _arrays(file: str) -> dict[str, np.ndarray]:
+    from etils import epath
+
+    path = epath.Path(file)
+    if not file or not path.exists():
+        raise InputError(f"{file or 'npz:'}: no such file; expected npz:FILE with a path to an .npz file")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror or error})") from error
+    if not zipfile.is_zipfile(io.BytesIO(data)):
+        raise InputError(f"{file}: not an .npz file, or a truncated one; expected what numpy.savez writes")
+    arrays, key = {}, "?"
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+            for key in archive.files:
+                arrays[key] = archive[key]
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+        raise InputError(f"{file}: key {key!r} is damaged ({error}); write the file again") from error
+    except ValueError as error:
+        if "allow_pickle" in str(error):
+            raise InputError(
+                f"{file}: key {key!r} is a pickled object array; expected plain numbers or strings"
+            ) from error
+        raise InputError(f"{file}: key {key!r} is damaged ({error}); write the file again") from error
+    return {key: np.asarray(value) for key, value in arrays.items()}
+
+
+def _examples(file: str, arrays: dict, prefix: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images [n, h, w, c] float32 and labels [n] of one split, whatever the range of the labels."""
+    images_key, labels_key = f"{prefix}images", f"{prefix}labels"
+    images, labels = arrays[images_key], arrays[labels_key]
+    if images.ndim not in (3, 4):
+        raise InputError(
+            f"{file}: {images_key!r} has shape {list(images.shape)}; "
+            f"expected [n, height, width] or [n, height, width, channels]"
+        )
+    if labels.ndim != 1:
+        raise InputError(f"{file}: {labels_key!r} has shape {list(labels.shape)}; expected [n], one integer a row")
+    if len(images) != len(labels):
+        raise InputError(
+            f"{file}: {images_key!r} has {len(images)} rows and {labels_key!r} has {len(labels)}; expected as many"
+        )
+    if not images.size:
+        raise InputError(f"{file}: {images_key!r} is empty, shape {list(images.shape)}; expected at least one pixel")
+    if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
+        raise InputError(f"{file}: {images_key!r} has dtype {images.dtype}; expected uint8 (0..255) or float (0..1)")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise InputError(f"{file}: {labels_key!r} has dtype {labels.dtype}; expected integers")
+
+    if images.dtype == np.uint8:
+        images = images.astype(np.float32) / 255
+    with np.errstate(over="ignore"):  # what overflows float32 is reported as infinite just below
+        images = images.astype(np.float32)
+    broken = ~np.isfinite(images).reshape(len(images), -1).all(axis=1)
+    if broken.any():
+        raise InputError(
+            f"{file}: {images_key!r} row {broken.argmax()} holds NaN or infinite values; expected finite ones"
+        )
+    return images if images.ndim == 4 else images[..., None], labels
+
+
+def _classes(file: str, arrays: dict, count: int) -> tuple[str, ...]:
+    """The names in the file, or "0", "1", ... up to the largest label."""
+    if "classes" not in arrays:
+        return tuple(map(str, range(count)))
+    names = arrays["classes"]
+    if names.ndim != 1 or names.dtype.kind not in "US":
+        raise InputError(
+            f"{file}: 'classes' has shape {list(names.shape)} and dtype {names.dtype}; expected a list of strings"
+        )
+    names = tuple(n.decode() if isinstance(n, bytes) else str(n) for n in names.tolist())
+    twice = next((n for i, n in enumerate(names) if n in names[:i]), None)
+    if twice is not None:
+        raise InputError(f"{file}: 'classes' names {twice!r} twice; expected each name once")
+    return names
+
+
+def _check_range(file: str, key: str, labels: np.ndarray, count: int) -> None:
+    outside = (labels < 0) | (labels >= count)
+    if outside.any():
+        row = outside.argmax()
+        raise InputError(f"{file}: {key!r} row {row} is {labels[row]}; expected 0..{count - 1} ({count} classes)")

@@ -1,0 +1,50 @@
+"""Which rows are for testing: a fifth where a dataset has no test rows of its own, or fewer than it has."""
+
+import numpy as np
+
+from jtransfer.errors import InputError
+
+
+def hold_out_a_fifth(labels: np.ndarray, where: str, without: str) -> tuple[np.ndarray, np.ndarray]:
+    """Pool and test rows: a fifth of each class (rounded down, one at least) is test, the same rows every time.
+
+    Args:
+        labels: [n] integers.
+        where: The file they are from, for the error.
+        without: What would make it unnecessary, for the error.
+
+    Raises:
+        InputError: a class with a single row.
+    """
+    test = []
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        if len(rows) < 2:
+            raise InputError(
+                f"{where}: class {label} has a single row ({rows[0]}); without {without} every class needs two, one of "
+                f"them for testing"
+            )
+        test.append(np.random.default_rng([0, label]).permutation(rows)[: max(1, len(rows) // 5)])
+    test = np.sort(np.concatenate(test))
+    return np.setdiff1d(np.arange(len(labels)), test), test
+
+
+def stratified(labels: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
+    """`count` of some rows, each class in its proportion, the same every time; fewer are a subset of more.
+
+    Each class is shuffled; its k-th row then stands at the quantile (k + 1/2) / (rows of the class), and the rows at
+    the lowest quantiles are taken.
+
+    Args:
+        labels: [n] integers, all rows of the dataset.
+        rows: [r] row numbers.
+        count: At most r.
+
+    Returns:
+        [count] row numbers, ascending.
+    """
+    quantiles = np.empty(len(rows))
+    for label in np.unique(labels[rows]):
+        places = np.random.default_rng([0, label]).permutation(np.flatnonzero(labels[rows] == label))
+        quantiles[places] = (np.arange(len(places)) + 0.5) / len(places)
+    return np.sort(rows[np.argsort(quantiles, kind="stable")[:count]])

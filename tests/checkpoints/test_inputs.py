@@ -1,0 +1,152 @@
+"""A backbone for a dataset: which tower, what its inputs are made of, and what does not go together."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from jtransfer import checkpoints
+from jtransfer.checkpoints.families import FAMILIES
+from jtransfer.checkpoints.inputs import blocks, example, prepared
+from jtransfer.data.dataset import Dataset, Lazy
+from jtransfer.data.sources import load
+from jtransfer.errors import InputError
+from jtransfer.models import CLIPConfig, CLIPTextConfig, ViTConfig, complete, of_config
+
+TOWER = {"width": 16, "depth": 1, "heads": 2}
+VIT = ViTConfig(image=(16, 16), patch=8, **TOWER)
+CLIP = CLIPConfig(
+    ViTConfig(image=(16, 16), patch=8, patch_bias=False, embedding_norm=True, norm_pooled=True, hidden=64, **TOWER),
+    CLIPTextConfig(vocabulary=20, positions=24, eos_token=4, hidden=64, **TOWER),
+    projection=6,
+)
+PROCESSOR = {
+    "image_processor_type": "CLIPImageProcessor",
+    "size": {"shortest_edge": 16},
+    "crop_size": {"height": 16, "width": 16},
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.25, 0.25, 0.25],
+}
+CLIP_WORDS = ["a", "b", "c</w>", "<|startoftext|>", "<|endoftext|>"]
+
+
+def write(directory, model_type, model):
+    tree = jax.jit(lambda key: complete(of_config(model), key, {}, model.inputs))(jax.random.key(0))
+    save_file(FAMILIES[model_type].names(model, "").write(tree), directory / "model.safetensors")
+    (directory / "config.json").write_text(json.dumps(FAMILIES[model_type].write(model)))
+    (directory / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
+    return str(directory)
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("vit"), "vit", VIT)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("clip")
+    (directory / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(CLIP_WORDS)}))
+    (directory / "merges.txt").write_text("#version: 0.2\n")
+    return write(directory, "clip", CLIP)
+
+
+def texts(*rows):
+    read = lambda chosen: [rows[row] for row in chosen]  # noqa: E731
+    labels = np.arange(len(rows)) % 2
+    return Dataset("mine", Lazy(len(rows), read, ""), labels, ("a", "b"), np.arange(len(rows)), np.arange(0), "text")
+
+
+def pictures(*shapes):
+    arrays = [np.full(shape, 10 * i, np.uint8) for i, shape in enumerate(shapes, 1)]
+    read = lambda chosen: [arrays[row] for row in chosen]  # noqa: E731
+    rows = np.arange(len(shapes))
+    return Dataset("mine", Lazy(len(shapes), read, ""), rows % 2, ("a", "b"), rows, rows[:0])
+
+
+def test_images_of_any_size_go_through_the_checkpoints_own_processor(vit):
+    data = pictures((20, 30, 3), (16, 16, 3), (40, 9, 1))
+    backbone, prepare = checkpoints.load_for(vit, {"dtype": "float32", "tokens": 0}, data)
+    (name, pixels), *others = prepare(data.inputs[:]).items()
+    assert (name, others, pixels.shape) == ("pixel_values", [], (3, 16, 16, 3))
+    np.testing.assert_array_equal(pixels, backbone.preprocess(data.inputs[:])["pixel_values"])
+    np.testing.assert_allclose(pixels[:, 8, 8, 0], (np.array([10, 20, 30]) / 255 - 0.5) / 0.25, atol=1e-6)
+
+
+def test_images_from_0_to_1_are_what_the_same_bytes_are(vit):
+    data = load("digits")
+    _, prepare = checkpoints.load_for(vit, {}, data)
+    bytes_of = [(255 * x).round().astype(np.uint8) for x in data.inputs[:5]]
+    np.testing.assert_array_equal(prepare(data.inputs[:5])["pixel_values"], prepare(bytes_of)["pixel_values"])
+
+
+def test_rows_are_prepared_block_by_block_to_the_same_arrays(vit):
+    data = load("digits")
+    _, prepare = checkpoints.load_for(vit, {}, data)
+    rows = np.arange(600)[::-2]
+    whole = prepared(prepare, data.inputs, rows)
+    np.testing.assert_array_equal(whole["pixel_values"], prepare(data.inputs[rows])["pixel_values"])
+    assert [len(block["pixel_values"]) for block in blocks(prepare, data.inputs, rows, 128)] == [128, 128, 44]
+    assert example(whole)["pixel_values"] == jax.ShapeDtypeStruct((1, 16, 16, 3), np.float32)
+
+
+def test_of_a_dual_encoder_the_tower_for_the_data_is_taken(clip):
+    image, prepare = checkpoints.load_for(clip, {}, pictures((16, 16, 3)))
+    assert image.config == CLIP.vision and set(prepare([np.zeros((16, 16, 3), np.uint8)])) == {"pixel_values"}
+    data = texts("a", "b")
+    text, prepare = checkpoints.load_for(clip, {}, data)
+    assert text.config == CLIP.text and set(prepare(data.inputs[:])) == {"input_ids", "attention_mask"}
+    both, prepare = checkpoints.load_for(clip, {}, data, tower=False)
+    assert both.config == CLIP and set(prepare(data.inputs[:])) == {"input_ids", "attention_mask"}
+
+
+@pytest.mark.parametrize(("words", "tokens"), [(3, 16), (14, 16), (15, 32), (37, 40), (60, 40)])
+def test_texts_are_as_long_as_the_longest_rounded_up_to_sixteen_but_no_longer_than_the_model(bert, words, tokens):
+    data = texts("good", " ".join(["film"] * words), "bad plot")
+    backbone, prepare = checkpoints.load_for(bert, {}, data)
+    arrays = prepare(data.inputs[:])
+    assert {name: x.shape for name, x in arrays.items()} == dict.fromkeys(backbone.config.inputs, (3, tokens))
+    # All rows have this length, whichever are asked for; [CLS] and [SEP] are counted.
+    assert prepare(data.inputs[[0]])["input_ids"].shape == (1, tokens)
+    assert arrays["attention_mask"].sum(1).tolist() == [3, min(words + 2, tokens), 4]
+    assert prepare.cut(data.inputs[:]) == (words + 2 > tokens)
+    ours = backbone.preprocess(data.inputs[:], length=tokens)
+    assert all((ours[name] == x).all() for name, x in arrays.items())
+
+
+def test_a_shorter_length_may_be_asked_for_and_what_it_cuts_is_counted(bert):
+    data = texts("good", "very good film", "the very very good film", "not a very good film")
+    _, prepare = checkpoints.load_for(bert, {"tokens": 5}, data)
+    assert prepare(data.inputs[:])["input_ids"].shape == (4, 5)
+    assert prepare.cut(data.inputs[:]) == 2
+    with pytest.raises(InputError, match=r"config.load.tokens is 41; backbone '.*' takes 40 at most"):
+        checkpoints.load_for(bert, {"tokens": 41}, data)
+    with pytest.raises(InputError, match="1 tokens are too few for the special ones alone"):
+        checkpoints.load_for(bert, {"tokens": 1}, data)
+
+
+def test_pairs_are_told_apart_by_their_types(bert):
+    data = texts(("good film", "bad plot"), ("good", "very bad"))
+    _, prepare = checkpoints.load_for(bert, {}, data)
+    assert prepare(data.inputs[:])["token_type_ids"][:, :8].tolist() == [
+        [0, 0, 0, 0, 1, 1, 1, 0],
+        [0, 0, 0, 1, 1, 1, 0, 0],
+    ]
+
+
+def test_another_kind_of_data_is_refused_in_one_line(bert, vit):
+    with pytest.raises(InputError, match="^config.data: mine holds texts, the model takes pixel_values$"):
+        checkpoints.load_for(vit, {}, texts("good"))
+    with pytest.raises(InputError, match="^config.data: images of mine are images, the model takes input_ids, "):
+        checkpoints.load_for(bert, {}, pictures((16, 16, 3)))
+
+
+def test_a_backbone_without_a_processor_takes_images_of_its_own_shape_alone(vit):
+    with pytest.raises(InputError, match="images of mine are 16x16x3, the model takes 8x8x1"):
+        checkpoints.load_for("glyphs-vit", {}, pictures((16, 16, 3)))
+    _, prepare = checkpoints.load_for("glyphs-vit", {}, pictures((8, 8, 1)))
+    np.testing.assert_allclose(prepare([np.full((8, 8, 1), 51, np.uint8)])["pixel_values"], 0.2)
+    digits = load("digits")
+    np.testing.assert_array_equal(prepare(digits.inputs[:3])["pixel_values"], digits.inputs[:3])

@@ -1,0 +1,47 @@
+"""Batches by the number of the step, and what is made ready ahead of them."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from jtransfer.data.streams import ahead, open_stream
+
+
+def test_what_is_made_ahead_comes_in_order_and_no_further_than_asked_for():
+    made = []
+    items = ahead((made.append(i) or i for i in range(100)), count=2)
+    assert [next(items) for _ in range(5)] == [0, 1, 2, 3, 4]
+    items.close()  # which waits for the item in hand
+    assert len(made) <= 5 + 2
+    assert list(ahead(iter("abc"))) == ["a", "b", "c"] and list(ahead(iter(()))) == []
+
+
+def test_what_fails_in_the_thread_is_raised_in_its_place_and_the_thread_ends():
+    before = threading.active_count()
+    items = ahead(1 // (3 - i) for i in range(5))
+    assert [next(items) for _ in range(3)] == [0, 0, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(items)
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("name", ["digits", "tfds:reviews"])
+def test_a_stream_that_starts_at_a_step_gives_what_it_gave_there_and_processes_share_each_batch(name, reviews):
+    whole = open_stream(name, batch=6, seed=3, data_dir=reviews)
+    first = whole.batches(0)
+    batches = [next(first) for _ in range(8)]
+    later = next(whole.batches(5))
+    assert later["labels"].tolist() == batches[5]["labels"].tolist()
+    assert list(map(str, later["inputs"])) == list(map(str, batches[5]["inputs"]))
+    shares = [next(open_stream(name, 6, 3, process, 2, reviews).batches(5)) for process in (0, 1)]
+    assert [*shares[0]["labels"], *shares[1]["labels"]] == later["labels"].tolist()
+    assert [str(x) for share in shares for x in share["inputs"]] == list(map(str, later["inputs"]))
+
+
+def test_held_out_examples_are_the_test_rows_and_are_read_by_slices(reviews):
+    stream = open_stream("tfds:reviews", batch=4, seed=0, data_dir=reviews)
+    name, inputs, labels = stream.held_out
+    assert (name, stream.kind, len(inputs)) == ("test", "text", 10)
+    assert inputs[3:5] == stream.inputs[[23, 24]]
+    assert np.array_equal(labels, np.arange(10) % 2)
