@@ -16,6 +16,7 @@ from jtransfer.checkpoints import inputs
 from jtransfer.data.dataset import Dataset
 from jtransfer.data.subsets import batches, few_shot, validation_shots
 from jtransfer.errors import InputError, nearest
+from jtransfer.evaluate import zero_shot as by_names
 from jtransfer.models import Classifier, Pixels, PixelsConfig
 from jtransfer.train import Optimiser, TrialData, costs, make_trial, predict_rows, trials
 from jtransfer.tree import partition, size
@@ -182,21 +183,24 @@ def trained(config, arm: Arm, examples: Examples, seeds: int) -> Cell:
 
 
 def zero_shot(config, examples: Examples, backbone: checkpoints.Backbone) -> Cell:
-    """Without any label: the rows of the source task's head that carry the names of the target's classes."""
+    """Without any label: the class names as a dual encoder reads them, or the source head's outputs of these names."""
     whole, tree = backbone.whole, backbone.params | backbone.state
-    columns = jnp.array(source_columns(examples.dataset, backbone))
-    test = examples.places(examples.test)
+    test, labels = examples.places(examples.test), examples.dataset.labels[examples.test]
+    output = "image_embeds" if _is_dual(backbone) else "logits"
 
     @jax.jit
-    def logits(tree, inputs):
-        return trials.in_blocks(lambda some: models.apply(whole, tree, some)["logits"], inputs, test)
+    def read(tree, inputs):
+        return trials.in_blocks(lambda some: models.apply(whole, tree, some)[output], inputs, test)
 
     batch = {key: jax.ShapeDtypeStruct((config.batch, *x.shape[1:]), x.dtype) for key, x in examples.example.items()}
 
     def cell(shots, seeds):
         started = time.perf_counter()
-        chosen = np.asarray(logits(tree, examples.on_device[0])[:, columns].argmax(-1))
-        right = chosen == examples.dataset.labels[examples.test]
+        outputs = np.asarray(read(tree, examples.on_device[0]))
+        if _is_dual(backbone):
+            logits = by_names.text_classifier(backbone, examples.dataset.classes, _templates(config))(outputs)
+        else:
+            logits = outputs[:, source_columns(examples.dataset, backbone)]
         return [
             {
                 "method": ZERO_SHOT,
@@ -204,7 +208,7 @@ def zero_shot(config, examples: Examples, backbone: checkpoints.Backbone) -> Cel
                 "seed": 0,
                 "hyper": {},
                 "val_accuracy": None,
-                "test_accuracy": float(right.mean()),
+                "test_accuracy": float((logits.argmax(-1) == labels).mean()),
                 "trainable": 0,
                 "flops_per_step": costs.forward_flops(whole, tree, batch),
                 "seconds": time.perf_counter() - started,
@@ -212,6 +216,36 @@ def zero_shot(config, examples: Examples, backbone: checkpoints.Backbone) -> Cel
         ]
 
     return cell
+
+
+def check_zero_shot(config, dataset: Dataset, backbone: checkpoints.Backbone) -> None:
+    """Refuse a backbone that cannot name the classes of a dataset.
+
+    Raises:
+        InputError: a dual encoder without a tokenizer, templates that are none, or a source head without a class.
+    """
+    if _is_dual(backbone):
+        by_names.check(backbone)
+        by_names.check_texts(dataset.classes, _templates(config))
+    else:
+        source_columns(dataset, backbone)
+
+
+def zero_shot_in_words(config, backbone: checkpoints.Backbone) -> str:
+    """What the classes are told by, in a sentence."""
+    if not _is_dual(backbone):
+        return "the outputs of the source head that have the classes' names; no label is seen"
+    templates = _templates(config)
+    each = f"{len(templates)} templates" if len(templates) > 1 else f"the template {templates[0]!r}"
+    return f"the classes' names in {each}, read by the text tower; no label is seen"
+
+
+def _is_dual(backbone):
+    return {"pixel_values", "input_ids"} <= backbone.config.inputs.keys()
+
+
+def _templates(config):
+    return by_names.read_texts(config.templates) if config.templates else by_names.TEMPLATES
 
 
 def source_columns(dataset: Dataset, backbone: checkpoints.Backbone) -> list[int]:

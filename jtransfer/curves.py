@@ -17,15 +17,18 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from jtransfer import arms, checkpoints, methods
+from jtransfer import arms, checkpoints, fitted, methods
 from jtransfer.arms import PIXELS, ZERO_SHOT, Arm, Examples, Row
 from jtransfer.cells import Cells
 from jtransfer.config import resolved
 from jtransfer.data import sources, splits
 from jtransfer.data.subsets import few_shot, validation_shots
 from jtransfer.errors import InputError, nearest
+from jtransfer.evaluate import few_shot as fits
+from jtransfer.fitted import Fitted
 from jtransfer.objectives import check_mixup
 from jtransfer.workdir import claim
+from jtransfer.worth import worth
 
 GROWS = ("methods", "shots", "seeds")
 FREE = ("parallel",)
@@ -42,15 +45,15 @@ class Curve:
     Attributes:
         config: The resolved config.
         examples: The target task, and the rows of it that are used.
-        backbone: What is transferred.
-        arms: The methods that train, in the config's order.
+        backbone: What is transferred; of a dual encoder both towers.
+        arms: The methods that train or are fitted, in the config's order.
         fingerprints: Of the data and of the backbone.
     """
 
     config: Any
     examples: Examples
     backbone: checkpoints.Backbone
-    arms: list[Arm]
+    arms: list[Arm | Fitted]
     fingerprints: dict[str, str]
 
     @property
@@ -59,8 +62,12 @@ class Curve:
         return self.examples.dataset
 
 
-def prepare(config) -> Curve:
+def prepare(config, dataset: sources.Dataset | None = None) -> Curve:
     """Load data and backbone, and build every method of a config.
+
+    Args:
+        config: With all keys of `jtransfer.config.curve_defaults`.
+        dataset: Instead of the one that the config names, as with other rows for testing.
 
     Raises:
         InputError: whatever in the config cannot be run, before any compilation.
@@ -72,13 +79,15 @@ def prepare(config) -> Curve:
                 raise InputError(f"config.{key}: expected {expected}, found {value!r}")
     names = list(dict.fromkeys(config.methods))
     for name in names:
-        if name not in (ZERO_SHOT, PIXELS):
-            methods.parse(name)
-    known = ["default", PIXELS, *methods.METHODS, *names]
+        if fitted.is_fit(name):
+            fits.parse(name)
+        elif name not in (ZERO_SHOT, PIXELS):
+            methods.parse(name, (ZERO_SHOT, PIXELS, *fits.FITS))
+    known = ["default", PIXELS, *methods.METHODS, *(name for name in names if not fitted.is_fit(name))]
     for name in config.hyper:
         if name not in known:
             raise InputError(f"config.hyper: unknown method '{name}'; {nearest(name, known)}")
-    dataset = sources.load(config.data, config.data_dir)
+    dataset = dataset or sources.load(config.data, config.data_dir)
     if dataset.kind != "image" and (unfit := [name for name in names if name in (ZERO_SHOT, PIXELS)]):
         raise InputError(f"config.methods: '{unfit[0]}' is of images, {dataset.name} holds texts; leave it out")
     for shots in config.shots:
@@ -89,12 +98,17 @@ def prepare(config) -> Curve:
     # For one seed, the most shots have all rows of fewer.
     drawn = [few_shot(dataset.labels, dataset.pool, max(config.shots), seed) for seed in range(config.seeds)]
     rows = np.unique(np.concatenate([test, *itertools.chain(*drawn)]))
-    backbone, make = checkpoints.load_for(config.backbone, config.load, dataset)
+    backbone, make = checkpoints.load_for(config.backbone, config.load, dataset, tower=False)
     examples = Examples(dataset, test, rows, make)
     check_mixup(config.mixup, examples.example)
     if ZERO_SHOT in names:
-        arms.source_columns(dataset, backbone)
-    built = [arms.build(config, name, examples, backbone) for name in names if name != ZERO_SHOT]
+        arms.check_zero_shot(config, dataset, backbone)
+    tower = checkpoints.tower_for(backbone, dataset)
+    built = [
+        fitted.build(config, name, tower) if fitted.is_fit(name) else arms.build(config, name, examples, tower)
+        for name in names
+        if name != ZERO_SHOT
+    ]
     fingerprints = {"data": sources.fingerprint(dataset), "backbone": backbone.fingerprint}
     return Curve(config, examples, backbone, built, fingerprints)
 
@@ -119,7 +133,7 @@ def run(curve: Curve, directory: epath.PathLike, on_cell: OnCell) -> list[Row]:
     fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     cells, every = Cells(directory), [_name(*key) for key in _keys(config)]
     done = cells.read(every)
-    todo: list[tuple[Arm | None, int, list[int]]] = []
+    todo: list[tuple[Arm | Fitted | None, int, list[int]]] = []
     if ZERO_SHOT in config["methods"] and _name(ZERO_SHOT, 0, 0) not in done:
         todo.append((None, 0, [0]))
     for arm, shots in itertools.product(curve.arms, curve.config.shots):
@@ -147,7 +161,9 @@ def run(curve: Curve, directory: epath.PathLike, on_cell: OnCell) -> list[Row]:
     return rows
 
 
-def _cell(curve: Curve, arm: Arm | None, seeds: int) -> arms.Cell:
+def _cell(curve: Curve, arm: Arm | Fitted | None, seeds: int) -> arms.Cell:
+    if isinstance(arm, Fitted):
+        return fitted.cell(curve.config, arm, curve.examples)
     if arm is None:
         return arms.zero_shot(curve.config, curve.examples, curve.backbone)
     return arms.trained(curve.config, arm, curve.examples, seeds)
@@ -197,7 +213,12 @@ def protocol(curve: Curve, rows: list[Row]) -> list[str]:
             f"Texts: {examples.prepare.tokens} tokens each; {examples.cut} of {len(examples.rows)} are cut off."
         )
     lines += [dataset.note] if dataset.note else []
+    if ZERO_SHOT in config.methods:
+        lines.append(f"{ZERO_SHOT}: {arms.zero_shot_in_words(config, curve.backbone)}.")
     for arm in curve.arms:
+        if isinstance(arm, Fitted):
+            lines.append(f"{arm.name}: fitted on frozen features; {arm.fit.how}.")
+            continue
         mine = [row for row in rows if row["method"] == arm.name]
         searched = {key: sorted({point[key] for point in arm.grid}) for key in arm.grid[0]}
         grid = "; ".join(f"{key} of {', '.join(f'{v:g}' for v in values)}" for key, values in searched.items())
@@ -209,4 +230,6 @@ def protocol(curve: Curve, rows: list[Row]) -> list[str]:
         edge = "".join(f"; {key} at an edge in {n} of {len(mine)}" for key, n in edges.items())
         how = f"{arm.steps} steps of {config.batch}, {arm.optimiser.name}, {arm.optimiser.schedule}"
         lines.append(f"{arm.name}: {how}, {grid}{edge}.")
+    for name, labels in worth(rows).items():
+        lines.append(f"{ZERO_SHOT} is worth {labels} labels per class of {name}, by log-linear interpolation.")
     return lines

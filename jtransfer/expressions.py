@@ -2,7 +2,7 @@
 
 import ast
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,9 @@ def parse(text: str, what: str) -> ast.expr:
         raise InputError(f"{what} '{text}' is not of the form name or name(option=value)") from None
 
 
-def call(node: ast.expr, text: str, what: str, known: Mapping[str, Callable], given: int = 0) -> Callable[..., Any]:
+def call(
+    node: ast.expr, text: str, what: str, known: Mapping[str, Callable], given: int = 0, others: Iterable[str] = ()
+) -> Callable[..., Any]:
     """What a name or a call stands for: one of `known`, with its options bound.
 
     Args:
@@ -30,6 +32,7 @@ def call(node: ast.expr, text: str, what: str, known: Mapping[str, Callable], gi
         what: The kind of thing, for errors.
         known: Functions by name.
         given: How many leading arguments the caller adds, which the text cannot have.
+        others: More names that an error may suggest.
 
     Raises:
         InputError: an unknown name or option (with the nearest that exists), values that are not plain, or arguments
@@ -40,7 +43,7 @@ def call(node: ast.expr, text: str, what: str, known: Mapping[str, Callable], gi
         raise InputError(f"{what} '{text}' is not of the form name or name(option=value)")
     name = node.func.id
     if name not in known:
-        raise InputError(f"unknown {what} '{name}'; {nearest(name, known)}")
+        raise InputError(f"unknown {what} '{name}'; {nearest(name, [*known, *others])}")
     signature = inspect.signature(known[name])
     options = list(signature.parameters)[given:]
     for keyword in node.keywords:

@@ -159,7 +159,7 @@ def figure(results: Results, title: str) -> "Figure":
 
     points = gather(results)
     shots = [k for k in _shots(points) if k]
-    with _style():
+    with style():
         figure = Figure(figsize=(8, 5), dpi=150)
         FigureCanvasAgg(figure)
         axes = figure.add_axes((0.085, 0.13, 0.6, 0.73), xscale="log")
@@ -179,7 +179,7 @@ def render(figure: "Figure", kind: str) -> bytes:
     """The bytes of a figure as "png" or "svg": the same figure gives the same bytes."""
     buffer = io.BytesIO()
     unsigned = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}[kind]
-    with _style():
+    with style():
         figure.savefig(buffer, format=kind, metadata=unsigned)
     return buffer.getvalue()
 
@@ -284,7 +284,7 @@ def _subtitle(points) -> str:
 
 
 @contextlib.contextmanager
-def _style():
+def style():
     """Matplotlib's defaults with ours on top, for as long as we draw; then what the user had."""
     import matplotlib
 

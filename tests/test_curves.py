@@ -9,6 +9,9 @@ from etils import epath
 from jtransfer import checkpoints, config, curves, models
 from jtransfer.data.subsets import few_shot
 from jtransfer.errors import InputError
+from jtransfer.evaluate import logistic_path
+from jtransfer.evaluate.prototypes import prototypes
+from jtransfer.evaluate.ridge import ridge_path
 from jtransfer.tree import flat
 
 FILE = """
@@ -101,6 +104,34 @@ def test_zero_shot_is_the_argmax_over_the_source_heads_rows_for_the_targets_name
     logits = np.asarray(outputs["features"]) @ params["source_head/kernel"] + params["source_head/bias"]
     expected = (logits[:, 2:].argmax(1) == curve.dataset.labels[test]).mean()
     assert finished[1][0]["test_accuracy"] == pytest.approx(expected)
+
+
+def test_heads_that_are_fitted_are_those_of_their_functions_on_the_same_rows(file, tmp_path):
+    methods = "prototypes('lda'),ridge,logistic(l2=(0.001,0.1))"
+    rows, did = run(file, tmp_path, f"methods={methods}", "shots=(2,5)")
+    assert len(did) == 6 and len(rows) == 12
+    curve = prepared(file, "methods=ridge", "shots=(2,5)")
+    with pytest.raises(InputError, match="lda.* needs 2 examples of each class; config.shots has 1"):
+        prepared(file, "methods=prototypes('lda')", "shots=(1,5)")
+    dataset, backbone = curve.dataset, curve.backbone
+    features = np.asarray(backbone({"pixel_values": dataset.inputs})["features"])
+    for row in rows:
+        train, validation = few_shot(dataset.labels, dataset.pool, row["shots"], row["seed"])
+        x, y = features[train], dataset.labels[train]
+        if row["method"] == "ridge":
+            kernels, biases = ridge_path(x, y, [row["hyper"]["l2"]], classes=10)
+            kernel, bias = kernels[0], biases[0]
+        elif row["method"].startswith("logistic"):
+            kernels, biases = logistic_path(x, y, [row["hyper"]["l2"]], classes=10)
+            kernel, bias = kernels[0], biases[0]
+        else:
+            kernel, bias = prototypes(x, y, "lda", classes=10)
+        reached = [
+            np.mean((features[rows_] @ kernel + bias).argmax(-1) == dataset.labels[rows_])
+            for rows_ in (dataset.test, validation)
+        ]
+        np.testing.assert_allclose([row["test_accuracy"], row["val_accuracy"]], reached, atol=0.01)
+        assert row["trainable"] == 17 * 10 and row["flops_per_step"] > 0
 
 
 def test_a_second_run_does_only_what_is_missing_and_changes_nothing_else(file, finished):

@@ -4,7 +4,7 @@ from jtransfer.checkpoints.adapter import Adapter
 from jtransfer.checkpoints.backbone import Backbone, load, save
 from jtransfer.checkpoints.export import to_huggingface, to_orbax
 from jtransfer.checkpoints.hub import embedded
-from jtransfer.checkpoints.inputs import load_for
+from jtransfer.checkpoints.inputs import load_for, tower_for
 from jtransfer.checkpoints.peft import load_adapter, write_adapter
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "save",
     "to_huggingface",
     "to_orbax",
+    "tower_for",
     "write_adapter",
 ]

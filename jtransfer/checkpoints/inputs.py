@@ -70,11 +70,16 @@ def load_for(
     options = {key: value for key, value in options.items() if value}
     tokens = options.pop("tokens", 0)
     backbone = load(name, **options, **more)
-    one = backbone
-    if {"pixel_values", "input_ids"} <= backbone.config.inputs.keys():
-        one = backbone.tower("text" if data.kind == "text" else "vision")
+    one = tower_for(backbone, data)
     prepare = _for_texts(one, data, tokens) if data.kind == "text" else _for_images(one, data)
     return one if tower else backbone, prepare
+
+
+def tower_for(backbone: Backbone, data: Any) -> Backbone:
+    """Of a dual encoder the tower for a dataset's kind of data; any other backbone as it is."""
+    if {"pixel_values", "input_ids"} <= backbone.config.inputs.keys():
+        return backbone.tower("text" if data.kind == "text" else "vision")
+    return backbone
 
 
 def as_they_are(model: Any, data: Any) -> Prepare:

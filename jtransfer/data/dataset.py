@@ -44,6 +44,7 @@ class Dataset:
         test: [t] row numbers for the final report only.
         kind: "image" or "text".
         note: What a report must say of it, in sentences; may be empty.
+        captions: Of each row a list of texts, by rows as `inputs`; None where there are none.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Dataset:
     test: np.ndarray
     kind: str = "image"
     note: str = ""
+    captions: Lazy | None = None
 
 
 def fingerprint(dataset: Dataset) -> str:

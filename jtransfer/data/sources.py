@@ -22,8 +22,8 @@ def load(name: str, data_dir: str = "") -> Dataset:
     An `.npz` file holds `images` [n, height, width] or [n, height, width, channels], uint8 (scaled by 1/255) or float
     (taken as they are), and `labels` [n] integers; optionally `classes` (their names), and `test_images` with
     `test_labels`. Where there are no test rows, a fixed fifth of every class is held out for testing. The options of a
-    prepared dataset, joined by `&`, are `input` (a feature, or two texts as `input=a+b`), `label`, `train` and `test`
-    (splits, as `train=train[:1000]`).
+    prepared dataset, joined by `&`, are `input` (a feature, or two texts as `input=a+b`), `label`, `caption` (texts
+    that describe an image, as `caption=a+b`), `train` and `test` (splits, as `train=train[:1000]`).
 
     Args:
         name: As above.

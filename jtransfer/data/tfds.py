@@ -16,7 +16,7 @@ from jtransfer.data.folder import decode
 from jtransfer.data.splits import hold_out_a_fifth
 from jtransfer.errors import InputError, nearest
 
-OPTIONS = ("input", "label", "train", "test")
+OPTIONS = ("input", "label", "caption", "train", "test")
 BLOCK = 4096
 """Records that are read at once."""
 
@@ -91,7 +91,8 @@ def read(name: str, rest: str, data_dir: str = "") -> Dataset:
     feature = data.features[label]
     classes = tuple(feature.names or map(str, range(feature.num_classes)))
     lazy = Lazy(len(labels), _reader(data, source, inputs, kind), identity)
-    return Dataset(name, lazy, labels, classes, pool, held_out, kind, note)
+    captions = _captions(data, source, options["caption"], lazy) if "caption" in options else None
+    return Dataset(name, lazy, labels, classes, pool, held_out, kind, note, captions)
 
 
 def _library(name: str) -> Any:
@@ -180,6 +181,17 @@ def _inputs(data: Prepared, asked: str | None) -> tuple[tuple[str, ...], str]:
     if found == ["image"] and dtype != np.uint8:
         raise InputError(f"{data.name}: '{inputs[0]}' holds images of {dtype}; expected uint8")
     return inputs, found[0]
+
+
+def _captions(data: Prepared, source: Any, asked: str, lazy: Lazy) -> Lazy:
+    """The texts that describe each row, one of each feature that is asked for."""
+    names = tuple(asked.split("+"))
+    texts = [key for key, feature in data.features.items() if type(feature) is data.tfds.features.Text]
+    if unknown := [key for key in names if key not in texts]:
+        raise InputError(f"{data.name}: there is no text '{unknown[0]}'; {nearest(unknown[0], texts)}")
+    columns = [_reader(data, source, (key,), "text") for key in names]
+    identity = f"{lazy.identity}\n{asked}"
+    return Lazy(lazy.count, lambda rows: list(map(list, zip(*(read(rows) for read in columns), strict=True))), identity)
 
 
 def _labels(data: Prepared, label: str, what: str, ways: list[str]) -> tuple[str, np.ndarray]:

@@ -51,7 +51,7 @@ def labels(y: Any, rows: int, classes: int | None = None, what: str = "labels") 
     y = np.asarray(y)
     if y.dtype.kind in "OSU":
         raise InputError(
-            f"{what} are strings, as {y.reshape(-1)[0]!r}; expected integers: np.unique(..., return_inverse=True)"
+            f"{what} are strings, as {str(y.reshape(-1)[0])!r}; expected integers: np.unique(..., return_inverse=True)"
         )
     if y.ndim != 1 or y.dtype.kind not in "iub":
         raise InputError(f"{what} have shape {list(y.shape)} and dtype {y.dtype}; expected [n] integers")

@@ -125,12 +125,7 @@ def text_classifier(
     """
     check(backbone)
     names, templates = tuple(names), tuple(templates)
-    unique = checks.names(names if distinct else dict.fromkeys(names))
-    if not templates:
-        raise InputError("templates are empty; expected at least one, as 'a photo of a {}.'")
-    for i, template in enumerate(templates):
-        if not isinstance(template, str) or "{}" not in template:
-            raise InputError(f"templates: number {i} is {template!r}; expected a text with {{}} for the name")
+    unique = check_texts(names, templates, distinct)
     texts = [template.replace("{}", name) for name in unique for template in templates]
     embeds = embed(backbone, texts, batch).reshape(len(unique), len(templates), -1)
     means = embeds.mean(1, dtype=np.float64)
@@ -153,6 +148,21 @@ def check(backbone: Backbone) -> None:
             f"backbone '{backbone.name}' takes {', '.join(inputs)}; "
             "zero-shot needs towers of both images and texts, as CLIP's"
         )
+
+
+def check_texts(names: Sequence[str], templates: Sequence[str], distinct: bool = True) -> tuple[str, ...]:
+    """The names, each once, if they and the templates can be read; the arguments are those of `text_classifier`.
+
+    Raises:
+        InputError: naming the first that cannot.
+    """
+    unique = checks.names(names if distinct else dict.fromkeys(names))
+    if not templates:
+        raise InputError("templates are empty; expected at least one, as 'a photo of a {}.'")
+    for i, template in enumerate(templates):
+        if not isinstance(template, str) or "{}" not in template:
+            raise InputError(f"templates: number {i} is {template!r}; expected a text with {{}} for the name")
+    return unique
 
 
 def embed(backbone: Backbone, texts: Sequence[str], batch: int = 256) -> np.ndarray:

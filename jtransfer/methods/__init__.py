@@ -2,7 +2,7 @@
 
 import ast
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from jtransfer import expressions
 from jtransfer.methods.freezing import bitfit, finetune, frozen_norm, probe, scratch, top_blocks
@@ -36,16 +36,20 @@ METHODS: dict[str, Callable[..., Method]] = {
 }
 
 
-def parse(text: str) -> Method:
+def parse(text: str, others: Iterable[str] = ()) -> Method:
     """A method as a config writes it: `probe`, `lora(rank=4)`, `top_blocks(2)`, `lora(rank=4) + bitfit`.
+
+    Args:
+        text: What the config says.
+        others: Names that may stand in its place, for the error.
 
     Raises:
         InputError: an unknown method or option (with the nearest that exists), or text of another form.
     """
-    return dataclasses.replace(_build(expressions.parse(text, "method"), text), name=text.strip())
+    return dataclasses.replace(_build(expressions.parse(text, "method"), text, others), name=text.strip())
 
 
-def _build(node: ast.expr, text: str) -> Method:
+def _build(node: ast.expr, text: str, others: Iterable[str]) -> Method:
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        return _build(node.left, text) + _build(node.right, text)
-    return expressions.call(node, text, "method", METHODS)()
+        return _build(node.left, text, others) + _build(node.right, text, others)
+    return expressions.call(node, text, "method", METHODS, others=others)()

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import jtransfer as jt
-from jtransfer import checkpoints, models
+from jtransfer import checkpoints, config, curves, models
 from jtransfer.errors import InputError
-from jtransfer.evaluate import metrics, zero_shot
+from jtransfer.evaluate import metrics, run, zero_shot
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -250,3 +250,62 @@ def test_embeddings_labels_and_files_that_do_not_fit_are_refused(one, tmp_path):
     for file in ("kernel.npy", "half.npz", "none.npz"):
         with pytest.raises(InputError, match=f"{file}: expected a text classifier"):
             zero_shot.load(tmp_path / file)
+
+
+@pytest.fixture(scope="module")
+def dual(make, tmp_path_factory):
+    """A CLIP with an image processor of its own, and images of three classes, as a config names them."""
+    directory = tmp_path_factory.mktemp("task")
+    backbone = make("clip").backbone
+    sides = {"height": 16, "width": 16}
+    processor = transformers.CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=sides)
+    processor.save_pretrained(backbone.origin.directory)
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    images = (rng.integers(0, 120, (60, 16, 16, 3)) + 60 * labels[:, None, None, None]).astype(np.uint8)
+    np.savez(directory / "data.npz", images=images, labels=labels, classes=NAMES[:3])
+    return {"backbone": str(backbone.origin.directory), "data": f"npz:{directory / 'data.npz'}"}
+
+
+def resolved(command, keys):
+    file = {"curve": "configs/quickstart.py", "evaluate": "configs/evaluate.py"}[command]
+    return config.load(command, file, [f"--config.{key}={value}" for key, value in keys.items()])[1]
+
+
+def test_evaluate_and_curve_take_a_dual_encoder_and_agree_on_it(dual, tmp_path):
+    keys = {"protocols": "zero_shot,typographic(seed=1)", "store": str(tmp_path / "store")}
+    evaluation = run.prepare(resolved("evaluate", dual | keys))
+    rows = run.run(evaluation, tmp_path / "evaluate", lambda *_: None)
+    backbone = jt.load(dual["backbone"])
+    dataset = evaluation.task.dataset
+    pixels = backbone.preprocess(images=(dataset.inputs[dataset.test] * 255).round().astype(np.uint8))
+    embeds = np.asarray(backbone(pixels)["image_embeds"])
+    classifier = zero_shot.text_classifier(backbone, NAMES[:3])
+    expected = zero_shot.zero_shot(embeds, dataset.labels[dataset.test], classifier)
+    metrics_of = {row["protocol"]: row["metrics"] for row in rows}
+    assert metrics_of["zero_shot"]["accuracy"] == pytest.approx(expected.top1)
+    assert metrics_of["zero_shot"]["ECE"] == pytest.approx(expected.ece, abs=1e-4)
+    attack = metrics_of["typographic(seed=1)"]
+    assert attack["accuracy without"] == pytest.approx(expected.top1)
+    lost = attack["accuracy with a neutral word"] - attack["accuracy with a wrong name"]
+    assert attack["share lost to the name"] == pytest.approx(lost)
+
+    keys = {"methods": "zero_shot,ridge,prototypes('euclidean')", "shots": "(1,2,5)", "seeds": 2}
+    curve = curves.prepare(resolved("curve", dual | keys))
+    found = curves.run(curve, tmp_path / "curve", lambda *_: None)
+    assert [row["test_accuracy"] for row in found if row["method"] == "zero_shot"] == [pytest.approx(expected.top1)]
+    assert len(found) == 1 + 2 * 3 * 2
+    said = " ".join(curves.protocol(curve, found))
+    assert "the template 'a photo of a {}.', read by the text tower" in said
+    assert "zero_shot is worth" in said and "labels per class of ridge" in said
+
+
+def test_a_dual_encoder_whose_texts_cannot_be_read_is_refused_before_anything_runs(dual, tmp_path):
+    (tmp_path / "templates.txt").write_text("a photo of\n")
+    keys = dual | {"methods": "zero_shot", "templates": str(tmp_path / "templates.txt"), "shots": "(1,)"}
+    with pytest.raises(InputError, match="templates: number 0 is 'a photo of'; expected a text with {} for the name"):
+        curves.prepare(resolved("curve", keys))
+    (tmp_path / "names.txt").write_text("dog\ncat\n")
+    keys = dual | {"protocols": f"zero_shot(names='{tmp_path / 'names.txt'}')", "store": str(tmp_path)}
+    with pytest.raises(InputError, match="names.txt has 2 names, npz:.* 3 classes"):
+        run.prepare(resolved("evaluate", keys))

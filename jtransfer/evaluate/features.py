@@ -1,0 +1,204 @@
+"""Features: what a frozen backbone makes of a dataset, at any of its layers, in one pass over the data.
+
+A layer is named by a text:
+
+    features                what a new head reads: the backbone's own pooling (the default)
+    pooler_output           any output `[batch, width]` by its name; `image_embeds`, `text_embeds`, `logits` too
+    hidden_3.mean           the states after block 3, pooled; hidden_0 are the embeddings, hidden_-1 the last states
+    hidden_-4.cls.normed    pooled after the model's final normalisation, as DINOv2 takes intermediate layers
+
+Poolings: `cls` is the first token, `mean` and `max` go over patches or over what the attention mask has, `last` is the
+last token of the mask.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jtransfer import models
+from jtransfer.checkpoints import Backbone
+from jtransfer.errors import InputError, nearest
+from jtransfer.train import sharding
+
+POOLINGS = ("cls", "mean", "max", "last")
+Prepare = Callable[[Any], Mapping[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Where in a backbone features are read; `parse` makes one of its name.
+
+    Attributes:
+        output: Name of an output, or "hidden_states".
+        index: Of the hidden states; below 0 counted from the last.
+        pooling: One of `POOLINGS`, for hidden states.
+        normed: Whether the model's final normalisation goes first.
+    """
+
+    output: str
+    index: int = 0
+    pooling: str = ""
+    normed: bool = False
+
+    @staticmethod
+    def parse(text: str) -> "Layer":
+        """The layer of a name.
+
+        Raises:
+            InputError: a name of another form, or an unknown pooling.
+        """
+        found = re.fullmatch(r"hidden_(-?\d+)(?:\.(\w+))?(\.normed)?", text)
+        if not found:
+            if not text.isidentifier() or text.startswith("hidden"):
+                raise InputError(f"layer '{text}': expected the name of an output, or hidden_K.POOLING with {POOLINGS}")
+            return Layer(text)
+        index, pooling, normed = found.groups()
+        if pooling not in POOLINGS:
+            raise InputError(f"layer '{text}': unknown pooling '{pooling}'; {nearest(str(pooling), POOLINGS)}")
+        return Layer("hidden_states", int(index), pooling, bool(normed))
+
+
+def of_preprocessing(inputs: Any, prepare: Prepare) -> str:
+    """16 hexadecimal digits over what preprocessing makes of the first rows of a dataset."""
+    digest = hashlib.sha256()
+    for name, array in sorted(prepare(inputs[np.arange(min(8, len(inputs)))]).items()):
+        digest.update(f"{name}{array.dtype}{array.shape[1:]}".encode())
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()[:16]
+
+
+def extract(
+    backbone: Backbone,
+    inputs: Any,
+    prepare: Prepare,
+    layers: Sequence[str],
+    *,
+    batch: int = 256,
+    axes: Mapping[str, int] | None = None,
+    progress: Callable[[int, int], None] = lambda done, rows: None,
+) -> dict[str, np.ndarray]:
+    """Features of every row of a dataset: one pass over it for all layers, in batches split over the devices.
+
+    Args:
+        backbone: Run in evaluation mode.
+        inputs: Rows: `inputs[rows]` gives what `prepare` takes.
+        prepare: To the backbone's inputs, by name; it works one batch ahead in a thread of its own.
+        layers: Names; see above.
+        batch: Rows at a time, over all devices.
+        axes: Of the mesh, names and sizes; the batch is split over the first. By default all devices.
+        progress: Called with the rows that are done and all of them.
+
+    Returns:
+        `[rows, width]` float32 by layer.
+
+    Raises:
+        InputError: a layer that the backbone does not have, before anything runs.
+    """
+    if jax.process_count() > 1:
+        raise InputError("features are extracted by one process; start the command on one host, with all its devices")
+    mesh = sharding.make_mesh(axes or {"data": -1})
+    split, whole = sharding.batch_sharding(mesh), sharding.everywhere(mesh)
+    parts = mesh.shape[mesh.axis_names[0]]
+    batch = -(-min(batch, len(inputs)) // parts) * parts
+    widths = widths_of(backbone, layers, prepare(inputs[np.arange(1)]))
+    out = {layer: np.empty((len(inputs), widths[layer]), np.float32) for layer in layers}
+    program = jax.jit(partial(_read, backbone, tuple(layers)))
+    tree = jax.device_put(backbone.params | backbone.state, whole)
+
+    def prepared(start):
+        rows = np.minimum(np.arange(start, start + batch), len(inputs) - 1)  # the last batch is padded
+        return jax.device_put(dict(prepare(inputs[rows])), split)
+
+    starts = list(range(0, len(inputs), batch))
+    with ThreadPoolExecutor(1) as ahead:
+        upcoming = ahead.submit(prepared, 0)
+        for i, start in enumerate(starts):
+            arrays = upcoming.result()
+            if i + 1 < len(starts):
+                upcoming = ahead.submit(prepared, starts[i + 1])
+            found = program(tree, arrays)
+            stop = min(start + batch, len(inputs))
+            for layer, values in found.items():
+                out[layer][start:stop] = np.asarray(values)[: stop - start]
+            progress(stop, len(inputs))
+    return out
+
+
+def widths_of(backbone: Backbone, layers: Sequence[str], example: Mapping[str, Any]) -> dict[str, int]:
+    """How wide the features of each layer are, on inputs like `example` (arrays or their shapes).
+
+    Raises:
+        InputError: a layer that the backbone does not have.
+    """
+    tree, program = backbone.params | backbone.state, partial(_read, backbone, tuple(layers))
+    return {layer: x.shape[-1] for layer, x in jax.eval_shape(program, tree, dict(example)).items()}
+
+
+def _read(backbone, layers, tree, inputs):
+    """Every layer of one batch, `[batch, width]` float32."""
+    parsed = {name: Layer.parse(name) for name in layers}
+    hidden = any(layer.output == "hidden_states" for layer in parsed.values())
+    outputs = models.apply(backbone.whole, tree, inputs, **({"output_hidden_states": True} if hidden else {}))
+    tower = next((name for name in ("vision", "text") if f"{name}_model_output" in outputs), None)
+    if tower:  # of a dual encoder: its own outputs, without those that the whole has by the same name
+        outputs = outputs[f"{tower}_model_output"] | outputs
+    prefix, config = (f"{tower}/", getattr(backbone.config, tower)) if tower else ("", backbone.config)
+    found = {}
+    for name, layer in parsed.items():
+        if layer.output != "hidden_states":
+            found[name] = _output(backbone, name, layer.output, outputs)
+            continue
+        x = _state(backbone, name, layer.index, outputs["hidden_states"]).astype(jnp.float32)
+        x = _normed(backbone, name, x, tree, prefix, config.epsilon) if layer.normed else x
+        found[name] = _POOL[layer.pooling](*_tokens(config, x, inputs.get("attention_mask")))
+    return found
+
+
+def _output(backbone, name, output, outputs):
+    flat = [key for key, x in outputs.items() if getattr(x, "ndim", 0) == 2]
+    if output not in flat:
+        raise InputError(f"layer '{name}': backbone '{backbone.name}' has no such output; {nearest(name, flat)}")
+    return outputs[output].astype(jnp.float32)
+
+
+def _state(backbone, name, index, states):
+    if not -len(states) <= index < len(states):
+        raise InputError(
+            f"layer '{name}': backbone '{backbone.name}' has the hidden states 0 (its embeddings) to {len(states) - 1}"
+        )
+    return states[index]
+
+
+def _tokens(config, x, mask):
+    """All states `[batch, tokens, width]`, and which of them count `[batch, tokens, 1]`."""
+    if x.ndim == 4:  # a convolutional network's, over space
+        x = x.reshape(len(x), -1, x.shape[-1])
+    if mask is None:
+        leading = getattr(config, "leading", 0) + getattr(config, "registers", 0)
+        mask = jnp.broadcast_to(jnp.arange(x.shape[1]) >= leading, x.shape[:2])
+    return x, mask[..., None] > 0
+
+
+_POOL = {
+    "cls": lambda x, mask: x[:, 0],
+    "mean": lambda x, mask: jnp.sum(x * mask, axis=1) / jnp.sum(mask, axis=1),
+    "max": lambda x, mask: jnp.max(jnp.where(mask, x, -jnp.inf), axis=1),
+    "last": lambda x, mask: x[jnp.arange(len(x)), mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1, 0], axis=1)],
+}
+
+
+def _normed(backbone, name, x, tree, prefix, epsilon):
+    """The final LayerNorm on states of an inner layer."""
+    path = next((path for path in (f"{prefix}encoder/norm", f"{prefix}norm") if f"{path}/scale" in tree), None)
+    if path is None:
+        raise InputError(f"layer '{name}': backbone '{backbone.name}' has no final normalisation; drop '.normed'")
+    x = (x - x.mean(-1, keepdims=True)) * jax.lax.rsqrt(x.var(-1, keepdims=True) + epsilon)
+    return x * tree[f"{path}/scale"] + tree[f"{path}/bias"]

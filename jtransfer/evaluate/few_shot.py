@@ -1,0 +1,105 @@
+"""Linear heads that need no training loop, fitted on many few-shot draws at once: what curves run beside training.
+
+A fit is `fit(features [n, d], labels [n], classes, train, validation)`, with draws of rows for training and validation
+as `(rows [s, m], weights [s, m])`, weights 0 where a draw is padded. It gives a head for every draw; what there is to
+choose, validation chooses. As padding is free, one program serves every number of shots.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jtransfer import expressions
+from jtransfer.evaluate import heads
+from jtransfer.evaluate import logistic as logistics
+from jtransfer.evaluate import prototypes as means
+from jtransfer.evaluate import ridge as ridges
+
+RIDGE = tuple(2.0**power for power in range(-10, 21, 2))
+LOGISTIC = tuple(np.logspace(-6, 2, 17).tolist())
+"""The λ that are searched: of the summed squares, and of the mean logistic loss."""
+
+Draws = tuple[np.ndarray, np.ndarray]
+
+
+class Heads(NamedTuple):
+    """A head for every draw.
+
+    Attributes:
+        kernels: `[s, d, classes]`.
+        biases: `[s, classes]`.
+        accuracy: Of each on its validation rows `[s]`, 0..1.
+        chosen: The hyper-parameters of each.
+    """
+
+    kernels: jax.Array
+    biases: jax.Array
+    accuracy: np.ndarray
+    chosen: list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A way to fit.
+
+    Attributes:
+        call: See the top of this file.
+        how: In words, for a report.
+        least: Examples of each class that it needs.
+    """
+
+    call: Callable[[Any, Any, int, Draws, Draws], Heads]
+    how: str
+    least: int = 1
+
+
+def ridge(l2: tuple = RIDGE) -> Fit:
+    """Ridge regression as big_vision fits it; λ, on the sum over rows, by validation."""
+    how = f"whitened features, targets 1 and -1, λ on the sum of {len(l2)} from {min(l2):g} to {max(l2):g}"
+    return Fit(_path(ridges.ridge_path, l2), how)
+
+
+def logistic(l2: tuple = LOGISTIC) -> Fit:
+    """L2-regularised logistic regression at its optimum; λ, on the mean loss, by validation."""
+    how = f"cross-entropy, λ on the mean of {len(l2)} from {min(l2):g} to {max(l2):g}"
+    return Fit(_path(logistics.few_shot_paths, l2), how)
+
+
+def prototypes(kind: str = "cosine") -> Fit:
+    """The nearest class mean: "cosine", "euclidean", "shrunken" or "lda"; there is nothing to choose."""
+    means.checked_options(kind, means.KINDS, {})
+
+    def fit(features, labels, classes, train, validation):
+        rows, weights = train
+        kernels, biases = means.prototypes(features, labels, kind, classes=classes, rows=rows, weights=weights)
+        rows, weights = validation
+        accuracy = heads.accuracies(kernels, biases, features, labels, rows=rows, weights=weights)
+        return Heads(kernels, biases, np.asarray(accuracy), [{} for _ in rows])
+
+    return Fit(fit, "a closed form in which nothing is chosen", 2 if kind in ("shrunken", "lda") else 1)
+
+
+FITS: dict[str, Callable[..., Fit]] = {"ridge": ridge, "logistic": logistic, "prototypes": prototypes}
+
+
+def parse(text: str) -> Fit:
+    """A fit as a config writes it: `ridge`, `prototypes('lda')`.
+
+    Raises:
+        InputError: an unknown fit or option, with the nearest that exists.
+    """
+    return expressions.call(expressions.parse(text, "method"), text, "method", FITS)()
+
+
+def _path(solve, l2):
+    def fit(features, labels, classes, train, validation):
+        rows, weights = train
+        kernels, biases = solve(features, labels, np.array(l2), classes=classes, rows=rows, weights=weights)
+        rows, weights = validation
+        best = heads.choose(kernels, biases, np.array(l2), features, labels, rows=rows, weights=weights)
+        return Heads(best.kernel, best.bias, np.asarray(best.accuracy), [{"l2": float(x)} for x in best.l2])
+
+    return fit

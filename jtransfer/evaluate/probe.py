@@ -1,0 +1,160 @@
+"""The linear probe by the protocols that are published: which penalties are tried, what chooses, what is fitted last.
+
+Penalties are λ on the *summed* loss, as CLIP and scikit-learn's `C = 1/λ` have it; on the mean loss it is λ/n. Every
+path is solved whole, at the optimum of each λ (see logistic.py); a search decides which of them may be chosen.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jtransfer.errors import InputError, nearest
+from jtransfer.evaluate import metrics
+from jtransfer.evaluate.logistic import logistic_path
+
+PER = ("sum", "mean")
+
+
+@dataclass(frozen=True)
+class Search:
+    """A published way to choose λ.
+
+    Attributes:
+        l2: Penalties on the summed loss, ascending.
+        walk: Whether only those count that CLIP's search visits: 7 points two decades apart, then the gaps beside the
+            best are halved until there are 8 steps a decade.
+        double: Whether it is solved in float64.
+        scaled: Whether features are divided by one number first, so that their mean square is 1.
+        how: In words.
+    """
+
+    l2: tuple[float, ...]
+    walk: bool = False
+    double: bool = False
+    scaled: bool = False
+    how: str = ""
+
+
+SEARCHES = {
+    "clip": Search(
+        tuple(10 ** (-6 + np.arange(97) / 8)),
+        walk=True,
+        how="7 points from 1e-6 to 1e6, then halved around the best to 8 steps a decade (CLIP, arXiv:2103.00020, A.3)",
+    ),
+    "dinov2": Search(
+        tuple(np.sort(1 / 10 ** np.linspace(-6, 5, 45))),
+        double=True,
+        how="C = 1/λ of 45 values from 1e-6 to 1e5, in float64 (DINOv2, arXiv:2304.07193)",
+    ),
+    "lpft": Search(
+        tuple(np.sort(1 / np.logspace(-7, 2, 50))),
+        scaled=True,
+        how="C = 1/λ of 50 values from 1e-7 to 100 on features divided by one number (LP-FT, arXiv:2202.10054)",
+    ),
+}
+
+
+class Probe(NamedTuple):
+    """The probe that validation chose.
+
+    Attributes:
+        kernel: `[d, c]`, on the features as given.
+        bias: `[c]`.
+        l2: Its penalty on the summed loss.
+        tried: The penalties that could be chosen, ascending.
+        scores: Of each on the validation rows: accuracy, or the mean AUROC of several labels.
+        at_edge: Whether it is the first or last of them, so that a wider range might be better.
+    """
+
+    kernel: np.ndarray
+    bias: np.ndarray
+    l2: float
+    tried: np.ndarray
+    scores: np.ndarray
+    at_edge: bool
+
+
+def probe(
+    features: Any,
+    labels: Any,
+    train: np.ndarray,
+    validation: np.ndarray,
+    search: str | Sequence[float] = "clip",
+    *,
+    per: str = "sum",
+    refit: bool = True,
+    classes: int | None = None,
+) -> Probe:
+    """L2-regularised logistic regression whose penalty is chosen on validation rows.
+
+    Args:
+        features: `[n, d]`.
+        labels: `[n]` integers, or `[n, c]` of 0 and 1 for several labels a row.
+        train: Rows to fit on.
+        validation: Rows to choose on; no other row is looked at.
+        search: One of `SEARCHES`, or a list of penalties.
+        per: What listed penalties stand against: the "sum" of the losses, or their "mean".
+        refit: Whether the chosen penalty (on the sum) is fitted again on both.
+        classes: How many there are; None for as many as the largest label says.
+
+    Raises:
+        InputError: an unknown search, or features, labels or penalties that cannot be used.
+    """
+    how = checked_search(search, per, len(train))
+    labels = np.asarray(labels)
+    scale = np.sqrt(np.mean(np.square(features[train]))) if how.scaled else np.float32(1)
+
+    def solve(rows, l2):
+        x = np.asarray(features[rows], np.float64 if how.double else None) / scale
+        with jax.enable_x64(how.double or jax.config.jax_enable_x64):
+            kernels, biases = logistic_path(x, labels[rows], l2 / len(rows), classes=classes)
+        return kernels / scale, biases
+
+    l2 = np.asarray(how.l2)
+    kernels, biases = solve(train, l2)
+    held_out = np.asarray(features[validation])
+    scores = np.array([_score(held_out @ k + b, labels[validation]) for k, b in zip(kernels, biases, strict=True)])
+    visited = clip_walk(scores) if how.walk else np.arange(len(l2))
+    best = visited[len(visited) - 1 - int(np.argmax(scores[visited][::-1]))]  # the strongest penalty among equals
+    kernel, bias = kernels[best], biases[best]
+    if refit:
+        (kernel,), (bias,) = solve(np.sort(np.concatenate([train, validation])), l2[best : best + 1])
+    return Probe(kernel, bias, float(l2[best]), l2[visited], scores[visited], bool(best in (visited[0], visited[-1])))
+
+
+def clip_walk(scores: np.ndarray) -> np.ndarray:
+    """Which of CLIP's 97 penalties its search visits, ascending, given the score of each.
+
+    Seven points 16 apart; then, four times, the points half as far to either side of the best so far.
+    """
+    step, visited = 16, set(range(0, 97, 16))
+    while step > 1:
+        step //= 2
+        best = max(sorted(visited, reverse=True), key=lambda i: scores[i])
+        visited |= {i for i in (best - step, best + step) if 0 <= i < 97}
+    return np.array(sorted(visited))
+
+
+def checked_search(search: str | Sequence[float], per: str, rows: int) -> Search:
+    """The search of a name, or of a list of penalties for `rows` rows.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    if per not in PER:
+        raise InputError(f"per is '{per}'; {nearest(str(per), PER)}")
+    if isinstance(search, str):
+        if search not in SEARCHES:
+            raise InputError(f"search '{search}' is unknown; {nearest(search, SEARCHES)}, or a list of penalties")
+        return SEARCHES[search]
+    l2 = np.sort(np.asarray(search, np.float64)) * (rows if per == "mean" else 1)
+    return Search(tuple(l2), how=f"{len(l2)} values of λ on the {per} of the losses")
+
+
+def _score(logits, labels) -> float:
+    if labels.ndim == 2:
+        return float(np.nanmean(metrics.auroc(logits, labels)))
+    return metrics.accuracy(logits, labels)

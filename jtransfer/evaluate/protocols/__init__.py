@@ -1,0 +1,41 @@
+"""Published evaluations by name.
+
+A protocol is a function `protocol(task, options...)` that checks what it needs and returns a function without arguments
+that does the work and gives the rows of results. So what cannot be evaluated is refused before features are extracted.
+To add one, write such a function and name it here.
+"""
+
+from collections.abc import Callable
+
+from jtransfer import expressions
+from jtransfer.evaluate.protocols.classifiers import episodes, knn, linear_grid, probe, prototypes, ridge
+from jtransfer.evaluate.protocols.names import attributes, retrieval, typographic, zero_shot
+from jtransfer.evaluate.protocols.rows import Run
+from jtransfer.evaluate.protocols.structure import cka, clusters, domain_gap, transferability
+from jtransfer.evaluate.task import Task
+
+PROTOCOLS: dict[str, Callable[..., Run]] = {
+    "probe": probe,
+    "linear_grid": linear_grid,
+    "ridge": ridge,
+    "prototypes": prototypes,
+    "episodes": episodes,
+    "knn": knn,
+    "zero_shot": zero_shot,
+    "typographic": typographic,
+    "attributes": attributes,
+    "retrieval": retrieval,
+    "clusters": clusters,
+    "transferability": transferability,
+    "cka": cka,
+    "domain_gap": domain_gap,
+}
+
+
+def parse(text: str) -> Callable[[Task], Run]:
+    """A protocol as a config writes it, to be put on a task: `knn`, `knn(k=(5, 10))`.
+
+    Raises:
+        InputError: an unknown protocol or option, with the nearest that exists.
+    """
+    return expressions.call(expressions.parse(text, "protocol"), text, "protocol", PROTOCOLS, given=1)

@@ -1,0 +1,181 @@
+"""Protocols that fit a classifier on labelled features, choose on validation rows, and test once."""
+
+import jax
+import numpy as np
+
+from jtransfer.errors import InputError
+from jtransfer.evaluate import episodes as sampled
+from jtransfer.evaluate import heads, metrics
+from jtransfer.evaluate import knn as neighbours
+from jtransfer.evaluate import linear_grid as grids
+from jtransfer.evaluate import probe as probes
+from jtransfer.evaluate import prototypes as means
+from jtransfer.evaluate import ridge as ridges
+from jtransfer.evaluate.protocols.rows import Run, each_layer, labelled, row, single
+from jtransfer.evaluate.task import Task
+
+
+def probe(task: Task, search: tuple | str = "clip", per: str = "sum") -> Run:
+    """Logistic regression at its optimum; λ by a published search on validation, then fitted on all labelled rows."""
+    how = probes.checked_search(search, per, len(task.train))
+    labels, classes = task.dataset.labels, len(task.dataset.classes)
+
+    def evaluate(x, layer):
+        found = probes.probe(x, labels, task.train, task.validation, search, per=per, classes=classes)
+        logits = x[task.test] @ found.kernel + found.bias
+        if labels.ndim == 2:
+            areas = metrics.auroc(logits, labels[task.test])
+            each = {f"AUROC of {name}": area for name, area in zip(task.dataset.classes, areas, strict=True)}
+            measured = {"AUROC": np.nanmean(areas)} | each
+        else:
+            measured = of_logits(logits, labels[task.test])
+        best = list(found.tried).index(found.l2)
+        series = {
+            "x": found.tried.tolist(), "y": (100 * found.scores).tolist(), "xscale": "log",
+            "xlabel": "λ on the summed loss", "ylabel": f"% {'AUROC' if labels.ndim == 2 else 'accuracy'}",
+        }  # fmt: skip
+        return row(
+            layer,
+            measured,
+            f"logistic regression on {layer} as it is, intercept without penalty; λ by {how.how}, chosen on "
+            f"{task.held_out}, then fitted on all {len(labelled(task))}",
+            {"l2": found.l2, "validation": float(found.scores[best])} | ({"at": "an edge"} if found.at_edge else {}),
+            series={"on the validation rows": series},
+        )
+
+    return each_layer(task, evaluate)
+
+
+def ridge(task: Task, l2: tuple = tuple(2.0**power for power in range(-10, 21, 2))) -> Run:
+    """Ridge regression on one-hot targets, as big_vision fits it; λ is chosen on validation, then all are fitted."""
+    single(task, "ridge")
+    labels, classes = task.dataset.labels, len(task.dataset.classes)
+
+    def fitted(x, rows):
+        return ridges.ridge_path(x[rows], labels[rows], l2, classes=classes)
+
+    def evaluate(x, layer):
+        first = heads.choose(*fitted(x, task.train), l2, x[task.validation], labels[task.validation])
+        rows = labelled(task)
+        kernels, biases = fitted(x, rows)
+        best = list(l2).index(min(l2, key=lambda value: abs(value - float(first.l2))))
+        return row(
+            layer,
+            of_logits(x[task.test] @ np.asarray(kernels[best]) + np.asarray(biases[best]), labels[task.test]),
+            f"whitened features and a constant of {ridges.BIAS:g}, targets 1 and -1; λ of {len(l2)} between "
+            f"{min(l2):g} and {max(l2):g} chosen on {task.held_out}, then fitted on all {len(rows)}",
+            {"l2": l2[best], "validation": float(first.accuracy)},
+        )
+
+    return each_layer(task, evaluate)
+
+
+def prototypes(task: Task, kind: str = "cosine") -> Run:
+    """The nearest class mean of all labelled rows: cosine, euclidean, shrunken or lda; nothing is chosen."""
+    single(task, "prototypes")
+    means.checked_options(kind, means.KINDS, {})
+    labels, classes = task.dataset.labels, len(task.dataset.classes)
+
+    def evaluate(x, layer):
+        rows = labelled(task)
+        kernel, bias = means.prototypes(x[rows], labels[rows], kind, classes=classes)
+        logits = x[task.test] @ np.asarray(kernel) + np.asarray(bias)
+        how = f"{kind} prototypes of {len(rows)} rows with the options of the paper; nothing is chosen"
+        return row(layer, of_logits(logits, labels[task.test], calibrated=False), how)
+
+    return each_layer(task, evaluate)
+
+
+def knn(task: Task, k: tuple = (10, 20, 100, 200), temperature: float = 0.07) -> Run:
+    """Weighted nearest neighbours, as DINOv2; k is chosen on validation, then all labelled rows are keys."""
+    single(task, "knn")
+    fits = [number for number in k if isinstance(number, int) and 0 < number <= len(task.train)]
+    if not fits:
+        raise InputError(f"knn: k is {list(k)}; expected numbers of 1 to {len(task.train)}, the training rows")
+    classes, labels = len(task.dataset.classes), task.dataset.labels
+
+    def accuracies(x, keys, queries):
+        votes = neighbours.knn(
+            *(x[keys], labels[keys], x[queries]), k=tuple(fits), temperature=temperature, classes=classes
+        )
+        return [metrics.accuracy(np.asarray(vote), labels[queries]) for vote in votes]
+
+    def evaluate(x, layer):
+        on_validation = accuracies(x, task.train, task.validation)
+        best, keys = int(np.argmax(on_validation)), labelled(task)
+        on_test = accuracies(x, keys, task.test)
+        each = {f"accuracy at k={number}": value for number, value in zip(fits, on_test, strict=True)}
+        return row(
+            layer,
+            {"accuracy": on_test[best]} | each,
+            f"cosine similarity, softmax at temperature {temperature:g}; k of {', '.join(map(str, fits))} chosen on "
+            f"{task.held_out}, then {len(keys)} keys",
+            {"k": fits[best], "validation": on_validation[best]},
+        )
+
+    return each_layer(task, evaluate)
+
+
+def linear_grid(
+    task: Task,
+    blocks: tuple = grids.BLOCKS,
+    steps: int = grids.STEPS,
+    batch: int = grids.BATCH,
+    rates: tuple = grids.RATES,
+) -> Run:
+    """DINOv2's linear heads over learning rates, blocks and pooling, trained in one pass; validation chooses."""
+    single(task, "linear_grid")
+    names, labels = grids.layers_of(task.backbone, blocks), task.dataset.labels
+    task.reader.check(task.dataset, *names)
+
+    def run():
+        features = dict(zip(names, task.features(*names), strict=True))
+        found = grids.linear_grid(
+            *(features, labels, task.train, task.validation),
+            classes=len(task.dataset.classes), blocks=blocks, rates=rates, steps=steps, batch=batch,
+        )  # fmt: skip
+        logits = found.best({name: x[task.test] for name, x in features.items()})
+        how = (
+            f"{len(found.heads)} heads ({len(rates)} rates, last {' or '.join(map(str, blocks))} blocks, without and "
+            f"with mean patches), {steps} steps of {batch}, SGD with a cosine, no augmentation; the head is chosen on "
+            f"{task.held_out} (DINOv2 chooses it on the set that it reports)"
+        )
+        chosen = {"head": found.best.name, "validation": found.best.accuracy}
+        return [row("+".join(found.best.layers), of_logits(logits, labels[task.test]), how, chosen)]
+
+    return run
+
+
+def episodes(
+    task: Task, ways: int = 5, shots: int = 5, queries: int = 15, episodes: int = 600, classifier: str = "cosine"
+) -> Run:
+    """N-way K-shot episodes drawn from the test rows, as the few-shot literature reports them."""
+    single(task, "episodes")
+    labels = task.dataset.labels[task.test]
+
+    def evaluate(x, layer):
+        found = sampled.episodes(
+            *(jax.random.key(0), x[task.test], labels),
+            ways=ways, shots=shots, queries=queries, episodes=episodes, classifier=classifier,
+        )  # fmt: skip
+        return row(
+            layer,
+            {"accuracy": found.mean, "half of the 95% interval": found.half},
+            f"{episodes} episodes of {ways} ways, {shots} shots and {queries} queries a class, drawn from the test "
+            f"rows with key 0; {classifier} prototypes; interval of the mean over episodes, 1.96 s/√n",
+        )
+
+    return each_layer(task, evaluate)
+
+
+def of_logits(logits: np.ndarray, labels: np.ndarray, calibrated: bool = True) -> dict[str, float]:
+    """Accuracy, mean per class, top-5 where there are more than ten classes, and the calibration of probabilities."""
+    found = {
+        "accuracy": metrics.accuracy(logits, labels),
+        "mean per class": float(np.nanmean(metrics.per_class(logits, labels))),
+    }
+    if logits.shape[1] > 10:
+        found["top-5"] = metrics.top(logits, labels, 5)
+    if calibrated:
+        found["ECE"] = metrics.ece(np.exp(metrics.log_softmax(logits)), labels)
+    return found

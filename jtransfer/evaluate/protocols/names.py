@@ -1,0 +1,237 @@
+"""Protocols that need no label of the task: class names read by a text tower, captions, and attributes."""
+
+import json
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+from etils import epath
+
+from jtransfer.data.dataset import Lazy
+from jtransfer.data.sources import fingerprint
+from jtransfer.errors import InputError
+from jtransfer.evaluate import attributes as by_attributes
+from jtransfer.evaluate import retrieval as search
+from jtransfer.evaluate import typographic as attack
+from jtransfer.evaluate import zero_shot as texts
+from jtransfer.evaluate.protocols.rows import Run, row, single
+from jtransfer.evaluate.task import Task
+
+EMBEDS = "image_embeds"
+
+
+def zero_shot(task: Task, templates: str = "", names: str = "", distinct: bool = True, save: str = "") -> Run:
+    """The nearest class name, as a dual encoder reads it.
+
+    Args:
+        task: With a dual encoder and images.
+        templates: A file of texts with `{}` for the name: JSON list, or one a line. Empty for "a photo of a {}."
+        names: A file of names, in the order of the classes; empty for the dataset's own.
+        distinct: Whether a name that stands twice is refused; ImageNet's published list has two such names.
+        save: Where the classifier is written as a linear head (`.npz`); empty for nowhere.
+    """
+    make = classifier(task, templates, names, "zero_shot", distinct)
+
+    def run():
+        found = make()
+        if save:
+            found.save(save)
+        measured = texts.zero_shot(task.features(EMBEDS)[0][task.test], task.dataset.labels[task.test], found)
+        per_class = {name: float(x) for name, x in zip(found.names, measured.per_class, strict=True)}
+        metrics = {
+            "accuracy": measured.top1,
+            "top-5": measured.top5,
+            "mean per class": measured.mean_per_class,
+            "ECE": measured.ece,
+            "NLL": measured.nll,
+        }
+        return [row(EMBEDS, metrics, _how(found, names), per_class=per_class)]
+
+    return run
+
+
+def typographic(task: Task, templates: str = "", names: str = "", seed: int = 0, size: float = 0.2) -> Run:
+    """Zero-shot accuracy where the name of a wrong class is written on each image, and where a neutral word is."""
+    make = classifier(task, templates, names, "typographic")
+    dataset = task.dataset
+    if dataset.kind != "image":
+        raise InputError(f"typographic: {dataset.name} holds texts; expected images to write on")
+
+    def run():
+        found, labels = make(), dataset.labels[task.test]
+        wrong = attack.wrong_classes(labels, found.names, seed)
+        written = [found.names[i] for i in wrong]
+        neutral = attack.neutral_words(written, found.names)
+        embeds = [
+            task.features(EMBEDS)[0][task.test],
+            *(task.reader(_with_text(task, t, seed, size), EMBEDS)[EMBEDS] for t in (neutral, written)),
+        ]
+        clean, plain, fooled = (found(x) for x in embeds)
+        measured = attack.typographic(clean, plain, fooled, labels, wrong)
+        metrics = {
+            "accuracy with a wrong name": measured.written,
+            "accuracy with a neutral word": measured.neutral,
+            "accuracy without": measured.clean,
+            "share lost to the name": measured.reading,
+            "from": measured.interval[0],
+            "to": measured.interval[1],
+            "share lost to covered pixels": measured.occlusion,
+            "share taken for the written class": measured.fooled,
+            "share taken for it with nothing written": measured.confused,
+        }
+        how = (
+            f"{_how(found, names)}; texts of {size:.0%} of the height at places drawn with seed {seed}; lost to the "
+            "name is what a wrong name costs beyond a neutral word, with its 95% interval, paired by image"
+        )
+        return [row(EMBEDS, metrics, how)]
+
+    return run
+
+
+def attributes(task: Task, file: str = "", method: str = "eszsl", folds: int = 5) -> Run:
+    """Classes without a single image, by what is said of them: DAP, the least-squares bridge or ESZSL.
+
+    Args:
+        task: Images of seen and unseen classes.
+        file: An `.npz` file with `attributes [classes, m]`, in the order of the dataset's classes, and `unseen`: names
+            or numbers of the classes that are never fitted.
+        method: "dap", "bridge" or "eszsl".
+        folds: Groups of seen classes that are held out in turn to choose the hyper-parameters.
+    """
+    single(task, "attributes")
+    grids = {
+        "dap": partial(by_attributes.dap, l2=np.logspace(-5, 0, 6)),
+        "bridge": partial(by_attributes.bridge, l2=np.logspace(-3, 3, 7)),
+        "eszsl": partial(
+            by_attributes.eszsl, gamma=np.logspace(-3, 3, 7)[:, None], penalty=np.logspace(-3, 3, 7)[None]
+        ),
+    }
+    if method not in grids:
+        raise InputError(f"attributes: unknown method '{method}'; choose one of {', '.join(grids)}")
+    matrix, unseen = _attributes(file, task.dataset.classes)
+    seen = np.setdiff1d(np.arange(len(matrix)), unseen)
+    labels = task.dataset.labels
+    train, held = (rows[np.isin(labels[rows], seen)] for rows in (task.train, task.validation))
+    score = grids[method]
+
+    def evaluate(x, layer):
+        x = x - x[train].mean(axis=0)
+        quality = by_attributes.validate(
+            score, x[train], labels[train], matrix, folds, queries=x[held], query_labels=labels[held]
+        )
+        best = np.unravel_index(np.argmax(quality), quality.shape)
+        scores = np.asarray(score(x[train], labels[train], matrix, x[task.test]))[best]
+        asked = np.isin(labels[task.test], unseen)
+        both = by_attributes.generalised(scores, labels[task.test], seen, unseen)
+        point = {key: float(np.broadcast_to(values, quality.shape)[best]) for key, values in score.keywords.items()}
+        metrics = {
+            "accuracy": by_attributes.accuracy(scores[asked], labels[task.test][asked], unseen),
+            "ceiling (shared rows)": by_attributes.ceiling(matrix, unseen),
+            "generalised: seen": both.seen,
+            "generalised: unseen": both.unseen,
+            "generalised: harmonic mean": both.harmonic,
+        }
+        how = (
+            f"{method} on {layer}, centred; {len(seen)} seen classes, tested on the {len(unseen)} unseen ones, mean "
+            f"per class; hyper-parameters chosen on seen classes held out in {folds} groups"
+        )
+        return row(layer, metrics, how, point | {"validation": float(quality[best])})
+
+    return lambda: [evaluate(task.features(layer)[0], layer) for layer in task.layers]
+
+
+def retrieval(task: Task) -> Run:
+    """Recall at 1, 5 and 10 between images and captions where the data has captions; else mAP of classes."""
+    dataset = task.dataset
+    if dataset.kind == "image" and dataset.captions is not None:
+        return _captions(task)
+    single(task, "retrieval")
+    labels, test = dataset.labels, task.test
+
+    def evaluate(x, layer):
+        value = search.mean_average_precision(x[test], labels[test], x[test], labels[test], exclude_self=True)
+        how = f"each of the {len(test)} test rows ranks all others by cosine; those of its class are relevant"
+        return row(layer, {"mAP": value}, how)
+
+    return lambda: [evaluate(task.features(layer)[0], layer) for layer in task.layers]
+
+
+def classifier(task: Task, templates: str, names: str, protocol: str, distinct: bool = True):
+    """What makes the text classifier of a task, after everything about it has been checked."""
+    single(task, protocol)
+    texts.check(task.backbone)
+    own = texts.read_texts(templates) if templates else texts.TEMPLATES
+    classes = texts.read_texts(names) if names else task.dataset.classes
+    if len(classes) != len(task.dataset.classes):
+        raise InputError(
+            f"{protocol}: {names} has {len(classes)} names, {task.dataset.name} {len(task.dataset.classes)} classes"
+        )
+    texts.check_texts(classes, own, distinct)
+    return lambda: texts.text_classifier(task.backbone, classes, own, distinct=distinct)
+
+
+def _how(found, names):
+    count = len(found.templates)
+    each = f"{count} templates" if count > 1 else f"the template {found.templates[0]!r}"
+    return f"names from {names or 'the dataset'} in {each}, nothing fitted; {EMBEDS} of length 1, the backbone's scale"
+
+
+def _with_text(task, written, seed, size):
+    """The test rows as a dataset of their own, with a text on each image."""
+    dataset, rows = task.dataset, task.test
+
+    def read(places):
+        images = dataset.inputs[rows[places]]
+        drawn = attack.overlay(images, [written[i] for i in places], seed, size=size, rows=rows[places])
+        return [image if image.dtype == np.uint8 else np.round(image * 255).astype(np.uint8) for image in drawn]
+
+    identity = json.dumps([fingerprint(dataset), seed, size, written])
+    everything = np.arange(len(rows))
+    return replace(
+        dataset,
+        name=f"{dataset.name} with texts",
+        inputs=Lazy(len(rows), read, identity),
+        labels=dataset.labels[rows],
+        pool=everything[:0],
+        test=everything,
+        captions=None,
+    )
+
+
+def _captions(task):
+    dataset, test = task.dataset, task.test
+
+    def run():
+        captions = dataset.captions[test]
+        owners = np.repeat(np.arange(len(test)), [len(own) for own in captions])
+        written = [text for own in captions for text in own]
+        embeds = texts.embed(task.backbone, written)
+        found = search.retrieval(task.features(EMBEDS)[0][test], embeds, owners)
+        metrics = {
+            f"{way} R@{k}": value
+            for way, recall in (("image to text", found.image_to_text), ("text to image", found.text_to_image))
+            for k, value in recall.at.items()
+        }
+        how = f"{len(test)} test images and their {len(written)} captions, cosine; an image finds any of its captions"
+        return [row(EMBEDS, metrics, how)]
+
+    texts.check(task.backbone)
+    return run
+
+
+def _attributes(file, classes):
+    if not file:
+        raise InputError("attributes: file is missing; name an .npz file with 'attributes' and 'unseen'")
+    try:
+        with np.load(epath.Path(file).open("rb"), allow_pickle=False) as archive:
+            matrix, unseen = archive["attributes"], archive["unseen"]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"attributes: {file} does not hold 'attributes' and 'unseen' ({error})") from None
+    if matrix.ndim != 2 or len(matrix) != len(classes):
+        raise InputError(
+            f"attributes: {file} has a matrix of shape {list(matrix.shape)}; expected {len(classes)} rows, one a class"
+        )
+    numbers = [classes.index(x) if x in classes else x for x in unseen.tolist()]
+    if wrong := [x for x in numbers if not isinstance(x, int) or not 0 <= x < len(classes)]:
+        raise InputError(f"attributes: {file} names the unseen class {wrong[0]!r}, which the dataset does not have")
+    return matrix, np.array(sorted(set(numbers)))
