@@ -6,6 +6,8 @@ import sys
 
 COMMANDS = {
     "curve": "accuracy against labels per class, for each method",
+    "evaluate": "how good a representation is: probes, neighbours, zero-shot and more, from a config",
+    "advise": "which method to use: data size, domain gap, and a trial against scratch",
     "train": "pretrain a model, or adapt one, from a config",
     "inspect": "what each method trains and what a step of it costs",
     "export": "write what a training run came to for Hugging Face, PEFT or Orbax",
@@ -13,6 +15,8 @@ COMMANDS = {
 
 FLAGS = {
     "curve": ("--config", "--workdir", "--config.KEY"),
+    "evaluate": ("--config", "--workdir", "--config.KEY"),
+    "advise": ("--config", "--workdir", "--config.KEY"),
     "train": ("--config", "--workdir", "--config.KEY"),
     "inspect": ("--config", "--json", "--config.KEY"),
     "export": ("--workdir", "--format", "--out", "--adapters"),
@@ -21,6 +25,8 @@ FLAGS = {
 EPILOG = """examples:
   jtransfer curve --config=configs/quickstart.py --workdir=runs/quickstart
   jtransfer curve --config=configs/quickstart.py --workdir=runs/mine --config.data=npz:mine.npz
+  jtransfer evaluate --config=configs/evaluate.py:backbone=glyphs-vit,data=digits,protocols=probe+knn
+  jtransfer advise --config=configs/advise.py --workdir=runs/advise
   jtransfer inspect --config=configs/quickstart.py
   jtransfer train --config=configs/pretrain_glyphs.py --workdir=runs/glyphs
   jtransfer export --workdir=runs/mine --format=hf --out=exports/mine
@@ -77,7 +83,11 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         if name == "inspect":
             command.add_argument("--json", action="store_true", help="print JSON")
         else:
-            command.add_argument("--workdir", required=True, metavar="DIR", help="where results go: a path or gs://...")
+            needed = name != "evaluate"
+            where = "" if needed else " (by default under runs/evaluate)"
+            command.add_argument(
+                "--workdir", required=needed, metavar="DIR", help=f"where results go: a path or gs://...{where}"
+            )
         command.epilog = "--config.KEY=VALUE changes a key of the config, as in --config.optimiser.rate=0.01"
     if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
         close = difflib.get_close_matches(argv[0], COMMANDS, n=1)

@@ -21,6 +21,35 @@ def curve(arguments, overrides: list[str]) -> None:
     display.show_curve(rows, protocol, arguments.workdir)
 
 
+def evaluate(arguments, overrides: list[str]) -> None:
+    """`jtransfer evaluate`: do the protocols that are missing in the workdir, then show the table and what it means."""
+    _, config = configs.load("evaluate", arguments.config, overrides)
+    from jtransfer import display
+    from jtransfer.evaluate import report, run
+
+    workdir = arguments.workdir or f"runs/evaluate/{configs.slug(config.backbone)}-{configs.slug(config.data)}"
+    with display.EvaluateProgress() as progress:
+        evaluation = run.prepare(config, progress.extracting)
+        rows = run.run(evaluation, workdir, progress)
+    about = run.about(evaluation)
+    written = report.write(rows, epath.Path(workdir), about, f"{config.backbone} on {config.data}")
+    display.show_evaluation(rows, about, workdir, written)
+
+
+def advise(arguments, overrides: list[str]) -> None:
+    """`jtransfer advise`: gather what is missing in the workdir, then show the advice and its evidence."""
+    _, config = configs.load("advise", arguments.config, overrides)
+    from jtransfer import display
+    from jtransfer.advice import page, run
+
+    with display.EvaluateProgress() as progress:
+        plan = run.prepare(config, progress.extracting)
+        evidence = run.measure(plan)
+    with display.CurveProgress() as progress:
+        advice = run.run(plan, evidence, arguments.workdir, progress)
+    display.show_advice(page.markdown(advice), advice["next"], arguments.workdir)
+
+
 def train(arguments, overrides: list[str]) -> None:
     """`jtransfer train`: train to the last step, or go on from the newest checkpoint in the workdir."""
     _, config = configs.load("train", arguments.config, overrides)

@@ -3,6 +3,7 @@
 A config is a Python file with `get_config()` that returns an `ml_collections.ConfigDict` of the keys it changes.
 """
 
+import ast
 import dataclasses
 import re
 import sys
@@ -23,6 +24,7 @@ LOAD = {
     "channels": 0,  # 1 for grey images
     "positions": "",  # how positions are resized: "bicubic" as timm, "bilinear" as vision_transformer; empty: its own
     "dtype": "float32",  # of the computation
+    "tokens": 0,  # that texts are padded or cut to; 0 for the longest of the data
 }
 """How a backbone is loaded: options of `jtransfer.load`."""
 
@@ -32,12 +34,16 @@ def curve_defaults() -> dict[str, Any]:
     from jtransfer.train.optimiser import Optimiser
 
     return {
-        "data": "digits",  # an embedded dataset, or npz:FILE
+        "data": "digits",  # an embedded dataset, npz:FILE, folder:DIR or tfds:NAME
+        "data_dir": "",  # where prepared datasets of tfds:NAME lie; empty for TFDS's own directory
         "backbone": "glyphs-vit",  # an embedded backbone, a directory or file, or a name on the Hugging Face hub
         "load": dict(LOAD),
         "methods": ("zero_shot", "pixels", "scratch", "probe", "finetune", "lora"),
+        "templates": "",  # of a dual encoder's zero_shot: a file of texts with {} for the name
         "shots": (1, 2, 5, 10, 25),  # training labels per class
         "seeds": 5,  # draws of the few-shot sets: seeds 0 .. seeds - 1
+        "test_rows": 0,  # report on this many rows of the test split, each class in its proportion; 0 for all
+        "parallel": 0,  # trials that run side by side, where memory is short; 0 for all of a cell
         "batch": 32,
         "steps": 100,
         "smoothing": 0.0,
@@ -54,7 +60,8 @@ def train_defaults() -> dict[str, Any]:
     from jtransfer.train.optimiser import Optimiser
 
     return {
-        "data": "glyphs",  # an embedded source or dataset, or npz:FILE
+        "data": "glyphs",  # an embedded source or dataset, npz:FILE, folder:DIR or tfds:NAME
+        "data_dir": "",  # where prepared datasets of tfds:NAME lie; empty for TFDS's own directory
         "backbone": "",  # where the weights start: empty for at random
         "load": dict(LOAD),
         "model": {"architecture": "vit"},  # and its options, when there is no backbone
@@ -75,14 +82,91 @@ def train_defaults() -> dict[str, Any]:
     }
 
 
-DEFAULTS = {"curve": curve_defaults, "train": train_defaults}
+def evaluate_defaults() -> dict[str, Any]:
+    """Every key of `jtransfer evaluate`."""
+    return {
+        "data": "digits",  # an embedded dataset, npz:FILE, folder:DIR or tfds:NAME
+        "data_dir": "",  # where prepared datasets of tfds:NAME lie; empty for TFDS's own directory
+        "backbone": "glyphs-vit",  # an embedded backbone, a directory or file, or a name on the Hugging Face hub
+        "load": dict(LOAD),
+        "protocols": ("probe", "prototypes", "knn"),  # names of evaluate/protocols with options, as knn(k=(5, 10))
+        "layers": ("features",),  # where features are read: see jtransfer/evaluate/features.py
+        "validation": 0.1,  # share of each class of the training rows that chooses hyper-parameters
+        "batch": 256,  # rows at a time, over all devices
+        "mesh": {"data": -1},  # axes and their sizes; the batch is split over the first
+        "store": "",  # directory of the features; empty for the user's cache
+    }
+
+
+def advise_defaults() -> dict[str, Any]:
+    """Every key of `jtransfer advise`: those of a curve, of which it runs one number of shots, and a few more."""
+    return curve_defaults() | {
+        "source": "",  # dataset or stream that the backbone was pretrained on; empty where it is not known
+        "methods": ("probe", "finetune"),  # that use the backbone, each compared with scratch
+        "shots": 0,  # training labels per class of the trial; 0 for as many as there are, up to 10
+        "seeds": 20,
+        "validation": 0.5,  # share of each class of the training rows on which the trial is compared
+        "test_rows": 1000,  # of these rows at most so many; 0 for all
+        "store": "",  # directory of the features; empty for the user's cache
+    }
+
+
+DEFAULTS = {
+    "curve": curve_defaults,
+    "train": train_defaults,
+    "evaluate": evaluate_defaults,
+    "advise": advise_defaults,
+}
+LISTS = ("methods", "protocols", "layers")
+"""Keys whose items are texts that hold commas of their own: on the command line a list arrives as one string."""
+
+
+def arguments(text: str) -> dict[str, Any]:
+    """The keys in what stands behind the path of a config file: `FILE:backbone=gpt2,protocols=knn(k=(5, 10))+probe`.
+
+    Items of a list are joined by `+`, and keys of a section by a dot, as in `load.image=384`.
+
+    >>> arguments("data=digits,protocols=probe+knn,load.image=32")
+    {'data': 'digits', 'protocols': ('probe', 'knn'), 'load': {'image': 32}}
+
+    Raises:
+        InputError: a part without `=`.
+    """
+    values: dict[str, Any] = {}
+    for part in _outside(",", text):
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise InputError(f"'{part}': expected key=value, joined by commas, behind the path of the config file")
+        *sections, key = name.strip().split(".")
+        section = values
+        for outer in sections:
+            section = section.setdefault(outer, {})
+        section[key] = tuple(_outside("+", value)) if key in LISTS else _plain(value)
+    return values
+
+
+def slug(name: str) -> str:
+    """A name as part of a path: the last piece of a directory's, and nothing that a path cannot have."""
+    return re.sub(r"[^\w.-]+", "-", name.rstrip("/").rpartition("/")[2]).strip("-") or "unnamed"
+
+
+def _outside(mark: str, text: str) -> list[str]:
+    """The parts of a text between marks that stand in no parentheses."""
+    return [part.strip() for part in re.split(rf"{re.escape(mark)}(?![^(]*\))", text) if part.strip()]
+
+
+def _plain(value: str) -> Any:
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return value
 
 
 def load(command: str | None, file: str, overrides: list[str]) -> tuple[str, ConfigDict]:
     """Read a config file, complete it with the defaults, and apply `--config.key=value` flags.
 
     Args:
-        command: "curve" or "train"; None to tell by the file's keys.
+        command: A key of `DEFAULTS`; None for "curve" or "train", to tell by the file's keys.
         file: Path of the config file, with `:argument` behind it where `get_config` takes one.
         overrides: The flags as they stand on the command line.
 
@@ -181,6 +265,6 @@ def _override(config: ConfigDict, overrides: list[str]) -> ConfigDict:
         config = values.config
     except (flags.Error, TypeError, ValueError) as error:
         raise InputError(f"{' '.join(overrides)}: {str(error).splitlines()[0]}") from None
-    if "methods" in config:  # on the command line a list arrives as one string, and methods hold commas of their own
-        config.methods = tuple(part.strip() for text in config.methods for part in re.split(r",(?![^(]*\))", text))
+    for key in set(LISTS) & set(config):
+        config[key] = tuple(part for text in config[key] for part in _outside(",", text))
     return config

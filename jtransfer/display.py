@@ -65,6 +65,64 @@ def show_curve(rows: list[dict], protocol: list[str], directory: str) -> None:
     )
 
 
+class EvaluateProgress:
+    """A bar over the rows whose features are extracted, and a line for each protocol that is done."""
+
+    def __init__(self, console: Console | None = None):
+        self.console = console or Console()
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        live = self.console.is_terminal
+        self.progress = Progress(*columns, TimeRemainingColumn(), console=self.console, disable=not live)
+        self.tasks = {}
+        self.started = time.monotonic()
+
+    def __enter__(self):
+        self.progress.start()
+        return self
+
+    def __exit__(self, *error):
+        self.progress.stop()
+
+    def extracting(self, what, done, rows):
+        """Called while features are extracted."""
+        if what not in self.tasks:
+            self.tasks[what] = self.progress.add_task(f"features of {what}", total=rows)
+        self.progress.update(self.tasks[what], completed=done)
+        if done == rows:
+            self._say(f"features of {what}: {rows} rows")
+            self.progress.remove_task(self.tasks.pop(what))
+
+    def __call__(self, protocol, rows):
+        for row in rows:
+            name, value = next(iter(row["metrics"].items()))
+            self._say(f"{protocol:<32} {row['layer']:<20} {name} {value:.4g}")
+
+    def _say(self, text):
+        elapsed = time.monotonic() - self.started
+        self.progress.console.print(f"{elapsed:6.1f} s  {text}", highlight=False, markup=False)
+
+
+def show_evaluation(rows: list[dict], about: list[str], directory: str, written: list[str]) -> None:
+    """The table, the protocol of every number, and where everything lies."""
+    from jtransfer.evaluate import report
+
+    console = Console()
+    console.print(report.terminal_table(rows))
+    for line in [*about, *dict.fromkeys(f"{row['protocol']}: {row['how']}." for row in rows)]:
+        console.print(f"- {line}", highlight=False, markup=False)
+    places = ", ".join(["results.jsonl", *written])
+    console.print(f"\nWritten to {directory}: {places}", highlight=False, markup=False)
+
+
+def show_advice(page: str, command: str, directory: str) -> None:
+    """The page of an advice, what to run next, and where everything lies."""
+    from rich.markdown import Markdown
+
+    Console().print(Markdown(page))
+    print(f"\nRun next: {command}")
+    print(f"Written to {directory}: advice.md, advice.json, curve.py, trial/")
+
+
 class TrainProgress:
     """A bar over the steps of a training run; call it with every row of metrics and the examples per second."""
 

@@ -10,13 +10,15 @@ from jtransfer.tree import FROZEN, partition, size, summary
 
 
 def of_curve(config) -> list[dict[str, Any]]:
-    """One report for each method that a curve trains."""
+    """One report for each method that a curve trains; one that is fitted has no training step."""
     from jtransfer import curves
+    from jtransfer.arms import Arm
 
     loss = {"smoothing": config.smoothing, "mixup": config.mixup}
     return [
         _report(arm.name, arm.adapted, costs.step_shapes(arm.adapted, arm.optimiser, config.batch, **loss), {})
         for arm in curves.prepare(config).arms
+        if isinstance(arm, Arm)
     ]
 
 
