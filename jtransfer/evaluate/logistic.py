@@ -1,11 +1,10 @@
 """Logistic regression at its optimum, for a whole path of penalties.
 
-Features are centred and rotated once into the eigenbasis of their covariance. There the Hessian is close to diagonal,
-for every class and every penalty, and its measured diagonal preconditions L-BFGS (Liu & Nocedal 1989,
-doi:10.1007/BF01589116), which advances several penalties as one matrix product. Optima are smooth in log(l2): the path
-is followed from strong to weak penalties a decade at a time, each optimum extrapolated to the next, and the gaps are
-filled by interpolation, after which two or three passes over the rows are left to do. With fewer rows than features the
-basis is that of the rows, so nothing is ever `[d, d]`.
+Features are centred and rotated once into the eigenbasis of their covariance. There the Hessian is close to diagonal
+for every class and every penalty, and its diagonal preconditions L-BFGS, which advances several penalties as one matrix
+product. Optima are smooth in log(l2): the path is followed from strong to weak penalties a decade at a time, each
+optimum extrapolated to the next, and the gaps are filled by interpolation, which leaves two or three passes over the
+rows to do. With fewer rows than features the basis is that of the rows, so nothing is ever `[d, d]`.
 """
 
 import itertools
@@ -18,13 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jtransfer.errors import InputError
-from jtransfer.evaluate import checks
+from jtransfer.evaluate import checks, lbfgs
 from jtransfer.evaluate.draws import drawn
 
-MEMORY = 10
-"""Pairs of L-BFGS."""
-MEASURE = 10
-"""Passes over the rows until the diagonal is measured again."""
 NEIGHBOURS = 4
 """Solved penalties that a start is interpolated from; two where it is extrapolated."""
 CHUNK = 8192
@@ -68,9 +63,8 @@ def logistic_path(
     weights = np.ones(len(x)) if weights is None else np.asarray(weights, np.float64)
     if weights.shape != (len(x),) or not np.isfinite(weights).all() or weights.min() < 0 or not weights.sum() > 0:
         raise InputError(f"weights have shape {list(weights.shape)}; expected [{len(x)}], none below 0, some above")
-    weights /= weights.sum()
-    basis, dtype = _basis(x, weights), _dtype(x)
-    rows = _blocks(_Rows(_rotated(x, basis, dtype), targets, weights.astype(dtype)))
+    dtype = _dtype(x)
+    basis, rows = _prepared(x, targets, weights / weights.sum(), dtype)
     points, done = _solve(rows, *_plan(l2, classes, dtype), _tolerance(tolerance, dtype), classes, iterations)
     _warn(l2, done, iterations)
     return tuple(part[place] for part in _unrotated(points, basis, dtype))
@@ -109,17 +103,16 @@ def few_shot_paths(
     l2, place = _penalties(l2)
     rows, weights = drawn(rows, weights, len(x))
     shape, dtype = rows.shape[:-1], _dtype(x)
-    rows, weights = (a.reshape(-1, a.shape[-1]) for a in (rows, weights.astype(np.float64)))
-    weights /= weights.sum(1, keepdims=True)
-    own = [np.asarray(x[drawn_rows]) for drawn_rows in rows]
-    bases = [_basis(part, weight) for part, weight in zip(own, weights, strict=True)]
-    rotated = np.stack([_rotated(part, basis, dtype) for part, basis in zip(own, bases, strict=True)])
-    fits = _Rows(rotated[:, None], targets[rows][:, None], weights[:, None].astype(dtype))
-    points, done = _solve_each(fits, *_plan(l2, classes, dtype), _tolerance(tolerance, dtype), classes, iterations)
-    _warn(l2, done.all(0), iterations)
-    solved = [_unrotated(point, basis, dtype) for point, basis in zip(points, bases, strict=True)]
-    stacked = [np.stack(parts)[:, place] for parts in zip(*solved, strict=True)]
-    return tuple(parts.reshape(*shape, *parts.shape[1:]) for parts in stacked)
+    fits = []
+    for own, weight in zip(rows.reshape(-1, rows.shape[-1]), weights.reshape(-1, rows.shape[-1]), strict=True):
+        fits.append(_prepared(np.asarray(x[own]), targets[own], weight / weight.sum(dtype=np.float64), dtype))
+    bases, own = zip(*fits, strict=True)
+    own = jax.tree.map(lambda *parts: np.stack(parts), *own)
+    points, done = _solve_each(own, *_plan(l2, classes, dtype), _tolerance(tolerance, dtype), classes, iterations)
+    _warn(l2, np.all(done, axis=0), iterations)
+    heads = [_unrotated(point, basis, dtype) for point, basis in zip(np.asarray(points), bases, strict=True)]
+    kernels, biases = (np.stack(parts)[:, place] for parts in zip(*heads, strict=True))
+    return kernels.reshape(*shape, *kernels.shape[1:]), biases.reshape(*shape, *biases.shape[1:])
 
 
 def objectives(features: Any, labels: Any, l2: Any, kernels: Any, biases: Any) -> np.ndarray:
@@ -131,10 +124,12 @@ def objectives(features: Any, labels: Any, l2: Any, kernels: Any, biases: Any) -
         if y.ndim == 2:
             loss = np.logaddexp(0, (1 - 2 * y) * logits).sum(1)
         else:
-            logits -= logits[np.arange(len(y)), y][:, None]  # so that a loss close to 0 keeps its digits
+            true = np.arange(len(y)), y
+            logits -= logits[true][:, None]
             top = logits.max(1)
-            odds = np.exp(logits - top[:, None]).sum(1) - np.exp(-top)
-            loss = top + np.log1p(odds + np.expm1(-top))
+            others = np.exp(logits - top[:, None])
+            others[true] = np.expm1(-top)  # in place of exp(-top), so that a loss close to 0 keeps its digits
+            loss = top + np.log1p(others.sum(1))
         found.append(loss.mean() + penalty / 2 * np.sum(np.asarray(kernel, np.float64) ** 2))
     return np.array(found)
 
@@ -152,22 +147,6 @@ class _Rows(NamedTuple):
     features: Any
     targets: Any
     weights: Any
-
-
-class _State(NamedTuple):
-    """L-BFGS of a group of penalties: arrays `[c, group, r + 1]`, and numbers `[1 or c, group, 1]` of each problem."""
-
-    point: jax.Array
-    value: jax.Array
-    gradient: jax.Array
-    direction: jax.Array
-    length: jax.Array
-    steps: jax.Array
-    changes: jax.Array
-    inverse: jax.Array  # of the product of step and change, 0 where there is no pair yet
-    diagonal: jax.Array
-    done: jax.Array
-    passes: jax.Array
 
 
 def _checked(features, labels, classes):
@@ -203,30 +182,35 @@ def _warn(l2, done, iterations):
         warnings.warn(f"{iterations} passes over the rows are too few for l2 = {left}", RuntimeWarning, stacklevel=3)
 
 
+def _prepared(x, targets, weights, dtype) -> tuple[_Basis, _Rows]:
+    """The basis, and the rows in it as blocks `[blocks, size, ...]`, filled up with rows of no weight."""
+    basis, n = _basis(x, weights), len(x)
+    count = -(-n // (512 if jax.default_backend() == "cpu" else 16384))  # a block and its logits stay in the cache
+    size = -(-n // count)
+    features = np.ones((count * size, basis.directions.shape[1] + 1), dtype)
+    for start in range(0, n, CHUNK):
+        features[start : min(start + CHUNK, n), :-1] = (_chunk(x, start) - basis.mean) @ basis.directions
+    features[n:] = 0
+
+    def blocks(a):
+        return np.pad(a, [(0, count * size - len(a)), *[(0, 0)] * (a.ndim - 1)]).reshape(count, size, *a.shape[1:])
+
+    return basis, jax.tree.map(blocks, _Rows(features, targets, weights.astype(dtype)))
+
+
 def _basis(x, weights) -> _Basis:
-    """In float64 and in chunks: the covariance of ill-conditioned features does not survive float32."""
-    starts = range(0, len(x), CHUNK)
-
-    def chunk(start):
-        return np.asarray(x[start : start + CHUNK], np.float64), weights[start : start + CHUNK, None]
-
-    mean = sum((w * part).sum(0) for part, w in map(chunk, starts))
-    few = len(x) < x.shape[1]
-    if few:
+    """In float64: the covariance of ill-conditioned features does not survive float32."""
+    parts = [(start, weights[start : start + CHUNK, None]) for start in range(0, len(x), CHUNK)]
+    mean = sum((w * _chunk(x, start)).sum(0) for start, w in parts)
+    if len(x) < x.shape[1]:
         span, rows = np.linalg.qr((np.sqrt(weights)[:, None] * (np.asarray(x, np.float64) - mean)).T)
-        covariance = rows @ rows.T
-    else:
-        covariance = sum((w * (part - mean)).T @ (part - mean) for part, w in map(chunk, starts))
-    directions = np.linalg.eigh(covariance)[1]
-    return _Basis(mean, span @ directions if few else directions)
+        return _Basis(mean, span @ np.linalg.eigh(rows @ rows.T)[1])
+    centred = ((_chunk(x, start) - mean, w) for start, w in parts)
+    return _Basis(mean, np.linalg.eigh(sum((w * part).T @ part for part, w in centred))[1])
 
 
-def _rotated(x, basis, dtype):
-    out = np.ones((len(x), basis.directions.shape[1] + 1), dtype)
-    for start in range(0, len(x), CHUNK):
-        part = np.asarray(x[start : start + CHUNK], np.float64) - basis.mean
-        out[start : start + CHUNK, :-1] = part @ basis.directions
-    return out
+def _chunk(x, start):
+    return np.asarray(x[start : start + CHUNK], np.float64)
 
 
 def _unrotated(points, basis, dtype):
@@ -234,17 +218,6 @@ def _unrotated(points, basis, dtype):
     points = np.asarray(points, np.float64)
     kernels = (points[..., :-1] @ basis.directions.T).astype(dtype)
     return kernels.swapaxes(1, 2), (points[..., -1] - kernels.astype(np.float64) @ basis.mean).astype(dtype)
-
-
-def _blocks(rows):
-    """`[n, ...]` as `[blocks, size, ...]`, filled up with rows of no weight."""
-    n = len(rows.weights)
-    count = -(-n // (512 if jax.default_backend() == "cpu" else 16384))  # what a core's cache holds
-    size = -(-n // count)
-    missing = count * size - n
-    return jax.tree.map(
-        lambda a: np.pad(a, [(0, missing), *[(0, 0)] * (a.ndim - 1)]).reshape(count, size, *a.shape[1:]), rows
-    )
 
 
 def _plan(l2, classes, dtype):
@@ -295,7 +268,12 @@ def _sigmoids(logits, targets):
 
 @partial(jax.jit, static_argnames=("classes", "iterations"))
 def _solve_each(rows, l2, groups, factors, tolerance, classes, iterations):
-    return jax.vmap(lambda own: _solve(own, l2, groups, factors, tolerance, classes, iterations))(rows)
+    def solve(own):
+        return _solve(own, l2, groups, factors, tolerance, classes, iterations)
+
+    width = rows.features.shape[-1]
+    each = rows.features[0].size + 2 * lbfgs.MEMORY * classes * groups.shape[1] * width
+    return jax.lax.map(solve, rows, batch_size=max(1, 2**26 // each))  # of 256 MiB in float32
 
 
 @partial(jax.jit, static_argnames=("classes", "iterations"))
@@ -308,103 +286,44 @@ def _solve(rows, l2, groups, factors, tolerance, classes, iterations):
         points, done = solved
         start = jnp.einsum("bk,kcr->cbr", factor, points)
         end = _minimise(rows, start, l2[group][:, None], tolerance, iterations)
-        return (points.at[group].set(end.point.swapaxes(0, 1)), done.at[group].set(end.done.all((0, 2)))), end.passes
+        return (points.at[group].set(end.point.swapaxes(0, 1)), done.at[group].set(end.done.all((0, 2)))), None
 
     first = jnp.zeros((len(l2), classes, rows.features.shape[-1]), rows.features.dtype), jnp.zeros(len(l2), bool)
     return jax.lax.scan(step, first, (groups, factors))[0]
 
 
-def _minimise(rows, start, l2, tolerance, iterations):
-    """L-BFGS, in which every penalty, and of several labels every column, is a problem with a step of its own."""
+def _minimise(rows, start, l2, tolerance, iterations) -> lbfgs.State:
+    """From `[c, group, r + 1]`; a problem is a penalty or, of several labels, a penalty and a column."""
     several = rows.targets.ndim == 3
     link, axes = (_sigmoids, (-1,)) if several else (_softmax, (0, -1))
     penalty = l2 * jnp.ones(start.shape[-1], start.dtype).at[-1].set(0)
 
-    def dot(u, v):
-        return jnp.sum(u * v, axis=axes, keepdims=True)
-
-    def over_blocks(measure, zero):
+    def over_blocks(find, zero):
         def add(sums, block):
-            return jax.tree.map(jnp.add, sums, measure(block)), None
+            return jax.tree.map(jnp.add, sums, find(block)), None
 
         return jax.lax.scan(add, zero, rows)[0]
 
+    def linked(point, block):
+        return link(jnp.einsum("cbr,nr->cbn", point, block.features), block.targets)
+
     def evaluate(point):
-        def measure(block):
-            losses, residuals = link(jnp.einsum("cbr,nr->cbn", point, block.features), block.targets)
+        def find(block):
+            losses, residuals = linked(point, block)
             return jnp.sum(losses * block.weights, -1, keepdims=True), residuals * block.weights @ block.features
 
-        value, gradient = over_blocks(measure, (jnp.zeros_like(dot(point, point)), jnp.zeros_like(point)))
-        return value + dot(penalty * point, point) / 2, gradient + penalty * point
+        norms = jnp.sum(penalty * point**2, axes, keepdims=True)
+        value, gradient = over_blocks(find, (jnp.zeros_like(norms), jnp.zeros_like(point)))
+        return value + norms / 2, gradient + penalty * point
 
-    def curvature(point):
-        def measure(block):
-            _, residuals = link(jnp.einsum("cbr,nr->cbn", point, block.features), block.targets)
-            p = jnp.abs(residuals)  # p (1 - p) is the same of the probability of the true class and of the others
+    def measure(point):
+        def find(block):
+            p = jnp.abs(linked(point, block)[1])  # p (1 - p) is the same of the true class and of the others
             return p * (1 - p) * block.weights @ block.features**2
 
-        return over_blocks(measure, jnp.zeros_like(point)) + penalty + jnp.finfo(start.dtype).tiny
+        return over_blocks(find, jnp.zeros_like(point)) + penalty + jnp.finfo(start.dtype).tiny
 
-    def precondition(gradient, diagonal):
-        direction = gradient / diagonal
-        return direction if several else direction - direction.mean(0)  # equal logits for all classes change nothing
+    def project(direction):  # equal logits for all classes change nothing
+        return direction if several else direction - direction.mean(0)
 
-    def direction(gradient, steps, changes, inverse, diagonal):
-        def back(q, pair):
-            step, change, one = pair
-            share = one * dot(step, q)
-            return q - share * change, share
-
-        def forth(q, pair):
-            step, change, one, share = pair
-            return q + (share - one * dot(change, q)) * step, None
-
-        q, shares = jax.lax.scan(back, gradient, (steps, changes, inverse), reverse=True)
-        scale = inverse[-1] * dot(changes[-1], precondition(changes[-1], diagonal))
-        q = precondition(q, diagonal) / jnp.where(scale > 0, scale, 1)
-        return -jax.lax.scan(forth, q, (steps, changes, inverse, shares))[0]
-
-    def advance(s):
-        step = s.length * s.direction
-        value, gradient = evaluate(s.point + step)
-        before, after = dot(s.gradient, s.direction), dot(gradient, s.direction)
-        # The objective is convex: beyond its minimum along the line the slope is positive, and half the first too far.
-        # Slopes keep digits where differences of values have lost theirs, so values have only a say when they rise.
-        ok = ~s.done & (after <= -before / 2) & (value <= s.value * (1 + 20 * jnp.finfo(value.dtype).eps))
-        change = gradient - s.gradient
-        product = dot(step, change)
-        pair = ok & (product > 0)
-
-        def keep(new, old):
-            return jnp.where(ok, new, old)
-
-        def push(history, new):
-            return jnp.where(pair, jnp.concatenate([history[1:], new[None]]), history)
-
-        history = push(s.steps, step), push(s.changes, change), push(s.inverse, 1 / jnp.where(pair, product, 1))
-        gradient, value = keep(gradient, s.gradient), keep(value, s.value)
-        towards = direction(gradient, *history, s.diagonal)
-        shorter = s.length * jnp.clip(before / (before - after), 0.1, 0.7)
-        gain = -dot(towards, gradient) / 2
-        return _State(
-            *(keep(s.point + step, s.point), value, gradient, keep(towards, s.direction), jnp.where(ok, 1, shorter)),
-            *(*history, s.diagonal, s.done | (ok & (gain <= tolerance * value)), s.passes + 1),
-        )
-
-    def unfinished(s):
-        return ~s.done.all() & (s.passes < iterations)
-
-    def measured(s):
-        s = s._replace(diagonal=curvature(s.point))
-        last = s.passes + MEASURE
-        return jax.lax.while_loop(lambda s: unfinished(s) & (s.passes < last), advance, s)
-
-    zero = jnp.zeros_like(start)
-    number = dot(zero, zero)
-    history = jnp.zeros((MEMORY, *start.shape), start.dtype)
-    # The first step goes nowhere, and its value, gradient and direction are taken.
-    state = _State(
-        *(start, number + jnp.inf, zero, zero, number + 1, history, history),
-        *(jnp.zeros((MEMORY, *number.shape), start.dtype), zero, number > 0, jnp.zeros((), jnp.int32)),
-    )
-    return jax.lax.while_loop(unfinished, measured, state)
+    return lbfgs.minimise(evaluate, measure, start, axes, tolerance=tolerance, iterations=iterations, project=project)
