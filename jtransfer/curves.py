@@ -88,6 +88,8 @@ def prepare(config, dataset: sources.Dataset | None = None) -> Curve:
         if name not in known:
             raise InputError(f"config.hyper: unknown method '{name}'; {nearest(name, known)}")
     dataset = dataset or sources.load(config.data, config.data_dir)
+    if dataset.labels.ndim > 1:
+        raise InputError(f"config.data: {dataset.name} has several labels a row; curve takes data with one")
     if dataset.kind != "image" and (unfit := [name for name in names if name in (ZERO_SHOT, PIXELS)]):
         raise InputError(f"config.methods: '{unfit[0]}' is of images, {dataset.name} holds texts; leave it out")
     for shots in config.shots:

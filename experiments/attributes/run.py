@@ -22,8 +22,9 @@ import show
 import jtransfer as jt
 from jtransfer import cli
 from jtransfer.data import glyphs, sources
-from jtransfer.evaluate.attributes import accuracy, bridge, ceiling, dap, eszsl, generalised, validate
+from jtransfer.evaluate.attributes import bridge, dap, eszsl
 from jtransfer.evaluate.features import extract
+from jtransfer.evaluate.unseen import accuracy, ceiling, generalised, validate
 from jtransfer.tree import flat
 
 CONFIG = Path(__file__).parents[2] / "configs" / "pretrain_letters.py"

@@ -38,7 +38,7 @@ class Dataset:
         name: The name that `sources.load` was given.
         inputs: Indexed by an array of rows: images [n, height, width, channels] float32, 0 (background) to 1, or
             `Lazy` ones.
-        labels: [n] int32, an index into `classes`.
+        labels: [n] int32, an index into `classes`; or [n, classes] of 0 and 1, several labels a row.
         classes: One name per class.
         pool: [p] row numbers that training and validation may use.
         test: [t] row numbers for the final report only.

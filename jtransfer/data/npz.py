@@ -42,10 +42,19 @@ def read(name: str, file: str) -> Dataset:
     else:
         test_images, test_labels = images[:0], labels[:0]
 
-    classes = _classes(file, arrays, max(labels.max(), test_labels.max(initial=0)) + 1)
+    if test_labels.shape[1:] != labels.shape[1:]:
+        raise InputError(
+            f"{file}: 'test_labels' has shape {list(test_labels.shape)}, 'labels' {list(labels.shape)}; expected the "
+            f"same but for the rows"
+        )
+    several = labels.ndim > 1
+    count = labels.shape[1] if several else max(labels.max(), test_labels.max(initial=0)) + 1
+    classes = _classes(file, arrays, count)
+    if several and len(classes) != count:
+        raise InputError(f"{file}: 'classes' has {len(classes)} names for the {count} columns of 'labels'")
     for key, values in (("labels", labels), ("test_labels", test_labels)):
         _check_range(file, key, values, len(classes))
-    if len(np.unique(labels)) < 2:
+    if not several and len(np.unique(labels)) < 2:
         raise InputError(f"{file}: 'labels' hold only class {labels[0]}; at least two classes are expected")
 
     if "test_images" in arrays:
@@ -85,7 +94,7 @@ def _arrays(file: str) -> dict[str, np.ndarray]:
 
 
 def _examples(file: str, arrays: dict, prefix: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images [n, h, w, c] float32 and labels [n] of one split, whatever the range of the labels."""
+    """Images [n, h, w, c] float32 and labels [n] or [n, classes] of one split, whatever the range of the labels."""
     images_key, labels_key = f"{prefix}images", f"{prefix}labels"
     images, labels = arrays[images_key], arrays[labels_key]
     if images.ndim not in (3, 4):
@@ -93,8 +102,11 @@ def _examples(file: str, arrays: dict, prefix: str) -> tuple[np.ndarray, np.ndar
             f"{file}: {images_key!r} has shape {list(images.shape)}; "
             f"expected [n, height, width] or [n, height, width, channels]"
         )
-    if labels.ndim != 1:
-        raise InputError(f"{file}: {labels_key!r} has shape {list(labels.shape)}; expected [n], one integer a row")
+    if labels.ndim != 1 and (labels.ndim != 2 or labels.shape[1] < 2):
+        raise InputError(
+            f"{file}: {labels_key!r} has shape {list(labels.shape)}; expected [n], one integer a row, or [n, classes] "
+            f"of 0 and 1, several labels a row"
+        )
     if len(images) != len(labels):
         raise InputError(
             f"{file}: {images_key!r} has {len(images)} rows and {labels_key!r} has {len(labels)}; expected as many"
@@ -135,7 +147,9 @@ def _classes(file: str, arrays: dict, count: int) -> tuple[str, ...]:
 
 
 def _check_range(file: str, key: str, labels: np.ndarray, count: int) -> None:
-    outside = (labels < 0) | (labels >= count)
+    several = labels.ndim > 1
+    outside = (labels < 0) | (labels >= (2 if several else count))
     if outside.any():
-        row = outside.argmax()
-        raise InputError(f"{file}: {key!r} row {row} is {labels[row]}; expected 0..{count - 1} ({count} classes)")
+        row, value = np.argwhere(outside)[0][0], labels[outside][0]
+        expected = "0 or 1 in each column" if several else f"0..{count - 1} ({count} classes)"
+        raise InputError(f"{file}: {key!r} row {row} {'holds' if several else 'is'} {value}; expected {expected}")

@@ -20,10 +20,11 @@ def load(name: str, data_dir: str = "") -> Dataset:
     | `tfds:NAME[:VERSION][?OPTIONS]` | prepared by TensorFlow Datasets, as `tfds:glue/rte?test=validation` |
 
     An `.npz` file holds `images` [n, height, width] or [n, height, width, channels], uint8 (scaled by 1/255) or float
-    (taken as they are), and `labels` [n] integers; optionally `classes` (their names), and `test_images` with
-    `test_labels`. Where there are no test rows, a fixed fifth of every class is held out for testing. The options of a
-    prepared dataset, joined by `&`, are `input` (a feature, or two texts as `input=a+b`), `label`, `caption` (texts
-    that describe an image, as `caption=a+b`), `train` and `test` (splits, as `train=train[:1000]`).
+    (taken as they are), and `labels` [n] integers, or [n, classes] of 0 and 1 for several labels a row; optionally
+    `classes` (their names), and `test_images` with `test_labels`. Where there are no test rows, a fixed fifth of every
+    class is held out for testing. The options of a prepared dataset, joined by `&`, are `input` (a feature, or two
+    texts as `input=a+b`), `label` (one of a row, or a sequence of them), `caption` (texts that describe an image, as
+    `caption=a+b`, or a sequence of them), `train` and `test` (splits, as `train=train[:1000]`).
 
     Args:
         name: As above.

@@ -9,7 +9,7 @@ def hold_out_a_fifth(labels: np.ndarray, where: str, without: str) -> tuple[np.n
     """Pool and test rows: a fifth of each class (rounded down, one at least) is test, the same rows every time.
 
     Args:
-        labels: [n] integers.
+        labels: [n] integers; or [n, classes], several labels a row, and then a fifth of all rows is test.
         where: The file they are from, for the error.
         without: What would make it unnecessary, for the error.
 
@@ -17,6 +17,7 @@ def hold_out_a_fifth(labels: np.ndarray, where: str, without: str) -> tuple[np.n
         InputError: a class with a single row.
     """
     test = []
+    labels = labels if labels.ndim == 1 else np.zeros(len(labels), int)
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
         if len(rows) < 2:

@@ -71,7 +71,7 @@ def open_stream(name: str, batch: int, seed: int, process: int = 0, processes: i
     The examples of a batch do not depend on the number of processes; `data_dir` is as for `sources.load`.
 
     Raises:
-        InputError: an unknown name, or a batch that the processes do not divide.
+        InputError: an unknown name, several labels a row, or a batch that the processes do not divide.
     """
     if batch % processes:
         raise InputError(f"config.batch {batch} is not a multiple of the {processes} processes")
@@ -86,6 +86,8 @@ def open_stream(name: str, batch: int, seed: int, process: int = 0, processes: i
         raise InputError(
             f"dataset '{name}' is unknown; {nearest(name, [*SOURCES, *sources.EMBEDDED, *sources.forms()])}"
         ) from None
+    if dataset.labels.ndim > 1:
+        raise InputError(f"dataset {name} has several labels a row; expected one")
 
     def from_step(step):
         for rows in epochs(dataset.pool, batch, seed, step):

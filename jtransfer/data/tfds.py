@@ -88,7 +88,7 @@ def read(name: str, rest: str, data_dir: str = "") -> Dataset:
         f"'{train}', the test rows are {tested}. The fingerprint of the data is over its description, labels and "
         f"splits, not over every byte."
     )
-    feature = data.features[label]
+    feature = _of_class(data, label)
     classes = tuple(feature.names or map(str, range(feature.num_classes)))
     lazy = Lazy(len(labels), _reader(data, source, inputs, kind), identity)
     captions = _captions(data, source, options["caption"], lazy) if "caption" in options else None
@@ -146,8 +146,9 @@ def _version(path: epath.Path) -> tuple[int, ...]:
 
 
 def _label(data: Prepared, asked: str | None) -> str:
-    """The feature that is the label."""
-    labels = [key for key, feature in data.features.items() if isinstance(feature, data.tfds.features.ClassLabel)]
+    """The feature that is the label: a `ClassLabel`, or a sequence of them where it is asked for or the only one."""
+    classes = [key for key in data.features if _of_class(data, key)]
+    labels = [key for key in classes if asked or _of_class(data, key) is data.features[key]] or classes
     if asked is not None and asked not in labels:
         found = data.features.get(asked)
         what = "there is no" if found is None else f"expected a ClassLabel, found the {type(found).__name__}"
@@ -159,6 +160,12 @@ def _label(data: Prepared, asked: str | None) -> str:
         there = f"are {', '.join(labels)}; choose with ?label=NAME" if labels else "is none"
         raise InputError(f"{data.name}: expected one ClassLabel, there {there}")
     return labels[0]
+
+
+def _of_class(data: Prepared, key: str) -> Any:
+    """The `ClassLabel` that a feature is, or is a sequence of; None for others."""
+    feature = getattr(data.features[key], "feature", data.features[key])
+    return feature if isinstance(feature, data.tfds.features.ClassLabel) else None
 
 
 def _inputs(data: Prepared, asked: str | None) -> tuple[tuple[str, ...], str]:
@@ -184,30 +191,48 @@ def _inputs(data: Prepared, asked: str | None) -> tuple[tuple[str, ...], str]:
 
 
 def _captions(data: Prepared, source: Any, asked: str, lazy: Lazy) -> Lazy:
-    """The texts that describe each row, one of each feature that is asked for."""
-    names = tuple(asked.split("+"))
-    texts = [key for key, feature in data.features.items() if type(feature) is data.tfds.features.Text]
+    """The texts that describe each row: of each feature that is asked for its text, or all of its sequence of texts."""
+    names, features = tuple(asked.split("+")), data.tfds.features
+    either = {key: getattr(feature, "feature", feature) for key, feature in data.features.items()}
+    texts = [key for key, feature in either.items() if type(feature) is features.Text]
     if unknown := [key for key in names if key not in texts]:
         raise InputError(f"{data.name}: there is no text '{unknown[0]}'; {nearest(unknown[0], texts)}")
-    columns = [_reader(data, source, (key,), "text") for key in names]
-    identity = f"{lazy.identity}\n{asked}"
-    return Lazy(lazy.count, lambda rows: list(map(list, zip(*(read(rows) for read in columns), strict=True))), identity)
+    only = features.FeaturesDict({key: data.features[key] for key in names})
+
+    def read_rows(rows: np.ndarray) -> list[list[str]]:
+        found = [only.deserialize_example_np(record) for record in _get(data, source, rows)]
+        return [[x.decode("utf-8", "replace") for key in names for x in np.ravel(parts[key])] for parts in found]
+
+    return Lazy(lazy.count, read_rows, f"{lazy.identity}\n{asked}")
 
 
 def _labels(data: Prepared, label: str, what: str, ways: list[str]) -> tuple[str, np.ndarray]:
-    """The first of some splits whose labels are not hidden, and these `[n]`."""
+    """The first of some splits whose labels are not hidden, and these `[n]`, or `[n, classes]` of sequences."""
     only = data.tfds.features.FeaturesDict({label: data.features[label]})
     for split in ways:
         _check_split(data, what, split)
         source = _records(data, split)
         blocks = (range(start, min(start + BLOCK, len(source))) for start in range(0, len(source), BLOCK))
         found = (only.deserialize_example_np(record)[label] for rows in blocks for record in _get(data, source, rows))
-        labels = np.fromiter(found, np.int32, len(source))
+        if _of_class(data, label) is data.features[label]:
+            labels = np.fromiter(found, np.int32, len(source))
+        else:
+            labels = _multi_hot(data, label, list(found))
         if (labels >= 0).all():
             return split, labels
     raise InputError(
         f"{data.name}: the labels of '{ways[-1]}' are hidden (-1); choose another split with ?{what}=SPLIT"
     )
+
+
+def _multi_hot(data: Prepared, label: str, rows: list[list[int]]) -> np.ndarray:
+    """Sets of classes as `[n, classes]` of 0 and 1."""
+    labels = np.zeros((len(rows), _of_class(data, label).num_classes), np.int32)
+    for row, own in enumerate(np.array(own, np.int32) for own in rows):
+        if len(np.unique(own)) < len(own) or (own < 0).any():  # as CheXpert's, one of four values for each finding
+            raise InputError(f"{data.name}: row {row} of '{label}' is {own.tolist()}; expected each class once at most")
+        labels[row, own] = 1
+    return labels
 
 
 def _check_split(data: Prepared, what: str, split: str) -> None:

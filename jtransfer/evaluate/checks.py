@@ -4,17 +4,20 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jtransfer.errors import InputError
 
 
-def features(x: Any, what: str = "features") -> Any:
+def features(x: Any, what: str = "features", *, alike: bool = False) -> Any:
     """Features as they are, if they are `[n, d]` finite floats that are not all the same.
 
     Args:
         x: An array of NumPy or JAX, or what becomes one.
         what: What they are, for the error.
+        alike: Whether all rows may be the same, as those of queries may.
 
     Raises:
         InputError: another shape or type, no row, NaN or infinity, or rows that are all alike.
@@ -31,9 +34,24 @@ def features(x: Any, what: str = "features") -> Any:
         if not finite.all():
             raise InputError(f"{what}: row {start + int((~finite).argmax())} holds NaN or infinite values")
         spread = max(spread, float(np.abs(block - first).max()))
-    if len(x) > 1 and not spread:
+    if len(x) > 1 and not spread and not alike:
         raise InputError(f"{what} are constant: all {len(x)} rows are the same, so they tell no class from another")
     return x
+
+
+def same_width(x: Any, y: Any, what: tuple[str, str]) -> None:
+    """Refuse to compare features `[n, d]` of different width.
+
+    Raises:
+        InputError: naming both.
+    """
+    if x.shape[1] != y.shape[1]:
+        raise InputError(f"{what[0]} have width {x.shape[1]}, {what[1]} {y.shape[1]}; expected the same")
+
+
+def floats(x: Any) -> jax.Array:
+    """Features on the device, of at least float32."""
+    return jnp.asarray(x, jnp.result_type(x, jnp.float32))
 
 
 def labels(y: Any, rows: int, classes: int | None = None, what: str = "labels") -> np.ndarray:
@@ -87,6 +105,23 @@ def targets(y: Any, rows: int, what: str = "labels") -> np.ndarray:
         column = int(same.argmax())
         raise InputError(f"{what}: column {column} is {y[0, column]} in every row; expected rows of both")
     return y.astype(np.float32)
+
+
+def attributes(matrix: Any) -> np.ndarray:
+    """An attribute matrix `[classes, m]`, if it holds numbers.
+
+    Raises:
+        InputError: another shape or type, NaN or infinity.
+    """
+    matrix = np.asarray(matrix)
+    if matrix.ndim != 2 or not all(matrix.shape) or matrix.dtype.kind not in "iubf":
+        raise InputError(
+            f"attributes have shape {list(matrix.shape)} and dtype {matrix.dtype}; expected [classes, m] numbers"
+        )
+    if (broken := ~np.isfinite(matrix)).any():
+        row, column = np.argwhere(broken)[0]
+        raise InputError(f"attributes: row {row}, column {column} is {matrix[row, column]}; expected a number")
+    return matrix
 
 
 def names(values: Sequence[str], what: str = "class names") -> tuple[str, ...]:

@@ -49,7 +49,7 @@ def kmeans(key: jax.Array, features, k: int, restarts: int = 10, iterations: int
     if restarts < 1:
         raise InputError(f"restarts is {restarts}; expected at least 1")
     side_by_side = max(1, min(restarts, FLOATS // (len(x) * k)))
-    return _best(jax.random.split(key, restarts), _floats(x), k, iterations, side_by_side)
+    return _best(jax.random.split(key, restarts), checks.floats(x), k, iterations, side_by_side)
 
 
 def lloyd(features, centres, iterations: int = 300) -> Clusters:
@@ -68,7 +68,7 @@ def lloyd(features, centres, iterations: int = 300) -> Clusters:
     x, centres = checks.features(features), np.asarray(centres)
     if centres.ndim != 2 or not len(centres) or centres.shape[1] != x.shape[1]:
         raise InputError(f"centres have shape {list(centres.shape)}; expected [k, {x.shape[1]}]")
-    return _lloyd(_floats(x), _floats(centres), iterations)
+    return _lloyd(checks.floats(x), checks.floats(centres), iterations)
 
 
 def nmi(a, b) -> float:
@@ -127,10 +127,6 @@ def contingency(a, b) -> np.ndarray:
         )
     (left, a), (right, b) = (np.unique(x, return_inverse=True) for x in (a, b))
     return np.bincount(a * len(right) + b, minlength=len(left) * len(right)).reshape(len(left), len(right))
-
-
-def _floats(x) -> jax.Array:
-    return jnp.asarray(x, jnp.result_type(x, jnp.float32))
 
 
 @partial(jax.jit, static_argnames=("k", "side_by_side"))

@@ -85,7 +85,7 @@ def frechet(x, y) -> float:
     Raises:
         InputError: features that cannot be used, or of different width.
     """
-    return float(_frechet(*map(_floats, _pair(x, y))))
+    return float(_frechet(*map(checks.floats, _pair(x, y))))
 
 
 class DomainClassifier(NamedTuple):
@@ -143,22 +143,17 @@ def domain_classifier(x, y, folds: int = 5, most: int = 2000, seed: int = 0) -> 
 
 def _pair(x, y):
     x, y = checks.features(x, "source features"), checks.features(y, "target features")
-    if x.shape[1] != y.shape[1]:
-        raise InputError(f"source features have width {x.shape[1]}, target features {y.shape[1]}; expected the same")
+    checks.same_width(x, y, ("source features", "target features"))
     for z, what in ((x, "source"), (y, "target")):
         if len(z) < 2:
             raise InputError(f"{what} features have {len(z)} row; expected at least 2")
     return x, y
 
 
-def _floats(x) -> jax.Array:
-    return jnp.asarray(x, jnp.result_type(x, jnp.float32))
-
-
 def _draw(rng, x, most) -> np.ndarray:
     """At most so many rows, on the host, in the order in which they stand."""
     rows = np.sort(rng.choice(len(x), most, replace=False)) if len(x) > most else slice(None)
-    return np.asarray(_floats(x[rows]))
+    return np.asarray(checks.floats(x[rows]))
 
 
 @jax.jit

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jtransfer.errors import InputError
@@ -53,11 +52,13 @@ def draws(
     return rows, np.broadcast_to(weights, rows.shape).astype(np.float32)
 
 
-def labelled(features: Any, labels: Any, classes: int | None) -> tuple[jax.Array, np.ndarray, int]:
+def labelled(
+    features: Any, labels: Any, classes: int | None, *, alike: bool = False
+) -> tuple[jax.Array, np.ndarray, int]:
     """Checked features as an array of at least float32, checked labels, and the number of classes."""
-    features = jnp.asarray(checks.features(features))
+    features = checks.floats(checks.features(features, alike=alike))
     labels = checks.labels(labels, len(features), classes)
-    return features.astype(jnp.promote_types(features.dtype, jnp.float32)), labels, classes or int(labels.max()) + 1
+    return features, labels, classes or int(labels.max()) + 1
 
 
 def drawn(rows: Any, weights: Any, n: int) -> tuple[np.ndarray | None, np.ndarray | None]:

@@ -62,26 +62,36 @@ def episodes(
         InputError: fewer classes than ways, a class with fewer than `shots + queries` examples, or other arguments that
             cannot be used.
     """
+    sizes = ways, shots, queries, episodes
+    options = prototypes.checked_options(classifier, CLASSIFIERS, options)
+    neighbours = options.pop("neighbours", NEIGHBOURS)
+    if classifier == "laplacian_shot" and not 1 <= neighbours <= ways * queries:
+        raise InputError(f"{classifier}: neighbours={neighbours}; expected 1 to the {ways * queries} queries there are")
+    features, labels, _ = labelled(features, labels, None)
+    check(labels, *sizes)
+    prototypes.check_spread(classifier, options, ways * shots, shots, features.shape[1] + ways)
+    counts = np.bincount(labels)
+    members = np.argsort(labels, kind="stable")
+    table = features, members, np.cumsum(counts) - counts, counts
+    accuracies = np.asarray(_episodes(key, *table, options, *sizes, classifier, neighbours))
+    half = 1.96 * accuracies.std(ddof=1) / np.sqrt(episodes)
+    return Episodes(accuracies, float(accuracies.mean()), float(half))
+
+
+def check(labels: np.ndarray, ways: int, shots: int, queries: int, episodes: int, what: str = "labels") -> None:
+    """Refuse sizes of which no episodes can be drawn.
+
+    Raises:
+        InputError: as `episodes`, with `what` the labels `[n]` are.
+    """
     numbers = {"ways": (ways, 2), "shots": (shots, 1), "queries": (queries, 1), "episodes": (episodes, 2)}
     for name, (value, least) in numbers.items():
         if value < least:
             raise InputError(f"{name} is {value}; expected at least {least}")
-    options = prototypes.checked_options(classifier, CLASSIFIERS, options)
-    neighbours = options.pop("neighbours", NEIGHBOURS)
-    if not 1 <= neighbours <= ways * queries:
-        raise InputError(f"{classifier}: neighbours={neighbours}; expected 1 to the {ways * queries} queries there are")
-    features, labels, classes = labelled(features, labels, None)
-    prototypes.check_spread(classifier, options, ways * shots, shots, features.shape[1] + ways)
+    classes = int(labels.max()) + 1
     if classes < ways:
-        raise InputError(f"labels have {classes} classes; expected at least ways={ways}")
-    checks.shots(labels, shots + queries, f"labels, for shots={shots} and queries={queries}", classes)
-    counts = np.bincount(labels)
-    members = np.argsort(labels, kind="stable")
-    table = features, members, np.cumsum(counts) - counts, counts
-    sizes = ways, shots, queries, episodes
-    accuracies = np.asarray(_episodes(key, *table, options, *sizes, classifier, neighbours))
-    half = 1.96 * accuracies.std(ddof=1) / np.sqrt(episodes)
-    return Episodes(accuracies, float(accuracies.mean()), float(half))
+        raise InputError(f"{what} have {classes} classes; expected at least ways={ways}")
+    checks.shots(labels, shots + queries, f"{what}, for shots={shots} and queries={queries}", classes)
 
 
 @partial(jax.jit, static_argnames="neighbours")

@@ -7,8 +7,8 @@ A layer is named by a text:
     hidden_3.mean           the states after block 3, pooled; hidden_0 are the embeddings, hidden_-1 the last states
     hidden_-4.cls.normed    pooled after the model's final normalisation, as DINOv2 takes intermediate layers
 
-Poolings: `cls` is the first token, `mean` and `max` go over patches or over what the attention mask has, `last` is the
-last token of the mask.
+Poolings: `cls` is the class token, where there is one, `mean` and `max` go over patches or over what the attention mask
+has, `last` is the last token of the mask.
 """
 
 import hashlib
@@ -156,6 +156,9 @@ def _read(backbone, layers, tree, inputs):
         if layer.output != "hidden_states":
             found[name] = _output(backbone, name, layer.output, outputs)
             continue
+        if layer.pooling == "cls" and not getattr(config, "cls", isinstance(config, models.BertConfig)):
+            others = ", ".join(POOLINGS[1:])
+            raise InputError(f"layer '{name}': backbone '{backbone.name}' has no class token; choose one of {others}")
         x = _state(backbone, name, layer.index, outputs["hidden_states"]).astype(jnp.float32)
         x = _normed(backbone, name, x, tree, prefix, config.epsilon) if layer.normed else x
         found[name] = _POOL[layer.pooling](*_tokens(config, x, inputs.get("attention_mask")))

@@ -46,7 +46,7 @@ def accuracies(
         InputError: features, labels or draws that cannot be used, or that do not belong to the heads.
     """
     kernels, biases = jnp.asarray(kernels), jnp.asarray(biases)
-    features, labels, _ = labelled(features, labels, kernels.shape[-1])
+    features, labels, _ = labelled(features, labels, kernels.shape[-1], alike=True)
     if features.shape[1] != kernels.shape[-2]:
         raise InputError(f"features have {features.shape[1]} columns; the heads expect {kernels.shape[-2]}")
     rows, weights = drawn(rows, weights, len(features))

@@ -61,9 +61,8 @@ def knn(
     if temperature <= 0 or block < 1:
         raise InputError(f"temperature={temperature} and block={block}; expected both above 0")
     own = np.arange(len(keys)) if queries is None else np.full(len(queries), -1)
-    queries = keys if queries is None else checks.features(queries, "queries")
-    if queries.shape[1] != keys.shape[1]:
-        raise InputError(f"queries have {queries.shape[1]} columns, keys {keys.shape[1]}; expected as many")
+    queries = keys if queries is None else checks.features(queries, "queries", alike=True)
+    checks.same_width(queries, keys, ("queries", "keys"))
     similarities, neighbours = _nearest(keys, labels, queries, own, max(k), min(block, len(keys)))
     scores = np.empty((len(k), len(queries), classes), similarities.dtype)
     for i, nearest in enumerate(zip(similarities, neighbours, strict=True)):

@@ -51,8 +51,8 @@ def retrieval(image_embeds, text_embeds, image_of_text, at: tuple[int, ...] = (1
     Raises:
         InputError: embeddings that cannot be used or of different width, or an image without a text.
     """
-    images = checks.features(image_embeds, "image embeddings")
-    texts = checks.features(text_embeds, "text embeddings")
+    images = checks.features(image_embeds, "image embeddings", alike=True)
+    texts = checks.features(text_embeds, "text embeddings", alike=True)
     owners = checks.labels(image_of_text, len(texts), len(images), "image_of_text")
     own = np.arange(len(images))
     if len(silent := np.setdiff1d(own, owners)):
@@ -119,9 +119,8 @@ def _average_precision(scores, relevant) -> float:
 
 
 def _checked(queries, query_labels, keys, key_labels, exclude_self=False):
-    queries, keys = checks.features(queries, "queries"), checks.features(keys, "keys")
-    if queries.shape[1] != keys.shape[1]:
-        raise InputError(f"queries have width {queries.shape[1]}, keys {keys.shape[1]}; expected the same")
+    queries, keys = (checks.features(x, what, alike=True) for x, what in ((queries, "queries"), (keys, "keys")))
+    checks.same_width(queries, keys, ("queries", "keys"))
     query_labels = checks.labels(query_labels, len(queries), what="query labels")
     key_labels = checks.labels(key_labels, len(keys), what="key labels")
     if exclude_self and not np.array_equal(query_labels, key_labels):
@@ -135,7 +134,7 @@ def _checked(queries, query_labels, keys, key_labels, exclude_self=False):
 
 
 def _normalised(x) -> jax.Array:
-    x = jnp.asarray(x, jnp.result_type(x, jnp.float32))
+    x = checks.floats(x)
     norms = jnp.linalg.norm(x, axis=1, keepdims=True)
     return x / jnp.where(norms > 0, norms, 1)
 

@@ -45,7 +45,9 @@ def cka_matrix(xs: Sequence, ys: Sequence | None = None, debiased: bool = True) 
         InputError: features that cannot be used, other numbers of rows, or fewer than 4 of them.
     """
     sides = {"x": xs} if ys is None else {"x": xs, "y": ys}
-    checked = {side: [_floats(z, f"features {side}[{i}]") for i, z in enumerate(zs)] for side, zs in sides.items()}
+    checked = {
+        side: [checks.features(z, f"features {side}[{i}]") for i, z in enumerate(zs)] for side, zs in sides.items()
+    }
     xs, ys = checked["x"], checked.get("y")
     rows = [len(z) for zs in checked.values() for z in zs]
     if not xs or (ys is not None and not ys):
@@ -79,11 +81,6 @@ def u_centre(gram: jax.Array) -> jax.Array:
     return jnp.where(jnp.eye(n, dtype=bool), 0, centred)
 
 
-def _floats(z, what):
-    z = checks.features(z, what)
-    return z if z.dtype.itemsize >= 4 else jnp.asarray(z, jnp.float32)
-
-
 @partial(jax.jit, static_argnames="debiased")
 def _norm(x, debiased):
     """Root of the HSIC of x with itself, which is never negative; NaN where all but rounding was bias."""
@@ -96,7 +93,7 @@ def _norm(x, debiased):
 def _hsic(x, y, debiased):
     """HSIC up to a factor that cancels in CKA."""
     n, widths = len(x), (x.shape[1], y.shape[1])
-    x, y = (z - z.mean(axis=0) for z in (x, y))
+    x, y = (z - z.mean(axis=0) for z in map(checks.floats, (x, y)))
     x, y = (z / jnp.abs(z).max() for z in (x, y))
     if n * sum(widths) < widths[0] * widths[1]:  # so n < d: the Gram matrices are the smaller ones
         grams = x @ x.T, y @ y.T

@@ -140,7 +140,8 @@ def split(dataset: Dataset, share: float) -> tuple[np.ndarray, np.ndarray, str]:
         share: Of each class (rounded, one at least) that is set aside.
 
     Raises:
-        InputError: a share that leaves nothing on a side, a class with fewer than two rows, or no test rows.
+        InputError: a share that leaves nothing on a side, a class with fewer than two rows, or no test rows; of several
+            labels a row, one that all rows to fit on have, or none.
     """
     if not 0 < share < 1:
         raise InputError(f"config.validation is {share}; expected a share between 0 and 1")
@@ -150,8 +151,13 @@ def split(dataset: Dataset, share: float) -> tuple[np.ndarray, np.ndarray, str]:
     labels = dataset.labels[dataset.pool]
     if labels.ndim > 1:  # several labels a row
         rows = np.random.default_rng(0).permutation(dataset.pool)
-        kept = rows[: max(1, round(share * len(rows)))]
-        return np.setdiff1d(dataset.pool, kept), np.sort(kept), f"{share:.0%} of the training rows, drawn with seed 0"
+        count = max(1, round(share * len(rows)))
+        parts = np.sort(rows[count:]), np.sort(rows[:count])
+        what = f"dataset {dataset.name}: labels of the rows to"
+        checks.targets(dataset.labels[parts[0]], len(parts[0]), f"{what} fit on")
+        if not np.ptp(dataset.labels[parts[1]], axis=0).any():  # AUROC of no class is there to choose by
+            raise InputError(f"{what} choose on are all the same; expected a class that some have and some have not")
+        return *parts, f"{share:.0%} of the training rows, drawn with seed 0"
     checks.shots(labels, 2, f"dataset {dataset.name}: training and validation", len(dataset.classes))
     for label in range(len(dataset.classes)):
         rows = np.random.default_rng([0, label]).permutation(dataset.pool[labels == label])

@@ -45,7 +45,7 @@ def leep(source_probabilities, labels) -> float:
             " expected probabilities, as softmax gives"
         )
     y, classes = _present(labels, len(theta))
-    return float(_leep(_floats(theta), y, classes))
+    return float(_leep(checks.floats(theta), y, classes))
 
 
 def nce(source_labels, labels) -> float:
@@ -85,7 +85,7 @@ def h_score(features, labels, shrinkage: str | None = None) -> float:
     if shrinkage not in SHRINKAGES:
         raise InputError(f"shrinkage {shrinkage!r} is unknown; {nearest(str(shrinkage), map(str, SHRINKAGES))}")
     x = checks.features(features)
-    return float(_h_score(_floats(x), *_present(labels, len(x)), shrinkage is not None))
+    return float(_h_score(checks.floats(x), *_present(labels, len(x)), shrinkage is not None))
 
 
 def logme(features, labels) -> float:
@@ -106,11 +106,7 @@ def logme(features, labels) -> float:
         InputError: features or labels that cannot be used.
     """
     x = checks.features(features)
-    return float(_logme(_floats(x), *_present(labels, len(x))))
-
-
-def _floats(x) -> jax.Array:
-    return jnp.asarray(x, jnp.result_type(x, jnp.float32))
+    return float(_logme(checks.floats(x), *_present(labels, len(x))))
 
 
 def _present(labels, rows: int) -> tuple[np.ndarray, int]:

@@ -49,7 +49,7 @@ class TextClassifier:
         Raises:
             InputError: embeddings of another width, or that are no finite floats.
         """
-        embeds = np.asarray(checks.features(embeds, "image embeddings"), np.float32)
+        embeds = np.asarray(checks.features(embeds, "image embeddings", alike=True), np.float32)
         if embeds.shape[1] != len(self.kernel):
             raise InputError(f"image embeddings are {embeds.shape[1]} wide; the text classifier's {len(self.kernel)}")
         lengths = np.linalg.norm(embeds, axis=1, keepdims=True)

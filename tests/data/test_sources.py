@@ -84,6 +84,19 @@ def test_a_given_test_split_is_the_test_split(save):
     np.testing.assert_allclose(dataset.inputs[dataset.test, ..., 0] * 255, IMAGES[:4] // 2, atol=1e-4)
 
 
+SEVERAL = GENERATOR.integers(0, 2, (30, 4))
+
+
+def test_several_labels_a_row_are_columns_of_0_and_1(save):
+    dataset = load(save(labels=SEVERAL))
+    np.testing.assert_array_equal(dataset.labels, SEVERAL)
+    assert dataset.labels.dtype == np.int32 and dataset.classes == ("0", "1", "2", "3")
+    assert len(dataset.test) == 6 and sorted([*dataset.pool, *dataset.test]) == list(range(30)), "a fifth of all rows"
+    given = load(save(labels=SEVERAL, classes=np.array([*"abcd"]), test_images=IMAGES[:2], test_labels=SEVERAL[5:7]))
+    np.testing.assert_array_equal(given.labels[given.test], SEVERAL[5:7])
+    assert given.classes == tuple("abcd")
+
+
 def test_the_fingerprint_is_of_the_content_not_of_the_name(save, tmp_path):
     base = fingerprint(load(save()))
     (tmp_path / "copy.npz").write_bytes((tmp_path / "own.npz").read_bytes())
@@ -192,7 +205,20 @@ def with_label(row, value):
             {"images": IMAGES[:, 0]},
             "'images' has shape [30, 5]; expected [n, height, width] or [n, height, width, channels]",
         ),
-        ({"labels": LABELS[:, None]}, "'labels' has shape [30, 1]; expected [n], one integer a row"),
+        (
+            {"labels": LABELS[:, None]},
+            "'labels' has shape [30, 1]; expected [n], one integer a row, or [n, classes] of 0 and 1, several labels "
+            "a row",
+        ),
+        (
+            {"labels": np.where(np.arange(30)[:, None] == 27, 2, SEVERAL)},
+            "'labels' row 27 holds 2; expected 0 or 1 in each column",
+        ),
+        ({"labels": SEVERAL, "classes": np.array(["a", "b"])}, "'classes' has 2 names for the 4 columns of 'labels'"),
+        (
+            {"labels": SEVERAL, "test_images": IMAGES[:2], "test_labels": LABELS[:2]},
+            "'test_labels' has shape [2], 'labels' [30, 4]; expected the same but for the rows",
+        ),
         ({"labels": LABELS[1:]}, "'images' has 30 rows and 'labels' has 29; expected as many"),
         (
             {"images": IMAGES[:0], "labels": LABELS[:0]},

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jtransfer.data.streams import ahead, open_stream
+from jtransfer.errors import InputError
 
 
 def test_what_is_made_ahead_comes_in_order_and_no_further_than_asked_for():
@@ -45,3 +46,9 @@ def test_held_out_examples_are_the_test_rows_and_are_read_by_slices(reviews):
     assert (name, stream.kind, len(inputs)) == ("test", "text", 10)
     assert inputs[3:5] == stream.inputs[[23, 24]]
     assert np.array_equal(labels, np.arange(10) % 2)
+
+
+def test_data_with_several_labels_a_row_is_no_stream(tmp_path):
+    np.savez(tmp_path / "own.npz", images=np.zeros((20, 4, 4)), labels=np.eye(4, dtype=int)[np.arange(20) % 4])
+    with pytest.raises(InputError, match="own.npz has several labels a row; expected one"):
+        open_stream(f"npz:{tmp_path / 'own.npz'}", batch=4, seed=0)

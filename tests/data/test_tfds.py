@@ -19,7 +19,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (10, 4, 5, 3), dtype=np.uint8
 
 @pytest.fixture(scope="module")
 def root(prepare_dataset, png, tmp_path_factory):
-    """Images with a test split; pairs with hidden test labels; texts with one split; two versions; no labels."""
+    """Images with a test split; pairs with hidden labels; texts with one split; two versions; no labels; sets."""
     root = tmp_path_factory.mktemp("tfds")
 
     def pictures(rows):
@@ -42,6 +42,17 @@ def root(prepare_dataset, png, tmp_path_factory):
     prepare_dataset(root, "lone", pair_features, {"train": pairs(10)}, version="1.9.0")
     prepare_dataset(root, "lone", pair_features, {"train": pairs(20)}, version="1.10.0")
     prepare_dataset(root, "three", lambda f: {key: f.Text() for key in "abc"}, {"train": [dict.fromkeys("abc", "x")]})
+
+    def finding(i):
+        texts = {"said": [f"a{i}", f"b{i}"][: 1 + i % 2], "title": f"é{i}"}
+        return {"image": png(PIXELS[i]), "found": sorted({i % 3, i % 2}), "grades": [i % 2] * 3, **texts}
+
+    def finding_features(f):
+        found = {"found": f.Sequence(f.ClassLabel(names=["edema", "mass", "nodule"])), "said": f.Sequence(f.Text())}
+        grades = f.Sequence(f.ClassLabel(num_classes=2))
+        return found | {"image": f.Image(shape=(None, None, 3)), "grades": grades, "title": f.Text()}
+
+    prepare_dataset(root, "findings", finding_features, {"train": [finding(i) for i in range(10)]})
     return str(root)
 
 
@@ -86,6 +97,21 @@ def test_another_label_may_be_asked_for_and_classes_without_names_are_numbered(r
     dataset = load("tfds:pictures?label=style", root)
     assert dataset.labels.tolist() == [i % 3 for i in range(10)]
     assert dataset.classes == ("0", "1", "2")
+
+
+def test_a_sequence_of_classes_is_a_row_of_0_and_1(root):
+    dataset = load("tfds:findings?label=found", root)
+    assert dataset.labels.tolist() == [[int(c in (i % 3, i % 2)) for c in range(3)] for i in range(10)]
+    assert dataset.classes == ("edema", "mass", "nodule") and dataset.labels.dtype == np.int32
+    assert len(dataset.test) == 2 and sorted([*dataset.pool, *dataset.test]) == list(range(10)), "a fifth of all rows"
+
+
+def test_captions_are_lists_of_texts_by_row_from_one_or_more_features(root):
+    captions = load("tfds:findings?label=found&caption=said", root).captions
+    assert captions[[3, 0]] == [["a3", "b3"], ["a0"]] and len(captions) == 10
+    both = load("tfds:findings?label=found&caption=title+said", root)
+    assert both.captions[both.pool[:1]] == [[f"é{(i := both.pool[0])}", *captions[[i]][0]]]
+    assert load("tfds:findings?label=found", root).captions is None
 
 
 def test_where_the_labels_of_test_are_hidden_validation_is_tested_on_and_the_note_says_so(root):
@@ -144,7 +170,7 @@ def test_the_directory_is_that_of_the_environment_where_none_is_given(root, monk
     [
         ("picture", "(config.data_dir or TFDS_DATA_DIR says where to look"),
         ("picture", "did you mean 'pictures'?"),
-        ("set", "choose one of lone, pictures, set/pairs, three"),
+        ("set", "choose one of findings, lone, pictures, set/pairs, three"),
         ("", "'' is not prepared in"),
         ("pictures:2.0.0", "there is no version '2.0.0'"),
         ("pictures?lable=style", "unknown option 'lable'; did you mean 'label'?"),
@@ -158,6 +184,10 @@ def test_the_directory_is_that_of_the_environment_where_none_is_given(root, monk
         ("pictures?train=train[:0]", "split 'train[:0]' is empty"),
         ("pictures?train=train[:1]", "'train[:1]' holds only one class of 'label'; at least two are expected"),
         ("three", "expected one ClassLabel, there is none"),
+        ("pictures?caption=nam", "there is no text 'nam'; did you mean 'name'?"),
+        ("findings", "expected one ClassLabel, there are found, grades; choose with ?label=NAME"),
+        ("findings?label=said", "expected a ClassLabel, found the Sequence 'said'"),
+        ("findings?label=grades", "row 0 of 'grades' is [0, 0, 0]; expected each class once at most"),
     ],
 )
 def test_what_is_not_there_is_refused_with_the_nearest_choice(root, name, message):

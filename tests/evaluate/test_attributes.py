@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from jtransfer.errors import InputError
-from jtransfer.evaluate.attributes import accuracy, bridge, ceiling, dap, eszsl, generalised, harmonic, validate
+from jtransfer.evaluate.attributes import bridge, dap, eszsl
+from jtransfer.evaluate.unseen import accuracy, ceiling, generalised, harmonic, validate
 
 SHARED = Path(__file__).parents[3] / "shared"
 # His ten unseen classes.
@@ -95,6 +96,24 @@ def test_dap_is_the_product_of_logistic_probabilities_over_their_priors(x64):
             for k in range(8):
                 product[:, k] += np.log(there / prior if attributes[k, m] else (1 - there) / (1 - prior))
         np.testing.assert_allclose(scores[i], product, rtol=1e-4, atol=1e-3)
+
+
+def test_dap_of_about_as_many_rows_compiles_nothing_anew():
+    features, labels, attributes, queries = task(images=20)
+    features, compiled = features.astype(np.float32), []
+
+    def listen(event, *_, **__):
+        if "backend_compile" in event:
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        for rows in (100, 99, 97):
+            compiled.clear()
+            dap(features[:rows], labels[:rows], attributes, queries)
+            assert rows == 100 or not compiled
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def test_dap_leaves_out_what_all_seen_classes_have():
@@ -208,7 +227,7 @@ BROKEN[3, 2], SAME[:, 4], ALIKE[:5] = np.nan, 1, 1
         ({"attributes": ATTRIBUTES[0]}, "attributes have shape [7] and dtype float64; expected [classes, m] numbers"),
         ({"labels": LABELS * 0}, "labels hold only class 0; at least two classes are expected"),
         ({"labels": LABELS[:0], "features": FEATURES[:0]}, "no seen class: features are empty, shape [0, 6]"),
-        ({"queries": QUERIES[:, :3]}, "queries are 3 wide; expected 6 as the features"),
+        ({"queries": QUERIES[:, :3]}, "queries have width 3, features 6; expected the same"),
     ],
 )
 def test_what_cannot_be_is_one_line(method, change, line):

@@ -133,6 +133,10 @@ def test_chance_is_met_where_features_tell_nothing():
     assert abs(found.mean - 1 / 3) < 2 * found.half < 0.1
 
 
+def test_prototypes_need_no_more_queries_than_one():
+    assert episodes(KEY, FEATURES, LABELS, **SIZES | {"ways": 2, "queries": 1, "episodes": 4}).mean > 0.5
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

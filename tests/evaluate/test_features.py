@@ -14,7 +14,7 @@ from jtransfer.evaluate.features import Layer, extract, widths_of
 from jtransfer.evaluate.store import Origin, Store, same_space
 from jtransfer.evaluate.task import Reader, split
 
-LAYERS = ("features", "hidden_0.cls", "hidden_1.max", "hidden_-1.mean", "hidden_-1.mean.normed", "hidden_2.last")
+LAYERS = ("features", "hidden_0.mean", "hidden_1.max", "hidden_-1.mean", "hidden_-1.mean.normed", "hidden_2.last")
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_each_layer_is_the_pooled_state_of_the_model(loaded, dataset, found):
     # this model has no class token: its four tokens are all patches
     expected = {
         "features": outputs["features"],
-        "hidden_0.cls": states[0][:, 0],
+        "hidden_0.mean": states[0].mean(1),
         "hidden_1.max": states[1].max(1),
         "hidden_-1.mean": states[2].mean(1),
         "hidden_-1.mean.normed": np.asarray(outputs["last_hidden_state"]).mean(1),
@@ -78,6 +78,16 @@ def test_the_batch_is_split_over_the_devices_and_the_weights_are_on_each(loaded,
     assert layouts["batch"].shard_shape((48, 8, 8, 1)) == (6, 8, 8, 1)
 
 
+def test_the_class_token_is_the_first_where_a_model_has_one(dataset):
+    model = models.build("vit", image=(8, 8), channels=1, patch=4, width=8, depth=1, heads=2, pool="cls")
+    tree = jax.jit(lambda key: models.complete(model, key, {}, model.config.inputs))(jax.random.key(0))
+    vit = checkpoints.Backbone("vit", model, tree)
+    found = extract(vit, dataset.inputs[:3], prepare, ("hidden_1.cls", "hidden_1.mean"), batch=3)
+    states = np.asarray(vit(prepare(dataset.inputs[:3]), output_hidden_states=True)["hidden_states"][1])
+    np.testing.assert_allclose(found["hidden_1.cls"], states[:, 0], atol=1e-5)
+    np.testing.assert_allclose(found["hidden_1.mean"], states[:, 1:].mean(1), atol=1e-5)
+
+
 def test_padding_is_in_no_pool_of_texts():
     config = models.BertConfig(vocabulary=11, positions=8, width=8, depth=1, heads=2, hidden=16)
     model = models.of_config(config)
@@ -105,6 +115,7 @@ def test_padding_is_in_no_pool_of_texts():
         "feature": "has no such output; did you mean 'features'?",
         "hidden_3.mean": r"has the hidden states 0 \(its embeddings\) to 2",
         "last_hidden_state": "has no such output",
+        "hidden_1.cls": "layer 'hidden_1.cls': backbone '.*' has no class token; choose one of mean, max, last",
     }.items(),
 )
 def test_a_layer_that_is_not_there_is_refused_before_anything_runs(loaded, dataset, layer, message):
@@ -127,7 +138,7 @@ def test_what_was_extracted_once_is_read_from_the_store(reader, dataset, found, 
     counting = dataclasses.replace(reader, progress=lambda what, done, rows: asked.append(done))
     first = counting(dataset, "features", "hidden_1.max")
     assert asked == [16, 32, 48]
-    again = counting(dataset, "hidden_1.max", "hidden_0.cls", "features")
+    again = counting(dataset, "hidden_1.max", "hidden_0.mean", "features")
     assert asked == [16, 32, 48] * 2, "one more pass, for the layer that was missing"
     counting(dataset, *again)
     assert len(asked) == 6
@@ -142,7 +153,7 @@ def test_other_weights_data_preprocessing_or_layers_are_other_features(reader, d
         reader.backbone, params={path: x * 1.5 for path, x in reader.backbone.params.items()}
     )
     different = [
-        reader.origin(dataset, "hidden_0.cls"),
+        reader.origin(dataset, "hidden_0.mean"),
         reader.origin(dataclasses.replace(dataset, inputs=dataset.inputs * 0.5), "features"),
         dataclasses.replace(reader, prepare=lambda x: prepare(x * 2)).origin(dataset, "features"),
         dataclasses.replace(reader, backbone=other_weights).origin(dataset, "features"),

@@ -112,7 +112,7 @@ def test_a_step_never_holds_the_similarities_of_all_queries():
         (lambda: knn(KEYS, LABELS, None, k=(300,)), "expected numbers from 1 to the 299 keys"),
         (lambda: knn(KEYS, LABELS, TEST, k=()), "expected numbers from 1"),
         (lambda: knn(KEYS, LABELS, TEST, k=(0, 5)), "expected numbers from 1"),
-        (lambda: knn(KEYS, LABELS, TEST[:, :5], k=(5,)), "queries have 5 columns, keys 8"),
+        (lambda: knn(KEYS, LABELS, TEST[:, :5], k=(5,)), "queries have width 5, keys 8; expected the same"),
         (lambda: knn(KEYS, LABELS[:5], TEST, k=(5,)), "labels: 5 for 300 rows"),
         (lambda: knn(KEYS, LABELS, TEST, k=(5,), classes=3), "expected 0..2"),
         (lambda: knn(KEYS, LABELS, TEST * np.inf, k=(5,)), "queries: row 0 holds NaN or infinite"),

@@ -1,9 +1,12 @@
 """`jtransfer evaluate` from a config to rows, tables and figures: nothing is done twice, and what is wrong is said."""
 
 import json
+import re
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 
 from jtransfer import checkpoints, cli, config
 from jtransfer.errors import InputError
@@ -99,11 +102,143 @@ def test_every_protocol_that_needs_no_text_runs_on_a_tiny_task(names, tmp_path):
     assert [row["layer"] for row in rows if row["protocol"] == "transferability"] == ["features", "logits"]
 
 
+SIGNS = ("edema", "mass", "nodule")
+
+
+@pytest.fixture(scope="module")
+def findings(names, images, tmp_path_factory):
+    """The same images with several labels a row: each finding is likelier in brighter images."""
+    rng, file = np.random.default_rng(0), tmp_path_factory.mktemp("findings") / "data.npz"
+    pictures = np.concatenate([images[0]] * 3)
+    noisy = pictures.mean((1, 2, 3))[:, None] + rng.normal(0, 0.15, (len(pictures), len(SIGNS)))
+    np.savez(file, images=pictures, labels=(noisy > [0.3, 0.4, 0.5]).astype(int), classes=SIGNS)
+    return names | {"data": f"npz:{file}"}
+
+
+def test_several_labels_a_row_are_probed_one_by_one_and_scored_by_auroc_as_in_scikit_learn(findings, tmp_path):
+    evaluation = run.prepare(resolved(findings, protocols="probe(search=(0.1, 1, 10))"))
+    (row,) = run.run(evaluation, tmp_path, lambda *_: None)
+    task = evaluation.task
+    (x,), y, l2 = task.features("features"), task.dataset.labels, row["chosen"]["l2"]
+    rows = np.concatenate([task.train, task.validation])
+    areas = []
+    for column in y.T:
+        model = LogisticRegression(C=1 / l2, tol=1e-8, max_iter=10_000).fit(x[rows], column[rows])
+        areas.append(roc_auc_score(column[task.test], model.decision_function(x[task.test])))
+    expected = {"AUROC": np.mean(areas)} | {f"AUROC of {name}": area for name, area in zip(SIGNS, areas, strict=True)}
+    assert row["metrics"] == pytest.approx(expected, abs=1e-3) and l2 in (0.1, 1, 10)
+
+
+@pytest.mark.parametrize(
+    "protocol", [name for name in protocols.PROTOCOLS if name not in ("probe", "cka", "domain_gap")]
+)
+def test_what_needs_one_label_a_row_says_that_the_data_has_several(findings, protocol):
+    with pytest.raises(InputError, match=f"{protocol}: npz:.*data.npz has several labels a row; probe takes such data"):
+        run.prepare(resolved(findings, protocols=protocol))
+
+
+def test_a_finding_that_no_training_row_has_is_refused_by_its_column(names, images, tmp_path):
+    labels = np.eye(4, dtype=int)[np.arange(48) % 3]
+    np.savez(tmp_path / "rare.npz", images=images[0], labels=labels)
+    data = {"data": f"npz:{tmp_path / 'rare.npz'}"}
+    with pytest.raises(InputError, match="rare.npz: labels of the rows to fit on: column 3 is 0 in every row"):
+        run.prepare(resolved(names | data, protocols="probe"))
+
+
+@pytest.fixture(scope="module")
+def described(names, images, tmp_path_factory):
+    """Images of six classes, and attributes of each, as `attributes` of `evaluate` reads them."""
+    directory = tmp_path_factory.mktemp("described")
+    labels = np.arange(144) % 6
+    np.savez(directory / "data.npz", images=np.concatenate([images[0]] * 3) * (1 + labels[:, None, None, None]) / 6,
+             labels=labels, classes=[*"abcdef"])  # fmt: skip
+    rows = np.array([[0, 0, 1], [0, 1, 0], [0, 1, 1], [1, 0, 0], [1, 0, 1], [1, 0, 1]])
+    np.savez(directory / "attributes.npz", attributes=rows, unseen=["e", "f"])
+    return names | {"data": f"npz:{directory / 'data.npz'}"}, directory / "attributes.npz"
+
+
+@pytest.mark.parametrize("method", ["dap", "bridge", "eszsl"])
+def test_classes_without_images_are_named_by_attributes_up_to_the_ceiling(described, tmp_path, method):
+    keys, file = described
+    text = f"attributes(file='{file}', method='{method}', folds=2)"
+    rows, _, _ = evaluate(keys, tmp_path, protocols=text)
+    found = rows[0]["metrics"]
+    assert found["ceiling (shared rows)"] == 0.5 == found["accuracy"], (
+        "of two classes with one row, one is always named"
+    )
+    assert set(rows[0]["chosen"]) == {"validation", *({"gamma", "penalty"} if method == "eszsl" else {"l2"})}
+    assert "4 seen classes, tested on the 2 unseen ones" in rows[0]["how"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"attributes": np.eye(5), "unseen": [0]}, r"shape \[5, 5\]; expected 6 rows, one a class"),
+        ({"attributes": np.eye(6), "unseen": ["g"]}, "names the unseen class 'g', which the dataset does not have"),
+        ({"attributes": np.eye(6), "unseen": []}, "names no unseen class"),
+        ({"attributes": np.eye(6) * np.nan, "unseen": [0]}, "row 0, column 0 is nan; expected a number"),
+        ({"attributes": np.eye(6), "unseen": [0, 1, 2]}, "folds is 2 for 3 seen classes"),
+        ({"unseen": [0]}, "does not hold 'attributes' and 'unseen'"),
+        (b"PK\x03\x04", "does not hold 'attributes' and 'unseen'"),
+    ],
+)
+def test_attributes_that_do_not_fit_the_classes_are_refused_before_anything_is_extracted(
+    described, tmp_path, content, message
+):
+    file = tmp_path / "attributes.npz"
+    file.write_bytes(content) if isinstance(content, bytes) else np.savez(file, **content)
+    with pytest.raises(InputError, match=message):
+        run.prepare(resolved(described[0], protocols=f"attributes(file='{file}', folds=2)"))
+
+
+@pytest.fixture(scope="module")
+def broken(vit, backbone, tmp_path_factory):
+    """A backbone whose weights are all NaN, as a config names it."""
+    directory = tmp_path_factory.mktemp("broken")
+    checkpoints.save(directory, vit, {p: x * np.nan for p, x in backbone.items() if not p.startswith("source_head")})
+    return str(directory)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "protocol", "message"),
+    [
+        ({}, "episodes(ways=3, shots=60)", "test labels of npz:.*: class 0 has 3 examples, 75 are needed"),
+        ({"labels": np.r_[2, np.arange(47) % 2]}, "probe", "own.npz: class 2 has a single row"),
+        ({"labels": np.zeros(48, int)}, "probe", "'labels' hold only class 0; at least two classes are expected"),
+        ({"images": np.zeros((48, 8, 8))}, "knn(k=(1,))", "features of .* are constant: all 48 rows are the same"),
+        ({"labels": np.array(["cat", "dog"] * 24)}, "probe", "'labels' has dtype <U3; expected integers"),
+        ({"classes": ["cat", "dog", "cat"]}, "probe", "'classes' names 'cat' twice; expected each name once"),
+        ({"test_images": np.zeros((0, 8, 8)), "test_labels": [0][:0]}, "probe", "'test_images' is empty"),
+        ("NaN weights", "probe", "features of .*: row 0 holds NaN or infinite values"),
+        ("other preprocessing", "prototypes", "features of preprocessing 0123, not [0-9a-f]{16}; remove it"),
+    ],
+)
+def test_on_the_terminal_bad_input_is_one_line_and_exit_code_2(
+    names, broken, images, tmp_path, capsys, arrays, protocol, message
+):
+    keys = names | {"data": f"npz:{tmp_path / 'own.npz'}", "store": str(tmp_path / "store"), "protocols": protocol}
+    own = {"images": images[0], "labels": images[1]} | (arrays if isinstance(arrays, dict) else {})
+    np.savez(tmp_path / "own.npz", **own)
+    if arrays == "NaN weights":
+        keys |= {"backbone": broken}
+    text = ",".join(f"{key}={value}" for key, value in keys.items())
+    command = ["evaluate", f"--config=configs/evaluate.py:{text}"]
+    if arrays == "other preprocessing":
+        assert cli.main([*command, f"--workdir={tmp_path / 'first'}"]) == 0
+        (about,) = (tmp_path / "store").glob("*.json")
+        about.write_text(json.dumps(json.loads(about.read_text()) | {"preprocessing": "0123"}))
+    capsys.readouterr()
+    assert cli.main([*command, f"--workdir={tmp_path / 'run'}"]) == 2
+    said = capsys.readouterr().err
+    assert re.fullmatch(f"jtransfer: error: .*{message}.*\n", said)
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
         ({"protocols": "knnn"}, "unknown protocol 'knnn'; did you mean 'knn'?"),
         ({"protocols": "knn(temprature=3)"}, "protocol 'knn' has no option 'temprature'; did you mean 'temperature'?"),
+        ({"protocols": "episodes(ways=9)"}, "episodes: test labels of .* have 3 classes; expected at least ways=9"),
         ({"protocols": "knn(k=(1000,))"}, r"knn: k is \[1000\]; expected numbers of 1 to"),
         ({"protocols": "prototypes('ldaa')"}, "ldaa"),
         ({"protocols": "zero_shot"}, "zero-shot needs towers of both images and texts"),
@@ -112,6 +247,7 @@ def test_every_protocol_that_needs_no_text_runs_on_a_tiny_task(names, tmp_path):
         ({"protocols": "attributes"}, "attributes: file is missing"),
         ({"protocols": "domain_gap"}, r"domain_gap: source is missing; name a dataset or stream"),
         ({"layers": "featurs"}, "no such output; did you mean 'features'?"),
+        ({"layers": "hidden_1.cls"}, "has no class token; choose one of mean, max, last"),
         ({"layers": "hidden_9.mean"}, "has the hidden states 0"),
         ({"validation": 2}, "config.validation is 2; expected a share between 0 and 1"),
         ({"batch": 0}, "config.batch: expected a whole number above 0, found 0"),

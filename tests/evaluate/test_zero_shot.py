@@ -300,6 +300,43 @@ def test_evaluate_and_curve_take_a_dual_encoder_and_agree_on_it(dual, tmp_path):
     assert "zero_shot is worth" in said and "labels per class of ridge" in said
 
 
+def test_retrieval_ranks_images_and_all_their_captions_as_counted_in_float64(
+    dual, make, prepare_dataset, png, tmp_path
+):
+    rng, case = np.random.default_rng(1), make("clip")
+    images = rng.integers(0, 256, (30, 16, 16, 3), dtype=np.uint8)
+    said = [["".join(rng.choice([*LETTERS], 6)) for _ in range(1 + i % 3)] for i in range(30)]
+    examples = [
+        {"image": png(x), "label": i % 2, "said": own, "title": f"title {own[0]}"}
+        for i, (x, own) in enumerate(zip(images, said, strict=True))
+    ]
+
+    def features(f):
+        texts = {"said": f.Sequence(f.Text()), "title": f.Text()}
+        return texts | {"image": f.Image(shape=(None, None, 3)), "label": f.ClassLabel(num_classes=2)}
+
+    prepare_dataset(tmp_path, "scenes", features, {"train": examples[:6], "test": examples[6:]})
+    keys = {"data": "tfds:scenes?caption=title+said", "protocols": "retrieval", "data_dir": str(tmp_path)}
+    evaluation = run.prepare(resolved("evaluate", dual | keys | {"store": str(tmp_path / "store")}))
+    (row,) = run.run(evaluation, tmp_path / "run", lambda *_: None)
+
+    texts = [text for example in examples[6:] for text in (example["title"], *example["said"])]
+    owners = np.repeat(np.arange(24), [1 + len(own) for own in said[6:]])
+    pixels = torch.from_numpy(np.array(case.backbone.preprocess(images=images[6:])["pixel_values"]))
+    with torch.no_grad():
+        states = case.peer.vision_model(pixel_values=pixels.permute(0, 3, 1, 2)).pooler_output
+        embeds = case.peer.visual_projection(states).double().numpy(), case.of(texts).text_embeds.double().numpy()
+    x, t = (e / np.linalg.norm(e, axis=1, keepdims=True) for e in embeds)
+    match = owners == np.arange(24)[:, None]
+    for way, scores, matches in (("image to text", x @ t.T, match), ("text to image", t @ x.T, match.T)):
+        order = np.argsort(-scores, axis=1)
+        for k in (1, 5, 10):
+            hits = np.take_along_axis(matches, order[:, :k], 1).any(1)
+            assert row["metrics"][f"{way} R@{k}"] == pytest.approx(hits.mean())
+    assert 0 < row["metrics"]["image to text R@5"] < row["metrics"]["image to text R@10"] < 1
+    assert f"24 test images and their {len(texts)} captions" in row["how"]
+
+
 def test_a_dual_encoder_whose_texts_cannot_be_read_is_refused_before_anything_runs(dual, tmp_path):
     (tmp_path / "templates.txt").write_text("a photo of\n")
     keys = dual | {"methods": "zero_shot", "templates": str(tmp_path / "templates.txt"), "shots": "(1,)"}

@@ -152,6 +152,7 @@ def episodes(
     """N-way K-shot episodes drawn from the test rows, as the few-shot literature reports them."""
     single(task, "episodes")
     labels = task.dataset.labels[task.test]
+    sampled.check(labels, ways, shots, queries, episodes, f"episodes: test labels of {task.dataset.name}")
 
     def evaluate(x, layer):
         found = sampled.episodes(

@@ -1,6 +1,7 @@
 """Protocols that need no label of the task: class names read by a text tower, captions, and attributes."""
 
 import json
+import zipfile
 from dataclasses import replace
 from functools import partial
 
@@ -11,10 +12,12 @@ from jtransfer.data.dataset import Lazy
 from jtransfer.data.sources import fingerprint
 from jtransfer.errors import InputError
 from jtransfer.evaluate import attributes as by_attributes
+from jtransfer.evaluate import checks
 from jtransfer.evaluate import retrieval as search
 from jtransfer.evaluate import typographic as attack
+from jtransfer.evaluate import unseen as measure
 from jtransfer.evaluate import zero_shot as texts
-from jtransfer.evaluate.protocols.rows import Run, row, single
+from jtransfer.evaluate.protocols.rows import Run, each_layer, labelled, row, single
 from jtransfer.evaluate.task import Task
 
 EMBEDS = "image_embeds"
@@ -110,23 +113,22 @@ def attributes(task: Task, file: str = "", method: str = "eszsl", folds: int = 5
         raise InputError(f"attributes: unknown method '{method}'; choose one of {', '.join(grids)}")
     matrix, unseen = _attributes(file, task.dataset.classes)
     seen = np.setdiff1d(np.arange(len(matrix)), unseen)
-    labels = task.dataset.labels
-    train, held = (rows[np.isin(labels[rows], seen)] for rows in (task.train, task.validation))
+    measure.groups(seen, folds)
+    labels, train = task.dataset.labels, labelled(task)
+    train = train[np.isin(labels[train], seen)]
     score = grids[method]
 
     def evaluate(x, layer):
         x = x - x[train].mean(axis=0)
-        quality = by_attributes.validate(
-            score, x[train], labels[train], matrix, folds, queries=x[held], query_labels=labels[held]
-        )
+        quality = measure.validate(score, x[train], labels[train], matrix, folds)
         best = np.unravel_index(np.argmax(quality), quality.shape)
         scores = np.asarray(score(x[train], labels[train], matrix, x[task.test]))[best]
         asked = np.isin(labels[task.test], unseen)
-        both = by_attributes.generalised(scores, labels[task.test], seen, unseen)
+        both = measure.generalised(scores, labels[task.test], seen, unseen)
         point = {key: float(np.broadcast_to(values, quality.shape)[best]) for key, values in score.keywords.items()}
         metrics = {
-            "accuracy": by_attributes.accuracy(scores[asked], labels[task.test][asked], unseen),
-            "ceiling (shared rows)": by_attributes.ceiling(matrix, unseen),
+            "accuracy": measure.accuracy(scores[asked], labels[task.test][asked], unseen),
+            "ceiling (shared rows)": measure.ceiling(matrix, unseen),
             "generalised: seen": both.seen,
             "generalised: unseen": both.unseen,
             "generalised: harmonic mean": both.harmonic,
@@ -137,7 +139,7 @@ def attributes(task: Task, file: str = "", method: str = "eszsl", folds: int = 5
         )
         return row(layer, metrics, how, point | {"validation": float(quality[best])})
 
-    return lambda: [evaluate(task.features(layer)[0], layer) for layer in task.layers]
+    return each_layer(task, evaluate)
 
 
 def retrieval(task: Task) -> Run:
@@ -153,7 +155,7 @@ def retrieval(task: Task) -> Run:
         how = f"each of the {len(test)} test rows ranks all others by cosine; those of its class are relevant"
         return row(layer, {"mAP": value}, how)
 
-    return lambda: [evaluate(task.features(layer)[0], layer) for layer in task.layers]
+    return each_layer(task, evaluate)
 
 
 def classifier(task: Task, templates: str, names: str, protocol: str, distinct: bool = True):
@@ -225,13 +227,16 @@ def _attributes(file, classes):
     try:
         with np.load(epath.Path(file).open("rb"), allow_pickle=False) as archive:
             matrix, unseen = archive["attributes"], archive["unseen"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"attributes: {file} does not hold 'attributes' and 'unseen' ({error})") from None
-    if matrix.ndim != 2 or len(matrix) != len(classes):
+    matrix = checks.attributes(matrix)
+    if len(matrix) != len(classes):
         raise InputError(
             f"attributes: {file} has a matrix of shape {list(matrix.shape)}; expected {len(classes)} rows, one a class"
         )
-    numbers = [classes.index(x) if x in classes else x for x in unseen.tolist()]
+    numbers = [classes.index(x) if x in classes else x for x in np.ravel(unseen).tolist()]
     if wrong := [x for x in numbers if not isinstance(x, int) or not 0 <= x < len(classes)]:
         raise InputError(f"attributes: {file} names the unseen class {wrong[0]!r}, which the dataset does not have")
+    if not numbers:
+        raise InputError(f"attributes: {file} names no unseen class; expected at least one")
     return matrix, np.array(sorted(set(numbers)))

@@ -43,4 +43,4 @@ def single(task: Task, protocol: str) -> None:
         InputError: it is one.
     """
     if task.dataset.labels.ndim > 1:
-        raise InputError(f"{protocol}: {task.dataset.name} has several labels a row; only probe takes such data")
+        raise InputError(f"{protocol}: {task.dataset.name} has several labels a row; probe takes such data")
