@@ -1,6 +1,7 @@
 """The linear probe by the protocols that are published: which penalties are tried, what chooses, what is fitted last.
 
-Penalties are λ on the *summed* loss, as CLIP and scikit-learn's `C = 1/λ` have it; on the mean loss it is λ/n. Every
+Penalties are λ on the *summed* loss, as CLIP and scikit-learn's `C = 1/λ` have it; on the mean loss it is λ/n. Two
+classes share one column in scikit-learn, of which ours are the two halves: on these the same λ is twice as much. Every
 path is solved whole, at the optimum of each λ (see logistic.py); a search decides which of them may be chosen.
 """
 
@@ -27,7 +28,7 @@ class Search:
         walk: Whether only those count that CLIP's search visits: 7 points two decades apart, then the gaps beside the
             best are halved until there are 8 steps a decade.
         double: Whether it is solved in float64.
-        scaled: Whether features are divided by one number first, so that their mean square is 1.
+        scaled: Whether features are divided by one number first, the standard deviation of all training features.
         how: In words.
     """
 
@@ -45,12 +46,12 @@ SEARCHES = {
         how="7 points from 1e-6 to 1e6, then halved around the best to 8 steps a decade (CLIP, arXiv:2103.00020, A.3)",
     ),
     "dinov2": Search(
-        tuple(np.sort(1 / 10 ** np.linspace(-6, 5, 45))),
+        tuple(10 ** np.linspace(-5, 6, 45)),
         double=True,
         how="C = 1/λ of 45 values from 1e-6 to 1e5, in float64 (DINOv2, arXiv:2304.07193)",
     ),
     "lpft": Search(
-        tuple(np.sort(1 / np.logspace(-7, 2, 50))),
+        tuple(np.logspace(-2, 7, 50)),
         scaled=True,
         how="C = 1/λ of 50 values from 1e-7 to 100 on features divided by one number (LP-FT, arXiv:2202.10054)",
     ),
@@ -97,32 +98,38 @@ def probe(
         validation: Rows to choose on; no other row is looked at.
         search: One of `SEARCHES`, or a list of penalties.
         per: What listed penalties stand against: the "sum" of the losses, or their "mean".
-        refit: Whether the chosen penalty (on the sum) is fitted again on both.
-        classes: How many there are; None for as many as the largest label says.
+        refit: Whether the chosen penalty (on the sum) is fitted again on both, as CLIP and DINOv2 do; LP-FT does not.
+        classes: How many there are; None for as many as the largest label of these rows says.
 
     Raises:
-        InputError: an unknown search, or features, labels or penalties that cannot be used.
+        InputError: an unknown search, no validation rows, or features, labels or penalties that cannot be used.
     """
     how = checked_search(search, per, len(train))
-    labels = np.asarray(labels)
-    scale = np.sqrt(np.mean(np.square(features[train]))) if how.scaled else np.float32(1)
+    labels, l2 = np.asarray(labels), np.asarray(how.l2)
+    if not len(validation):
+        raise InputError("validation has no rows; expected some to choose the penalty on")
+    both = np.sort(np.concatenate([train, validation]))
+    if labels.ndim == 1 and classes is None and labels.dtype.kind in "iub":
+        classes = int(labels[both].max()) + 1
+    halves = 2 if labels.ndim == 1 and classes == 2 else 1
+    scale = float(np.std(features[train], dtype=np.float64)) if how.scaled else 1.0  # a shift is the intercept's
 
     def solve(rows, l2):
         x = np.asarray(features[rows], np.float64 if how.double else None) / scale
         with jax.enable_x64(how.double or jax.config.jax_enable_x64):
-            kernels, biases = logistic_path(x, labels[rows], l2 / len(rows), classes=classes)
+            kernels, biases = logistic_path(x, labels[rows], halves * l2 / len(rows), classes=classes)
         return kernels / scale, biases
 
-    l2 = np.asarray(how.l2)
     kernels, biases = solve(train, l2)
     held_out = np.asarray(features[validation])
     scores = np.array([_score(held_out @ k + b, labels[validation]) for k, b in zip(kernels, biases, strict=True)])
     visited = clip_walk(scores) if how.walk else np.arange(len(l2))
-    best = visited[len(visited) - 1 - int(np.argmax(scores[visited][::-1]))]  # the strongest penalty among equals
-    kernel, bias = kernels[best], biases[best]
+    l2, scores = l2[visited], scores[visited]
+    best = int(np.flatnonzero(scores == scores.max())[-1])  # the strongest penalty among equals
+    kernel, bias = kernels[visited[best]], biases[visited[best]]
     if refit:
-        (kernel,), (bias,) = solve(np.sort(np.concatenate([train, validation])), l2[best : best + 1])
-    return Probe(kernel, bias, float(l2[best]), l2[visited], scores[visited], bool(best in (visited[0], visited[-1])))
+        (kernel,), (bias,) = solve(both, l2[[best]])
+    return Probe(kernel, bias, float(l2[best]), l2, scores, best in (0, len(l2) - 1))
 
 
 def clip_walk(scores: np.ndarray) -> np.ndarray:
@@ -155,6 +162,9 @@ def checked_search(search: str | Sequence[float], per: str, rows: int) -> Search
 
 
 def _score(logits, labels) -> float:
-    if labels.ndim == 2:
-        return float(np.nanmean(metrics.auroc(logits, labels)))
-    return metrics.accuracy(logits, labels)
+    if labels.ndim == 1:
+        return metrics.accuracy(logits, labels)
+    areas = metrics.auroc(logits, labels)
+    if np.isnan(areas).all():
+        raise InputError("validation: no label is 0 in some rows and 1 in others, so there is no AUROC to choose by")
+    return float(np.nanmean(areas))

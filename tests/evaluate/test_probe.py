@@ -49,6 +49,22 @@ def test_the_chosen_probe_is_scikit_learns_of_training_and_validation_rows(data)
     np.testing.assert_allclose(found.kernel, fit.coef_.T, atol=1e-3)
 
 
+def test_two_classes_have_the_penalty_that_scikit_learn_means(data):
+    features, labels = data[0], data[1] % 2
+    found = probe(features, labels, TRAIN, VALIDATION, (1.0,), refit=False)
+    fit = LogisticRegression(C=1.0, tol=1e-10, max_iter=10_000).fit(features[TRAIN], labels[TRAIN])
+    np.testing.assert_allclose(found.kernel[:, 1] - found.kernel[:, 0], fit.coef_[0], atol=1e-3)
+
+
+def test_the_search_of_lp_ft_divides_features_by_the_standard_deviation_of_all_of_them(data):
+    features, labels = data[0] * 50 + 20, data[1]
+    found = probe(features, labels, TRAIN, VALIDATION, "lpft", refit=False)
+    scale = features[TRAIN].std()
+    fit = LogisticRegression(C=1 / found.l2, tol=1e-10, max_iter=10_000)
+    fit.fit((features[TRAIN] - features[TRAIN].mean()) / scale, labels[TRAIN])
+    np.testing.assert_allclose(found.kernel, fit.coef_.T / scale, atol=1e-5)
+
+
 @pytest.mark.parametrize("search", ["clip", "dinov2", "lpft"])
 def test_every_search_gives_a_head_for_the_features_as_they_are(data, search):
     features, labels = data
@@ -76,6 +92,15 @@ def test_several_labels_are_chosen_by_the_mean_area_under_their_curves(data):
     fits = [LogisticRegression(C=1 / 10.0, tol=1e-10).fit(features[TRAIN], targets[TRAIN, i]) for i in range(3)]
     logits = np.stack([fit.decision_function(features[VALIDATION]) for fit in fits], 1)
     assert found.scores[1] == pytest.approx(np.mean(metrics.auroc(logits, targets[VALIDATION])), abs=0.01)
+
+
+def test_without_rows_to_choose_on_nothing_is_chosen(data):
+    with pytest.raises(InputError, match="validation has no rows"):
+        probe(*data, TRAIN, VALIDATION[:0])
+    targets = np.zeros((150, 2), int)
+    targets[:30] = 1
+    with pytest.raises(InputError, match="validation: no label is 0 in some rows and 1 in others"):
+        probe(data[0], targets, TRAIN, VALIDATION, (1.0,))
 
 
 def test_an_unknown_search_is_named_with_the_nearest(data):
