@@ -83,8 +83,7 @@ def export(arguments, overrides: list[str]) -> None:
     from jtransfer.train import results
 
     exports.check(arguments.out, arguments.format, arguments.adapters)
-    step, result = results.result(arguments.workdir)
-    exports.write(
-        arguments.out, result, arguments.format, arguments.adapters, workdir=str(arguments.workdir), step=step
-    )
+    step, result, beside = results.result(arguments.workdir)
+    about = {"workdir": str(arguments.workdir), "step": step}
+    exports.write(arguments.out, result, arguments.format, arguments.adapters, beside, **about)
     print(f"Written to {arguments.out}: step {step} of {arguments.workdir} as {arguments.format}")

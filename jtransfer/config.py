@@ -65,6 +65,13 @@ def train_defaults() -> dict[str, Any]:
         "backbone": "",  # where the weights start: empty for at random
         "load": dict(LOAD),
         "model": {"architecture": "vit"},  # and its options, when there is no backbone
+        "objective": "classification",  # or "clip", "siglip": contrastive, on data with captions
+        # Of a contrastive objective alone:
+        "towers": {"vision": "", "text": ""},  # backbones that one or both start from, when there is no `backbone`
+        "tokenizer": "",  # empty for the backbone's, or "bytes"; a file of CLIP's merges, or a checkpoint that has one
+        "preprocessor": {},  # how images are made, in the keys of preprocessor_config.json; empty for the backbone's
+        "templates": (),  # texts with {} for the caption, one drawn each time; empty for the source's own
+        "temperature_limit": 100.0,  # the most that cosines are multiplied by; 0 for no limit
         "method": "scratch",
         "seed": 0,
         "batch": 256,
@@ -117,6 +124,8 @@ DEFAULTS = {
     "evaluate": evaluate_defaults,
     "advise": advise_defaults,
 }
+ANY = ("mesh", "preprocessor")
+"""Sections that take whatever keys they are given."""
 LISTS = ("methods", "protocols", "layers")
 """Keys whose items are texts that hold commas of their own: on the command line a list arrives as one string."""
 
@@ -198,7 +207,8 @@ def resolved(config: ConfigDict) -> dict[str, Any]:
 
 
 def _options(dataclass) -> dict[str, Any]:
-    return {field.name: getattr(dataclass, field.name) for field in dataclasses.fields(dataclass)}
+    values = {field.name: getattr(dataclass, field.name) for field in dataclasses.fields(dataclass)}
+    return {key: _options(value) if dataclasses.is_dataclass(value) else value for key, value in values.items()}
 
 
 def _architecture(name: str) -> dict[str, Any]:
@@ -238,7 +248,7 @@ def _update(defaults: dict, values: dict, file: str, prefix: str) -> None:
     for key, value in values.items():
         if key not in defaults and prefix.split(".")[0] != OPEN:
             raise InputError(f"{file}: unknown key 'config.{prefix}{key}'; {nearest(key, defaults)}")
-        if isinstance(value, dict) and isinstance(defaults.get(key), dict) and key != "mesh":
+        if isinstance(value, dict) and isinstance(defaults.get(key), dict) and key not in ANY:
             _update(defaults[key], value, file, f"{prefix}{key}.")
         elif isinstance(defaults.get(key), dict) != isinstance(value, dict) and key in defaults:
             kind = "section of keys" if isinstance(defaults[key], dict) else "value"

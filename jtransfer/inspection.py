@@ -27,8 +27,8 @@ def of_train(config) -> list[dict[str, Any]]:
     from jtransfer.train import loop
 
     run = loop.prepare(config)
-    options = {key: config[key] for key in ("accumulate", "ema", "smoothing", "mixup")}
-    shapes = costs.step_shapes(run.adapted, Optimiser(**config.optimiser), config.batch, **options)
+    parts, loss = run.task.accumulate, run.task.loss(run.adapted)
+    shapes = costs.step_shapes(run.adapted, Optimiser(**config.optimiser), config.batch, parts, config.ema, loss)
     leaves = sharding.tree_shardings(run.adapted.shapes, run.mesh, config.sharding)
     laid_out = replace(shapes, arguments=sharding.lay_out(shapes.arguments, leaves, run.mesh))
     specs = {path: str(tuple(layout.spec)) for path, layout in leaves.items() if tuple(layout.spec)}

@@ -78,9 +78,16 @@ def to_orbax(directory: epath.PathLike, result: Backbone | Adapter, adapters: st
 
 
 def write(
-    directory: epath.PathLike, result: Backbone | Adapter, format: str, adapters: str = "merged", **about: Any
+    directory: epath.PathLike,
+    result: Backbone | Adapter,
+    format: str,
+    adapters: str = "merged",
+    beside: Mapping[str, bytes] | None = None,
+    **about: Any,
 ) -> None:
     """Write in a format, a key of `FORMATS`; see `to_huggingface`, `to_orbax` and `peft.write_adapter`.
+
+    `beside` are more files, as a tokenizer's.
 
     Raises:
         InputError: an unknown format, or one that cannot say what is written; another directory is in the way.
@@ -89,6 +96,8 @@ def write(
     how = "apart" if format == "peft" else adapters
     with files.replacing(directory, {"format": format, "adapters": how, **about}) as draft:
         FORMATS[format](draft, result, adapters)
+        for name, content in (beside or {}).items():
+            (draft / name).write_bytes(content)
 
 
 def check(directory: epath.PathLike, format: str, adapters: str) -> None:

@@ -7,9 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 
-from jtransfer import files
 from jtransfer.checkpoints.backbone import Backbone, load
 from jtransfer.data import preprocess
 from jtransfer.errors import InputError
@@ -67,12 +65,15 @@ def load_for(
     Raises:
         InputError: the backbone takes another kind of data, or images of another shape.
     """
-    options = {key: value for key, value in options.items() if value}
-    tokens = options.pop("tokens", 0)
-    backbone = load(name, **options, **more)
+    backbone, tokens = load(name, **options_of(options), **more), options.get("tokens", 0)
     one = tower_for(backbone, data)
     prepare = _for_texts(one, data, tokens) if data.kind == "text" else _for_images(one, data)
     return one if tower else backbone, prepare
+
+
+def options_of(section: Mapping[str, Any]) -> dict[str, Any]:
+    """The options for `load` in a config's section of that name, empty ones left to its defaults."""
+    return {key: value for key, value in section.items() if value and key != "tokens"}
 
 
 def tower_for(backbone: Backbone, data: Any) -> Backbone:
@@ -115,8 +116,8 @@ def example(arrays: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
     return {name: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for name, x in arrays.items()}
 
 
-def keep_tokenizer(backbone: Backbone, directory: epath.Path) -> None:
-    """Put the files of a backbone's tokenizer beside a model that was trained from it, in our own layout."""
+def tokenizer_files(backbone: Backbone) -> dict[str, bytes]:
+    """The files of a backbone's tokenizer by name, to lie beside a model that was trained from it."""
     from jtransfer.data.text import FILES, OF_MODELS
 
     there = backbone.origin.directory
@@ -124,8 +125,7 @@ def keep_tokenizer(backbone: Backbone, directory: epath.Path) -> None:
     # The class that transformers would take, which our own config does not tell.
     kind = OF_MODELS.get(backbone.origin.values.get("model_type"), "CLIPTokenizer")
     found.setdefault("tokenizer_config.json", json.dumps({"tokenizer_class": kind}).encode())
-    for name, content in found.items():
-        files.write(directory / name, content)
+    return found
 
 
 def _for_images(backbone: Backbone, data: Any) -> Prepare:

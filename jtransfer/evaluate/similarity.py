@@ -67,6 +67,35 @@ def cka_matrix(xs: Sequence, ys: Sequence | None = None, debiased: bool = True) 
     return cross / np.outer(norms[0], norms[-1])
 
 
+def alignment(images, texts) -> float:
+    """Mean squared distance of embeddings of length 1 that belong together (Wang & Isola 2020, arXiv:2005.10242).
+
+    Args:
+        images: `[n, d]`.
+        texts: `[n, d]`, one for each image.
+
+    Raises:
+        InputError: embeddings of different shape.
+    """
+    if np.shape(images) != np.shape(texts):
+        raise InputError(
+            f"images have shape {list(np.shape(images))}, texts {list(np.shape(texts))}; expected the same"
+        )
+    return float(np.mean(np.sum((np.asarray(images) - np.asarray(texts)) ** 2, -1, dtype=np.float64)))
+
+
+def uniformity(embeds, rows: int = 2048) -> float:
+    """Logarithm of the mean of exp(-2 d²) over pairs of different rows (Wang & Isola 2020): lower is more even.
+
+    Args:
+        embeds: `[n, d]`, of length 1.
+        rows: At most so many are used, evenly spread.
+    """
+    embeds = np.asarray(embeds)[np.linspace(0, len(embeds) - 1, min(rows, len(embeds))).astype(int)]
+    squared = 2 - 2 * (embeds @ embeds.T)[~np.eye(len(embeds), dtype=bool)]
+    return float(np.log(np.mean(np.exp(-2 * squared, dtype=np.float64)))) if len(embeds) > 1 else 0.0
+
+
 def u_centre(gram: jax.Array) -> jax.Array:
     """A Gram matrix `[n, n]` with zeros on the diagonal, whose rows and columns sum to zero (Szekely & Rizzo 2014).
 

@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Callable, Iterable
 
 from jtransfer import expressions
-from jtransfer.methods.freezing import bitfit, finetune, frozen_norm, probe, scratch, top_blocks
+from jtransfer.methods.freezing import bitfit, finetune, frozen_norm, probe, rules, scratch, top_blocks
 from jtransfer.methods.lora import lora
 from jtransfer.methods.method import Adapted, Method, adapt, learn
 
@@ -21,6 +21,7 @@ __all__ = [
     "lora",
     "parse",
     "probe",
+    "rules",
     "scratch",
     "top_blocks",
 ]
@@ -33,6 +34,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "bitfit": bitfit,
     "frozen_norm": frozen_norm,
     "lora": lora,
+    "rules": rules,
 }
 
 

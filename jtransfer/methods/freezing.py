@@ -23,6 +23,27 @@ def scratch() -> Method:
     return Method("scratch", learn((".*", 1.0)), pretrained=False)
 
 
+def rules(*patterns: str) -> Method:
+    """The leaves whose paths match a pattern learn, and no other: `rules('text/.*', 'logit_.*', 'vision/.*=0.1')`.
+
+    Behind `=` stands a rate relative to the schedule. With the tower of images left out this is locked-image tuning
+    (LiT, Zhai et al. 2022, arXiv:2111.07991).
+
+    Raises:
+        InputError: no pattern, or a rate that is no number; and, of a model, a pattern that matches none of its leaves.
+    """
+    pairs = []
+    for pattern in patterns:
+        path, _, rate = str(pattern).partition("=")
+        try:
+            pairs.append((path, float(rate or 1)))
+        except ValueError:
+            raise InputError(f"rules: '{pattern}' has no number behind '='") from None
+    if not pairs:
+        raise InputError("rules: expected at least one pattern, as in rules('text/.*')")
+    return Method("rules", learn(*pairs))
+
+
 def top_blocks(k: int) -> Method:
     """The last `k` blocks, the norm after them and the head learn.
 

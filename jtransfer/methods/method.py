@@ -123,6 +123,7 @@ def adapt(
     pretrained: Tree,
     inputs: tuple[int, ...] | Mapping[str, jax.ShapeDtypeStruct],
     wrap: tuple[Interceptor, ...] = (),
+    fresh: tuple[str, ...] = ("head/",),
 ) -> Adapted:
     """Put a method on a model.
 
@@ -133,6 +134,7 @@ def adapt(
             frozen. Empty to start at random.
         inputs: Shape of one image without the batch axis, or one example of every input by name.
         wrap: More interceptors, inside those of the method; they add no leaves.
+        fresh: What the paths of leaves begin with that may start at random beside pretrained ones.
 
     Raises:
         InputError: a rule of the method that matches nothing, no leaf that learns, or pretrained leaves that are not
@@ -144,7 +146,7 @@ def adapt(
     if base:
         own = {path: leaf for path, leaf in base.items() if path in plain or not path.startswith(SOURCE_HEAD)}
         # A leaf that the backbone lacks would silently start at random.
-        expected = {path: leaf for path, leaf in plain.items() if path in own or not path.startswith("head/")}
+        expected = {path: leaf for path, leaf in plain.items() if path in own or not path.startswith(fresh)}
         offenders = mismatches(expected, own)
         if offenders:
             raise InputError(f"the backbone does not fit the model: {'; '.join(offenders)}")

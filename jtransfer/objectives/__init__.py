@@ -1,6 +1,6 @@
 """Losses: pure functions of parameters, state, a batch and a key."""
 
 from jtransfer.objectives.classification import check_mixup, classification
-from jtransfer.objectives.contrastive import contrastive, pair_loss
+from jtransfer.objectives.contrastive import LOSSES, contrastive, pair_loss
 
-__all__ = ["check_mixup", "classification", "contrastive", "pair_loss"]
+__all__ = ["LOSSES", "check_mixup", "classification", "contrastive", "pair_loss"]

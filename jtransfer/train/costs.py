@@ -1,6 +1,7 @@
 """What a training step costs: FLOPs and bytes, counted on the lowered or compiled program."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,11 +34,17 @@ class StepShapes:
 
 
 def step_shapes(
-    adapted: Adapted, optimiser: Optimiser, batch: int, accumulate: int = 1, ema: float = 0.0, **loss_options: float
+    adapted: Adapted,
+    optimiser: Optimiser,
+    batch: int,
+    accumulate: int = 1,
+    ema: float = 0.0,
+    loss: Callable | None = None,
+    **loss_options: float,
 ) -> StepShapes:
-    """The step of a method on a batch of `batch` examples."""
+    """The step of a method on a batch of `batch` examples; `loss` is classification unless it is given."""
     transformation = optimiser.build(adapted.rates, steps=100)
-    loss = classification(adapted.model, **loss_options)
+    loss = loss or classification(adapted.model, **loss_options)
     step, counted = (make_step(loss, transformation, accumulate, ema, unroll) for unroll in (False, True))
     trainable, frozen = partition(adapted.shapes, adapted.rates)
 

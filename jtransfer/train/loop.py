@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -12,18 +11,16 @@ import numpy as np
 from etils import epath
 
 from jtransfer import checkpoints, files, methods
-from jtransfer.checkpoints.inputs import Prepare, as_they_are, example, keep_tokenizer
 from jtransfer.checkpoints.store import Store
 from jtransfer.config import resolved
-from jtransfer.data.streams import Stream, ahead, open_stream
+from jtransfer.data.streams import ahead
 from jtransfer.errors import InputError
-from jtransfer.models import SOURCE_HEAD, STATISTICS, Classifier, Headed, build
-from jtransfer.objectives import check_mixup, classification
+from jtransfer.models import SOURCE_HEAD, STATISTICS
 from jtransfer.train import hosts, sharding
 from jtransfer.train.optimiser import Optimiser
 from jtransfer.train.state import TrainState
 from jtransfer.train.step import make_step
-from jtransfer.train.trials import predict
+from jtransfer.train.tasks import Task, build_task
 from jtransfer.tree import Tree, merge, partition
 from jtransfer.workdir import claim
 
@@ -40,27 +37,21 @@ class Run:
 
     Attributes:
         config: The resolved config.
-        stream: Its batches.
-        prepare: From their inputs to the model's.
-        model: The plain model, with the head of the stream's classes.
+        task: What is learned, of which data.
         method: How it is trained.
         adapted: The model as the method changes it.
         optimiser: Its options.
         mesh: The devices.
-        fingerprints: Of the data and of the backbone, if there is one.
-        backbone: Where the weights started; None for at random.
+        fingerprints: Of the data and of the backbones, if there are any.
     """
 
     config: Any
-    stream: Stream
-    prepare: Prepare
-    model: Headed
+    task: Task
     method: methods.Method
     adapted: methods.Adapted
     optimiser: Optimiser
     mesh: jax.sharding.Mesh
     fingerprints: dict[str, str]
-    backbone: checkpoints.Backbone | None = None
 
 
 def prepare(config) -> Run:
@@ -82,24 +73,12 @@ def prepare(config) -> Run:
             f"config.batch {config.batch} must be a multiple of {parts}: devices of the batch x accumulate"
         )
     method, optimiser = methods.parse(config.method), Optimiser(**config.optimiser)
-    processes = jax.process_index(), jax.process_count()
-    stream = open_stream(config.data, config.batch, config.seed, *processes, config.data_dir)
-    if config.backbone:
-        # On the host, where it may lie in the mapped file; training lays it out on the mesh.
-        backbone, prepare = checkpoints.load_for(config.backbone, config.load, stream, sharding="host")
-        module, params = backbone.model, backbone.params | backbone.state
-        fingerprints = {"backbone": backbone.fingerprint}
-    else:
-        backbone, module, params, fingerprints = None, build(**config.model), {}, {}
-        prepare = as_they_are(module, stream)
-    one = example(prepare(stream.inputs[np.arange(1)]))
-    check_mixup(config.mixup, one)
-    model = Classifier(module, len(stream.classes))
+    task = build_task(config, mesh)
     wrap = (sharding.keep_batch_split(mesh),) if mesh.size > 1 else ()
-    adapted = methods.adapt(method, model, params, one, wrap)
+    adapted = methods.adapt(method, task.model, task.params, task.example, wrap, task.fresh)
     sharding.tree_shardings(adapted.shapes, mesh, config.sharding)
-    fingerprints = {"data": stream.fingerprint} | fingerprints
-    return Run(config, stream, prepare, model, method, adapted, optimiser, mesh, fingerprints, backbone)
+    fingerprints = {"data": task.stream.fingerprint} | task.fingerprints
+    return Run(config, task, method, adapted, optimiser, mesh, fingerprints)
 
 
 def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], None]) -> list[Row]:
@@ -124,8 +103,10 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], No
     claim(directory, resolved(config) | {"fingerprints": run.fingerprints})
     step, state, frozen, evaluate = _programs(run)
 
-    def inputs_and_labels(batch):
-        return batch | {"inputs": run.prepare(batch["inputs"])}
+    def ready(batch):
+        if "inputs" in batch:
+            return batch | {"inputs": run.task.prepare(batch["inputs"])}
+        return {"inputs": run.task.prepare(batch)}
 
     with Store(directory / "checkpoints") as store:
         rows, start = [], store.latest or 0
@@ -134,7 +115,7 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], No
             rows = [row for row in _read(directory / "metrics.jsonl") if row["step"] <= start]
         board = _board(directory, start)
         pending, began = [], time.perf_counter()
-        batches = ahead(map(inputs_and_labels, run.stream.batches(start)))
+        batches = ahead(map(ready, run.task.stream.batches(start)))
         try:
             for number in range(start + 1, config.steps + 1):
                 batch = sharding.assemble(next(batches), config.batch, mesh)
@@ -179,8 +160,7 @@ def restored(run: Run, directory: epath.PathLike) -> tuple[int, Tree]:
 def _programs(run: Run):
     """The jitted step and evaluation, and the state that they start from, laid out on the mesh."""
     config, adapted, mesh = run.config, run.adapted, run.mesh
-    transformation = run.optimiser.build(adapted.rates, config.steps)
-    loss = classification(adapted.model, config.smoothing, config.mixup)
+    transformation = run.optimiser.build(adapted.rates, config.steps, limits=run.task.limits)
     start_key, run_key = jax.random.split(jax.random.key(config.seed))
 
     def create(start_key, run_key, base):
@@ -196,29 +176,11 @@ def _programs(run: Run):
     layout = sharding.state_shardings(shapes, leaves, mesh), {path: leaves[path] for path in frozen}
     state, frozen = jax.jit(create, out_shardings=layout)(start_key, run_key, base)
     step = jax.jit(
-        make_step(loss, transformation, config.accumulate, config.ema),
+        make_step(run.task.loss(adapted), transformation, run.task.accumulate, config.ema),
         out_shardings=(layout[0], sharding.everywhere(mesh)),
         donate_argnums=0,
     )
-    name, inputs, labels = run.stream.held_out
-
-    @partial(jax.jit, out_shardings=sharding.everywhere(mesh))  # so that every process can read the whole
-    def score(state, frozen, inputs, labels):
-        logits = predict(adapted, merge(state.average, frozen), state.state, inputs)
-        losses = -jax.nn.log_softmax(logits)[jax.numpy.arange(len(labels)), labels]
-        return losses, logits.argmax(-1) == labels
-
-    def evaluate(state, frozen):
-        losses, right = [], []
-        parts = [slice(i, i + 512) for i in range(0, len(labels), 512)]
-        for part, arrays in zip(parts, ahead(run.prepare(inputs[part]) for part in parts), strict=True):
-            one, two = score(state, frozen, arrays, labels[part])
-            losses.append(np.asarray(one))
-            right.append(np.asarray(two))
-        mean = {"loss": np.concatenate(losses).mean(dtype=float), "accuracy": np.concatenate(right).mean(dtype=float)}
-        return {f"{name}_{metric}": float(value) for metric, value in mean.items()}
-
-    return step, state, frozen, evaluate
+    return step, state, frozen, run.task.evaluate(adapted)
 
 
 def _row(number: int, pending: list[dict], store: Store) -> Row:
@@ -268,13 +230,10 @@ def _save_model(run: Run, state: TrainState, frozen: Tree, directory: epath.Path
     tree = {path: leaf for path, leaf in tree.items() if not path.startswith(SOURCE_HEAD)}
     whole = jax.jit(lambda x: x, out_shardings=sharding.everywhere(run.mesh))(tree)
     if hosts.is_first():
-        from jtransfer.data.images import Processor
-
-        processor = run.backbone and run.backbone.preprocess  # of one in our own layout a function, which keeps nothing
-        values = processor.values if isinstance(processor, Processor) else None
-        checkpoints.save(directory, run.model.backbone, whole, run.stream.classes, values)
-        if run.stream.kind == "text":
-            keep_tokenizer(run.backbone, directory)
+        task = run.task
+        checkpoints.save(directory, task.module, whole, task.classes, task.preprocessor)
+        for name, content in task.tokenizer.items():
+            files.write(directory / name, content)
 
 
 def _statistics(state: TrainState) -> Tree:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jtransfer.errors import InputError, nearest
@@ -36,7 +37,7 @@ class Optimiser:
     schedule: str = "cosine"
     warmup: float = 0.1
     decay: float = 0.0
-    no_decay: str = r"(.*/)?(bias|scale|cls|positions)"
+    no_decay: str = r"(.*/)?(bias|scale|cls|positions)|logit_(scale|bias)"
     clip: float = 1.0
     momentum: float = 0.9
     b1: float = 0.9
@@ -68,9 +69,11 @@ class Optimiser:
         steps: int,
         rate: float | jax.Array | None = None,
         decay: float | jax.Array | None = None,
+        limits: Mapping[str, tuple[float, float]] | None = None,
     ) -> optax.GradientTransformation:
         """The optax transformation for the leaves of `rates` that learn.
 
+        `limits` keep leaves between two values, as CLIP does with its temperature: a step ends at the border.
         `rate` and `decay` stand in for the options of that name and may be traced: trials run side by side on them.
         """
         rate = self.rate if rate is None else rate
@@ -89,4 +92,15 @@ class Optimiser:
         }[self.name]()
         clip = (optax.clip_by_global_norm(self.clip),) if self.clip else ()
         by_group = optax.partition({group: descend(float(group)) for group in set(groups.values())}, groups)
-        return optax.chain(*clip, *rule, by_group)
+        kept = {path: limits[path] for path in groups if path in (limits or {})}
+        return optax.chain(*clip, *rule, by_group, *((_within(kept),) if kept else ()))
+
+
+def _within(limits: Mapping[str, tuple[float, float]]) -> optax.GradientTransformation:
+    """Cut updates off where they would lead out of the limits of a leaf."""
+
+    def update(updates, state, params):
+        cut = {path: jnp.clip(params[path] + updates[path], *limits[path]) - params[path] for path in limits}
+        return updates | cut, state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

@@ -10,13 +10,15 @@ from jtransfer.checkpoints.backbone import Backbone
 from jtransfer.config import train_defaults
 from jtransfer.errors import InputError
 from jtransfer.files import read_json
-from jtransfer.models import STATISTICS
+from jtransfer.models import STATISTICS, Headed
 from jtransfer.train import loop
 from jtransfer.tree import FROZEN
 
 
-def result(directory: epath.PathLike) -> tuple[int, Adapter]:
-    """The step of the newest checkpoint of a run, and the adapted backbone at that step.
+def result(directory: epath.PathLike) -> tuple[int, Adapter, dict[str, bytes]]:
+    """The step of the newest checkpoint of a run, the adapted backbone at that step, and the files of its tokenizer.
+
+    The files are those of a model that no checkpoint gave its tokenizer to: a dual encoder trained from scratch.
 
     The data and the backbone of the run have to be where they were; the devices need not be those that it had.
 
@@ -35,7 +37,8 @@ def result(directory: epath.PathLike) -> tuple[int, Adapter]:
     if changed := [what for what, fingerprint in run.fingerprints.items() if before.get(what) != fingerprint]:
         raise InputError(f"workdir {directory}: the {' and the '.join(changed)} changed since the run was started")
     step, tree = loop.restored(run, directory)
-    base = run.backbone or Backbone(run.config.model.architecture, run.model.backbone, {})
+    task = run.task
+    base = task.backbone or Backbone(run.config.model.architecture, task.module, {})
     known = base.params | base.state
 
     def is_new(path, leaf):
@@ -44,4 +47,5 @@ def result(directory: epath.PathLike) -> tuple[int, Adapter]:
         return path not in known or run.adapted.rates[path] != FROZEN
 
     params = {path: leaf for path, leaf in jax.device_get(tree).items() if is_new(path, leaf)}
-    return step, Adapter(base, run.method, params, run.model.config, run.stream.classes)
+    head = task.model.config if isinstance(task.model, Headed) else None
+    return step, Adapter(base, run.method, params, head, task.classes), {} if task.backbone else task.beside()

@@ -121,13 +121,13 @@ def test_two_processes_train_as_one(file, whole, tmp_path):
 
 def test_a_loss_that_becomes_nan_names_the_step_and_keeps_the_last_good_checkpoint(file, tmp_path, monkeypatch):
     run = prepared(file)
-    good = run.stream.batches
+    good = run.task.stream.batches
 
     def poisoned(start):
         for number, batch in enumerate(good(start), start + 1):
             yield batch | {"inputs": batch["inputs"] * (np.nan if number == 13 else 1)}
 
-    object.__setattr__(run.stream, "batches", poisoned)
+    object.__setattr__(run.task.stream, "batches", poisoned)
     with pytest.raises(loop.Diverged, match="loss is nan at step 13; the checkpoint of step 10 is kept"):
         loop.train(run, tmp_path, lambda row, speed: None)
     with Store(epath.Path(tmp_path) / "checkpoints") as store:
@@ -218,10 +218,10 @@ def test_texts_train_a_text_backbone_that_keeps_its_tokenizer_and_goes_on_bit_id
     assert all(leaf.tobytes() == twice[path].tobytes() for path, leaf in once.items())
 
     backbone = checkpoints.load(str(tmp_path / "whole" / "model"))
-    inputs = run.stream.held_out[1][:]
+    inputs = run.task.stream.held_out[1][:]
     ours, before = backbone.preprocess(inputs), run.backbone.preprocess(inputs)
     assert all((ours[name] == x).all() for name, x in before.items())
-    right = np.asarray(backbone(ours)["logits"]).argmax(1) == run.stream.held_out[2]
+    right = np.asarray(backbone(ours)["logits"]).argmax(1) == run.task.stream.held_out[2]
     assert right.mean() == pytest.approx(rows[-1]["test_accuracy"])
 
 

@@ -1,0 +1,158 @@
+"""Where a dual encoder starts that is trained on pairs: a checkpoint, towers of other checkpoints, or at random."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+
+from jtransfer.checkpoints.backbone import Backbone, load
+from jtransfer.checkpoints.inputs import Arrays, as_they_are, options_of, tokenizer_files
+from jtransfer.data import images, text, vocabularies
+from jtransfer.errors import InputError
+from jtransfer.models import CLIP, SOURCE_HEAD, STATISTICS, CLIPTextConfig, ViTConfig, build
+from jtransfer.tree import Tree, prefixed
+
+TOWERS = {"vision": ViTConfig, "text": CLIPTextConfig}
+WHAT = {"vision": "ViT, or a dual encoder", "text": "CLIP text tower, or a dual encoder"}
+
+
+@dataclass(frozen=True)
+class Start:
+    """A dual encoder before its first step.
+
+    Attributes:
+        module: The model.
+        params: Leaves that it starts from.
+        fresh: What the paths of the others begin with.
+        prepare: From `{"images": ..., "texts": ...}`, of which one may be left out, to the model's inputs.
+        backbone: The checkpoint of the whole; None where there is none.
+        fingerprints: Of the weights.
+        preprocessor: How images are made, in Hugging Face's keys; None where they are taken as they are.
+        tokenizer: Its files.
+    """
+
+    module: nn.Module
+    params: Tree
+    fresh: tuple[str, ...]
+    prepare: Callable[[Mapping[str, Any]], Arrays]
+    backbone: Backbone | None
+    fingerprints: dict[str, str]
+    preprocessor: Mapping[str, Any] | None
+    tokenizer: dict[str, bytes]
+
+
+def start(config: Any, stream: Any) -> Start:
+    """The dual encoder of a config's `backbone`, `towers` and `model`, for a stream of pairs.
+
+    Raises:
+        InputError: a backbone or architecture with one tower only, towers or images that do not fit, a loss without
+            its bias, or a vocabulary of another size than the tokenizer's.
+    """
+    whole = load(config.backbone, **options_of(config.load), sharding="host") if config.backbone else None
+    named = {name: config.towers[name] for name in TOWERS if config.towers[name]}
+    if whole and named:
+        raise InputError("config.towers and config.backbone: expected one of the two, there are both")
+    towers = {name: _tower(name, load(one, sharding="host")) for name, one in named.items()}
+    if whole is None:
+        model = {**config.model, **{name: one.config for name, one in towers.items()}}
+        module = build(**{key: dict(value) if hasattr(value, "items") else value for key, value in model.items()})
+    else:
+        module = whole.model
+    if not isinstance(module, CLIP):
+        what = f"backbone '{config.backbone}'" if whole else f"architecture '{config.model.architecture}'"
+        raise InputError(f"config.objective '{config.objective}' needs towers of both images and texts; {what} has not")
+    if config.objective == "siglip" and module.config.logit_bias is None:
+        raise InputError("config.objective 'siglip' needs a bias; set config.model.logit_bias, which starts at -10.0")
+    params = {} if whole is None else whole.params | whole.state
+    for name, one in towers.items():
+        params |= of_tower(one.params | one.state, name)
+    missing = [name for name in TOWERS if name not in towers]
+    fresh = () if whole else (*(f"{name}/" for name in missing), *(f"{name}_projection/" for name in TOWERS), "logit_")
+    source = whole or towers.get("vision")
+    to_pixels, preprocessor = _images(config, stream, module, source)
+    to_ids, files = _texts(config, module, whole or towers.get("text"))
+
+    def prepare(inputs):
+        pixels = to_pixels(inputs["images"]) if "images" in inputs else {}
+        return pixels | (to_ids(inputs["texts"]) if "texts" in inputs else {})
+
+    fingerprints = {"backbone": whole.fingerprint} if whole else {}
+    fingerprints |= {name: one.fingerprint for name, one in towers.items()}
+    return Start(module, params, fresh, prepare, whole, fingerprints, preprocessor, files)
+
+
+def of_tower(tree: Tree, name: str) -> Tree:
+    """The leaves of a tower as they lie in the tree of both."""
+    statistics = {path for path in tree if path.startswith(STATISTICS)}
+    own = prefixed({path: leaf for path, leaf in tree.items() if path not in statistics}, f"{name}/")
+    return own | {path.replace(STATISTICS, f"{STATISTICS}{name}/", 1): tree[path] for path in statistics}
+
+
+def _tower(name, backbone) -> Backbone:
+    """The tower for images or texts of a backbone, or the backbone, which is one, without a head."""
+    if hasattr(backbone.config, name):
+        return backbone.tower(name)
+    if not isinstance(backbone.config, TOWERS[name]):
+        raise InputError(f"config.towers.{name}: backbone '{backbone.name}' is no such tower; expected a {WHAT[name]}")
+    params = {path: leaf for path, leaf in backbone.params.items() if not path.startswith(SOURCE_HEAD)}
+    return dataclasses.replace(backbone, params=params, head=None)
+
+
+def _images(config, stream, module, source):
+    """What makes `pixel_values`, and how in Hugging Face's keys."""
+    shape = module.config.vision.inputs["pixel_values"].shape[1:]
+    values = dict(config.preprocessor)
+    if source is not None and not values:
+        values = _kept(source)
+    array = not hasattr(stream.images, "read")
+    if array and not values:
+        return as_they_are(module, stream), None
+    if not values:
+        values = {"image_processor_type": "CLIPImageProcessor", "size": {"height": shape[0], "width": shape[1]}}
+        values |= {"do_center_crop": False}
+    processor = images.processor(values, "CLIPImageProcessor", shape)
+
+    def pixels(some):
+        if not isinstance(some, list):
+            some = np.clip(np.asarray(some) * 255, 0, 255).round().astype(np.uint8)
+        return processor(some)
+
+    return pixels, processor.values
+
+
+def _kept(source):
+    """The values of a checkpoint's own processor, if it has one."""
+    own = source.origin and source.origin.layout == "jtransfer" and not source.origin.values.get("preprocessor")
+    if own or source.origin is None:
+        return {}
+    tower = source.tower("vision") if hasattr(source.config, "vision") else source
+    return dict(tower.preprocess.values)
+
+
+def _texts(config, module, source):
+    """What makes `input_ids`, and the files of the tokenizer."""
+    own = module.config.text
+    name = config.tokenizer
+    files = tokenizer_files(source) if source and not name else vocabularies.files(name or vocabularies.BYTES)
+    count, end = vocabularies.size(files)
+    if count > own.vocabulary:
+        raise InputError(f"config.tokenizer has {count} tokens, config.model.text.vocabulary is {own.vocabulary}")
+    if own.pool == "eos" and end is not None and end != own.eos_token:
+        raise InputError(f"config.tokenizer ends texts with {end}, config.model.text.eos_token is {own.eos_token}")
+    made: text.Tokenizer = vocabularies.tokenizer(files, tuple(own.inputs), own.positions, own.pool == "last")
+    length = config.load.tokens or made.limit
+    if length > made.limit:
+        raise InputError(f"config.load.tokens is {length}; the text tower takes {made.limit} at most")
+
+    def ids(some):
+        arrays = made(some, length=length)
+        if len(some) > 1 and (arrays["input_ids"] == arrays["input_ids"][0]).all():
+            text.log.warning(
+                "a batch in which all %d captions are the same, as '%s', teaches nothing", len(some), some[0]
+            )
+        return arrays
+
+    return ids, files

@@ -1,0 +1,216 @@
+"""Images and the texts that describe them: batches for contrastive training, and pairs held out from it.
+
+As streams.py has it, a batch is a function of the number of its step: a run that starts again sees what it would have
+seen. Of several captions one is drawn anew each time that its image comes, and put into a template, if there are any.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from jtransfer.data import glyphs, sources
+from jtransfer.data.streams import Rows
+from jtransfer.data.subsets import epochs
+from jtransfer.errors import InputError, nearest
+
+HELD_OUT = 2048
+"""Pairs that are held out, at most."""
+
+PLAIN = ("{}",)
+"""The template that leaves a caption as it is."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Pairs that nothing is trained on, and the names of what they show.
+
+    Attributes:
+        what: What they are called in the metrics.
+        images: Indexed by slices.
+        names: One of each thing that is shown.
+        labels: `[n]`, which of `names` each image shows.
+        templates: That names are put into.
+    """
+
+    what: str
+    images: Any
+    names: tuple[str, ...]
+    labels: np.ndarray
+    templates: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PairStream:
+    """A source of pairs.
+
+    Attributes:
+        name: As the config writes it.
+        images: Those that are known beforehand, by rows: what the model is fitted to.
+        batches: From a step on, the batches `{"images": n of them, "texts": [n]}` of this process.
+        held_out: The others.
+        fingerprint: Of the data.
+        kind: Of the inputs.
+    """
+
+    name: str
+    images: Any
+    batches: Callable[[int], Iterator[dict[str, Any]]]
+    held_out: HeldOut
+    fingerprint: str
+    kind: str = "pair"
+
+    @property
+    def inputs(self) -> Any:
+        """The images."""
+        return self.images
+
+
+def open_pairs(
+    name: str,
+    batch: int,
+    seed: int,
+    process: int = 0,
+    processes: int = 1,
+    data_dir: str = "",
+    templates: Sequence[str] = (),
+) -> PairStream:
+    """Open a source of batches of `batch` pairs, of which process `process` gets every `processes`-th part.
+
+    Args:
+        name: A key of `SOURCES`, or a dataset with captions: `tfds:NAME?caption=FEATURE`.
+        batch: Pairs of a step, over all processes.
+        seed: Of their order, and of what is drawn.
+        process: Which one this is.
+        processes: How many there are; what a batch holds does not depend on it.
+        data_dir: As for `sources.load`.
+        templates: Texts with `{}` for the caption, one drawn each time; empty for the source's own.
+
+    Raises:
+        InputError: an unknown name, data without captions, captions that are all the same or empty, templates that are
+            none, or a batch that the processes do not divide.
+    """
+    if batch % processes:
+        raise InputError(f"config.batch {batch} is not a multiple of the {processes} processes")
+    if bad := [template for template in templates if not isinstance(template, str) or "{}" not in template]:
+        raise InputError(f"config.templates: {bad[0]!r} has no {{}} for the caption")
+    share = slice(process * batch // processes, (process + 1) * batch // processes)
+    if name in SOURCES:
+        return SOURCES[name](name, batch, share, seed, tuple(templates))
+    if ":" not in name:
+        raise InputError(
+            f"config.data: unknown pairs '{name}'; {nearest(name, [*SOURCES, 'tfds:NAME?caption=FEATURE'])}"
+        )
+    dataset = sources.load(name, data_dir)
+    if dataset.captions is None:
+        raise InputError(f"config.data: {name} has no captions; name them, as in tfds:NAME?caption=FEATURE")
+    return _captioned(dataset, batch, share, seed, tuple(templates) or PLAIN)
+
+
+def _captioned(dataset, batch, share, seed, templates) -> PairStream:
+    """The pool of a dataset whose rows have captions."""
+
+    def from_step(step):
+        for number, rows in enumerate(epochs(dataset.pool, batch, seed, step), step):
+            draws = np.random.default_rng((seed, number)).random((batch, 2))[share]
+            captions = _captions(dataset, rows[share])
+            texts = [
+                pick(templates, other).replace("{}", pick(own, one))
+                for own, (one, other) in zip(captions, draws, strict=True)
+            ]
+            yield {"images": dataset.inputs[rows[share]], "texts": texts}
+
+    some = dataset.pool[:HELD_OUT]
+    if len({text for own in _captions(dataset, some) for text in own}) < 2:
+        raise InputError(f"config.data: the captions of the first {len(some)} rows of {dataset.name} are all the same")
+    test = dataset.test[np.linspace(0, len(dataset.test) - 1, min(HELD_OUT, len(dataset.test))).astype(int)]
+    firsts = [own[0] for own in _captions(dataset, test)]
+    names, labels = np.unique(firsts, return_inverse=True)
+    held_out = HeldOut("test", Rows(dataset.inputs, test), tuple(names.tolist()), labels.astype(np.int32), templates)
+    digest = sources.fingerprint(dataset) + dataset.captions.identity
+    return PairStream(
+        dataset.name, dataset.inputs, from_step, held_out, hashlib.sha256(digest.encode()).hexdigest()[:16]
+    )
+
+
+def _captions(dataset: Any, rows: np.ndarray) -> list[list[str]]:
+    """The captions of some rows that are not empty.
+
+    Raises:
+        InputError: a row that has none.
+    """
+    found = [[text for text in own if text.strip()] for own in dataset.captions[rows]]
+    for row, own in zip(rows, found, strict=True):
+        if not own:
+            raise InputError(f"config.data: the caption of row {row} of {dataset.name} is empty; leave the row out")
+    return found
+
+
+def pick(choices: Sequence[str], share: float) -> str:
+    """The choice at a share in [0, 1) of all."""
+    return choices[int(share * len(choices))]
+
+
+WORDS = dict(
+    zip("0123456789", ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"), strict=True)
+)
+GLYPH_TEMPLATES = (
+    "a photo of a {}.",
+    "a photo of the {}.",
+    "a photo of the {}",
+    "a handwritten {}",
+    "a drawing of the {}",
+    "the {}",
+    "{}",
+)
+
+
+def glyph_names(character: str) -> tuple[str, ...]:
+    """What a character is called, its own sign first; the second names it in full.
+
+    >>> glyph_names("7")
+    ('7', 'digit seven', 'number seven', 'seven', 'digit 7')
+    """
+    if character in WORDS:
+        word = WORDS[character]
+        return character, f"digit {word}", f"number {word}", word, f"digit {character}"
+    kind = "capital letter" if character.isupper() else "small letter"
+    return character, f"{kind} {character}", f"letter {character}", f"{character} of the alphabet"
+
+
+def _glyphs(name, batch, share, seed, templates, digits: bool = True) -> PairStream:
+    """Warped characters of fonts and what they are called, the digits as often as all letters together."""
+    import jax
+
+    templates = templates or GLYPH_TEMPLATES
+    train, validation = glyphs.bases("train"), glyphs.bases("validation")
+    letters = np.arange(10, len(glyphs.CLASSES))
+    classes = np.concatenate([np.repeat(np.arange(10), 5), letters]) if digits else letters
+    called = [glyph_names(character) for character in glyphs.CLASSES]
+
+    def from_step(step):
+        bases = jax.device_put(train)
+        while True:
+            rows = np.arange(batch)[share] + step * batch
+            images, labels = glyphs.examples(bases, jax.random.key(seed), rows, classes)
+            draws = np.random.default_rng((seed, step)).random((batch, 2))[share]
+            texts = [
+                pick(templates, other).replace("{}", pick(called[label], one))
+                for label, (one, other) in zip(np.asarray(labels), draws, strict=True)
+            ]
+            yield {"images": images, "texts": texts}
+            step += 1
+
+    images, labels = map(np.asarray, glyphs.examples(validation, jax.random.key(0), np.arange(HELD_OUT), classes))
+    shown, labels = np.unique(labels, return_inverse=True)
+    held_out = HeldOut("validation", images, tuple(called[i][1] for i in shown), labels.astype(np.int32), templates)
+    digest = hashlib.sha256(np.ascontiguousarray(train[:, np.unique(classes)]))
+    digest.update(repr((classes.tolist(), called, templates)).encode())
+    return PairStream(name, images, from_step, held_out, digest.hexdigest()[:16])
+
+
+SOURCES = {"glyph_captions": _glyphs, "letter_captions": partial(_glyphs, digits=False)}
+"""Embedded sources of pairs."""

@@ -1,0 +1,90 @@
+"""The tokenizer of a model that is trained from scratch, as the files that Hugging Face's CLIPTokenizer reads."""
+
+import gzip
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from etils import epath
+from tokenizers import pre_tokenizers
+
+from jtransfer.data import text
+from jtransfer.errors import InputError, nearest
+
+BYTES = "bytes"
+START, END = "<|startoftext|>", "<|endoftext|>"
+Files = dict[str, bytes]
+
+
+def files(name: str) -> Files:
+    """The files of a tokenizer.
+
+    Args:
+        name: "bytes" for one token a byte; a file of merges as CLIP's `bpe_simple_vocab_16e6.txt.gz`, of which 48,894
+            are taken, as OpenAI and open_clip do; or a checkpoint with a tokenizer, a directory or a name on the hub.
+
+    Raises:
+        InputError: nothing of that name.
+    """
+    if name == BYTES:
+        return _byte_pairs([])
+    path = epath.Path(name)
+    if path.is_file():
+        try:
+            lines = gzip.decompress(path.read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
+            return _byte_pairs([tuple(line.split()) for line in lines])
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(f"config.tokenizer: {name} is no gzip file of merges ({error})") from None
+    directory = path if path.is_dir() else _from_hub(name)
+    found = {file.name: file.read_bytes() for pattern in text.FILES for file in directory.glob(pattern)}
+    if not found:
+        raise InputError(f"config.tokenizer: {name} has no tokenizer.json, nor another file of a tokenizer")
+    return found
+
+
+def tokenizer(found: Files, names: tuple[str, ...], longest: int, whole: bool) -> text.Tokenizer:
+    """The tokenizer in some files; the arguments are those of `text.tokenizer`."""
+    with tempfile.TemporaryDirectory() as directory:
+        for name, content in found.items():
+            (Path(directory) / name).write_bytes(content)
+        return text.tokenizer(epath.Path(directory), {}, names, longest, whole)
+
+
+def size(found: Files) -> tuple[int, int | None]:
+    """How many tokens there are, and which of them ends a text, if it is one of CLIP's."""
+    if "vocab.json" in found:
+        words: Mapping[str, int] = json.loads(found["vocab.json"])
+    elif "tokenizer.json" in found:
+        spec = json.loads(found["tokenizer.json"])
+        words = spec["model"]["vocab"]
+        words = words if isinstance(words, dict) else {word: i for i, (word, _) in enumerate(words)}
+        words = words | {token["content"]: token["id"] for token in spec.get("added_tokens", ())}
+    else:
+        words = {word: i for i, word in enumerate(found["vocab.txt"].decode().splitlines())}
+    return max(words.values()) + 1, words.get(END)
+
+
+def _byte_pairs(merges: list[tuple[str, str]]) -> Files:
+    """CLIP's: the bytes, the bytes that end a word, the merges in their order, and two special tokens."""
+    # OpenAI's order: the printable bytes first, then the others, which stand for themselves from 256 on.
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet(), key=lambda letter: (ord(letter) >= 256, ord(letter)))
+    words = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *("".join(pair) for pair in merges), START, END]
+    settings = {"tokenizer_class": "CLIPTokenizer", "bos_token": START, "eos_token": END, "pad_token": END}
+    return {
+        "vocab.json": json.dumps({word: i for i, word in enumerate(words)}).encode(),
+        "merges.txt": "\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges)]).encode() + b"\n",
+        "tokenizer_config.json": json.dumps(settings).encode(),
+    }
+
+
+def _from_hub(name: str) -> epath.Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return epath.Path(snapshot_download(name, allow_patterns=list(text.FILES)))
+    except Exception as error:  # whatever the network and its libraries raise
+        raise InputError(
+            f"config.tokenizer: unknown '{name}', {nearest(name, [BYTES])}: no file, no directory, not in the hub's "
+            f"cache, which cannot be filled from here ({type(error).__name__})"
+        ) from None

@@ -1,0 +1,216 @@
+"""What a run learns: classes of one kind of input, or which texts belong to which images.
+
+A task says what is read, what the model takes, what the loss is, and what is measured on examples that are held out;
+the loop does the rest.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jtransfer import checkpoints, models, objectives
+from jtransfer.checkpoints import pairs
+from jtransfer.checkpoints.inputs import Prepare, as_they_are, example, load_for, tokenizer_files
+from jtransfer.data.pairs import PairStream, open_pairs
+from jtransfer.data.streams import Stream, ahead, open_stream
+from jtransfer.errors import InputError, nearest
+from jtransfer.evaluate.retrieval import ranks
+from jtransfer.evaluate.similarity import alignment, uniformity
+from jtransfer.methods import Adapted
+from jtransfer.models import Classifier, build
+from jtransfer.train import sharding
+from jtransfer.train.trials import predict
+from jtransfer.tree import Tree, merge
+
+BLOCK = 512
+"""Examples that are evaluated at once."""
+
+Evaluate = Callable[[Any, Tree], dict[str, float]]
+"""From a train state and the frozen leaves to metrics by name."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a run learns, with everything checked and nothing compiled.
+
+    Attributes:
+        stream: Its batches.
+        prepare: From their inputs to the model's.
+        model: Of which `module` is the part that is kept: the model without a new head.
+        module: See `model`.
+        params: Leaves to start from.
+        loss: From the adapted model to a loss, as those in `objectives`.
+        evaluate: From the adapted model to what measures it on the held-out examples.
+        example: One of each of the model's inputs.
+        fresh: What the paths of leaves begin with that may start at random beside given ones.
+        accumulate: Parts of a batch whose gradients are summed.
+        limits: Between what some leaves are kept.
+        classes: Names of those that the head predicts.
+        backbone: Where the weights started; None for at random.
+        fingerprints: Of the backbones.
+        preprocessor: How the kept model's images are made, in Hugging Face's keys; None where they are as they are.
+        tokenizer: Files of the kept model's tokenizer.
+    """
+
+    stream: Stream | PairStream
+    prepare: Prepare
+    model: nn.Module
+    module: nn.Module
+    params: Tree
+    loss: Callable[[Adapted], Callable]
+    evaluate: Callable[[Adapted], Evaluate]
+    example: dict[str, jax.ShapeDtypeStruct]
+    fresh: tuple[str, ...]
+    accumulate: int = 1
+    limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
+    backbone: checkpoints.Backbone | None = None
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    preprocessor: Mapping[str, Any] | None = None
+    tokenizer: dict[str, bytes] = field(default_factory=dict)
+
+    def beside(self) -> dict[str, bytes]:
+        """The files that Hugging Face keeps beside weights: of the tokenizer and of the image processor."""
+        if not self.preprocessor:
+            return self.tokenizer
+        return self.tokenizer | {"preprocessor_config.json": json.dumps(dict(self.preprocessor), indent=2).encode()}
+
+
+def build_task(config, mesh: Mesh) -> Task:
+    """The task of a config.
+
+    Raises:
+        InputError: an unknown objective, or whatever of the task cannot be.
+    """
+    known = ("classification", *objectives.LOSSES)
+    if config.objective not in known:
+        raise InputError(f"config.objective: unknown '{config.objective}'; {nearest(config.objective, known)}")
+    return (_classification if config.objective == "classification" else _contrastive)(config, mesh)
+
+
+def _classification(config, mesh) -> Task:
+    processes = jax.process_index(), jax.process_count()
+    stream = open_stream(config.data, config.batch, config.seed, *processes, config.data_dir)
+    if config.backbone:
+        # On the host, where it may lie in the mapped file; training lays it out on the mesh.
+        backbone, prepare = load_for(config.backbone, config.load, stream, sharding="host")
+        module, params = backbone.model, backbone.params | backbone.state
+    else:
+        backbone, module, params = None, build(**config.model), {}
+        prepare = as_they_are(module, stream)
+    one = example(prepare(stream.inputs[np.arange(1)]))
+    objectives.check_mixup(config.mixup, one)
+    return Task(
+        stream,
+        prepare,
+        Classifier(module, len(stream.classes)),
+        module,
+        params,
+        lambda adapted: objectives.classification(adapted.model, config.smoothing, config.mixup),
+        partial(_measured_classes, stream, prepare, mesh),
+        one,
+        fresh=("head/",),
+        accumulate=config.accumulate,
+        classes=stream.classes,
+        backbone=backbone,
+        fingerprints={"backbone": backbone.fingerprint} if backbone else {},
+        preprocessor=_processor_of(backbone),
+        tokenizer=tokenizer_files(backbone) if stream.kind == "text" else {},
+    )
+
+
+def _processor_of(backbone):
+    from jtransfer.data.images import Processor
+
+    processor = backbone and backbone.preprocess  # of one in our own layout a function, which keeps nothing
+    return processor.values if isinstance(processor, Processor) else None
+
+
+def _measured_classes(stream, prepare, mesh, adapted) -> Evaluate:
+    """Mean cross-entropy and accuracy."""
+    name, inputs, labels = stream.held_out
+
+    @partial(jax.jit, out_shardings=sharding.everywhere(mesh))  # so that every process can read the whole
+    def score(state, frozen, inputs, labels):
+        logits = predict(adapted, merge(state.average, frozen), state.state, inputs)
+        losses = -jax.nn.log_softmax(logits)[jax.numpy.arange(len(labels)), labels]
+        return losses, logits.argmax(-1) == labels
+
+    def evaluate(state, frozen):
+        parts = [slice(i, i + BLOCK) for i in range(0, len(labels), BLOCK)]
+        arrays = ahead(prepare(inputs[part]) for part in parts)
+        scores = [score(state, frozen, own, labels[part]) for part, own in zip(parts, arrays, strict=True)]
+        losses, right = (np.concatenate(values) for values in zip(*jax.device_get(scores), strict=True))
+        return {f"{name}_loss": float(losses.mean(dtype=float)), f"{name}_accuracy": float(right.mean(dtype=float))}
+
+    return evaluate
+
+
+def _contrastive(config, mesh) -> Task:
+    processes = jax.process_index(), jax.process_count()
+    stream = open_pairs(config.data, config.batch, config.seed, *processes, config.data_dir, templates=config.templates)
+    start = pairs.start(config, stream)
+    one = example(start.prepare({"images": stream.images[np.arange(1)], "texts": ["a"]}))
+    pair_loss = partial(objectives.contrastive, name=config.objective, parts=config.accumulate, mesh=mesh)
+    highest = config.temperature_limit
+    return Task(
+        stream,
+        start.prepare,
+        start.module,
+        start.module,
+        start.params,
+        lambda adapted: pair_loss(adapted.model),
+        partial(_measured_pairs, stream, start.prepare, mesh),
+        one,
+        fresh=start.fresh,
+        limits={"logit_scale": (0.0, math.log(highest))} if highest else {},
+        backbone=start.backbone,
+        fingerprints=start.fingerprints,
+        preprocessor=start.preprocessor,
+        tokenizer=start.tokenizer,
+    )
+
+
+def _measured_pairs(stream, prepare, mesh, adapted) -> Evaluate:
+    """Zero-shot accuracy by names in all templates, retrieval by the names alone, and how the embeddings lie."""
+    held_out = stream.held_out
+    texts = [template.replace("{}", name) for name in held_out.names for template in ("{}", *held_out.templates)]
+    count, rows = len(held_out.labels), len(held_out.names)
+
+    @partial(jax.jit, out_shardings=sharding.everywhere(mesh))
+    def embed(state, frozen, inputs):
+        outputs = models.apply(adapted.model, merge(state.average, frozen) | state.state, inputs, train=False)
+        return outputs["image_embeds" if "pixel_values" in inputs else "text_embeds"]
+
+    def in_blocks(state, frozen, total, inputs):
+        """Embeddings of all; every block is of one size, the last filled up, so that one program serves."""
+        size = min(BLOCK, total)
+        blocks = [np.minimum(np.arange(i, i + size), total - 1) for i in range(0, total, size)]
+        found = [embed(state, frozen, arrays) for arrays in ahead(inputs(block) for block in blocks)]
+        return np.concatenate(jax.device_get(found))[:total]
+
+    def evaluate(state, frozen):
+        images = in_blocks(state, frozen, count, lambda block: prepare({"images": held_out.images[block]}))
+        embeds = in_blocks(state, frozen, len(texts), lambda block: prepare({"texts": [texts[i] for i in block]}))
+        embeds = embeds.reshape(rows, -1, embeds.shape[-1])
+        plain, means = embeds[:, 0], embeds[:, 1:].mean(1)
+        means /= np.linalg.norm(means, axis=1, keepdims=True)
+        found = {"zero_shot": float(np.mean((images @ means.T).argmax(1) == held_out.labels))}
+        to_text = ranks(images, held_out.labels, plain, np.arange(rows))
+        to_image = ranks(plain, np.arange(rows), images, held_out.labels)
+        for k in (1, 5):
+            found |= {f"image_to_text_r{k}": float((to_text <= k).mean())}
+            found |= {f"text_to_image_r{k}": float((to_image <= k).mean())}
+        found["alignment"] = alignment(images, plain[held_out.labels])
+        found |= {"uniformity_images": uniformity(images), "uniformity_texts": uniformity(plain)}
+        return {f"{held_out.what}_{name}": value for name, value in found.items()}
+
+    return evaluate

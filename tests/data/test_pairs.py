@@ -1,0 +1,144 @@
+"""Images and what is said of them, by the number of the step."""
+
+import json
+
+import numpy as np
+import pytest
+
+from jtransfer.data import pairs, sources, vocabularies
+from jtransfer.data.pairs import glyph_names, open_pairs
+from jtransfer.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def captioned(prepare_dataset, png, tmp_path_factory):
+    """Twelve images with a name and other words, four more to test on, and some whose captions cannot be used."""
+    root, rng = tmp_path_factory.mktemp("tfds"), np.random.default_rng(0)
+
+    def features(f):
+        return {
+            "image": f.Image(shape=(8, 8, 3)),
+            "name": f.Text(),
+            "words": f.Text(),
+            "kind": f.ClassLabel(num_classes=2),
+        }
+
+    def some(count, name="thing {}", words="of shape {}"):
+        picture = [rng.integers(0, 256, (8, 8, 3)).astype(np.uint8) for _ in range(count)]
+        return [
+            {"image": png(picture[i]), "name": name.format(i), "words": words.format(i), "kind": i % 2}
+            for i in range(count)
+        ]
+
+    prepare_dataset(root, "things", features, {"train": some(12), "test": some(4)})
+    prepare_dataset(root, "alike", features, {"train": some(4, "a", "a"), "test": some(4)})
+    prepare_dataset(root, "silent", features, {"train": some(3) + some(1, " ", ""), "test": some(4)})
+    return str(root)
+
+
+def taken(stream, steps, start=0):
+    batches = stream.batches(start)
+    return [next(batches) for _ in range(steps)]
+
+
+def test_every_pair_comes_once_an_epoch_with_a_caption_of_its_own_drawn_anew(captioned):
+    name = "tfds:things?caption=name+words"
+    stream = open_pairs(name, 4, 0, data_dir=captioned, templates=("{}", "a picture of {}"))
+    captions = dict(zip(range(12), sources.load(name, captioned).captions[np.arange(12)], strict=True))
+    images = {image.tobytes(): row for row, image in enumerate(np.stack(stream.images[np.arange(12)]))}
+    epochs = [taken(stream, 3, start) for start in (0, 3, 6)]
+    drawn = []
+    for epoch in epochs:
+        rows = [images[image.tobytes()] for batch in epoch for image in batch["images"]]
+        texts = [text for batch in epoch for text in batch["texts"]]
+        assert sorted(rows) == list(range(12))
+        assert all(text.removeprefix("a picture of ") in captions[row] for row, text in zip(rows, texts, strict=True))
+        drawn.append(dict(zip(rows, texts, strict=True)))
+    assert len({tuple(sorted(one.items())) for one in drawn}) == 3
+    assert {text.startswith("a picture of") for one in drawn for text in one.values()} == {True, False}
+
+
+def test_a_run_that_starts_again_and_one_of_two_processes_see_the_same(captioned):
+    name = "tfds:things?caption=name+words"
+    whole = taken(open_pairs(name, 4, 1, data_dir=captioned), 5)
+    later = taken(open_pairs(name, 4, 1, data_dir=captioned), 2, start=3)
+    halves = [taken(open_pairs(name, 4, 1, i, 2, captioned), 5) for i in range(2)]
+    assert [batch["texts"] for batch in later] == [batch["texts"] for batch in whole[3:]]
+    for batch, one, two in zip(whole, *halves, strict=True):
+        assert batch["texts"] == one["texts"] + two["texts"]
+        np.testing.assert_array_equal(batch["images"], one["images"] + two["images"])
+
+
+def test_characters_are_called_by_their_names_and_letters_alone_never_by_a_digit():
+    for name, digits in (("glyph_captions", True), ("letter_captions", False)):
+        stream = open_pairs(name, 64, 0)
+        batch = taken(stream, 1)[0]
+        assert np.shape(batch["images"]) == (64, 8, 8, 1)
+        words = {word for text in [*batch["texts"], *stream.held_out.names] for word in text.strip(".").split()}
+        named = words & {*pairs.WORDS, *pairs.WORDS.values(), "digit", "number"}
+        assert bool(named) == digits
+        assert len(stream.held_out.names) == (62 if digits else 52)
+    assert glyph_names("A")[1] == "capital letter A" and glyph_names("a")[1] == "small letter a"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("glyph_caption", r"unknown pairs 'glyph_caption'; did you mean 'glyph_captions'"),
+        ("tfds:things", r"tfds:things has no captions; name them, as in tfds:NAME\?caption=FEATURE"),
+        ("tfds:alike?caption=name+words", r"the captions of the first 4 rows of tfds:alike\S+ are all the same"),
+        ("tfds:silent?caption=name+words", r"the caption of row 3 of tfds:silent\S+ is empty"),
+    ],
+)
+def test_pairs_that_teach_nothing_are_refused_in_one_line(captioned, name, message):
+    with pytest.raises(InputError, match=message):
+        open_pairs(name, 2, 0, data_dir=captioned)
+
+
+def test_a_template_without_a_place_for_the_caption_is_refused():
+    with pytest.raises(InputError, match=r"config.templates: 'a photo' has no \{\} for the caption"):
+        open_pairs("glyph_captions", 2, 0, templates=("a photo",))
+
+
+def test_bytes_are_tokens_and_any_text_can_be_read():
+    files = vocabularies.files("bytes")
+    assert vocabularies.size(files) == (514, 513)
+    tokenizer = vocabularies.tokenizer(files, ("input_ids",), 16, False)
+    ids = tokenizer(["ab é", "日本"], length=16)["input_ids"]
+    assert ids[0, 0] == 512 and ids[0, 5] == 513 and (ids[0, 5:] == 513).all()  # é is two bytes
+    assert (ids[1, 1:7] < 512).all() and ids[1, 7] == 513
+
+
+def test_the_merges_that_openai_published_give_the_tokens_of_transformers(shared_clip, tmp_path):
+    from transformers import CLIPTokenizer
+
+    files = vocabularies.files(str(shared_clip / "bpe_simple_vocab_16e6.txt.gz"))
+    assert vocabularies.size(files) == (49408, 49407)
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    texts = ["a photo of a cat.", "Hello, wörld! it's 42 o'clock", "  two   spaces\n"]
+    theirs = CLIPTokenizer.from_pretrained(tmp_path)(texts, padding="max_length", max_length=32)["input_ids"]
+    ours = vocabularies.tokenizer(files, ("input_ids",), 77, False)(texts, length=32)["input_ids"]
+    np.testing.assert_array_equal(ours, theirs)
+    assert ours[0, :7].tolist() == [49406, 320, 1125, 539, 320, 2368, 269]  # as published for "a photo of a cat."
+
+
+@pytest.fixture(scope="session")
+def shared_clip():
+    """The folder with CLIP's vocabulary, where it is."""
+    from pathlib import Path
+
+    path = Path(__file__).parents[3] / "shared" / "clip"
+    if not path.exists():
+        pytest.skip("needs ../shared/clip")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("byte", r"unknown 'byte', did you mean 'bytes'"), ("{}/config.json", r"is no gzip file of merges")],
+)
+def test_a_tokenizer_that_is_none_is_named(tmp_path, name, message):
+    (tmp_path / "config.json").write_text(json.dumps({}))
+    with pytest.raises(InputError, match=message):
+        vocabularies.files(name.format(tmp_path))
