@@ -46,6 +46,8 @@ setup(
             "transformers>=5",
             "peft>=0.18",
             "tensorflow-datasets>=4.9.7",
+            # A compiler for TPUs that are not there: the memory of the contrastive loss on a pod.
+            "libtpu; sys_platform == 'linux' and platform_machine == 'x86_64'",
         ],
     },
     entry_points={"console_scripts": ["jtransfer=jtransfer.cli:main"]},

@@ -12,6 +12,7 @@ from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
+from ml_collections.config_dict import placeholder
 
 from jtransfer.errors import InputError, nearest
 
@@ -68,9 +69,11 @@ def train_defaults() -> dict[str, Any]:
         "objective": "classification",  # or "clip", "siglip": contrastive, on data with captions
         # Of a contrastive objective alone:
         "towers": {"vision": "", "text": ""},  # backbones that one or both start from, when there is no `backbone`
+        "cache": False,  # keep the features of a tower of images that does not learn, instead of computing them anew
         "tokenizer": "",  # empty for the backbone's, or "bytes"; a file of CLIP's merges, or a checkpoint that has one
         "preprocessor": {},  # how images are made, in the keys of preprocessor_config.json; empty for the backbone's
         "templates": (),  # texts with {} for the caption, one drawn each time; empty for the source's own
+        "crop": (),  # the least and the largest share of an image's area that is cut out for training, as (0.9, 1.0)
         "temperature_limit": 100.0,  # the most that cosines are multiplied by; 0 for no limit
         "method": "scratch",
         "seed": 0,
@@ -189,9 +192,9 @@ def load(command: str | None, file: str, overrides: list[str]) -> tuple[str, Con
     command = command or ("train" if "model" in values or "method" in values else "curve")
     defaults = DEFAULTS[command]()
     if "model" in defaults and "architecture" in values.get("model", {"architecture": "vit"}):
-        defaults["model"] = _architecture(values.get("model", defaults["model"])["architecture"])
+        defaults["model"] = _architecture(values.get("model", defaults["model"]))
     _update(defaults, values, file.partition(":")[0], "")
-    config = ConfigDict(defaults)
+    config = ConfigDict(_fillable(defaults))
     return command, _override(config, overrides)
 
 
@@ -211,12 +214,26 @@ def _options(dataclass) -> dict[str, Any]:
     return {key: _options(value) if dataclasses.is_dataclass(value) else value for key, value in values.items()}
 
 
-def _architecture(name: str) -> dict[str, Any]:
+def _fillable(values: dict[str, Any]) -> dict[str, Any]:
+    """Numbers that are not given stand open for the command line, which refuses to put anything over None."""
+    return {
+        key: placeholder(float) if value is None else _fillable(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+    }
+
+
+def _architecture(model: dict[str, Any]) -> dict[str, Any]:
+    """The options of a model, and of its towers, of other architectures than the default where it names them."""
     from jtransfer.models import MODELS
 
-    if name not in MODELS:
-        raise InputError(f"config.model: unknown architecture '{name}'; {nearest(name, MODELS)}")
-    return {"architecture": name, **_options(MODELS[name][1]())}
+    def options(name):
+        if name not in MODELS:
+            raise InputError(f"config.model: unknown architecture '{name}'; {nearest(name, MODELS)}")
+        return {"architecture": name, **_options(MODELS[name][1]())}
+
+    found = options(model["architecture"])
+    named = {key: own["architecture"] for key, own in model.items() if isinstance(own, dict) and "architecture" in own}
+    return found | {key: options(name) for key, name in named.items() if key in found}
 
 
 def _read(file: str) -> dict[str, Any]:

@@ -61,8 +61,9 @@ def call(
         shown = signature.replace(parameters=list(signature.parameters.values())[given:])
         raise InputError(f"{what} '{text}' does not fit {name}{shown}") from None
     for option in options:
-        kind = signature.parameters[option].annotation
-        if option in bound and not _is(bound[option], kind):
+        kind, several = signature.parameters[option].annotation, signature.parameters[option].kind
+        values = bound.get(option, ()) if several is inspect.Parameter.VAR_POSITIONAL else (bound.get(option),)
+        if option in bound and not all(_is(value, kind) for value in values):
             raise InputError(f"{what} '{name}': {option}={bound[option]!r}; expected {KINDS[kind]}")
     return partial(_ordered, known[name], args, kwargs)
 

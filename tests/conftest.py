@@ -88,6 +88,32 @@ def png():
     return encode
 
 
+@pytest.fixture(scope="session")
+def captioned(prepare_dataset, png, tmp_path_factory):
+    """Prepared datasets with captions: `things` to train and test on, and `alike` and `silent`, which teach nothing."""
+    root, rng = tmp_path_factory.mktemp("tfds"), np.random.default_rng(0)
+
+    def features(f):
+        return {
+            "image": f.Image(shape=(8, 8, 3)),
+            "name": f.Text(),
+            "words": f.Text(),
+            "kind": f.ClassLabel(num_classes=2),
+        }
+
+    def some(count, name="thing {}", words="of shape {}"):
+        picture = [rng.integers(0, 256, (8, 8, 3)).astype(np.uint8) for _ in range(count)]
+        return [
+            {"image": png(picture[i]), "name": name.format(i), "words": words.format(i), "kind": i % 2}
+            for i in range(count)
+        ]
+
+    prepare_dataset(root, "things", features, {"train": some(12), "test": some(4)})
+    prepare_dataset(root, "alike", features, {"train": some(4, "a", "a"), "test": some(4)})
+    prepare_dataset(root, "silent", features, {"train": some(3) + some(1, " ", ""), "test": some(4)})
+    return str(root)
+
+
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film", "plot", "very", "not", "the", "a", "was")
 
 

@@ -23,12 +23,12 @@ from jtransfer.checkpoints.resizing import RESIZERS
 from jtransfer.data import preprocess
 from jtransfer.errors import InputError, nearest
 from jtransfer.models import (
-    MODELS,
     STATISTICS,
     Head,
     Headed,
     apply,
     complete,
+    described,
     generation,
     of_config,
     shapes_of,
@@ -293,8 +293,7 @@ def save(
     """
     from safetensors.numpy import save as to_bytes
 
-    architecture = next(name for name, (module, _) in MODELS.items() if module is type(model))
-    config = {"architecture": architecture, **dataclasses.asdict(model.config), "classes": list(classes)}
+    config = described(model.config) | {"classes": list(classes)}
     config |= {"preprocessor": dict(preprocessor)} if preprocessor else {}
     content = to_bytes({path: np.asarray(leaf, order="C") for path, leaf in sorted(tree.items())})
     files.write(epath.Path(directory) / "model.safetensors", content)

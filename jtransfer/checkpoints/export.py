@@ -17,7 +17,7 @@ from jtransfer.checkpoints.huggingface import architecture_of, family_of, tensor
 from jtransfer.checkpoints.tensors import write_safetensors
 from jtransfer.data import preprocess
 from jtransfer.errors import InputError, nearest
-from jtransfer.models import MODELS, SOURCE_HEAD, STATISTICS
+from jtransfer.models import SOURCE_HEAD, STATISTICS, described
 from jtransfer.tree import nested, select
 
 ADAPTERS = ("merged", "apart")
@@ -168,8 +168,7 @@ def _orbax(directory: Path, result: Backbone | Adapter, adapters: str) -> None:
         variables["batch_stats"] = nested(statistics)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(directory.resolve() / "variables", variables)
-    architecture = next(name for name, (module, _) in MODELS.items() if module is type(backbone.model))
-    values = {"architecture": architecture, **dataclasses.asdict(backbone.config), "classes": list(result.classes)}
+    values = described(backbone.config) | {"classes": list(result.classes)}
     values["head"] = dataclasses.asdict(head) if head else None
     values["method"] = result.method.name if isinstance(result, Adapter) and adapters == "apart" else None
     _write_json(directory / "config.json", values)

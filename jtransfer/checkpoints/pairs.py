@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
+import jax
 import numpy as np
 
 from jtransfer.checkpoints.backbone import Backbone, load
-from jtransfer.checkpoints.inputs import Arrays, as_they_are, options_of, tokenizer_files
+from jtransfer.checkpoints.inputs import BLOCK, Arrays, as_they_are, options_of, tokenizer_files
 from jtransfer.data import images, text, vocabularies
+from jtransfer.data.pairs import PairStream
 from jtransfer.errors import InputError
-from jtransfer.models import CLIP, SOURCE_HEAD, STATISTICS, CLIPTextConfig, ViTConfig, build
-from jtransfer.tree import Tree, prefixed
-
-TOWERS = {"vision": ViTConfig, "text": CLIPTextConfig}
-WHAT = {"vision": "ViT, or a dual encoder", "text": "CLIP text tower, or a dual encoder"}
+from jtransfer.models import CLIP, SOURCE_HEAD, STATISTICS, apply, build, of_config
+from jtransfer.models.clip import INPUTS, TOWERS
+from jtransfer.tree import Tree, prefixed, select
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Start:
         params: Leaves that it starts from.
         fresh: What the paths of the others begin with.
         prepare: From `{"images": ..., "texts": ...}`, of which one may be left out, to the model's inputs.
+        cut: From texts to whether each `[n]` is longer than what the model is given of it.
         backbone: The checkpoint of the whole; None where there is none.
         fingerprints: Of the weights.
         preprocessor: How images are made, in Hugging Face's keys; None where they are taken as they are.
@@ -38,6 +39,7 @@ class Start:
     params: Tree
     fresh: tuple[str, ...]
     prepare: Callable[[Mapping[str, Any]], Arrays]
+    cut: Callable[[list[str]], np.ndarray]
     backbone: Backbone | None
     fingerprints: dict[str, str]
     preprocessor: Mapping[str, Any] | None
@@ -70,10 +72,14 @@ def start(config: Any, stream: Any) -> Start:
     for name, one in towers.items():
         params |= of_tower(one.params | one.state, name)
     missing = [name for name in TOWERS if name not in towers]
-    fresh = () if whole else (*(f"{name}/" for name in missing), *(f"{name}_projection/" for name in TOWERS), "logit_")
+    starts = [
+        *(prefix + name for prefix in ("", STATISTICS) for name in missing),
+        *(f"{name}_projection" for name in TOWERS),
+    ]
+    fresh = () if whole else (*(f"{start}/" for start in starts), "logit_")
     source = whole or towers.get("vision")
     to_pixels, preprocessor = _images(config, stream, module, source)
-    to_ids, files = _texts(config, module, whole or towers.get("text"))
+    to_ids, cut, files = _texts(config, module, whole or towers.get("text"))
 
     def prepare(inputs):
         pixels = to_pixels(inputs["images"]) if "images" in inputs else {}
@@ -81,7 +87,43 @@ def start(config: Any, stream: Any) -> Start:
 
     fingerprints = {"backbone": whole.fingerprint} if whole else {}
     fingerprints |= {name: one.fingerprint for name, one in towers.items()}
-    return Start(module, params, fresh, prepare, whole, fingerprints, preprocessor, files)
+    return Start(module, params, fresh, prepare, cut, whole, fingerprints, preprocessor, files)
+
+
+def cached(start: Start, stream: PairStream) -> tuple[Start, PairStream, Tree]:
+    """The same with the features of the tower of images, which then does not learn, in place of the images.
+
+    They are computed once, of all rows, and held in memory: `rows x width` floats.
+
+    Args:
+        start: Where the dual encoder starts; its tower of images has all of its leaves.
+        stream: Of a finite number of images.
+
+    Returns:
+        Start and stream over features, and the leaves of the tower that is left out.
+
+    Raises:
+        InputError: images that are made as they are needed, or a tower that starts at random.
+    """
+    if stream.over is None:
+        raise InputError(f"config.cache: the images of {stream.name} are made anew in every step; nothing can be kept")
+    if any(prefix.startswith("vision/") for prefix in start.fresh) or not start.params:
+        raise InputError("config.cache: the tower of images starts at random; name one in config.towers.vision")
+    tower = {path: x for path, x in start.params.items() if path.startswith("vision/")}
+    call = jax.jit(lambda tree, pixels: apply(of_config(start.module.config.vision), tree, pixels)["features"])
+    own, rows = select(tower, "vision/"), np.arange(len(stream.images))
+    found = [
+        call(own, start.prepare({"images": stream.images[rows[i : i + BLOCK]]})) for i in range(0, len(rows), BLOCK)
+    ]
+    features = np.concatenate(jax.device_get(found))
+
+    def prepare(inputs):
+        texts = {"texts": inputs["texts"]} if "texts" in inputs else {}
+        images = {"image_features": np.asarray(inputs["images"])} if "images" in inputs else {}
+        return images | (start.prepare(texts) if texts else {})
+
+    rest = {path: x for path, x in start.params.items() if path not in tower}
+    return dataclasses.replace(start, params=rest, prepare=prepare), stream.over(features), tower
 
 
 def of_tower(tree: Tree, name: str) -> Tree:
@@ -95,8 +137,8 @@ def _tower(name, backbone) -> Backbone:
     """The tower for images or texts of a backbone, or the backbone, which is one, without a head."""
     if hasattr(backbone.config, name):
         return backbone.tower(name)
-    if not isinstance(backbone.config, TOWERS[name]):
-        raise InputError(f"config.towers.{name}: backbone '{backbone.name}' is no such tower; expected a {WHAT[name]}")
+    if INPUTS[name] not in backbone.config.inputs:
+        raise InputError(f"config.towers.{name}: backbone '{backbone.name}' takes {', '.join(backbone.config.inputs)}")
     params = {path: leaf for path, leaf in backbone.params.items() if not path.startswith(SOURCE_HEAD)}
     return dataclasses.replace(backbone, params=params, head=None)
 
@@ -133,16 +175,17 @@ def _kept(source):
 
 
 def _texts(config, module, source):
-    """What makes `input_ids`, and the files of the tokenizer."""
+    """What makes `input_ids`, what says which texts are cut, and the files of the tokenizer."""
     own = module.config.text
     name = config.tokenizer
     files = tokenizer_files(source) if source and not name else vocabularies.files(name or vocabularies.BYTES)
     count, end = vocabularies.size(files)
     if count > own.vocabulary:
         raise InputError(f"config.tokenizer has {count} tokens, config.model.text.vocabulary is {own.vocabulary}")
-    if own.pool == "eos" and end is not None and end != own.eos_token:
+    if getattr(own, "pool", "") == "eos" and end is not None and end != own.eos_token:
         raise InputError(f"config.tokenizer ends texts with {end}, config.model.text.eos_token is {own.eos_token}")
-    made: text.Tokenizer = vocabularies.tokenizer(files, tuple(own.inputs), own.positions, own.pool == "last")
+    names, longest = tuple(module.config.inputs), getattr(own, "longest", None) or own.positions
+    made: text.Tokenizer = vocabularies.tokenizer(files, names, longest, own.pool == "last")
     length = config.load.tokens or made.limit
     if length > made.limit:
         raise InputError(f"config.load.tokens is {length}; the text tower takes {made.limit} at most")
@@ -155,4 +198,7 @@ def _texts(config, module, source):
             )
         return arrays
 
-    return ids, files
+    def cut(some):
+        return np.array([was_cut for _, _, was_cut in made.encode(some, None, length)])
+
+    return ids, cut, files

@@ -4,6 +4,7 @@ As streams.py has it, a batch is a function of the number of its step: a run tha
 seen. Of several captions one is drawn anew each time that its image comes, and put into a template, if there are any.
 """
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jtransfer.data import glyphs, sources
+from jtransfer.data import glyphs, tfds
 from jtransfer.data.streams import Rows
 from jtransfer.data.subsets import epochs
 from jtransfer.errors import InputError, nearest
@@ -54,6 +55,8 @@ class PairStream:
         held_out: The others.
         fingerprint: Of the data.
         kind: Of the inputs.
+        over: From something else by the same rows, as features, to the stream with it in place of the images; None
+            where images are made as they are needed.
     """
 
     name: str
@@ -62,6 +65,7 @@ class PairStream:
     held_out: HeldOut
     fingerprint: str
     kind: str = "pair"
+    over: Callable[[Any], "PairStream"] | None = None
 
     @property
     def inputs(self) -> Any:
@@ -77,6 +81,7 @@ def open_pairs(
     processes: int = 1,
     data_dir: str = "",
     templates: Sequence[str] = (),
+    crop: Sequence[float] = (),
 ) -> PairStream:
     """Open a source of batches of `batch` pairs, of which process `process` gets every `processes`-th part.
 
@@ -88,6 +93,7 @@ def open_pairs(
         processes: How many there are; what a batch holds does not depend on it.
         data_dir: As for `sources.load`.
         templates: Texts with `{}` for the caption, one drawn each time; empty for the source's own.
+        crop: See `cropped`; empty for whole images. The characters of `SOURCES` are never cropped.
 
     Raises:
         InputError: an unknown name, data without captions, captions that are all the same or empty, templates that are
@@ -100,28 +106,31 @@ def open_pairs(
     share = slice(process * batch // processes, (process + 1) * batch // processes)
     if name in SOURCES:
         return SOURCES[name](name, batch, share, seed, tuple(templates))
-    if ":" not in name:
+    prefix, _, rest = name.partition(":")
+    if prefix != "tfds" or not rest:
         raise InputError(
             f"config.data: unknown pairs '{name}'; {nearest(name, [*SOURCES, 'tfds:NAME?caption=FEATURE'])}"
         )
-    dataset = sources.load(name, data_dir)
-    if dataset.captions is None:
-        raise InputError(f"config.data: {name} has no captions; name them, as in tfds:NAME?caption=FEATURE")
-    return _captioned(dataset, batch, share, seed, tuple(templates) or PLAIN)
+    if len(crop) not in (0, 2) or not all(0 < share <= 1 for share in crop):
+        raise InputError(f"config.crop is {tuple(crop)}; expected the least and the largest share of an image's area")
+    return _captioned(tfds.read_pairs(name, rest, data_dir), batch, share, seed, tuple(templates) or PLAIN, crop)
 
 
-def _captioned(dataset, batch, share, seed, templates) -> PairStream:
+def _captioned(dataset, batch, share, seed, templates, crop) -> PairStream:
     """The pool of a dataset whose rows have captions."""
 
     def from_step(step):
         for number, rows in enumerate(epochs(dataset.pool, batch, seed, step), step):
-            draws = np.random.default_rng((seed, number)).random((batch, 2))[share]
+            draws = np.random.default_rng((seed, number)).random((batch, 6))[share]
             captions = _captions(dataset, rows[share])
             texts = [
                 pick(templates, other).replace("{}", pick(own, one))
-                for own, (one, other) in zip(captions, draws, strict=True)
+                for own, (one, other) in zip(captions, draws[:, :2], strict=True)
             ]
-            yield {"images": dataset.inputs[rows[share]], "texts": texts}
+            images = dataset.inputs[rows[share]]
+            if crop:
+                images = [cropped(image, crop, own) for image, own in zip(images, draws[:, 2:], strict=True)]
+            yield {"images": images, "texts": texts}
 
     some = dataset.pool[:HELD_OUT]
     if len({text for own in _captions(dataset, some) for text in own}) < 2:
@@ -130,10 +139,15 @@ def _captioned(dataset, batch, share, seed, templates) -> PairStream:
     firsts = [own[0] for own in _captions(dataset, test)]
     names, labels = np.unique(firsts, return_inverse=True)
     held_out = HeldOut("test", Rows(dataset.inputs, test), tuple(names.tolist()), labels.astype(np.int32), templates)
-    digest = sources.fingerprint(dataset) + dataset.captions.identity
-    return PairStream(
-        dataset.name, dataset.inputs, from_step, held_out, hashlib.sha256(digest.encode()).hexdigest()[:16]
-    )
+    identity = getattr(dataset.inputs, "identity", "")
+    digest = f"{identity}\n{dataset.captions.identity}\n{len(dataset.pool)} {len(dataset.test)} {templates} {crop}"
+    fingerprint = hashlib.sha256(digest.encode()).hexdigest()[:16]
+
+    def over(inputs):
+        changed = _captioned(dataclasses.replace(dataset, inputs=inputs), batch, share, seed, templates, ())
+        return dataclasses.replace(changed, fingerprint=fingerprint)
+
+    return PairStream(dataset.name, dataset.inputs, from_step, held_out, fingerprint, over=over)
 
 
 def _captions(dataset: Any, rows: np.ndarray) -> list[list[str]]:
@@ -147,6 +161,22 @@ def _captions(dataset: Any, rows: np.ndarray) -> list[list[str]]:
         if not own:
             raise InputError(f"config.data: the caption of row {row} of {dataset.name} is empty; leave the row out")
     return found
+
+
+def cropped(image: np.ndarray, crop: Sequence[float], draws: np.ndarray) -> np.ndarray:
+    """A part of an image, as open_clip trains on: of an area between two shares, and of an aspect between 3:4 and 4:3.
+
+    Args:
+        image: `[height, width, channels]`.
+        crop: The least and the largest share of the area.
+        draws: Four numbers in [0, 1), for area, aspect and place.
+    """
+    height, width = image.shape[:2]
+    area = height * width * (crop[0] + draws[0] * (crop[1] - crop[0]))
+    aspect = (3 / 4) ** (1 - 2 * draws[1])
+    high, wide = (min(side, max(1, round(np.sqrt(x)))) for side, x in ((height, area * aspect), (width, area / aspect)))
+    top, left = int(draws[2] * (height - high + 1)), int(draws[3] * (width - wide + 1))
+    return image[top : top + high, left : left + wide]
 
 
 def pick(choices: Sequence[str], share: float) -> str:

@@ -16,7 +16,8 @@ from jtransfer.data.folder import decode
 from jtransfer.data.splits import hold_out_a_fifth
 from jtransfer.errors import InputError, nearest
 
-OPTIONS = ("input", "label", "caption", "train", "test")
+RESTRICTIONS = ("only", "test_only")
+OPTIONS = ("input", "label", "caption", "train", "test", *RESTRICTIONS)
 BLOCK = 4096
 """Records that are read at once."""
 
@@ -57,15 +58,7 @@ def read(name: str, rest: str, data_dir: str = "") -> Dataset:
     Raises:
         InputError: TFDS is not installed, or there is no such dataset, feature or split.
     """
-    tfds = _library(name)
-    which, _, query = rest.partition("?")
-    options = _options(name, query)
-    directory = _directory(name, which, data_dir)
-    try:
-        data = Prepared(name, tfds, tfds.builder_from_directory(directory))
-        _ = data.features
-    except Exception as error:  # of its many parsers
-        raise InputError(f"{name}: {directory} cannot be read ({_reason(error)})") from None
+    data, directory, options = _opened(name, rest, data_dir)
     label = _label(data, options.get("label"))
     inputs, kind = _inputs(data, options.get("input"))
     train, labels = _labels(data, label, "train", [options.get("train", "train")])
@@ -81,8 +74,10 @@ def read(name: str, rest: str, data_dir: str = "") -> Dataset:
     else:
         pool, held_out = hold_out_a_fifth(labels, name, "a split for testing")
         source, tested = _records(data, train), f"a fifth of each class of '{train}'"
+    pool, held_out = _restricted(data, source, options, pool, held_out)
     about = (directory / "dataset_info.json").read_text()
-    identity = "\n".join((data.builder.info.full_name, about, label, *inputs, train, tested))
+    restrictions = (f"{key}={options[key]}" for key in RESTRICTIONS if key in options)
+    identity = "\n".join((data.builder.info.full_name, about, label, *inputs, train, tested, *restrictions))
     note = (
         f"{name} is version {directory.name}, {' + '.join(inputs)} with {label}: few-shot sets are drawn from "
         f"'{train}', the test rows are {tested}. The fingerprint of the data is over its description, labels and "
@@ -93,6 +88,86 @@ def read(name: str, rest: str, data_dir: str = "") -> Dataset:
     lazy = Lazy(len(labels), _reader(data, source, inputs, kind), identity)
     captions = _captions(data, source, options["caption"], lazy) if "caption" in options else None
     return Dataset(name, lazy, labels, classes, pool, held_out, kind, note, captions)
+
+
+def read_pairs(name: str, rest: str, data_dir: str = "") -> Dataset:
+    """The images of a prepared dataset and their captions; there need be no label, and no record is read for one.
+
+    The pool is `train`; the test rows are `test`, or `validation`, or where there is neither the last hundredth of
+    `train`, but no more than 5000 rows.
+
+    Args:
+        name: The whole name, for errors.
+        rest: What follows `tfds:`; its options are those of `sources.load`, of which `caption` is needed.
+        data_dir: As for `read`.
+
+    Raises:
+        InputError: as `read`, or no caption.
+    """
+    data, directory, options = _opened(name, rest, data_dir)
+    inputs, kind = _inputs(data, options.get("input"))
+    if "caption" not in options or kind != "image":
+        raise InputError(f"{name}: expected images with captions, as in {name.partition('?')[0]}?caption=FEATURE")
+    train = options.get("train", "train")
+    _check_split(data, "train", train)
+    test = options.get("test") or next((split for split in ("test", "validation") if split in data.splits), "")
+    count = data.splits[train].num_examples
+    if test:
+        _check_split(data, "test", test)
+        _check_disjoint(data, train, test)
+        pool, held_out = np.arange(count), count + np.arange(data.splits[test].num_examples)
+        source, tested = _records(data, f"{train}+{test}"), f"'{test}'"
+    else:
+        last = min(5000, -(-count // 100))
+        pool, held_out = np.arange(count - last), np.arange(count - last, count)
+        source, tested = _records(data, train), f"the last {last} of '{train}'"
+    total = count if not test else len(pool) + len(held_out)
+    pool, held_out = _restricted(data, source, options, pool, held_out)
+    about = (directory / "dataset_info.json").read_text()
+    restrictions = (f"{key}={options[key]}" for key in RESTRICTIONS if key in options)
+    identity = "\n".join((data.builder.info.full_name, about, *inputs, train, tested, *restrictions))
+    lazy = Lazy(total, _reader(data, source, inputs, kind), identity)
+    note = f"{name} is version {directory.name}: pairs are drawn from '{train}', those held out are {tested}."
+    captions = _captions(data, source, options["caption"], lazy)
+    return Dataset(name, lazy, np.zeros(total, np.int8), ("",), pool, held_out, kind, note, captions)
+
+
+def _restricted(data: Prepared, source: Any, options: Mapping[str, str], *rows: np.ndarray) -> list[np.ndarray]:
+    """The rows of pool and test that the options `only` and `test_only` leave."""
+    return [_only(data, source, own, options.get(key)) for key, own in zip(RESTRICTIONS, rows, strict=True)]
+
+
+def _only(data: Prepared, source: Any, rows: np.ndarray, asked: str | None) -> np.ndarray:
+    """Those rows whose class is one of some: `style:noto+twemoji`."""
+    if not asked:
+        return rows
+    key, _, names = asked.partition(":")
+    labels = {name: x for name, x in data.features.items() if isinstance(x, data.tfds.features.ClassLabel)}
+    if key not in labels:
+        raise InputError(f"{data.name}: there is no ClassLabel '{key}'; {nearest(key, labels)}")
+    if unknown := [name for name in names.split("+") if name not in labels[key].names]:
+        raise InputError(f"{data.name}: '{key}' has no class '{unknown[0]}'; {nearest(unknown[0], labels[key].names)}")
+    wanted = [labels[key].str2int(name) for name in names.split("+")]
+    only = data.tfds.features.FeaturesDict({key: labels[key]})
+    blocks = (rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK))
+    found = [only.deserialize_example_np(record)[key] for block in blocks for record in _get(data, source, block)]
+    if not len(kept := rows[np.isin(found, wanted)]):
+        raise InputError(f"{data.name}: no row has '{key}' {names}")
+    return kept
+
+
+def _opened(name: str, rest: str, data_dir: str) -> tuple[Prepared, epath.Path, dict[str, str]]:
+    """A prepared dataset, its directory, and the options that stand behind its name."""
+    tfds = _library(name)
+    which, _, query = rest.partition("?")
+    options = _options(name, query)
+    directory = _directory(name, which, data_dir)
+    try:
+        data = Prepared(name, tfds, tfds.builder_from_directory(directory))
+        _ = data.features
+    except Exception as error:  # of its many parsers
+        raise InputError(f"{name}: {directory} cannot be read ({_reason(error)})") from None
+    return data, directory, options
 
 
 def _library(name: str) -> Any:

@@ -1,5 +1,6 @@
 """Flax modules, one file per architecture. They know nothing of methods, training or data."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import fields
 from functools import partial
@@ -44,6 +45,7 @@ __all__ = [
     "build",
     "check_images",
     "complete",
+    "described",
     "of_config",
     "shapes_of",
 ]
@@ -81,6 +83,16 @@ def build(architecture: str, **options: Any) -> nn.Module:
 def of_config(config: Any) -> nn.Module:
     """The backbone of a config object."""
     return next(module for module, kind in MODELS.values() if kind is type(config))(config)
+
+
+def described(config: Any) -> dict[str, Any]:
+    """A config as plain values, from which `build` makes it again: its architecture, and that of each tower in it."""
+    values = dataclasses.asdict(config)
+    towers = {
+        f.name: getattr(config, f.name) for f in fields(config) if dataclasses.is_dataclass(getattr(config, f.name))
+    }
+    architecture = next(name for name, (_, kind) in MODELS.items() if kind is type(config))
+    return {"architecture": architecture, **values, **{name: described(tower) for name, tower in towers.items()}}
 
 
 def apply(model: nn.Module, tree: Tree, inputs: Any, **kwargs) -> Any:

@@ -11,6 +11,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 from jtransfer.errors import InputError, nearest
 from jtransfer.models import layers
 from jtransfer.models.transformer import Encoder, Stack, causal_mask, padding_mask
-from jtransfer.models.vit import ViT, ViTConfig
+from jtransfer.models.vit import ViTConfig
 
 POOLS = ("eos", "largest", "last")
 OPENAI = {
@@ -152,13 +153,19 @@ def _pooled_place(config, input_ids):
     return jnp.argmax(input_ids if config.pool == "largest" else input_ids == config.eos_token, axis=-1)
 
 
+TOWERS = {"vision": "vit", "text": "clip_text"}
+"""The towers, and the architecture of each where none is named."""
+INPUTS = {"vision": "pixel_values", "text": "input_ids"}
+
+
 @dataclass(frozen=True)
 class CLIPConfig:
     """The architecture of two towers.
 
     Attributes:
-        vision: The tower of images.
-        text: The tower of texts.
+        vision: The tower of images: the config of any model of images, or its options, with the name of another
+            architecture than "vit" as `architecture` among them.
+        text: The tower of texts, likewise, of "clip_text" or another architecture.
         projection: Width of both embeddings, to which a kernel of each tower projects its features; 0 where the
             features are the embeddings (SigLIP).
         logit_scale: Start of the logarithm of what similarities are multiplied by.
@@ -166,8 +173,8 @@ class CLIPConfig:
         dtype: Of the computation in both towers; `param_dtype` is that of the parameters.
     """
 
-    vision: ViTConfig = field(default_factory=lambda: ViTConfig(**OPENAI))
-    text: CLIPTextConfig = field(default_factory=CLIPTextConfig)
+    vision: Any = field(default_factory=lambda: ViTConfig(**OPENAI))
+    text: Any = field(default_factory=CLIPTextConfig)
     projection: int = 512
     logit_scale: float = math.log(1 / 0.07)
     logit_bias: float | None = None
@@ -175,14 +182,24 @@ class CLIPConfig:
     param_dtype: str = "float32"
 
     def __post_init__(self):
-        for name, kind in (("vision", ViTConfig), ("text", CLIPTextConfig)):
+        from jtransfer.models import MODELS  # which has this model among them
+
+        for name in TOWERS:
             tower = getattr(self, name)
             if isinstance(tower, Mapping):  # as a file has it
                 options = {key: tuple(x) if isinstance(x, list) else x for key, x in tower.items()}
+                architecture = options.pop("architecture", TOWERS[name])
+                if architecture not in MODELS:
+                    raise InputError(
+                        f"clip: {name} has unknown architecture '{architecture}'; {nearest(architecture, MODELS)}"
+                    )
+                kind = MODELS[architecture][1]
                 if unknown := options.keys() - {field.name for field in dataclasses.fields(kind)}:
                     known = [field.name for field in dataclasses.fields(kind)]
                     raise InputError(f"clip: {name} has no option '{min(unknown)}'; {nearest(min(unknown), known)}")
                 tower = kind(**options)
+            if (wanted := INPUTS[name]) not in tower.inputs:
+                raise InputError(f"clip: {name} takes {', '.join(tower.inputs)}; expected a model that takes {wanted}")
             tower = dataclasses.replace(tower, dtype=self.dtype, param_dtype=self.param_dtype)
             object.__setattr__(self, name, tower)
         if self.projection < 0:
@@ -191,19 +208,27 @@ class CLIPConfig:
     @property
     def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
         """One example of each input that the model is called with."""
-        return self.vision.inputs | self.text.inputs
+        texts = {name: x for name, x in self.text.inputs.items() if name != "token_type_ids"}  # of pairs of texts
+        return self.vision.inputs | texts
 
     @property
     def depth(self) -> int:
         """Blocks of both towers."""
-        return self.vision.depth + self.text.depth
+        return sum(vars(tower).get("depth", 1) for tower in (self.vision, self.text))
+
+
+def _tower(config, name):
+    from jtransfer.models import MODELS
+
+    return next(module for module, kind in MODELS.values() if kind is type(config))(config, name=name)
 
 
 class CLIP(nn.Module):
     """The two towers.
 
     Called with `pixel_values [batch, height, width, channels]`, with `input_ids [batch, tokens]` (and perhaps
-    `attention_mask`), or with both, it returns for each of the two:
+    `attention_mask`), or with both, it returns for each of the two (where the tower of images has been at work already,
+    its `image_features [batch, width]` stand for the pixels):
 
     - `image_embeds` or `text_embeds [batch, projection]`, of length 1, in float32;
     - `vision_model_output` or `text_model_output`, the outputs of the tower, but that `pooler_output` is projected, as
@@ -223,18 +248,24 @@ class CLIP(nn.Module):
         attention_mask: jax.Array | None = None,
         train: bool = False,
         output_hidden_states: bool = False,
+        image_features: jax.Array | None = None,
     ) -> dict[str, jax.Array]:
-        c = self.config
-        if pixel_values is None and input_ids is None:
-            raise InputError("clip: neither pixel_values nor input_ids are given")
-        outputs = {}
+        c, outputs = self.config, {}
         if pixel_values is not None:
-            tower = ViT(c.vision, name="vision")(pixel_values, train, output_hidden_states)
+            tower = _tower(c.vision, "vision")(pixel_values, train=train, output_hidden_states=output_hidden_states)
+        elif image_features is not None:
+            tower = {"features": image_features}
+        elif input_ids is None:
+            raise InputError("clip: neither pixel_values nor input_ids are given")
+        has_images = pixel_values is not None or image_features is not None
+        if has_images:
             outputs |= self._embedded(tower, "vision", "image_embeds")
         if input_ids is not None:
-            tower = CLIPText(c.text, name="text")(input_ids, attention_mask, train, output_hidden_states)
+            tower = _tower(c.text, "text")(
+                input_ids, attention_mask, train=train, output_hidden_states=output_hidden_states
+            )
             outputs |= self._embedded(tower, "text", "text_embeds")
-        if pixel_values is None or input_ids is None:
+        if not has_images or input_ids is None:
             return outputs | {"features": tower["features"]}
         images, texts = outputs["image_embeds"], outputs["text_embeds"]
         if images.shape[-1] != texts.shape[-1]:

@@ -211,7 +211,7 @@ def contrastive(model: nn.Module, name: str, parts: int = 1, mesh: Mesh | None =
     Returns:
         `loss(params, state, batch, key) -> (value, (metrics, state))`, flat trees in and out. The metrics are `loss`,
         `temperature` (what cosines are multiplied by) and `duplicates` (the share of texts that the batch has already:
-        false negatives).
+        false negatives), and `cut`, where the batch says which texts were.
     """
 
     def loss(params: Tree, state: Tree, batch: dict[str, Any], key: jax.Array):
@@ -234,6 +234,7 @@ def contrastive(model: nn.Module, name: str, parts: int = 1, mesh: Mesh | None =
         scale = jnp.exp(params["logit_scale"].astype(jnp.float32))
         value = pair_loss(name, images, texts, scale, params.get("logit_bias", 0.0), mesh=mesh)
         metrics = {"loss": value, "temperature": scale, "duplicates": duplicates(batch["inputs"]["input_ids"])}
+        metrics |= {"cut": jnp.mean(batch["cut"])} if "cut" in batch else {}
         return value, (metrics, state)
 
     return loss

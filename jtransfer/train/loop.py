@@ -1,6 +1,7 @@
 """The streaming loop: one jitted step on a mesh, metrics, checkpoints, and exact resume."""
 
 import json
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +25,12 @@ from jtransfer.train.tasks import Task, build_task
 from jtransfer.tree import Tree, merge, partition
 from jtransfer.workdir import claim
 
+log = logging.getLogger("jtransfer")
+
 Row = dict[str, Any]
+
+WATCHED = ("temperature", "loss", "grad_norm")
+"""Metrics that end a run when they are not finite; the first that is not is named."""
 
 
 class Diverged(InputError):
@@ -103,19 +109,14 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], No
     claim(directory, resolved(config) | {"fingerprints": run.fingerprints})
     step, state, frozen, evaluate = _programs(run)
 
-    def ready(batch):
-        if "inputs" in batch:
-            return batch | {"inputs": run.task.prepare(batch["inputs"])}
-        return {"inputs": run.task.prepare(batch)}
-
     with Store(directory / "checkpoints") as store:
         rows, start = [], store.latest or 0
         if start:
             state = store.restore(start, _abstract(state))
             rows = [row for row in _read(directory / "metrics.jsonl") if row["step"] <= start]
         board = _board(directory, start)
-        pending, began = [], time.perf_counter()
-        batches = ahead(map(ready, run.task.stream.batches(start)))
+        pending, began, noticed = [], time.perf_counter(), False
+        batches = ahead(map(run.task.ready, run.task.stream.batches(start)))
         try:
             for number in range(start + 1, config.steps + 1):
                 batch = sharding.assemble(next(batches), config.batch, mesh)
@@ -129,6 +130,9 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], No
                 rows.append(row)
                 board(row | {"examples_per_second": speed})
                 on_row(row, speed)
+                if (said := run.task.notice(row)) and not noticed:
+                    noticed = True
+                    log.warning(said)
                 if number % config.checkpoint_every == 0 or number == config.steps:
                     _write(directory / "metrics.jsonl", rows)
                     store.save(number, state)
@@ -187,7 +191,7 @@ def _row(number: int, pending: list[dict], store: Store) -> Row:
     """The mean of each metric over the steps since the last row; the first step that is not finite is an error."""
     pending = [{name: float(value) for name, value in metrics.items()} for metrics in jax.device_get(pending)]
     for i, metrics in enumerate(pending):
-        bad = [name for name in ("loss", "grad_norm") if not np.isfinite(metrics[name])]
+        bad = [name for name in WATCHED if not np.isfinite(metrics.get(name, 0))]
         if bad:
             at = number - len(pending) + 1 + i
             kept = f"the checkpoint of step {store.latest} is kept" if store.latest else "there is no checkpoint yet"
@@ -231,7 +235,7 @@ def _save_model(run: Run, state: TrainState, frozen: Tree, directory: epath.Path
     whole = jax.jit(lambda x: x, out_shardings=sharding.everywhere(run.mesh))(tree)
     if hosts.is_first():
         task = run.task
-        checkpoints.save(directory, task.module, whole, task.classes, task.preprocessor)
+        checkpoints.save(directory, task.module, whole | task.left_out, task.classes, task.preprocessor)
         for name, content in task.tokenizer.items():
             files.write(directory / name, content)
 

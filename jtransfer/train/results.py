@@ -38,7 +38,7 @@ def result(directory: epath.PathLike) -> tuple[int, Adapter, dict[str, bytes]]:
         raise InputError(f"workdir {directory}: the {' and the '.join(changed)} changed since the run was started")
     step, tree = loop.restored(run, directory)
     task = run.task
-    base = task.backbone or Backbone(run.config.model.architecture, task.module, {})
+    base = task.backbone or Backbone(run.config.model.architecture, task.module, task.left_out)
     known = base.params | base.state
 
     def is_new(path, leaf):

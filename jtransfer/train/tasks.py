@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from jtransfer import checkpoints, models, objectives
 from jtransfer.checkpoints import pairs
-from jtransfer.checkpoints.inputs import Prepare, as_they_are, example, load_for, tokenizer_files
+from jtransfer.checkpoints.inputs import as_they_are, example, load_for, tokenizer_files
 from jtransfer.data.pairs import PairStream, open_pairs
 from jtransfer.data.streams import Stream, ahead, open_stream
 from jtransfer.errors import InputError, nearest
@@ -43,7 +43,7 @@ class Task:
 
     Attributes:
         stream: Its batches.
-        prepare: From their inputs to the model's.
+        ready: From one of them to what `loss` takes.
         model: Of which `module` is the part that is kept: the model without a new head.
         module: See `model`.
         params: Leaves to start from.
@@ -53,15 +53,17 @@ class Task:
         fresh: What the paths of leaves begin with that may start at random beside given ones.
         accumulate: Parts of a batch whose gradients are summed.
         limits: Between what some leaves are kept.
+        notice: From a row of metrics to what is to be said of it, if anything; it is said once.
         classes: Names of those that the head predicts.
         backbone: Where the weights started; None for at random.
         fingerprints: Of the backbones.
         preprocessor: How the kept model's images are made, in Hugging Face's keys; None where they are as they are.
         tokenizer: Files of the kept model's tokenizer.
+        left_out: Leaves of the kept model that the trained one has not, as their outputs are kept.
     """
 
     stream: Stream | PairStream
-    prepare: Prepare
+    ready: Callable[[dict[str, Any]], dict[str, Any]]
     model: nn.Module
     module: nn.Module
     params: Tree
@@ -71,11 +73,13 @@ class Task:
     fresh: tuple[str, ...]
     accumulate: int = 1
     limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    notice: Callable[[dict[str, float]], str] = lambda row: ""
     classes: tuple[str, ...] = ()
     backbone: checkpoints.Backbone | None = None
     fingerprints: dict[str, str] = field(default_factory=dict)
     preprocessor: Mapping[str, Any] | None = None
     tokenizer: dict[str, bytes] = field(default_factory=dict)
+    left_out: Tree = field(default_factory=dict)
 
     def beside(self) -> dict[str, bytes]:
         """The files that Hugging Face keeps beside weights: of the tokenizer and of the image processor."""
@@ -110,7 +114,7 @@ def _classification(config, mesh) -> Task:
     objectives.check_mixup(config.mixup, one)
     return Task(
         stream,
-        prepare,
+        lambda batch: batch | {"inputs": prepare(batch["inputs"])},
         Classifier(module, len(stream.classes)),
         module,
         params,
@@ -157,13 +161,15 @@ def _measured_classes(stream, prepare, mesh, adapted) -> Evaluate:
 def _contrastive(config, mesh) -> Task:
     processes = jax.process_index(), jax.process_count()
     stream = open_pairs(config.data, config.batch, config.seed, *processes, config.data_dir, templates=config.templates)
-    start = pairs.start(config, stream)
+    start, left_out = pairs.start(config, stream), {}
+    if config.cache:
+        start, stream, left_out = pairs.cached(start, stream)
     one = example(start.prepare({"images": stream.images[np.arange(1)], "texts": ["a"]}))
     pair_loss = partial(objectives.contrastive, name=config.objective, parts=config.accumulate, mesh=mesh)
     highest = config.temperature_limit
     return Task(
         stream,
-        start.prepare,
+        lambda batch: {"inputs": start.prepare(batch), "cut": start.cut(batch["texts"])},
         start.module,
         start.module,
         start.params,
@@ -172,11 +178,19 @@ def _contrastive(config, mesh) -> Task:
         one,
         fresh=start.fresh,
         limits={"logit_scale": (0.0, math.log(highest))} if highest else {},
+        notice=partial(_at_the_limit, highest),
         backbone=start.backbone,
         fingerprints=start.fingerprints,
         preprocessor=start.preprocessor,
         tokenizer=start.tokenizer,
+        left_out=left_out,
     )
+
+
+def _at_the_limit(highest, row) -> str:
+    if not highest or row["temperature"] < 0.999 * highest:
+        return ""
+    return f"step {row['step']}: cosines are multiplied by {highest:g}, the most that config.temperature_limit allows"
 
 
 def _measured_pairs(stream, prepare, mesh, adapted) -> Evaluate:
@@ -188,7 +202,7 @@ def _measured_pairs(stream, prepare, mesh, adapted) -> Evaluate:
     @partial(jax.jit, out_shardings=sharding.everywhere(mesh))
     def embed(state, frozen, inputs):
         outputs = models.apply(adapted.model, merge(state.average, frozen) | state.state, inputs, train=False)
-        return outputs["image_embeds" if "pixel_values" in inputs else "text_embeds"]
+        return outputs["text_embeds" if "input_ids" in inputs else "image_embeds"]
 
     def in_blocks(state, frozen, total, inputs):
         """Embeddings of all; every block is of one size, the last filled up, so that one program serves."""

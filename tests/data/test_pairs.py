@@ -10,32 +10,6 @@ from jtransfer.data.pairs import glyph_names, open_pairs
 from jtransfer.errors import InputError
 
 
-@pytest.fixture(scope="module")
-def captioned(prepare_dataset, png, tmp_path_factory):
-    """Twelve images with a name and other words, four more to test on, and some whose captions cannot be used."""
-    root, rng = tmp_path_factory.mktemp("tfds"), np.random.default_rng(0)
-
-    def features(f):
-        return {
-            "image": f.Image(shape=(8, 8, 3)),
-            "name": f.Text(),
-            "words": f.Text(),
-            "kind": f.ClassLabel(num_classes=2),
-        }
-
-    def some(count, name="thing {}", words="of shape {}"):
-        picture = [rng.integers(0, 256, (8, 8, 3)).astype(np.uint8) for _ in range(count)]
-        return [
-            {"image": png(picture[i]), "name": name.format(i), "words": words.format(i), "kind": i % 2}
-            for i in range(count)
-        ]
-
-    prepare_dataset(root, "things", features, {"train": some(12), "test": some(4)})
-    prepare_dataset(root, "alike", features, {"train": some(4, "a", "a"), "test": some(4)})
-    prepare_dataset(root, "silent", features, {"train": some(3) + some(1, " ", ""), "test": some(4)})
-    return str(root)
-
-
 def taken(stream, steps, start=0):
     batches = stream.batches(start)
     return [next(batches) for _ in range(steps)]
@@ -56,6 +30,17 @@ def test_every_pair_comes_once_an_epoch_with_a_caption_of_its_own_drawn_anew(cap
         drawn.append(dict(zip(rows, texts, strict=True)))
     assert len({tuple(sorted(one.items())) for one in drawn}) == 3
     assert {text.startswith("a picture of") for one in drawn for text in one.values()} == {True, False}
+
+
+def test_rows_of_some_classes_alone_are_trained_on_and_of_others_held_out(captioned):
+    stream = open_pairs("tfds:things?caption=name&only=kind:0&test_only=kind:1", 6, 0, data_dir=captioned)
+    texts = [text for batch in taken(stream, 2) for text in batch["texts"]]
+    assert {int(text.split()[1]) % 2 for text in texts} == {0} and len(set(texts)) == 6
+    assert stream.held_out.names == ("thing 1", "thing 3")
+    dataset = sources.load("tfds:things?label=kind&test_only=kind:1", captioned)
+    assert dataset.labels[dataset.test].tolist() == [1, 1] and len(dataset.pool) == 12
+    with pytest.raises(InputError, match=r"'kind' has no class '2'"):
+        open_pairs("tfds:things?caption=name&only=kind:2", 6, 0, data_dir=captioned)
 
 
 def test_a_run_that_starts_again_and_one_of_two_processes_see_the_same(captioned):
@@ -85,7 +70,7 @@ def test_characters_are_called_by_their_names_and_letters_alone_never_by_a_digit
     ("name", "message"),
     [
         ("glyph_caption", r"unknown pairs 'glyph_caption'; did you mean 'glyph_captions'"),
-        ("tfds:things", r"tfds:things has no captions; name them, as in tfds:NAME\?caption=FEATURE"),
+        ("tfds:things", r"tfds:things: expected images with captions, as in tfds:things\?caption=FEATURE"),
         ("tfds:alike?caption=name+words", r"the captions of the first 4 rows of tfds:alike\S+ are all the same"),
         ("tfds:silent?caption=name+words", r"the caption of row 3 of tfds:silent\S+ is empty"),
     ],
@@ -93,6 +78,21 @@ def test_characters_are_called_by_their_names_and_letters_alone_never_by_a_digit
 def test_pairs_that_teach_nothing_are_refused_in_one_line(captioned, name, message):
     with pytest.raises(InputError, match=message):
         open_pairs(name, 2, 0, data_dir=captioned)
+
+
+def test_crops_are_parts_of_the_image_of_the_wanted_area(captioned):
+    image = np.arange(60 * 80 * 3).reshape(60, 80, 3)
+    for draws in np.random.default_rng(0).random((50, 4)):
+        part = pairs.cropped(image, (0.5, 0.8), draws)
+        assert 0.4 <= part.size / image.size <= 0.83
+        top, left = divmod(int(part[0, 0, 0]) // 3, 80)
+        np.testing.assert_array_equal(part, image[top : top + part.shape[0], left : left + part.shape[1]])
+    name = "tfds:things?caption=name"
+    one, two = (taken(open_pairs(name, 4, 0, data_dir=captioned, crop=(0.5, 0.8)), 1)[0]["images"] for _ in range(2))
+    assert any(image.shape != (8, 8, 3) for image in one)
+    assert all(np.array_equal(x, y) for x, y in zip(one, two, strict=True))
+    with pytest.raises(InputError, match=r"config.crop is \(2,\); expected the least and the largest share"):
+        open_pairs(name, 4, 0, data_dir=captioned, crop=(2,))
 
 
 def test_a_template_without_a_place_for_the_caption_is_refused():

@@ -219,7 +219,7 @@ def test_texts_train_a_text_backbone_that_keeps_its_tokenizer_and_goes_on_bit_id
 
     backbone = checkpoints.load(str(tmp_path / "whole" / "model"))
     inputs = run.task.stream.held_out[1][:]
-    ours, before = backbone.preprocess(inputs), run.backbone.preprocess(inputs)
+    ours, before = backbone.preprocess(inputs), run.task.backbone.preprocess(inputs)
     assert all((ours[name] == x).all() for name, x in before.items())
     right = np.asarray(backbone(ours)["logits"]).argmax(1) == run.task.stream.held_out[2]
     assert right.mean() == pytest.approx(rows[-1]["test_accuracy"])

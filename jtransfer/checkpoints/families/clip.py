@@ -180,6 +180,8 @@ def _rows(dialect, config, tower):
 def _names(dialect, config, kind):
     if isinstance(config, ViTConfig):  # which a head for images stands on
         return _tower_names(dialect, "vision", config, kind)
+    if (type(config.vision), type(config.text)) != (ViTConfig, CLIPTextConfig):
+        raise InputError(f"towers other than a ViT and CLIP's own of texts cannot be written as '{dialect.model_type}'")
     rows = [Row("logit_scale", "logit_scale", dialect.scalar), Row("logit_bias", "logit_bias", dialect.scalar)]
     for tower, projection in PROJECTIONS.items():
         rows += repeated(_rows(dialect, getattr(config, tower), tower), f"{tower}_model.", f"{tower}/")

@@ -1,0 +1,192 @@
+"""A dual encoder from a config: trained, measured, exported, and started from the towers of others."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jtransfer import checkpoints, cli, config, inspection, models
+from jtransfer.errors import InputError
+from jtransfer.train import loop
+
+FILE = """
+from ml_collections import ConfigDict
+
+def get_config():
+    vision = dict(image=(8, 8), channels=1, patch=4, width=16, depth=1, heads=2)
+    text = dict(vocabulary=514, positions=32, width=16, depth=1, heads=2, eos_token=513)
+    often = dict(log_every=2, eval_every=4, checkpoint_every=4)
+    model = dict(architecture="clip", vision=vision, text=text, projection=8)
+    mesh = {"data": 4, "rest": -1}
+    rest = dict(batch=16, steps=4, optimiser=dict(rate=1e-2))
+    pairs = dict(objective="clip", data="glyph_captions", tokenizer="bytes")
+    return ConfigDict(dict(**pairs, model=model, mesh=mesh, **often, **rest))
+"""
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "clip.py"
+    path.write_text(FILE)
+    return str(path)
+
+
+def prepared(file, *overrides):
+    return loop.prepare(config.load("train", file, [f"--config.{flag}" for flag in overrides])[1])
+
+
+@pytest.fixture(scope="module")
+def run(file, tmp_path_factory):
+    """Four steps on four devices, by the command."""
+    directory = tmp_path_factory.mktemp("run")
+    assert cli.main(["train", f"--config={file}", f"--workdir={directory}"]) == 0
+    return directory
+
+
+def test_what_a_contrastive_run_reports(run):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4]
+    assert {"loss", "temperature", "duplicates", "cut", "grad_norm"} <= rows[0].keys()
+    held_out = {name.removeprefix("validation_") for name in rows[1] if name.startswith("validation_")}
+    recalls = {f"{way}_r{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5)}
+    assert held_out == {"zero_shot", "alignment", "uniformity_images", "uniformity_texts", *recalls}
+    assert 1 < rows[0]["loss"] < 8  # that of a blind model is ln 16
+
+
+def test_the_result_is_a_checkpoint_like_any_other_and_transformers_computes_the_same(run, tmp_path):
+    import torch
+    from transformers import CLIPModel, CLIPTokenizer
+
+    assert cli.main(["export", f"--workdir={run}", f"--out={tmp_path / 'hf'}", "--format=hf"]) == 0
+    peer, report = CLIPModel.from_pretrained(tmp_path / "hf", output_loading_info=True)
+    assert not any(report.values())
+    ours, theirs = checkpoints.load(str(run / "model")), checkpoints.load(str(tmp_path / "hf"))
+    texts = ["a photo of the digit seven.", "A"]
+    inputs = ours.preprocess(text=texts)
+    ids = CLIPTokenizer.from_pretrained(tmp_path / "hf")(texts, padding="max_length", max_length=32)["input_ids"]
+    assert (np.array(ids)[:, : inputs["input_ids"].shape[1]] == inputs["input_ids"]).all()
+    images = np.random.default_rng(0).random((3, 8, 8, 1), np.float32)
+    found = ours({"pixel_values": images, **inputs})["logits_per_image"]
+    np.testing.assert_allclose(theirs({"pixel_values": images, **inputs})["logits_per_image"], found, atol=1e-5)
+    with torch.no_grad():
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+        given = {name: torch.from_numpy(x).long() for name, x in inputs.items()}
+        expected = peer(pixel_values=pixels, **given).logits_per_image
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_locked_image_tuning_is_rules_and_the_locked_features_can_be_kept(file, captioned, tmp_path):
+    vit = models.build("vit", image=(8, 8), patch=4, width=16, depth=1, heads=2)
+    tree = jax.jit(partial(models.complete, vit, tree={}, example=vit.config.inputs))(jax.random.key(5))
+    checkpoints.save(tmp_path / "vit", vit, tree)
+    flags = (
+        "data=tfds:things?caption=name+words",
+        f"data_dir={captioned}",
+        "batch=4",
+        f"towers.vision={tmp_path / 'vit'}",
+        "method=rules('text/.*', '.*projection/.*', 'logit_scale')",
+        "mesh.data=1",
+        "mesh.rest=-1",
+    )
+    once, every = prepared(file, *flags, "cache=True"), prepared(file, *flags)
+    assert "pixel_values" not in once.adapted.example
+    rows = [loop.train(run, tmp_path / name, lambda row, speed: None) for run, name in ((once, "a"), (every, "b"))]
+    for one, two in zip(*rows, strict=True):
+        assert one == pytest.approx(two, abs=1e-3)
+    kept, other = (checkpoints.load(str(tmp_path / name / "model")).params for name in "ab")
+    assert kept.keys() == other.keys()
+    np.testing.assert_array_equal(kept["vision/encoder/norm/scale"], tree["encoder/norm/scale"])
+    with pytest.raises(InputError, match=r"config.cache: the images of glyph_captions are made anew in every step"):
+        prepared(file, "cache=True")
+
+
+def test_the_towers_are_any_models_of_images_and_texts(file, bert, captioned, tmp_path):
+    """SigLIP of a ResNet that starts at random and a sentence encoder, with its tokenizer, that stays as it is."""
+    resnet = "architecture='resnet', widths=(8, 16), depths=(1, 1), stem=4, image=(32, 32)"
+    own = tmp_path / "towers.py"
+    content = (
+        Path(file)
+        .read_text()
+        .replace("return ConfigDict(", f"model['vision'] = dict({resnet})\n    return ConfigDict(")
+    )
+    own.write_text(content.replace(', tokenizer="bytes"', "").replace("text=text, ", ""))
+    flags = (
+        "data=tfds:things?caption=name+words",
+        f"data_dir={captioned}",
+        "batch=4",
+        f"towers.text={bert}",
+        "objective=siglip",
+        "model.logit_bias=-10.0",
+        "method=rules('vision/.*', '.*projection/.*', 'logit_scale')",
+        "mesh.data=1",
+        "mesh.rest=-1",
+    )
+    run = prepared(str(own), *flags)
+    rows = loop.train(run, tmp_path / "run", lambda row, speed: None)
+    assert np.isfinite(rows[-1]["loss"])
+    result = checkpoints.load(str(tmp_path / "run" / "model"))
+    before = checkpoints.load(bert)
+    for path, leaf in result.tower("text").params.items():
+        np.testing.assert_array_equal(leaf, before.params[path])
+    moved = "batch_stats/vision/stem/norm/mean"
+    assert np.abs(result.state[moved]).max() > 0
+    texts = ["good film", "not the plot"]
+    np.testing.assert_array_equal(result.preprocess(text=texts)["input_ids"], before.preprocess(texts)["input_ids"])
+    assert result(result.preprocess(text=texts))["text_embeds"].shape == (2, 8)
+    assert cli.main(["export", f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'hf'}", "--format=hf"]) == 2
+
+
+def test_inspect_counts_the_step(file):
+    (report,) = inspection.of_train(config.load("train", file, [])[1])
+    assert report["flops_per_step"] > 0 and report["percent"] == 100
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["objective=clipp"], r"config.objective: unknown 'clipp'; did you mean 'clip'"),
+        (["objective=siglip"], r"'siglip' needs a bias; set config.model.logit_bias"),
+        (["model.projection=0", "model.text.width=32"], r"embeddings of widths 16 and 32 do not compare"),
+        (["model.text.vocabulary=100"], r"tokenizer has 514 tokens, config.model.text.vocabulary is 100"),
+        (["model.text.eos_token=7"], r"ends texts with 513, config.model.text.eos_token is 7"),
+        (["load.tokens=64"], r"config.load.tokens is 64; the text tower takes 32 at most"),
+        (["towers.text=glyphs-vit"], r"config.towers.text: backbone 'glyphs-vit' takes pixel_values"),
+        (["backbone=glyphs-vit"], r"needs towers of both images and texts; backbone 'glyphs-vit' has not"),
+        (["data=digits"], r"unknown pairs 'digits'"),
+    ],
+)
+def test_towers_tokens_and_losses_that_do_not_fit_are_refused_before_any_compile(file, flags, message):
+    with pytest.raises(InputError, match=message):
+        prepared(file, *flags)
+
+
+def test_captions_that_are_too_long_are_counted_and_a_batch_of_one_caption_is_told(file, caplog):
+    task = prepared(file).task
+    images = task.stream.images[:3]
+    batch = task.ready({"images": images, "texts": ["seven " * 30, "a", "b"]})
+    assert batch["cut"].tolist() == [True, False, False]
+    assert "1 of 3 texts were cut off" in caplog.text
+    task.ready({"images": images, "texts": ["seven"] * 3})
+    assert "a batch in which all 3 captions are the same, as 'seven'" in caplog.text
+
+
+def test_a_temperature_at_its_limit_is_told_once_and_one_that_diverges_ends_the_run(file, tmp_path, caplog):
+    flags = ("mesh.data=1", "mesh.rest=-1", "log_every=1", "eval_every=4", "model.logit_scale=2.0")
+    loop.train(prepared(file, *flags, "temperature_limit=4.0"), tmp_path / "limited", lambda row, speed: None)
+    assert caplog.text.count("cosines are multiplied by 4, the most that config.temperature_limit allows") == 1
+    with pytest.raises(loop.Diverged, match=r"temperature is inf at step 1; there is no checkpoint yet"):
+        loop.train(
+            prepared(file, *flags[:-1], "model.logit_scale=100.0", "temperature_limit=0.0"),
+            tmp_path / "free",
+            lambda row, speed: None,
+        )
+
+
+def test_four_devices_agree_with_one_that_caches_gradients(file, run, tmp_path):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    again = loop.train(prepared(file, "mesh.data=1", "mesh.rest=-1", "accumulate=2"), tmp_path, lambda row, speed: None)
+    for one, two in zip(rows, again, strict=True):
+        assert one == pytest.approx(two, abs=2e-3)
