@@ -1,5 +1,6 @@
 """The tokenizer of a model that is trained from scratch, as the files that Hugging Face's CLIPTokenizer reads."""
 
+import dataclasses
 import gzip
 import json
 import tempfile
@@ -48,7 +49,8 @@ def tokenizer(found: Files, names: tuple[str, ...], longest: int, whole: bool) -
     with tempfile.TemporaryDirectory() as directory:
         for name, content in found.items():
             (Path(directory) / name).write_bytes(content)
-        return text.tokenizer(epath.Path(directory), {}, names, longest, whole)
+        made = text.tokenizer(epath.Path(directory), {}, names, longest, whole)
+    return dataclasses.replace(made, where="config.tokenizer")
 
 
 def size(found: Files) -> tuple[int, int | None]:
