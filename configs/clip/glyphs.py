@@ -1,4 +1,4 @@
-"""Pretrain the embedded dual encoder on characters and what they are called: the command behind `assets/glyphs-clip`.
+"""Pretrain a small dual encoder on characters and what they are called, from captions alone.
 
 jtransfer train --config=configs/clip/glyphs.py --workdir=runs/glyphs_clip
 jtransfer train --config=configs/clip/glyphs.py --config.data=letter_captions --workdir=runs/letters_clip

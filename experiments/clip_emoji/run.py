@@ -125,6 +125,8 @@ def figure(found):
         chance = 100 * np.mean([5 / row["names"] for row in found])
         axes.axhline(chance, color="#8f8f8f", linewidth=1, label="chance")
         axes.set(xscale="log", xlabel="training pairs", ylabel="R@5 of names never seen (%)", ylim=(0, None))
+        axes.set_xticks(pairs, [f"{count:.0f}" for count in pairs])
+        axes.minorticks_off()
         axes.set_title("Naming emoji that no pair has shown", loc="left", fontsize=11)
         axes.legend(frameon=False)
         return picture

@@ -101,7 +101,7 @@ def test_a_million_pairs_on_256_tpu_chips_need_a_block_of_similarities_and_no_mo
         block = 4 * (total // devices) ** 2
         with capsys.disabled():
             print(
-                f"\n{name}: {temporary / 2**20:.0f} MiB of temporaries a chip; a block [n, n] {block / 2**20:.0f} MiB"
+                f"\n{name}: {temporary / 2**20:.1f} MiB of temporaries a chip; a block [n, n] {block / 2**20:.0f} MiB"
             )
         assert temporary < 2 * block
         assert "collective-permute" in compiled.as_text()
