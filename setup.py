@@ -36,6 +36,8 @@ setup(
     extras_require={
         "gcs": ["gcsfs"],
         "tfds": ["tensorflow-datasets>=4.9.7"],  # prepared datasets, as --config.data=tfds:cifar10
+        # A compiler for TPUs that are not there, for the test of what a pod would need; noisy in a plain JAX session.
+        "pod": ["libtpu; sys_platform == 'linux' and platform_machine == 'x86_64'"],
         "transformers": ["transformers>=5"],  # tokenizers of checkpoints that have no tokenizer.json
         "test": [
             "pytest>=8",
@@ -46,8 +48,6 @@ setup(
             "transformers>=5",
             "peft>=0.18",
             "tensorflow-datasets>=4.9.7",
-            # A compiler for TPUs that are not there: the memory of the contrastive loss on a pod.
-            "libtpu; sys_platform == 'linux' and platform_machine == 'x86_64'",
         ],
     },
     entry_points={"console_scripts": ["jtransfer=jtransfer.cli:main"]},

@@ -82,7 +82,7 @@ def test_chunks_that_do_not_divide_the_batch_change_nothing(pairs):
 
 def test_a_million_pairs_on_256_tpu_chips_need_a_block_of_similarities_and_no_more(capsys):
     """Compiled for a topology that is not there; the whole matrix would take 4 TB, a device's rows of it 16 GB."""
-    pytest.importorskip("libtpu", reason="compiling for TPU needs libtpu")
+    pytest.importorskip("libtpu", reason="needs a compiler for TPUs: pip install -e '.[pod]'")
     from jax.experimental import topologies
 
     devices, total, width = 256, 2**20, 512
