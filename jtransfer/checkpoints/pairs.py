@@ -109,9 +109,11 @@ def cached(start: Start, stream: PairStream) -> tuple[Start, PairStream, Tree]:
         raise InputError(f"config.cache: the images of {stream.name} are made anew in every step; nothing can be kept")
     if any(prefix.startswith("vision/") for prefix in start.fresh) or not start.params:
         raise InputError("config.cache: the tower of images starts at random; name one in config.towers.vision")
-    tower = {path: x for path, x in start.params.items() if path.startswith("vision/")}
+    inside = "vision/", f"{STATISTICS}vision/"
+    tower = {path: x for path, x in start.params.items() if path.startswith(inside)}
     call = jax.jit(lambda tree, pixels: apply(of_config(start.module.config.vision), tree, pixels)["features"])
-    own, rows = select(tower, "vision/"), np.arange(len(stream.images))
+    own = select(tower, inside[0]) | prefixed(select(tower, inside[1]), STATISTICS)
+    rows = np.arange(len(stream.images))
     found = [
         call(own, start.prepare({"images": stream.images[rows[i : i + BLOCK]]})) for i in range(0, len(rows), BLOCK)
     ]
