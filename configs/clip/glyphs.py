@@ -16,7 +16,7 @@ def get_config():
             "tokenizer": "bytes",
             "model": {
                 "architecture": "clip",
-                "vision": {"image": (8, 8), "channels": 1, "patch": 2, "width": 64, "depth": 2, "heads": 2},
+                "vision": {"image": (8, 8), "channels": 1, "patch": 4, "width": 64, "depth": 3, "heads": 2},
                 "text": {
                     "vocabulary": 514,
                     "positions": 32,
@@ -29,6 +29,7 @@ def get_config():
             },
             "batch": 256,
             "steps": 3000,
+            "ema": 0.998,
             "optimiser": {"rate": 3e-3, "decay": 0.1, "warmup": 0.05, "b2": 0.98},
             "log_every": 100,
             "eval_every": 500,
