@@ -16,16 +16,12 @@ from rich.progress import (
 from rich.table import Table
 
 
-class CurveProgress:
-    """A bar over the cells of a curve; call it as `jtransfer.curves.run` calls `on_cell`."""
+class Live:
+    """A bar where there is a terminal, and lines above it that stay."""
 
-    def __init__(self, console: Console | None = None):
-        self.console = console or Console()
-        columns = (SpinnerColumn(), TextColumn("{task.description:<44}"), BarColumn(), MofNCompleteColumn())
-        self.progress = Progress(
-            *columns, TimeElapsedColumn(), console=self.console, disable=not self.console.is_terminal
-        )
-        self.task = None
+    def __init__(self, console: Console, *columns):
+        self.console = console
+        self.progress = Progress(*columns, console=console, disable=not console.is_terminal)
         self.started = time.monotonic()
 
     def __enter__(self):
@@ -35,6 +31,23 @@ class CurveProgress:
     def __exit__(self, *error):
         self.progress.stop()
 
+    def say(self, text):
+        """Print a line."""
+        self.progress.console.print(text, highlight=False, markup=False)
+
+    def say_when(self, text):
+        """Print a line behind the seconds since the start."""
+        self.say(f"{time.monotonic() - self.started:6.1f} s  {text}")
+
+
+class CurveProgress(Live):
+    """A bar over the cells of a curve; call it as `jtransfer.curves.run` calls `on_cell`."""
+
+    def __init__(self, console: Console | None = None):
+        columns = (SpinnerColumn(), TextColumn("{task.description:<44}"), BarColumn(), MofNCompleteColumn())
+        super().__init__(console or Console(), *columns, TimeElapsedColumn())
+        self.task = None
+
     def __call__(self, method, shots, rows, left):
         if self.task is None:
             self.task = self.progress.add_task("", total=left)
@@ -43,12 +56,7 @@ class CurveProgress:
         if not rows:
             return self.progress.update(self.task, description=f"{method}, {shots} per class")
         accuracy = sum(row["test_accuracy"] for row in rows) / len(rows)
-        elapsed = time.monotonic() - self.started
-        self.progress.console.print(
-            f"{elapsed:6.1f} s  {method:<24} {shots:>3} per class  {100 * accuracy:5.1f}%",
-            highlight=False,
-            markup=False,
-        )
+        self.say_when(f"{method:<24} {shots:>3} per class  {100 * accuracy:5.1f}%")
         return self.progress.advance(self.task)
 
 
@@ -65,23 +73,13 @@ def show_curve(rows: list[dict], protocol: list[str], directory: str) -> None:
     )
 
 
-class EvaluateProgress:
+class EvaluateProgress(Live):
     """A bar over the rows whose features are extracted, and a line for each protocol that is done."""
 
     def __init__(self, console: Console | None = None):
-        self.console = console or Console()
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        live = self.console.is_terminal
-        self.progress = Progress(*columns, TimeRemainingColumn(), console=self.console, disable=not live)
+        super().__init__(console or Console(), *columns, TimeRemainingColumn())
         self.tasks = {}
-        self.started = time.monotonic()
-
-    def __enter__(self):
-        self.progress.start()
-        return self
-
-    def __exit__(self, *error):
-        self.progress.stop()
 
     def extracting(self, what, done, rows):
         """Called while features are extracted."""
@@ -89,17 +87,13 @@ class EvaluateProgress:
             self.tasks[what] = self.progress.add_task(f"features of {what}", total=rows)
         self.progress.update(self.tasks[what], completed=done)
         if done == rows:
-            self._say(f"features of {what}: {rows} rows")
+            self.say_when(f"features of {what}: {rows} rows")
             self.progress.remove_task(self.tasks.pop(what))
 
     def __call__(self, protocol, rows):
         for row in rows:
             name, value = next(iter(row["metrics"].items()))
-            self._say(f"{protocol:<32} {row['layer']:<20} {name} {value:.4g}")
-
-    def _say(self, text):
-        elapsed = time.monotonic() - self.started
-        self.progress.console.print(f"{elapsed:6.1f} s  {text}", highlight=False, markup=False)
+            self.say_when(f"{protocol:<32} {row['layer']:<20} {name} {value:.4g}")
 
 
 def show_evaluation(rows: list[dict], about: list[str], directory: str, written: list[str]) -> None:
@@ -123,26 +117,17 @@ def show_advice(page: str, command: str, directory: str) -> None:
     print(f"Written to {directory}: advice.md, advice.json, curve.py, trial/")
 
 
-class TrainProgress:
+class TrainProgress(Live):
     """A bar over the steps of a training run; call it with every row of metrics and the examples per second."""
 
     def __init__(self, steps: int, console: Console | None = None, quiet: bool = False):
-        self.console = console or Console(quiet=quiet)
         columns = (SpinnerColumn(), TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn())
-        live = self.console.is_terminal
-        self.progress = Progress(*columns, TimeRemainingColumn(), console=self.console, disable=not live)
+        super().__init__(console or Console(quiet=quiet), *columns, TimeRemainingColumn())
         self.task = self.progress.add_task("", total=steps)
-
-    def __enter__(self):
-        self.progress.start()
-        return self
-
-    def __exit__(self, *error):
-        self.progress.stop()
 
     def __call__(self, row, speed):
         values = "  ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "step")
-        self.progress.console.print(f"{row['step']:>7}  {values}  {speed:.0f}/s", highlight=False, markup=False)
+        self.say(f"{row['step']:>7}  {values}  {speed:.0f}/s")
         self.progress.update(self.task, completed=row["step"])
 
 

@@ -193,12 +193,7 @@ def _texts(config, module, source):
         raise InputError(f"config.load.tokens is {length}; the text tower takes {made.limit} at most")
 
     def ids(some):
-        arrays = made(some, length=length)
-        if len(some) > 1 and (arrays["input_ids"] == arrays["input_ids"][0]).all():
-            text.log.warning(
-                "a batch in which all %d captions are the same, as '%s', teaches nothing", len(some), some[0]
-            )
-        return arrays
+        return made(some, length=length)
 
     def cut(some):
         return np.array([was_cut for _, _, was_cut in made.encode(some, None, length)])

@@ -93,7 +93,7 @@ def open_pairs(
         processes: How many there are; what a batch holds does not depend on it.
         data_dir: As for `sources.load`.
         templates: Texts with `{}` for the caption, one drawn each time; empty for the source's own.
-        crop: See `cropped`; empty for whole images. The characters of `SOURCES` are never cropped.
+        crop: See `cropped`; empty for whole images, as those of `SOURCES` must be.
 
     Raises:
         InputError: an unknown name, data without captions, captions that are all the same or empty, templates that are
@@ -103,16 +103,18 @@ def open_pairs(
         raise InputError(f"config.batch {batch} is not a multiple of the {processes} processes")
     if bad := [template for template in templates if not isinstance(template, str) or "{}" not in template]:
         raise InputError(f"config.templates: {bad[0]!r} has no {{}} for the caption")
+    if len(crop) not in (0, 2) or not all(0 < part <= 1 for part in crop) or list(crop) != sorted(crop):
+        raise InputError(f"config.crop is {tuple(crop)}; expected the least and the largest share of an image's area")
     share = slice(process * batch // processes, (process + 1) * batch // processes)
     if name in SOURCES:
+        if crop:
+            raise InputError(f"config.crop: the characters of {name} fill their images; leave it empty")
         return SOURCES[name](name, batch, share, seed, tuple(templates))
     prefix, _, rest = name.partition(":")
     if prefix != "tfds" or not rest:
         raise InputError(
             f"config.data: unknown pairs '{name}'; {nearest(name, [*SOURCES, 'tfds:NAME?caption=FEATURE'])}"
         )
-    if len(crop) not in (0, 2) or not all(0 < share <= 1 for share in crop):
-        raise InputError(f"config.crop is {tuple(crop)}; expected the least and the largest share of an image's area")
     return _captioned(tfds.read_pairs(name, rest, data_dir), batch, share, seed, tuple(templates) or PLAIN, crop)
 
 

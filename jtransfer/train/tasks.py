@@ -5,6 +5,7 @@ the loop does the rest.
 """
 
 import json
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ from jtransfer.models import Classifier, build
 from jtransfer.train import sharding
 from jtransfer.train.trials import predict
 from jtransfer.tree import Tree, merge
+
+log = logging.getLogger("jtransfer")
 
 BLOCK = 512
 """Examples that are evaluated at once."""
@@ -160,16 +163,22 @@ def _measured_classes(stream, prepare, mesh, adapted) -> Evaluate:
 
 def _contrastive(config, mesh) -> Task:
     processes = jax.process_index(), jax.process_count()
-    stream = open_pairs(config.data, config.batch, config.seed, *processes, config.data_dir, templates=config.templates)
+    if unused := [key for key in ("smoothing", "mixup") if config[key]]:
+        raise InputError(f"config.{unused[0]} is of classes; objective '{config.objective}' has none; set it to 0")
+    stream = open_pairs(
+        config.data, config.batch, config.seed, *processes, config.data_dir, config.templates, config.crop
+    )
     start, left_out = pairs.start(config, stream), {}
     if config.cache:
+        if config.crop:
+            raise InputError("config.cache keeps features of whole images, config.crop cuts them anew; choose one")
         start, stream, left_out = pairs.cached(start, stream)
     one = example(start.prepare({"images": stream.images[np.arange(1)], "texts": ["a"]}))
     pair_loss = partial(objectives.contrastive, name=config.objective, parts=config.accumulate, mesh=mesh)
     highest = config.temperature_limit
     return Task(
         stream,
-        lambda batch: {"inputs": start.prepare(batch), "cut": start.cut(batch["texts"])},
+        partial(_ready_pairs, start),
         start.module,
         start.module,
         start.params,
@@ -185,6 +194,13 @@ def _contrastive(config, mesh) -> Task:
         tokenizer=start.tokenizer,
         left_out=left_out,
     )
+
+
+def _ready_pairs(start, batch):
+    texts = batch["texts"]
+    if len(texts) > 1 and len(set(texts)) == 1:
+        log.warning("a batch in which all %d captions are the same, as '%s', teaches nothing", len(texts), texts[0])
+    return {"inputs": start.prepare(batch), "cut": start.cut(texts)}
 
 
 def _at_the_limit(highest, row) -> str:

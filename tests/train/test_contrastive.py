@@ -93,12 +93,16 @@ def test_locked_image_tuning_is_rules_and_the_locked_features_can_be_kept(file, 
     )
     once, every = prepared(file, *flags, "cache=True"), prepared(file, *flags)
     assert "pixel_values" not in once.adapted.example
+    batch = next(prepared(file, *flags, "crop=(0.3, 0.4)").task.stream.batches(0))
+    assert all(image.shape != (8, 8, 3) for image in batch["images"])
     rows = [loop.train(run, tmp_path / name, lambda row, speed: None) for run, name in ((once, "a"), (every, "b"))]
     for one, two in zip(*rows, strict=True):
         assert one == pytest.approx(two, abs=1e-3)
     kept, other = (checkpoints.load(str(tmp_path / name / "model")).params for name in "ab")
     assert kept.keys() == other.keys()
     np.testing.assert_array_equal(kept["vision/encoder/norm/scale"], tree["encoder/norm/scale"])
+    with pytest.raises(InputError, match=r"config.cache keeps features of whole images, config.crop cuts them anew"):
+        prepared(file, *flags, "cache=True", "crop=(0.3, 0.4)")
     with pytest.raises(InputError, match=r"config.cache: the images of glyph_captions are made anew in every step"):
         prepared(file, "cache=True")
 
@@ -156,6 +160,8 @@ def test_inspect_counts_the_step(file):
         (["towers.text=glyphs-vit"], r"config.towers.text: backbone 'glyphs-vit' takes pixel_values"),
         (["backbone=glyphs-vit"], r"needs towers of both images and texts; backbone 'glyphs-vit' has not"),
         (["data=digits"], r"unknown pairs 'digits'"),
+        (["crop=(0.5, 1.0)"], r"config.crop: the characters of glyph_captions fill their images"),
+        (["mixup=0.2"], r"config.mixup is of classes; objective 'clip' has none"),
     ],
 )
 def test_towers_tokens_and_losses_that_do_not_fit_are_refused_before_any_compile(file, flags, message):
