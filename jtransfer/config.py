@@ -30,15 +30,21 @@ LOAD = {
 """How a backbone is loaded: options of `jtransfer.load`."""
 
 
-def curve_defaults() -> dict[str, Any]:
-    """Every key of `jtransfer curve` (and of `inspect` on its configs)."""
-    from jtransfer.train.optimiser import Optimiser
-
+def _transfer() -> dict[str, Any]:
+    """What a pretrained backbone is brought to."""
     return {
         "data": "digits",  # an embedded dataset, npz:FILE, folder:DIR or tfds:NAME
         "data_dir": "",  # where prepared datasets of tfds:NAME lie; empty for TFDS's own directory
         "backbone": "glyphs-vit",  # an embedded backbone, a directory or file, or a name on the Hugging Face hub
         "load": dict(LOAD),
+    }
+
+
+def curve_defaults() -> dict[str, Any]:
+    """Every key of `jtransfer curve` (and of `inspect` on its configs)."""
+    from jtransfer.train.optimiser import Optimiser
+
+    return _transfer() | {
         "methods": ("zero_shot", "pixels", "scratch", "probe", "finetune", "lora"),
         "templates": "",  # of a dual encoder's zero_shot: a file of texts with {} for the name
         "shots": (1, 2, 5, 10, 25),  # training labels per class
@@ -94,11 +100,7 @@ def train_defaults() -> dict[str, Any]:
 
 def evaluate_defaults() -> dict[str, Any]:
     """Every key of `jtransfer evaluate`."""
-    return {
-        "data": "digits",  # an embedded dataset, npz:FILE, folder:DIR or tfds:NAME
-        "data_dir": "",  # where prepared datasets of tfds:NAME lie; empty for TFDS's own directory
-        "backbone": "glyphs-vit",  # an embedded backbone, a directory or file, or a name on the Hugging Face hub
-        "load": dict(LOAD),
+    return _transfer() | {
         "protocols": ("probe", "prototypes", "knn"),  # names of evaluate/protocols with options, as knn(k=(5, 10))
         "layers": ("features",),  # where features are read: see jtransfer/evaluate/features.py
         "validation": 0.1,  # share of each class of the training rows that chooses hyper-parameters

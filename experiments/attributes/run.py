@@ -27,7 +27,7 @@ from jtransfer.evaluate.features import extract
 from jtransfer.evaluate.unseen import accuracy, ceiling, generalised, validate
 from jtransfer.tree import flat
 
-CONFIG = Path(__file__).parents[2] / "configs" / "pretrain_letters.py"
+CONFIG = Path(__file__).parents[2] / "configs" / "pretrain_glyphs.py"
 DIGITS, LETTERS = np.arange(10), np.arange(10, 62)
 SEEN = (5, 10, 20, 35, 52)
 IMAGES = 50  # of each seen class, for a fit
@@ -94,7 +94,7 @@ def main():
     arguments = parser.parse_args()
     workdir = arguments.workdir
     model = workdir / "letters" / "model"
-    if not model.exists() and cli.main(["train", f"--config={CONFIG}", f"--workdir={workdir / 'letters'}"]):
+    if not model.exists() and cli.main(["train", f"--config={CONFIG}:letters", f"--workdir={workdir / 'letters'}"]):
         sys.exit(2)
     rows = measure(jt.load(str(model)), arguments.draws)
     (workdir / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

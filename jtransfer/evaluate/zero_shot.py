@@ -127,13 +127,17 @@ def text_classifier(
     names, templates = tuple(names), tuple(templates)
     unique = check_texts(names, templates, distinct)
     texts = [template.replace("{}", name) for name in unique for template in templates]
-    embeds = embed(backbone, texts, batch).reshape(len(unique), len(templates), -1)
-    means = embeds.mean(1, dtype=np.float64)
-    directions = means / np.linalg.norm(means, axis=1, keepdims=True)
+    found = directions(embed(backbone, texts, batch).reshape(len(unique), len(templates), -1))
     place = {name: i for i, name in enumerate(unique)}
     scale, bias = (np.float64(backbone.params.get(name, 0.0)) for name in ("logit_scale", "logit_bias"))
-    kernel = np.float32(np.exp(scale) * directions[[place[name] for name in names]].T)
+    kernel = np.float32(np.exp(scale) * found[[place[name] for name in names]].T)
     return TextClassifier(kernel, np.full(len(names), bias, np.float32), names, templates, backbone.fingerprint)
+
+
+def directions(embeds: np.ndarray) -> np.ndarray:
+    """Of the embeddings of each class's texts, `[classes, templates, d]`, the means, of length 1 `[classes, d]`."""
+    means = embeds.mean(1, dtype=np.float64)
+    return means / np.linalg.norm(means, axis=1, keepdims=True)
 
 
 def check(backbone: Backbone) -> None:

@@ -23,6 +23,7 @@ from jtransfer.checkpoints.inputs import as_they_are, example, load_for, tokeniz
 from jtransfer.data.pairs import PairStream, open_pairs
 from jtransfer.data.streams import Stream, ahead, open_stream
 from jtransfer.errors import InputError, nearest
+from jtransfer.evaluate import zero_shot
 from jtransfer.evaluate.retrieval import ranks
 from jtransfer.evaluate.similarity import alignment, uniformity
 from jtransfer.methods import Adapted
@@ -231,9 +232,8 @@ def _measured_pairs(stream, prepare, mesh, adapted) -> Evaluate:
         images = in_blocks(state, frozen, count, lambda block: prepare({"images": held_out.images[block]}))
         embeds = in_blocks(state, frozen, len(texts), lambda block: prepare({"texts": [texts[i] for i in block]}))
         embeds = embeds.reshape(rows, -1, embeds.shape[-1])
-        plain, means = embeds[:, 0], embeds[:, 1:].mean(1)
-        means /= np.linalg.norm(means, axis=1, keepdims=True)
-        found = {"zero_shot": float(np.mean((images @ means.T).argmax(1) == held_out.labels))}
+        plain, classes = embeds[:, 0], zero_shot.directions(embeds[:, 1:])
+        found = {"zero_shot": float(np.mean((images @ classes.T).argmax(1) == held_out.labels))}
         to_text = ranks(images, held_out.labels, plain, np.arange(rows))
         to_image = ranks(plain, np.arange(rows), images, held_out.labels)
         for k in (1, 5):
