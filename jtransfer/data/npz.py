@@ -1,17 +1,17 @@
 """An own `.npz` file of images as a dataset; whatever is wrong with it is named in one line."""
 
+import hashlib
 import io
 import zipfile
 import zlib
 
 import numpy as np
 
-from jtransfer.data.dataset import Dataset
-from jtransfer.data.splits import hold_out_a_fifth
+from jtransfer.data.dataset import Dataset, Lazy
+from jtransfer.data.splits import hold_out_a_fifth, hold_out_the_last
 from jtransfer.errors import InputError, nearest
 
-REQUIRED = ("images", "labels")
-OPTIONAL = ("classes", "test_images", "test_labels")
+KEYS = ("images", "labels", "captions", "test_images", "test_labels", "test_captions", "classes")
 
 
 def read(name: str, file: str) -> Dataset:
@@ -21,24 +21,11 @@ def read(name: str, file: str) -> Dataset:
         InputError: the file is missing, damaged, or holds something else.
     """
     arrays = _arrays(file)
-    for key in arrays:
-        if key not in REQUIRED + OPTIONAL:
-            raise InputError(f"{file}: unknown key {key!r}; {nearest(key, REQUIRED + OPTIONAL)}")
-    for key in REQUIRED:
-        if key not in arrays:
-            raise InputError(f"{file}: key {key!r} is missing; found {', '.join(sorted(arrays)) or 'no keys'}")
-    if ("test_images" in arrays) != ("test_labels" in arrays):
-        has, lacks = ("images", "labels") if "test_images" in arrays else ("labels", "images")
-        raise InputError(f"{file}: key 'test_{has}' is there, but 'test_{lacks}' is missing; give both or neither")
-
-    images, labels = _examples(file, arrays, "")
+    _check_keys(file, arrays, "labels")
+    images, labels = _images(file, arrays, ""), _labels(file, arrays, "")
     if "test_images" in arrays:
-        test_images, test_labels = _examples(file, arrays, "test_")
-        if test_images.shape[1:] != images.shape[1:]:
-            raise InputError(
-                f"{file}: 'test_images' are {list(test_images.shape[1:])} each, expected {list(images.shape[1:])} "
-                f"as in 'images' [height, width, channels]"
-            )
+        test_images, test_labels = _images(file, arrays, "test_"), _labels(file, arrays, "test_")
+        _check_sides(file, images, test_images)
     else:
         test_images, test_labels = images[:0], labels[:0]
 
@@ -62,7 +49,74 @@ def read(name: str, file: str) -> Dataset:
     else:
         pool, test = hold_out_a_fifth(labels, file, "'test_images' and 'test_labels'")
     labels = np.concatenate([labels, test_labels]).astype(np.int32)
-    return Dataset(name, np.concatenate([images, test_images]), labels, classes, pool, test)
+    captions = _captions(file, arrays) if "captions" in arrays else None
+    return Dataset(name, np.concatenate([images, test_images]), labels, classes, pool, test, captions=captions)
+
+
+def read_pairs(name: str, file: str) -> Dataset:
+    """The images in a file and their `captions`; it need have no labels, and those that it has are not read.
+
+    Where there are no `test_images`, the last hundredth of the rows is held out, but no more than 5000.
+
+    Raises:
+        InputError: as `read`, or no captions.
+    """
+    arrays = _arrays(file)
+    _check_keys(file, arrays, "captions")
+    images = _images(file, arrays, "")
+    pool, test = hold_out_the_last(len(images))
+    if "test_images" in arrays:
+        test_images = _images(file, arrays, "test_")
+        _check_sides(file, images, test_images)
+        pool, test = np.arange(len(images)), len(images) + np.arange(len(test_images))
+        images = np.concatenate([images, test_images])
+    labels = np.zeros(len(images), np.int8)
+    return Dataset(name, images, labels, ("",), pool, test, captions=_captions(file, arrays))
+
+
+def _check_keys(file: str, arrays: dict, needed: str) -> None:
+    """Refuse keys that nothing reads, and a file without `images`, without those that are needed, or half a test."""
+    for key in arrays:
+        if key not in KEYS:
+            raise InputError(f"{file}: unknown key {key!r}; {nearest(key, KEYS)}")
+    for key in ("images", needed):
+        if key not in arrays:
+            raise InputError(f"{file}: key {key!r} is missing; found {', '.join(sorted(arrays)) or 'no keys'}")
+    both = dict.fromkeys(("images", needed, *({"captions"} & arrays.keys())))
+    there = [key for key in both if f"test_{key}" in arrays]
+    if there and (lacks := [key for key in both if key not in there]):
+        raise InputError(
+            f"{file}: key 'test_{there[0]}' is there, but 'test_{lacks[0]}' is missing; give both or neither"
+        )
+
+
+def _check_sides(file: str, images: np.ndarray, test_images: np.ndarray) -> None:
+    if test_images.shape[1:] != images.shape[1:]:
+        raise InputError(
+            f"{file}: 'test_images' are {list(test_images.shape[1:])} each, expected {list(images.shape[1:])} "
+            f"as in 'images' [height, width, channels]"
+        )
+
+
+def _captions(file: str, arrays: dict) -> Lazy:
+    """Of each row, those of the test split last, a list of texts; empty ones fill up rows that have fewer."""
+    rows, digest = [], hashlib.sha256()
+    for prefix in ("", "test_") if "test_images" in arrays else ("",):
+        key, count = f"{prefix}captions", len(arrays[f"{prefix}images"])
+        found = arrays[key]
+        if found.ndim not in (1, 2) or found.dtype.kind != "U":
+            raise InputError(
+                f"{file}: {key!r} has shape {list(found.shape)} and dtype {found.dtype}; expected strings, [n] or "
+                f"[n, captions]"
+            )
+        if len(found) != count:
+            raise InputError(
+                f"{file}: '{prefix}images' has {count} rows and {key!r} has {len(found)}; expected as many"
+            )
+        rows += np.atleast_2d(found.T).T.tolist()
+        digest.update(np.ascontiguousarray(found))
+    texts = [[text for text in row if text.strip()] or row[:1] for row in rows]
+    return Lazy(len(texts), lambda asked: [texts[row] for row in asked], digest.hexdigest()[:16])
 
 
 def _arrays(file: str) -> dict[str, np.ndarray]:
@@ -93,41 +147,43 @@ def _arrays(file: str) -> dict[str, np.ndarray]:
     return {key: np.asarray(value) for key, value in arrays.items()}
 
 
-def _examples(file: str, arrays: dict, prefix: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images [n, h, w, c] float32 and labels [n] or [n, classes] of one split, whatever the range of the labels."""
-    images_key, labels_key = f"{prefix}images", f"{prefix}labels"
-    images, labels = arrays[images_key], arrays[labels_key]
+def _images(file: str, arrays: dict, prefix: str) -> np.ndarray:
+    """Images [n, h, w, c] float32 of one split."""
+    key = f"{prefix}images"
+    images = arrays[key]
     if images.ndim not in (3, 4):
         raise InputError(
-            f"{file}: {images_key!r} has shape {list(images.shape)}; "
+            f"{file}: {key!r} has shape {list(images.shape)}; "
             f"expected [n, height, width] or [n, height, width, channels]"
         )
-    if labels.ndim != 1 and (labels.ndim != 2 or labels.shape[1] < 2):
-        raise InputError(
-            f"{file}: {labels_key!r} has shape {list(labels.shape)}; expected [n], one integer a row, or [n, classes] "
-            f"of 0 and 1, several labels a row"
-        )
-    if len(images) != len(labels):
-        raise InputError(
-            f"{file}: {images_key!r} has {len(images)} rows and {labels_key!r} has {len(labels)}; expected as many"
-        )
     if not images.size:
-        raise InputError(f"{file}: {images_key!r} is empty, shape {list(images.shape)}; expected at least one pixel")
+        raise InputError(f"{file}: {key!r} is empty, shape {list(images.shape)}; expected at least one pixel")
     if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
-        raise InputError(f"{file}: {images_key!r} has dtype {images.dtype}; expected uint8 (0..255) or float (0..1)")
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise InputError(f"{file}: {labels_key!r} has dtype {labels.dtype}; expected integers")
-
+        raise InputError(f"{file}: {key!r} has dtype {images.dtype}; expected uint8 (0..255) or float (0..1)")
     if images.dtype == np.uint8:
         images = images.astype(np.float32) / 255
     with np.errstate(over="ignore"):  # what overflows float32 is reported as infinite just below
         images = images.astype(np.float32)
     broken = ~np.isfinite(images).reshape(len(images), -1).all(axis=1)
     if broken.any():
+        raise InputError(f"{file}: {key!r} row {broken.argmax()} holds NaN or infinite values; expected finite ones")
+    return images if images.ndim == 4 else images[..., None]
+
+
+def _labels(file: str, arrays: dict, prefix: str) -> np.ndarray:
+    """Labels [n] or [n, classes] of one split, whatever their range."""
+    images_key, key = f"{prefix}images", f"{prefix}labels"
+    labels, count = arrays[key], len(arrays[images_key])
+    if labels.ndim != 1 and (labels.ndim != 2 or labels.shape[1] < 2):
         raise InputError(
-            f"{file}: {images_key!r} row {broken.argmax()} holds NaN or infinite values; expected finite ones"
+            f"{file}: {key!r} has shape {list(labels.shape)}; expected [n], one integer a row, or [n, classes] "
+            f"of 0 and 1, several labels a row"
         )
-    return images if images.ndim == 4 else images[..., None], labels
+    if count != len(labels):
+        raise InputError(f"{file}: {images_key!r} has {count} rows and {key!r} has {len(labels)}; expected as many")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise InputError(f"{file}: {key!r} has dtype {labels.dtype}; expected integers")
+    return labels
 
 
 def _classes(file: str, arrays: dict, count: int) -> tuple[str, ...]:

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from jtransfer.data import glyphs, tfds
+from jtransfer.data import glyphs, npz, tfds
+from jtransfer.data.dataset import fingerprint
 from jtransfer.data.streams import Rows
 from jtransfer.data.subsets import epochs
 from jtransfer.errors import InputError, nearest
@@ -86,7 +87,7 @@ def open_pairs(
     """Open a source of batches of `batch` pairs, of which process `process` gets every `processes`-th part.
 
     Args:
-        name: A key of `SOURCES`, or a dataset with captions: `tfds:NAME?caption=FEATURE`.
+        name: A key of `SOURCES`, or a dataset with captions: `tfds:NAME?caption=FEATURE` or `npz:FILE`.
         batch: Pairs of a step, over all processes.
         seed: Of their order, and of what is drawn.
         process: Which one this is.
@@ -111,11 +112,11 @@ def open_pairs(
             raise InputError(f"config.crop: the characters of {name} fill their images; leave it empty")
         return SOURCES[name](name, batch, share, seed, tuple(templates))
     prefix, _, rest = name.partition(":")
-    if prefix != "tfds" or not rest:
-        raise InputError(
-            f"config.data: unknown pairs '{name}'; {nearest(name, [*SOURCES, 'tfds:NAME?caption=FEATURE'])}"
-        )
-    return _captioned(tfds.read_pairs(name, rest, data_dir), batch, share, seed, tuple(templates) or PLAIN, crop)
+    readers = {"tfds": partial(tfds.read_pairs, data_dir=data_dir), "npz": npz.read_pairs}
+    if prefix not in readers or not rest:
+        forms = [*SOURCES, "tfds:NAME?caption=FEATURE", "npz:FILE"]
+        raise InputError(f"config.data: unknown pairs '{name}'; {nearest(name, forms)}")
+    return _captioned(readers[prefix](name, rest), batch, share, seed, tuple(templates) or PLAIN, crop)
 
 
 def _captioned(dataset, batch, share, seed, templates, crop) -> PairStream:
@@ -141,15 +142,14 @@ def _captioned(dataset, batch, share, seed, templates, crop) -> PairStream:
     firsts = [own[0] for own in _captions(dataset, test)]
     names, labels = np.unique(firsts, return_inverse=True)
     held_out = HeldOut("test", Rows(dataset.inputs, test), tuple(names.tolist()), labels.astype(np.int32), templates)
-    identity = getattr(dataset.inputs, "identity", "")
-    digest = f"{identity}\n{dataset.captions.identity}\n{len(dataset.pool)} {len(dataset.test)} {templates} {crop}"
-    fingerprint = hashlib.sha256(digest.encode()).hexdigest()[:16]
+    digest = f"{fingerprint(dataset)}\n{dataset.captions.identity}\n{templates} {crop}"
+    identity = hashlib.sha256(digest.encode()).hexdigest()[:16]
 
     def over(inputs):
         changed = _captioned(dataclasses.replace(dataset, inputs=inputs), batch, share, seed, templates, ())
-        return dataclasses.replace(changed, fingerprint=fingerprint)
+        return dataclasses.replace(changed, fingerprint=identity)
 
-    return PairStream(dataset.name, dataset.inputs, from_step, held_out, fingerprint, over=over)
+    return PairStream(dataset.name, dataset.inputs, from_step, held_out, identity, over=over)
 
 
 def _captions(dataset: Any, rows: np.ndarray) -> list[list[str]]:

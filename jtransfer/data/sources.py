@@ -21,11 +21,12 @@ def load(name: str, data_dir: str = "") -> Dataset:
 
     An `.npz` file holds `images` [n, height, width] or [n, height, width, channels], uint8 (scaled by 1/255) or float
     (taken as they are), and `labels` [n] integers, or [n, classes] of 0 and 1 for several labels a row; optionally
-    `classes` (their names), and `test_images` with `test_labels`. Where there are no test rows, a fixed fifth of every
-    class is held out for testing. The options of a prepared dataset, joined by `&`, are `input` (a feature, or two
-    texts as `input=a+b`), `label` (one of a row, or a sequence of them), `caption` (texts that describe an image, as
-    `caption=a+b`, or a sequence of them), `train` and `test` (splits, as `train=train[:1000]`), `only` and `test_only`
-    (classes that the rows of pool and test must have, as `only=style:noto+twemoji`).
+    `classes` (their names), `captions` ([n] or [n, k] texts), and `test_images` with the same keys of theirs. Where
+    there are no test rows, a fixed fifth of every class is held out for testing. The options of a prepared dataset,
+    joined by `&`, are `input` (a feature, or two texts as `input=a+b`), `label` (one of a row, or a sequence of them),
+    `caption` (texts that describe an image, as `caption=a+b`, or a sequence of them), `train` and `test` (splits, as
+    `train=train[:1000]`), `only` and `test_only` (classes that the rows of pool and test must have, as
+    `only=style:noto+twemoji`).
 
     Args:
         name: As above.

@@ -30,6 +30,12 @@ def hold_out_a_fifth(labels: np.ndarray, where: str, without: str) -> tuple[np.n
     return np.setdiff1d(np.arange(len(labels)), test), test
 
 
+def hold_out_the_last(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pool and test rows of examples without classes: the last hundredth is test, but no more than 5000 rows."""
+    last = min(5000, -(-count // 100))
+    return np.arange(count - last), np.arange(count - last, count)
+
+
 def stratified(labels: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
     """`count` of some rows, each class in its proportion, the same every time; fewer are a subset of more.
 

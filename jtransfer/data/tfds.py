@@ -13,7 +13,7 @@ from etils import epath
 
 from jtransfer.data.dataset import Dataset, Lazy
 from jtransfer.data.folder import decode
-from jtransfer.data.splits import hold_out_a_fifth
+from jtransfer.data.splits import hold_out_a_fifth, hold_out_the_last
 from jtransfer.errors import InputError, nearest
 
 RESTRICTIONS = ("only", "test_only")
@@ -118,9 +118,8 @@ def read_pairs(name: str, rest: str, data_dir: str = "") -> Dataset:
         pool, held_out = np.arange(count), count + np.arange(data.splits[test].num_examples)
         source, tested = _records(data, f"{train}+{test}"), f"'{test}'"
     else:
-        last = min(5000, -(-count // 100))
-        pool, held_out = np.arange(count - last), np.arange(count - last, count)
-        source, tested = _records(data, train), f"the last {last} of '{train}'"
+        pool, held_out = hold_out_the_last(count)
+        source, tested = _records(data, train), f"the last {len(held_out)} of '{train}'"
     total = count if not test else len(pool) + len(held_out)
     pool, held_out = _restricted(data, source, options, pool, held_out)
     about = (directory / "dataset_info.json").read_text()

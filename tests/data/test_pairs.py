@@ -80,6 +80,41 @@ def test_pairs_that_teach_nothing_are_refused_in_one_line(captioned, name, messa
         open_pairs(name, 2, 0, data_dir=captioned)
 
 
+def test_a_file_of_arrays_holds_pairs_with_no_label_and_rows_of_fewer_captions(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), np.uint8)
+    captions = np.array([["a", "b"], ["c", ""], ["d", "e"], ["f", "g"], ["h", " "]])
+    np.savez(tmp_path / "own.npz", images=images, captions=captions)
+    stream = open_pairs(f"npz:{tmp_path / 'own.npz'}", 4, 0)
+    seen = [pair for batch in taken(stream, 5) for pair in zip(batch["images"], batch["texts"], strict=True)]
+    for image, text in seen:
+        (row,) = [row for row in range(5) if np.array_equal(image, images[row] / np.float32(255))]
+        assert text in captions[row] and text.strip()
+    assert {text for _, text in seen} == set("abcdefg"), "the last row is held out"
+    assert stream.held_out.names == ("h",)
+    np.savez(tmp_path / "two.npz", images=images, captions=captions, test_images=images[:2], test_captions=["a", "x"])
+    assert open_pairs(f"npz:{tmp_path / 'two.npz'}", 4, 0).held_out.names == ("a", "x")
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({}, "key 'captions' is missing; found images"),
+        ({"caption": ["a"] * 3}, "unknown key 'caption'; did you mean 'captions'"),
+        ({"captions": ["a"] * 2}, "'images' has 3 rows and 'captions' has 2; expected as many"),
+        (
+            {"captions": [1, 2, 3]},
+            r"'captions' has shape \[3\] and dtype int64; expected strings, \[n\] or \[n, captions\]",
+        ),
+        ({"captions": ["a", "", "b"]}, "the caption of row 1 of .* is empty"),
+        ({"captions": ["a"] * 3, "test_images": np.zeros((1, 4, 4))}, "'test_images' is there, but 'test_captions' is"),
+    ],
+)
+def test_a_file_of_arrays_without_pairs_is_refused(tmp_path, keys, message):
+    np.savez(tmp_path / "own.npz", images=np.zeros((3, 4, 4), np.float32), **keys)
+    with pytest.raises(InputError, match=message):
+        open_pairs(f"npz:{tmp_path / 'own.npz'}", 2, 0)
+
+
 def test_crops_are_parts_of_the_image_of_the_wanted_area(captioned):
     image = np.arange(60 * 80 * 3).reshape(60, 80, 3)
     for draws in np.random.default_rng(0).random((50, 4)):
