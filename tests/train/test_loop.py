@@ -110,7 +110,7 @@ def test_two_processes_train_as_one(file, whole, tmp_path):
         env = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(i), "XLA_FLAGS": ""}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         processes.append(subprocess.Popen(command, env=os.environ | env, **pipes))
-    printed = [process.communicate(timeout=300) for process in processes]
+    printed = [process.communicate(timeout=1200) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], printed
     assert "step 20" in printed[0][0] and "loss" not in printed[1][0]  # the first process speaks for all
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
