@@ -39,7 +39,7 @@ print(json.dumps({"largest": largest, "all": sum(x.nbytes for x in params.values
 def test_the_peak_above_the_result_is_at_most_1_2_of_the_largest_leaf(tmp_path, stored, classes):
     speed = Path(__file__).parents[2] / "experiments" / "speed"
     command = [sys.executable, "-c", SCRIPT, str(speed), str(tmp_path), stored, str(classes)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr[-2000:]
     measured = json.loads(done.stdout.splitlines()[-1])
     assert measured["all"] > 100e6, "the result must stand out from what a process takes anyway"
