@@ -59,7 +59,7 @@ def train(arguments, overrides: list[str]) -> None:
     hosts.join()
     run = loop.prepare(config)
     first = hosts.is_first()
-    with display.TrainProgress(config.steps, quiet=not first) as progress:
+    with display.TrainProgress(config.steps, f"{run.task.stream.kind}s", quiet=not first) as progress:
         rows = loop.train(run, arguments.workdir, progress)
     if first:
         display.show_train(rows, arguments.workdir)

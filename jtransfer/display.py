@@ -32,8 +32,8 @@ class Live:
         self.progress.stop()
 
     def say(self, text):
-        """Print a line."""
-        self.progress.console.print(text, highlight=False, markup=False)
+        """Print a line, which a file gets as one."""
+        self.progress.console.print(text, highlight=False, markup=False, soft_wrap=not self.console.is_terminal)
 
     def say_when(self, text):
         """Print a line behind the seconds since the start."""
@@ -118,16 +118,18 @@ def show_advice(page: str, command: str, directory: str) -> None:
 
 
 class TrainProgress(Live):
-    """A bar over the steps of a training run; call it with every row of metrics and the examples per second."""
+    """A bar over the steps of a training run; call it with every row of metrics and examples per second."""
 
-    def __init__(self, steps: int, console: Console | None = None, quiet: bool = False):
+    def __init__(self, steps: int, what: str = "examples", console: Console | None = None, quiet: bool = False):
         columns = (SpinnerColumn(), TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn())
         super().__init__(console or Console(quiet=quiet), *columns, TimeRemainingColumn())
+        self.what = what
         self.task = self.progress.add_task("", total=steps)
 
     def __call__(self, row, speed):
-        values = "  ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "step")
-        self.say(f"{row['step']:>7}  {values}  {speed:.0f}/s")
+        names = ["loss", *(name for name in row if name not in ("step", "loss"))]
+        values = "  ".join(f"{name} {row[name]:.4g}" for name in names)
+        self.say(f"{row['step']:>7}  {values}  {speed:.0f} {self.what}/s")
         self.progress.update(self.task, completed=row["step"])
 
 

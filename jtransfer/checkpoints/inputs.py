@@ -118,7 +118,8 @@ def example(arrays: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
 
 def tokenizer_files(backbone: Backbone) -> dict[str, bytes]:
     """The files of a backbone's tokenizer by name, to lie beside a model that was trained from it."""
-    from jtransfer.data.text import FILES, OF_MODELS
+    from jtransfer.data.text import FILES
+    from jtransfer.data.tokenizer_files import OF_MODELS
 
     there = backbone.origin.directory
     found = {path.name: path.read_bytes() for pattern in FILES for path in there.glob(pattern)}

@@ -128,7 +128,7 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], No
                 if number % config.eval_every == 0 or number == config.steps:
                     row |= evaluate(state, frozen)
                 rows.append(row)
-                board(row | {"examples_per_second": speed})
+                board(row | {f"{run.task.stream.kind}s_per_second": speed})
                 on_row(row, speed)
                 if (said := run.task.notice(row)) and not noticed:
                     noticed = True

@@ -145,7 +145,7 @@ def test_gradient_caching_in_four_parts_is_exact_and_takes_less_memory(dual):
 def test_the_share_of_texts_that_the_batch_has_already_is_reported(dual):
     model, tree, inputs = dual
     assert duplicates(inputs["input_ids"]) == pytest.approx(2 / 16)
-    _, (metrics, _) = contrastive(model, "clip")(tree, {}, {"inputs": inputs}, jax.random.key(0))
+    _, (metrics, _) = jax.jit(contrastive(model, "clip"))(tree, {}, {"inputs": inputs}, jax.random.key(0))
     assert metrics["duplicates"] == pytest.approx(2 / 16)
     assert metrics["temperature"] == pytest.approx(1 / 0.07, rel=1e-4)
 

@@ -54,6 +54,8 @@ def test_what_a_contrastive_run_reports(run):
     recalls = {f"{way}_r{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5)}
     assert held_out == {"zero_shot", "alignment", "uniformity_images", "uniformity_texts", *recalls}
     assert 1 < rows[0]["loss"] < 8  # that of a blind model is ln 16
+    board = b"".join(file.read_bytes() for file in (run / "tensorboard").iterdir())
+    assert all(name in board for name in (b"pairs_per_second", b"loss", b"temperature", b"validation_zero_shot"))
 
 
 def test_the_result_is_a_checkpoint_like_any_other_and_transformers_computes_the_same(run, tmp_path):
