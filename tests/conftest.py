@@ -7,8 +7,10 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Eight simulated devices, and half the time to compile: what the tests compute is small.
-EIGHT = "--xla_force_host_platform_device_count=8"
-os.environ["XLA_FLAGS"] = f"{EIGHT} --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
+    "--xla_llvm_disable_expensive_passes=true"
+)
 
 import jax
 import jax.numpy as jnp

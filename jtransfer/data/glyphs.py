@@ -63,6 +63,7 @@ class Warp:
         bend: amplitude of the slowest elastic wave; wave (k, l) has bend / (k² + l²).
         waves: elastic waves along each axis.
         cut: how far inside the glyph's edge a straight cut may fall (a missing serif, an open loop).
+        stray: half the length of a straight stroke across every other character (a bar, a flag, a slip); 0 for none.
         width: mean and spread of the fitted centre line's width, in bitmap pixels of 32.
         margin: rows left above and below the centre line, for the pen.
         shift: mean and spread of the horizontal position, in bitmap pixels.
@@ -75,6 +76,7 @@ class Warp:
     bend: float = 0.2
     waves: int = 4
     cut: float = 0.2
+    stray: float = 0.0
     width: tuple[float, float] = (17.0, 3.0)
     margin: float = 1.5
     shift: tuple[float, float] = (0.3, 0.8)
@@ -153,9 +155,10 @@ def _thin(ink: np.ndarray) -> np.ndarray:
 def warp(key: jax.Array, glyph: jax.Array, how: Warp = WARP) -> jax.Array:
     """One handwritten-looking image [8, 8, 1] of multiples of 1/16, from a glyph [SIDE, SIDE] of `bases`."""
     # One draw: every further one is compiled again.
-    noise = jax.random.normal(key, (8 + 2 * how.waves**2,))
+    waves = 2 * how.waves**2
+    noise = jax.random.normal(key, (8 + waves + (6 if how.stray else 0),))
     turn, shear, width, shift, ink, *cut = noise[:8]
-    bend = how.bend * _slow(how.waves) * noise[8:].reshape(2, how.waves, how.waves)
+    bend = how.bend * _slow(how.waves) * noise[8 : 8 + waves].reshape(2, how.waves, how.waves)
     cos, sin = jnp.cos(how.turn * turn), jnp.sin(how.turn * turn)
     plane = jnp.array([[cos, sin], [how.shear * shear * cos - sin, how.shear * shear * sin + cos]])
     towards = jnp.array(cut[:2]) / jnp.hypot(cut[0], cut[1])
@@ -168,10 +171,15 @@ def warp(key: jax.Array, glyph: jax.Array, how: Warp = WARP) -> jax.Array:
         cut_off = towards[0] * points[0] + towards[1] * points[1] > 0.85 - how.cut * jnp.abs(cut[2])
         return points, cut_off | (jnp.abs(points).max(0) > 1)
 
+    def distance(points, read):
+        """Base pixels to the glyph's centre line, or to a stray stroke."""
+        near = read(glyph, points)
+        return jnp.minimum(near, _to_stray(points, noise[8 + waves :], how)) if how.stray else near
+
     # Where the bent line lies, on a grid that is a third larger than the base.
     frame = jnp.linspace(-1.3, 1.3, BITMAP)
     points, off = bent(frame, frame)
-    line = (_nearest(glyph, points) < 2) & ~off
+    line = (distance(points, _nearest) < 2) & ~off
     left, right = _extent(line.any(0), frame)
     top, bottom = _extent(line.any(1), frame)
 
@@ -182,10 +190,19 @@ def warp(key: jax.Array, glyph: jax.Array, how: Warp = WARP) -> jax.Array:
     x = (left + right) / 2 + wide * (pixels - how.shift[0] - how.shift[1] * shift)
     y = (top + bottom) / 2 + high * pixels
     points, off = bent(x, y)
-    field = jnp.where(off, FAR, _bilinear(glyph, points))
+    field = jnp.where(off, FAR, distance(points, _bilinear))
     bitmap = field < _radius(field, how.ink[0] + how.ink[1] * ink)
     blocks = bitmap.reshape(BITMAP // BLOCK, BLOCK, BITMAP // BLOCK, BLOCK)
     return blocks.mean((1, 3), dtype=jnp.float32)[..., None]
+
+
+def _to_stray(points: jax.Array, noise: jax.Array, how: Warp) -> jax.Array:
+    """Base pixels to a straight stroke somewhere near the middle, up to FAR; every other character has none."""
+    along = noise[2:4] / jnp.hypot(noise[2], noise[3])
+    across, down = points[0] - 0.45 * noise[0], points[1] - 0.45 * noise[1]
+    beyond = jnp.maximum(jnp.abs(along[0] * across + along[1] * down) - how.stray * jnp.abs(noise[4]), 0)
+    away = jnp.hypot(beyond, along[0] * down - along[1] * across) * (SIDE - 1) / 2
+    return jnp.where(noise[5] > 0, jnp.minimum(away, FAR), FAR)
 
 
 @partial(jax.jit, static_argnames="how")

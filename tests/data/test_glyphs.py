@@ -146,3 +146,14 @@ def test_without_any_warp_only_the_fit_remains():
     assert np.abs(first - first[::-1]).mean() < 0.1
     assert np.abs(first - first[:, ::-1]).mean() < 0.1
     assert first[3:5, 3:5].max() == 0
+
+
+def test_every_other_character_has_a_stray_stroke_and_the_rest_are_as_without():
+    one = jnp.asarray(bases("train")[0, CLASSES.index("7")])
+    keys = jax.random.split(KEY, 256)
+    plain, strayed = (
+        np.asarray(jax.jit(jax.vmap(lambda key, how=how: warp(key, one, how)))(keys))
+        for how in (Warp(), Warp(stray=0.35))
+    )
+    assert 0.4 < (plain == strayed).all((1, 2, 3)).mean() < 0.6
+    assert abs(strayed.mean() - plain.mean()) < 0.01, "the pen is as wide as the ink asks for"
