@@ -16,6 +16,11 @@ from rich.progress import (
 from rich.table import Table
 
 
+def _line(console, text):
+    """Print a line as it is; a file gets it as one."""
+    console.print(text, highlight=False, markup=False, soft_wrap=not console.is_terminal)
+
+
 class Live:
     """A bar where there is a terminal, and lines above it that stay."""
 
@@ -32,8 +37,8 @@ class Live:
         self.progress.stop()
 
     def say(self, text):
-        """Print a line, which a file gets as one."""
-        self.progress.console.print(text, highlight=False, markup=False, soft_wrap=not self.console.is_terminal)
+        """Print a line."""
+        _line(self.progress.console, text)
 
     def say_when(self, text):
         """Print a line behind the seconds since the start."""
@@ -67,10 +72,8 @@ def show_curve(rows: list[dict], protocol: list[str], directory: str) -> None:
     console = Console()
     console.print(report.terminal_table(rows))
     for line in protocol:
-        console.print(f"- {line}", highlight=False, markup=False)
-    console.print(
-        f"\nWritten to {directory}: results.jsonl, table.md, curve.png, curve.svg", highlight=False, markup=False
-    )
+        _line(console, f"- {line}")
+    _line(console, f"\nWritten to {directory}: results.jsonl, table.md, curve.png, curve.svg")
 
 
 class EvaluateProgress(Live):
@@ -103,9 +106,9 @@ def show_evaluation(rows: list[dict], about: list[str], directory: str, written:
     console = Console()
     console.print(report.terminal_table(rows))
     for line in [*about, *dict.fromkeys(f"{row['protocol']}: {row['how']}." for row in rows)]:
-        console.print(f"- {line}", highlight=False, markup=False)
+        _line(console, f"- {line}")
     places = ", ".join(["results.jsonl", *written])
-    console.print(f"\nWritten to {directory}: {places}", highlight=False, markup=False)
+    _line(console, f"\nWritten to {directory}: {places}")
 
 
 def show_advice(page: str, command: str, directory: str) -> None:

@@ -136,7 +136,7 @@ def test_methods_on_the_command_line_may_hold_commas_of_their_own():
 
 
 def test_inspect_prints_the_same_as_json(capsys):
-    flags = ("--config.methods=probe,lora(rank=2)", "--config.batch=8")
+    flags = ("--config.backbone=glyphs-vit", "--config.methods=probe,lora(rank=2)", "--config.batch=8")
     assert main(["inspect", f"--config={QUICKSTART}", "--json", *flags]) == 0
     probe, lora = json.loads(capsys.readouterr().out)
     assert probe["trainable"] == sum(row["parameters"] for row in probe["tree"] if row["group"] != "frozen")

@@ -1,7 +1,9 @@
-"""Pretrain a small dual encoder on characters and what they are called, from captions alone.
+"""Pretrain the embedded CLIP on characters and what they are called: the command behind `jtransfer/assets/glyphs-clip`.
 
 jtransfer train --config=configs/clip/glyphs.py --workdir=runs/glyphs_clip
 jtransfer train --config=configs/clip/glyphs.py --config.data=letter_captions --workdir=runs/letters_clip
+
+The second is the control: no digit is among its images, and none in its captions.
 """
 
 from ml_collections import ConfigDict

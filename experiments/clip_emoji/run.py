@@ -31,8 +31,8 @@ def main(argv):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", required=True, help="where emoji_captions is prepared")
     parser.add_argument("--tokenizer", default="openai/clip-vit-base-patch32", help="CLIP's merges, or a checkpoint")
-    parser.add_argument("--rows", type=int, nargs="+", default=[600, 1200, 2400, 4830], help="of the training split")
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--rows", type=int, nargs="+", default=[600, 2000, 4830], help="of the training split")
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--workdir", type=Path, required=True)
     options = parser.parse_args(argv)
     found = []
