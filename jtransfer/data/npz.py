@@ -56,6 +56,7 @@ def read(name: str, file: str) -> Dataset:
 def read_pairs(name: str, file: str) -> Dataset:
     """The images in a file and their `captions`; it need have no labels, and those that it has are not read.
 
+    Images are uint8, as those of other sources of pairs, for the model's image processor to make its own of.
     Where there are no `test_images`, the last hundredth of the rows is held out, but no more than 5000.
 
     Raises:
@@ -70,8 +71,10 @@ def read_pairs(name: str, file: str) -> Dataset:
         _check_sides(file, images, test_images)
         pool, test = np.arange(len(images)), len(images) + np.arange(len(test_images))
         images = np.concatenate([images, test_images])
-    labels = np.zeros(len(images), np.int8)
-    return Dataset(name, images, labels, ("",), pool, test, captions=_captions(file, arrays))
+    pixels = (images * 255).clip(0, 255).round().astype(np.uint8)
+    lazy = Lazy(len(pixels), lambda rows: list(pixels[rows]), hashlib.sha256(pixels).hexdigest()[:16])
+    labels = np.zeros(len(pixels), np.int8)
+    return Dataset(name, lazy, labels, ("",), pool, test, captions=_captions(file, arrays))
 
 
 def _check_keys(file: str, arrays: dict, needed: str) -> None:
