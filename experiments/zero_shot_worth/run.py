@@ -22,13 +22,14 @@ from jtransfer.worth import ZERO_SHOT, worth
 
 CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.py"
 SHOTS = (1, 2, 3, 5, 10, 25)
+METHODS = (ZERO_SHOT, "pixels", "prototypes", "probe", "lora(rank=4)", "finetune")
 
 
 def main(argv):
     """Run the curves, read them, show."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backbones", nargs="+", default=["glyphs-clip"])
-    parser.add_argument("--seeds", type=int, default=10, help="draws of the labelled images")
+    parser.add_argument("--seeds", type=int, default=5, help="draws of the labelled images")
     parser.add_argument("--workdir", type=Path, required=True)
     options = parser.parse_args(argv)
     found = []
@@ -38,6 +39,7 @@ def main(argv):
         arguments = (
             *("curve", f"--config={CONFIG}", f"--workdir={workdir}", f"--config.backbone={backbone}"),
             *(f"--config.shots={','.join(map(str, SHOTS))}", f"--config.seeds={options.seeds}"),
+            f"--config.methods={','.join(METHODS)}",
         )
         print("\njtransfer", *arguments, flush=True)
         if code := cli.main(list(arguments)):
