@@ -42,7 +42,7 @@ def main(argv):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", required=True, help="where emoji_captions is prepared")
     parser.add_argument("--tokenizer", default="openai/clip-vit-base-patch32", help="CLIP's merges, or a checkpoint")
-    parser.add_argument("--shares", type=float, nargs="+", default=[0, 0.05, 0.2, 0.5], help="of images with a word")
+    parser.add_argument("--shares", type=float, nargs="+", default=[0, 0.1, 0.5], help="of images with a word")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--workdir", type=Path, required=True)
@@ -131,7 +131,7 @@ def table(found):
     lines = [f"| training images with a word | {' | '.join(heads)} |", f"| ---: |{' ---: |' * len(heads)}"]
     columns = [list(means(found, key)) for key in keys]
     for cells in zip(*columns, strict=True):
-        values = (f"{mean:.1f} ({low:.1f} to {high:.1f})" for _, mean, low, high in cells)
+        values = (f"{mean:.1f}" + f" ({low:.1f} to {high:.1f})" * (low < high) for _, mean, low, high in cells)
         lines.append(f"| {cells[0][0]:g}% | {' | '.join(values)} |")
     return "\n".join(lines) + "\n"
 
@@ -147,7 +147,7 @@ def figure(found):
             axes.fill_between(places, low, high, color=COLOURS[number], alpha=0.15, linewidth=0)
         axes.set_xticks(places, [f"{share:g}%" for share in shares])
         axes.set(xlabel="training images with their group's word on them", ylabel="held-out emoji (%)", ylim=(0, 100))
-        axes.set_title("A CLIP reads what is written, if its training images had words", loc="left", fontsize=11)
+        axes.set_title("What a word on the image does to zero-shot", loc="left", fontsize=11)
         axes.legend(frameon=False)
         return picture
 
