@@ -123,7 +123,7 @@ def show_advice(page: str, command: str, directory: str) -> None:
 class TrainProgress(Live):
     """A bar over the steps of a training run; call it with every row of metrics and examples per second."""
 
-    def __init__(self, steps: int, what: str = "examples", console: Console | None = None, quiet: bool = False):
+    def __init__(self, steps: int, what: str, console: Console | None = None, quiet: bool = False):
         columns = (SpinnerColumn(), TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn())
         super().__init__(console or Console(quiet=quiet), *columns, TimeRemainingColumn())
         self.what = what

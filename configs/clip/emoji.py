@@ -31,7 +31,7 @@ def get_config(arg: str = ""):
                 "projection": 64,
             },
             "batch": 128,
-            "steps": 1000,
+            "steps": 600,
             "optimiser": {"rate": 2e-3, "decay": 0.2, "warmup": 0.1, "b2": 0.98},
             "log_every": 50,
             "eval_every": 250,

@@ -16,6 +16,8 @@ import numpy as np
 import jtransfer
 from jtransfer import cli
 from jtransfer.data import sources
+from jtransfer.data.streams import Rows
+from jtransfer.evaluate.features import extract
 from jtransfer.evaluate.report import canvas
 from jtransfer.evaluate.retrieval import ranks
 from jtransfer.evaluate.zero_shot import embed
@@ -23,7 +25,6 @@ from jtransfer.report import COLOURS, MARKERS, render, style
 
 CONFIG = Path(__file__).parents[2] / "configs" / "clip" / "emoji.py"
 STYLES = ("noto", "twemoji", "openmoji")
-BLOCK = 256
 
 
 def main(argv):
@@ -32,7 +33,6 @@ def main(argv):
     parser.add_argument("--data-dir", required=True, help="where emoji_captions is prepared")
     parser.add_argument("--tokenizer", default="openai/clip-vit-base-patch32", help="CLIP's merges, or a checkpoint")
     parser.add_argument("--rows", type=int, nargs="+", default=[600, 2000, 4830], help="of the training split")
-    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--workdir", type=Path, required=True)
     options = parser.parse_args(argv)
     found = []
@@ -43,7 +43,6 @@ def main(argv):
             arguments = (
                 *("train", f"--config={CONFIG}:only={seen},test_only={unseen},pairs={rows}", f"--workdir={workdir}"),
                 *(f"--config.data_dir={options.data_dir}", f"--config.tokenizer={options.tokenizer}"),
-                f"--config.steps={options.steps}",
             )
             print("\njtransfer", *arguments, flush=True)
             if code := cli.main(list(arguments)):
@@ -63,11 +62,11 @@ def asked(model, data_dir, unseen, rows, shown):
     pool = sources.load(f"{name}&train=train[:{rows}]", data_dir)
     trained = int((pool.labels[pool.pool] != pool.classes.index(unseen)).sum())
     backbone = jtransfer.load(str(model))
-    parts = [data.inputs[data.test[i : i + BLOCK]] for i in range(0, len(data.test), BLOCK)]
-    images = np.concatenate([backbone(backbone.preprocess(images=part))["image_embeds"] for part in parts])
+    held_out = Rows(data.inputs, data.test)
+    found = extract(backbone, held_out, lambda part: backbone.preprocess(images=part), ["image_embeds"])
     names, labels = np.unique([own[0] for own in data.captions[data.test]], return_inverse=True)
-    found = ranks(images, labels, embed(backbone, names.tolist()), np.arange(len(names)))
-    recalls = {f"r{k}": float((found <= k).mean()) for k in (1, 5, 10)}
+    places = ranks(found["image_embeds"], labels, embed(backbone, names.tolist()), np.arange(len(names)))
+    recalls = {f"r{k}": float((places <= k).mean()) for k in (1, 5, 10)}
     return {"unseen": unseen, "shown": shown, "rows": rows, "pairs": trained, "names": len(names), **recalls}
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import jtransfer
 from jtransfer import cli
 from jtransfer.data import sources
+from jtransfer.evaluate.features import extract
 from jtransfer.evaluate.report import canvas
 from jtransfer.evaluate.typographic import neutral_words, overlay, typographic, wrong_classes
 from jtransfer.evaluate.zero_shot import text_classifier
@@ -34,7 +35,6 @@ WORDS = {
     "Symbols": "sign",
     "Flags": "flag",
 }
-BLOCK = 256
 
 
 def main(argv):
@@ -44,7 +44,6 @@ def main(argv):
     parser.add_argument("--tokenizer", default="openai/clip-vit-base-patch32", help="CLIP's merges, or a checkpoint")
     parser.add_argument("--shares", type=float, nargs="+", default=[0, 0.1, 0.5], help="of images with a word")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--workdir", type=Path, required=True)
     options = parser.parse_args(argv)
     data = sources.load("tfds:emoji_captions?input=image&caption=name+keywords&label=group", options.data_dir)
@@ -60,7 +59,7 @@ def main(argv):
                 written(data, words, share, seed, file)
             arguments = (
                 *("train", f"--config={CONFIG}", f"--workdir={workdir}", f"--config.data=npz:{file}"),
-                *(f"--config.tokenizer={options.tokenizer}", f"--config.steps={options.steps}"),
+                *(f"--config.tokenizer={options.tokenizer}"),
                 f"--config.seed={seed}",
             )
             print("\njtransfer", *arguments, flush=True)
@@ -107,9 +106,8 @@ def asked(model, words, labels, wrong, versions):
     classifier = text_classifier(backbone, words, ("{}", "an emoji of {}", "a picture of {}"))
 
     def logits(images):
-        parts = [images[i : i + BLOCK] for i in range(0, len(images), BLOCK)]
-        embeds = [backbone(backbone.preprocess(images=list(part)))["image_embeds"] for part in parts]
-        return classifier(np.concatenate(embeds))
+        found = extract(backbone, images, lambda part: backbone.preprocess(images=part), ["image_embeds"])
+        return classifier(found["image_embeds"])
 
     return typographic(*map(logits, versions), labels, wrong)._asdict()
 

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -192,10 +193,7 @@ def _texts(config, module, source):
     if length > made.limit:
         raise InputError(f"config.load.tokens is {length}; the text tower takes {made.limit} at most")
 
-    def ids(some):
-        return made(some, length=length)
-
     def cut(some):
         return np.array([was_cut for _, _, was_cut in made.encode(some, None, length)])
 
-    return ids, cut, files
+    return partial(made, length=length), cut, files

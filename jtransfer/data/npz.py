@@ -22,9 +22,9 @@ def read(name: str, file: str) -> Dataset:
     """
     arrays = _arrays(file)
     _check_keys(file, arrays, "labels")
-    images, labels = _images(file, arrays, ""), _labels(file, arrays, "")
+    images, labels = _floats(_images(file, arrays, "")), _labels(file, arrays, "")
     if "test_images" in arrays:
-        test_images, test_labels = _images(file, arrays, "test_"), _labels(file, arrays, "test_")
+        test_images, test_labels = _floats(_images(file, arrays, "test_")), _labels(file, arrays, "test_")
         _check_sides(file, images, test_images)
     else:
         test_images, test_labels = images[:0], labels[:0]
@@ -64,16 +64,15 @@ def read_pairs(name: str, file: str) -> Dataset:
     """
     arrays = _arrays(file)
     _check_keys(file, arrays, "captions")
-    images = _images(file, arrays, "")
+    images = _bytes(_images(file, arrays, ""))
     pool, test = hold_out_the_last(len(images))
     if "test_images" in arrays:
-        test_images = _images(file, arrays, "test_")
+        test_images = _bytes(_images(file, arrays, "test_"))
         _check_sides(file, images, test_images)
         pool, test = np.arange(len(images)), len(images) + np.arange(len(test_images))
         images = np.concatenate([images, test_images])
-    pixels = (images * 255).clip(0, 255).round().astype(np.uint8)
-    lazy = Lazy(len(pixels), lambda rows: list(pixels[rows]), hashlib.sha256(pixels).hexdigest()[:16])
-    labels = np.zeros(len(pixels), np.int8)
+    lazy = Lazy(len(images), lambda rows: list(images[rows]), hashlib.sha256(images).hexdigest()[:16])
+    labels = np.zeros(len(images), np.int8)
     return Dataset(name, lazy, labels, ("",), pool, test, captions=_captions(file, arrays))
 
 
@@ -151,7 +150,7 @@ def _arrays(file: str) -> dict[str, np.ndarray]:
 
 
 def _images(file: str, arrays: dict, prefix: str) -> np.ndarray:
-    """Images [n, h, w, c] float32 of one split."""
+    """Images [n, h, w, c] of one split, uint8 or float32."""
     key = f"{prefix}images"
     images = arrays[key]
     if images.ndim not in (3, 4):
@@ -163,14 +162,21 @@ def _images(file: str, arrays: dict, prefix: str) -> np.ndarray:
         raise InputError(f"{file}: {key!r} is empty, shape {list(images.shape)}; expected at least one pixel")
     if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
         raise InputError(f"{file}: {key!r} has dtype {images.dtype}; expected uint8 (0..255) or float (0..1)")
-    if images.dtype == np.uint8:
-        images = images.astype(np.float32) / 255
-    with np.errstate(over="ignore"):  # what overflows float32 is reported as infinite just below
-        images = images.astype(np.float32)
+    if images.dtype != np.uint8:
+        with np.errstate(over="ignore"):  # what overflows float32 is reported as infinite just below
+            images = images.astype(np.float32)
     broken = ~np.isfinite(images).reshape(len(images), -1).all(axis=1)
     if broken.any():
         raise InputError(f"{file}: {key!r} row {broken.argmax()} holds NaN or infinite values; expected finite ones")
     return images if images.ndim == 4 else images[..., None]
+
+
+def _floats(images: np.ndarray) -> np.ndarray:
+    return images.astype(np.float32) / 255 if images.dtype == np.uint8 else images
+
+
+def _bytes(images: np.ndarray) -> np.ndarray:
+    return images if images.dtype == np.uint8 else (images * 255).clip(0, 255).round().astype(np.uint8)
 
 
 def _labels(file: str, arrays: dict, prefix: str) -> np.ndarray:
