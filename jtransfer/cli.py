@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import shlex
 import sys
 
 COMMANDS = {
@@ -49,6 +50,16 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("jtransfer: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
+
+
+def run(*arguments: str) -> None:
+    """Say a command as one would type it and run it, from a script; what it refuses ends the script with its code.
+
+    >>> run("curve", "--config=configs/quickstart.py", "--workdir=runs/quickstart")  # doctest: +SKIP
+    """
+    print("\njtransfer", shlex.join(arguments), flush=True)
+    if code := main(list(arguments)):
+        sys.exit(code)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jtransfer.cli import main
+from jtransfer.cli import main, run
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 HEAD = "from ml_collections import ConfigDict\ndef get_config():\n"
@@ -108,6 +108,15 @@ def test_a_config_file_that_is_missing_or_broken_is_named(capsys, tmp_path):
     }.items():
         broken.write_text(text)
         assert message in error(capsys, "curve", f"--config={broken}", f"--workdir={tmp_path / 'run'}")
+
+
+def test_a_script_says_the_command_it_runs_and_ends_with_its_exit_code(capsys, tmp_path):
+    with pytest.raises(SystemExit) as stopped:
+        run("curve", "--config=no such file.py", f"--workdir={tmp_path}")
+    assert stopped.value.code == 2
+    assert f"\njtransfer curve '--config=no such file.py' --workdir={tmp_path}\n" in capsys.readouterr().out
+    run("inspect", f"--config={QUICKSTART}", "--json", "--config.methods=pixels")
+    assert f"jtransfer inspect --config={QUICKSTART} --json --config.methods=pixels\n[" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

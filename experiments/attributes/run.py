@@ -94,8 +94,8 @@ def main():
     arguments = parser.parse_args()
     workdir = arguments.workdir
     model = workdir / "letters" / "model"
-    if not model.exists() and cli.main(["train", f"--config={CONFIG}:letters", f"--workdir={workdir / 'letters'}"]):
-        sys.exit(2)
+    if not model.exists():
+        cli.run("train", f"--config={CONFIG}:letters", f"--workdir={workdir / 'letters'}")
     rows = measure(jt.load(str(model)), arguments.draws)
     (workdir / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tables = show.tables(rows)

@@ -40,13 +40,10 @@ def main(argv):
         for rows in options.rows:
             workdir = options.workdir / f"{unseen}-{rows}"
             seen = "+".join(style for style in STYLES if style != unseen)
-            arguments = (
+            cli.run(
                 *("train", f"--config={CONFIG}:only={seen},test_only={unseen},pairs={rows}", f"--workdir={workdir}"),
                 *(f"--config.data_dir={options.data_dir}", f"--config.tokenizer={options.tokenizer}"),
             )
-            print("\njtransfer", *arguments, flush=True)
-            if code := cli.main(list(arguments)):
-                sys.exit(code)
             found += [asked(workdir / "model", options.data_dir, unseen, rows, shown) for shown in STYLES]
     lines = "".join(json.dumps(row) + "\n" for row in found)
     (options.workdir / "results.jsonl").write_text(lines)

@@ -2,9 +2,9 @@
 
     python experiments/typographic/run.py --data-dir=DIR --tokenizer=FILE --workdir=runs/typographic
 
-trains the network of configs/clip/emoji.py on `emoji_captions` with the word of its group written on a share of the
-images (unless the workdir has it), classifies held-out emoji into the groups as they are, with a neutral word and with
-the word of a wrong group, and writes `results.jsonl`, `table.md`, `typographic.png` and `images.png`.
+trains configs/clip/emoji.py, with smaller patches, on `emoji_captions` with a word on a share of the images (unless the
+workdir has it), runs `jtransfer evaluate` with the protocol `typographic` on held-out emoji, and writes
+`results.jsonl`, `table.md`, `typographic.png` and `images.png`.
 """
 
 import argparse
@@ -14,16 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-import jtransfer
 from jtransfer import cli
 from jtransfer.data import sources
-from jtransfer.evaluate.features import extract
 from jtransfer.evaluate.report import canvas
-from jtransfer.evaluate.typographic import neutral_words, overlay, typographic, wrong_classes
-from jtransfer.evaluate.zero_shot import text_classifier
+from jtransfer.evaluate.typographic import neutral_words, overlay, wrong_classes
 from jtransfer.report import COLOURS, MARKERS, render, style
 
-CONFIG = Path(__file__).parents[2] / "configs" / "clip" / "emoji.py"
+CONFIGS = Path(__file__).parents[2] / "configs"
+DATA = "tfds:emoji_captions?input=image&caption=name+keywords&label=group"
 WORDS = {
     "Smileys & Emotion": "face",
     "People & Body": "person",
@@ -35,6 +33,10 @@ WORDS = {
     "Symbols": "sign",
     "Flags": "flag",
 }
+TEMPLATES = ("{}", "an emoji of {}", "a picture of {}")
+READER = ("--config.model.vision.patch=8", "--config.model.vision.depth=3", "--config.steps=1200")
+SIZE = 0.3  # of a line, as a share of the image's height
+DRAWS = 4  # versions of each training image, which differ in whether a word is on it and where
 
 
 def main(argv):
@@ -46,86 +48,89 @@ def main(argv):
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--workdir", type=Path, required=True)
     options = parser.parse_args(argv)
-    data = sources.load("tfds:emoji_captions?input=image&caption=name+keywords&label=group", options.data_dir)
+    data = sources.load(DATA, options.data_dir)
     words = [WORDS[name] for name in data.classes]
     options.workdir.mkdir(parents=True, exist_ok=True)
-    attack = attacked(data, words)
+    names, templates = options.workdir / "names.json", options.workdir / "templates.json"
+    names.write_text(json.dumps(words))
+    templates.write_text(json.dumps(TEMPLATES))
     found = []
     for share in options.shares:
         for seed in range(options.seeds):
             name = f"{share:g}-{seed}"
             file, workdir = options.workdir / f"{name}.npz", options.workdir / name
             if not (workdir / "model").exists():
-                written(data, words, share, seed, file)
-            arguments = (
-                *("train", f"--config={CONFIG}", f"--workdir={workdir}", f"--config.data=npz:{file}"),
-                *(f"--config.tokenizer={options.tokenizer}"),
-                f"--config.seed={seed}",
+                written(data, words, share, file)
+                cli.run(
+                    *("train", f"--config={CONFIGS}/clip/emoji.py", f"--workdir={workdir}", f"--config.seed={seed}"),
+                    *(f"--config.data=npz:{file}", f"--config.tokenizer={options.tokenizer}", *READER),
+                )
+                file.unlink()
+            cli.run(
+                *("evaluate", f"--config={CONFIGS}/evaluate.py", f"--workdir={workdir}-evaluate"),
+                *(
+                    f"--config.backbone={workdir}/model",
+                    f"--config.data={DATA}",
+                    f"--config.data_dir={options.data_dir}",
+                ),
+                f"--config.protocols=typographic(names='{names}', templates='{templates}', size={SIZE})",
+                f"--config.store={options.workdir}/features",
             )
-            print("\njtransfer", *arguments, flush=True)
-            if code := cli.main(list(arguments)):
-                sys.exit(code)
-            file.unlink(missing_ok=True)
-            found.append({"share": share, "seed": seed} | asked(workdir / "model", words, *attack))
+            (row,) = map(json.loads, (options.workdir / f"{name}-evaluate" / "results.jsonl").read_text().splitlines())
+            found.append({"share": share, "seed": seed} | row)
     lines = "".join(json.dumps(row) + "\n" for row in found)
     (options.workdir / "results.jsonl").write_text(lines)
     (options.workdir / "table.md").write_text(table(found))
     (options.workdir / "typographic.png").write_bytes(render(figure(found), "png"))
-    (options.workdir / "images.png").write_bytes(render(examples(*attack), "png"))
+    (options.workdir / "images.png").write_bytes(render(examples(data, words), "png"))
     print(f"\nWritten to {options.workdir}: results.jsonl, table.md, typographic.png, images.png")
 
 
-def written(data, words, share, seed, file):
-    """The pairs as a file: name, keywords and the group's word as captions, that word on a share of the images."""
+def written(data, words, share, file):
+    """The pairs as a file: name, keywords and group as captions; on a share of the images a word, which they quote."""
     parts = {}
-    for prefix, rows in (("", data.pool), ("test_", data.test)):
-        images = np.stack(data.inputs[rows])
+    for prefix, rows, draws in (("", data.pool, DRAWS), ("test_", data.test, 1)):
+        images = np.tile(np.stack(data.inputs[rows]), (draws, 1, 1, 1))
         own = [words[label] for label in data.labels[rows]]
-        marked = np.flatnonzero(np.random.default_rng([seed, len(rows)]).random(len(rows)) < share)
-        if len(marked):
-            images[marked] = overlay(images[marked], [own[i] for i in marked], seed, rows=marked)
-        captions = [[*texts, word] for texts, word in zip(data.captions[rows], own, strict=True)]
+        captions = [[*texts, word] for texts, word in zip(data.captions[rows], own, strict=True)] * draws
+        for draw in range(draws):
+            marked = np.flatnonzero(np.random.default_rng([draw, len(rows)]).random(len(rows)) < share)
+            if len(marked):
+                places = draw * len(rows) + marked
+                texts = [own[i] for i in marked]
+                images[places] = overlay(images[places], texts, draw, size=SIZE, rows=marked)
+                for place, text in zip(places, texts, strict=True):
+                    captions[place] = [text]
         longest = max(map(len, captions))
         parts |= {f"{prefix}images": images}
         parts |= {f"{prefix}captions": np.array([[*texts, *[""] * (longest - len(texts))] for texts in captions])}
     np.savez(file, **parts)
 
 
-def attacked(data, words):
-    """Labels of the held-out emoji, the wrong ones that are written, and three versions of the images."""
-    images, labels = np.stack(data.inputs[data.test]), data.labels[data.test]
-    wrong = wrong_classes(labels, words, seed=0)
-    texts = [words[i] for i in wrong]
-    versions = images, overlay(images, neutral_words(texts, words), seed=0), overlay(images, texts, seed=0)
-    return labels, wrong, versions
-
-
-def asked(model, words, labels, wrong, versions):
-    """What the model says of each version, by the words of the groups."""
-    backbone = jtransfer.load(str(model))
-    classifier = text_classifier(backbone, words, ("{}", "an emoji of {}", "a picture of {}"))
-
-    def logits(images):
-        found = extract(backbone, images, lambda part: backbone.preprocess(images=part), ["image_embeds"])
-        return classifier(found["image_embeds"])
-
-    return typographic(*map(logits, versions), labels, wrong)._asdict()
-
-
-COLUMNS = {"clean": "clean", "neutral": "neutral word", "written": "wrong word", "fooled": "read as the wrong word"}
+COLUMNS = {
+    "accuracy without": "clean",
+    "accuracy with a neutral word": "neutral word",
+    "accuracy with a wrong name": "wrong word",
+    "share taken for the written class": "read as the wrong word",
+}
 
 
 def means(found, key):
     """By share: the share, the mean over seeds and its range, in %."""
     for share in sorted({row["share"] for row in found}):
-        values = [100 * row[key] for row in found if row["share"] == share]
+        values = [100 * row["metrics"][key] for row in found if row["share"] == share]
         yield 100 * share, np.mean(values), min(values), max(values)
 
 
 def table(found):
     """A line for each share."""
-    keys = [*COLUMNS, "confused", "occlusion", "reading"]
-    heads = [*COLUMNS.values(), "the same, nothing written", "lost to covering", "lost to reading"]
+    keys = (
+        *COLUMNS,
+        "share taken for it with nothing written",
+        "share lost to covered pixels",
+        "share lost to the name",
+    )
+    heads = [*COLUMNS.values(), "the same, nothing written", "lost to any word", "lost to the wrong one"]
     lines = [f"| training images with a word | {' | '.join(heads)} |", f"| ---: |{' ---: |' * len(heads)}"]
     columns = [list(means(found, key)) for key in keys]
     for cells in zip(*columns, strict=True):
@@ -144,21 +149,29 @@ def figure(found):
             axes.plot(places, mean, color=COLOURS[number], marker=MARKERS[number], label=label)
             axes.fill_between(places, low, high, color=COLOURS[number], alpha=0.15, linewidth=0)
         axes.set_xticks(places, [f"{share:g}%" for share in shares])
-        axes.set(xlabel="training images with their group's word on them", ylabel="held-out emoji (%)", ylim=(0, 100))
+        axes.set(
+            xlabel="training images with a word that the caption quotes", ylabel="held-out emoji (%)", ylim=(0, 100)
+        )
         axes.set_title("What a word on the image does to zero-shot", loc="left", fontsize=11)
         axes.legend(frameon=False)
         return picture
 
 
-def examples(labels, wrong, versions):
-    """A few emoji in the three versions."""
-    rows = np.linspace(0, len(labels) - 1, 8).astype(int)
+def examples(data, words):
+    """A few held-out emoji as they are and with the two words that the protocol writes."""
+    wrong = [words[i] for i in wrong_classes(data.labels[data.test], words, seed=0)]
+    rows = np.linspace(0, len(wrong) - 1, 8).astype(int)
+    images, texts = np.stack(data.inputs[data.test[rows]]), [wrong[row] for row in rows]
+    versions = (
+        images,
+        *(overlay(images, t, 0, size=SIZE, rows=data.test[rows]) for t in (neutral_words(texts, words), texts)),
+    )
     with style():
         picture, *panels = canvas(8, 3.2, len(versions), len(rows))
         panels = np.reshape(panels, (len(versions), len(rows)))
-        for line, images, what in zip(panels, versions, COLUMNS.values(), strict=False):
-            for panel, row in zip(line, rows, strict=True):
-                panel.imshow(images[row], interpolation="nearest")
+        for line, version, what in zip(panels, versions, COLUMNS.values(), strict=False):
+            for panel, image in zip(line, version, strict=True):
+                panel.imshow(image, interpolation="nearest")
                 panel.set(xticks=[], yticks=[])
                 panel.spines[:].set_visible(False)
             line[0].set_ylabel(what)

@@ -41,7 +41,7 @@ def main(argv):
     for seed in range(options.seeds):
         for name, (method, rate) in METHODS.items():
             trained = options.workdir / f"train-{name}-{seed}"
-            jtransfer(
+            cli.run(
                 "train",
                 *(f"--config={CONFIGS}/finetune_text.py:data={TUNED},method={method}", f"--workdir={trained}"),
                 *(f"--config.backbone={options.backbone}", f"--config.optimiser.rate={rate}"),
@@ -59,7 +59,7 @@ def evaluated(options, state, seed, backbone):
     for task, data in TASKS.items():
         workdir = options.workdir / f"evaluate-{state}-{seed}-{task.replace(' ', '_')}"
         protocols = ("probe", *([] if state == "before" else [f"cka(reference='{options.backbone}')"]))
-        jtransfer(
+        cli.run(
             "evaluate",
             *(f"--config={CONFIGS}/evaluate.py:load.tokens=48,layers={'+'.join(LAYERS)}", f"--workdir={workdir}"),
             *(f"--config.backbone={backbone}", f"--config.data={data}"),
@@ -69,13 +69,6 @@ def evaluated(options, state, seed, backbone):
         found = map(json.loads, (workdir / "results.jsonl").read_text().splitlines())
         rows += [{"state": state, "task": task, "seed": seed} | row for row in found]
     return rows
-
-
-def jtransfer(*arguments):
-    """One command, as it is typed."""
-    print("\njtransfer", *arguments, flush=True)
-    if code := cli.main(list(arguments)):
-        sys.exit(code)
 
 
 def measured(rows, kind, state, task):

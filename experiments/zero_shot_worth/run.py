@@ -36,14 +36,11 @@ def main(argv):
     for number, backbone in enumerate(options.backbones):
         everywhere = accuracy(backbone)
         workdir = options.workdir / f"backbone-{number}"
-        arguments = (
+        cli.run(
             *("curve", f"--config={CONFIG}", f"--workdir={workdir}", f"--config.backbone={backbone}"),
             *(f"--config.shots={','.join(map(str, SHOTS))}", f"--config.seeds={options.seeds}"),
             f"--config.methods={','.join(METHODS)}",
         )
-        print("\njtransfer", *arguments, flush=True)
-        if code := cli.main(list(arguments)):
-            sys.exit(code)
         rows = [json.loads(line) for line in (workdir / "results.jsonl").read_text().splitlines()]
         (tested,) = (row["test_accuracy"] for row in rows if row["method"] == ZERO_SHOT)
         for method, labels in worth(rows).items():
