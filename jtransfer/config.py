@@ -80,7 +80,7 @@ def train_defaults() -> dict[str, Any]:
         "preprocessor": {},  # how images are made, in the keys of preprocessor_config.json; empty for the backbone's
         "templates": (),  # texts with {} for the caption, one drawn each time; empty for the source's own
         "crop": (),  # the least and the largest share of an image's area that is cut out for training, as (0.9, 1.0)
-        "temperature_limit": 100.0,  # the most that cosines are multiplied by; 0 for no limit
+        "temperature_limit": 100.0,  # of "clip": the most that cosines are multiplied by; 0 for none, as "siglip" has
         "method": "scratch",
         "seed": 0,
         "batch": 256,

@@ -21,7 +21,8 @@ class Worth:
     Attributes:
         labels: Of the mean over seeds; 0 where it is reached with the fewest shots that were run, infinite where it is
             not reached with the most.
-        low: Of the 95% interval, by resampling seeds; nan for a single seed.
+        low: Of the 95% interval over seeds, for the test rows that there are; nan for a single seed. Means of resampled
+            seeds are spread out as Student's t has it, for a bootstrap of a few is too narrow.
         high: See `low`.
         fewest: Shots that were run, from ...
         most: ... to.
@@ -50,6 +51,8 @@ def worth(rows: Sequence[Mapping], reference: str = ZERO_SHOT) -> dict[str, Wort
         rows: Results of a curve; see the top of `report.py`.
         reference: The method without labels; without a row of it nothing is returned.
     """
+    from scipy.special import ndtri, stdtrit  # quantiles, as those of scipy.stats, whose import takes a second
+
     level = [row["test_accuracy"] for row in rows if row["method"] == reference]
     found = {}
     for method in dict.fromkeys(row["method"] for row in rows if level):
@@ -62,7 +65,10 @@ def worth(rows: Sequence[Mapping], reference: str = ZERO_SHOT) -> dict[str, Wort
         low, high = math.nan, math.nan
         if len(seeds) > 1:
             draws = np.random.default_rng(0).integers(len(seeds), size=(RESAMPLES, len(seeds)))
-            resampled = np.sort([crossing(shots, curves[draw].mean(axis=0), np.mean(level)) for draw in draws])
+            mean, few = curves.mean(axis=0), len(seeds)
+            wider = stdtrit(few - 1, 0.975) / ndtri(0.975) * math.sqrt(few / (few - 1))
+            means = mean + wider * (curves[draws].mean(axis=1) - mean)
+            resampled = np.sort([crossing(shots, own, np.mean(level)) for own in means])
             low, high = resampled[round(0.025 * (RESAMPLES - 1))], resampled[round(0.975 * (RESAMPLES - 1))]
         labels = crossing(shots, curves.mean(axis=0), np.mean(level))
         found[method] = Worth(labels, float(low), float(high), shots[0], shots[-1])

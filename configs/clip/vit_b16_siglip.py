@@ -18,10 +18,9 @@ def get_config(arg: str = ""):
     return ConfigDict(
         {
             "objective": "siglip",
-            "data": "tfds:laion400m?caption=caption",
+            "data": "tfds:laion400m/images?caption=caption",
             "tokenizer": "google/siglip-base-patch16-224",
             "preprocessor": {"image_processor_type": "SiglipImageProcessor"},
-            "temperature_limit": 0.0,
             "model": {
                 "architecture": "clip",
                 "vision": {

@@ -16,7 +16,7 @@ def get_config(arg: str = ""):
     return ConfigDict(
         {
             "objective": "clip",
-            "data": "tfds:laion400m?caption=caption",
+            "data": "tfds:laion400m/images?caption=caption",
             "tokenizer": "openai/clip-vit-base-patch32",
             "preprocessor": {"image_processor_type": "CLIPImageProcessor"},
             "crop": (0.9, 1.0),

@@ -17,7 +17,7 @@ from jtransfer.data.pairs import PairStream
 from jtransfer.errors import InputError
 from jtransfer.models import CLIP, SOURCE_HEAD, STATISTICS, apply, build, of_config
 from jtransfer.models.clip import INPUTS, TOWERS
-from jtransfer.tree import Tree, prefixed, select
+from jtransfer.tree import FROZEN, Tree, prefixed, select
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,9 @@ class Start:
         module: The model.
         params: Leaves that it starts from.
         fresh: What the paths of the others begin with.
-        prepare: From `{"images": ..., "texts": ...}`, of which one may be left out, to the model's inputs.
-        cut: From texts to whether each `[n]` is longer than what the model is given of it.
+        images: Makes the model's inputs of images.
+        crops: Makes them of images to train on, which may have been cropped.
+        texts: Makes them of texts, and says which of these `[n]` are longer than what the model is given.
         backbone: The checkpoint of the whole; None where there is none.
         fingerprints: Of the weights.
         preprocessor: How images are made, in Hugging Face's keys; None where they are taken as they are.
@@ -39,12 +40,23 @@ class Start:
     module: nn.Module
     params: Tree
     fresh: tuple[str, ...]
-    prepare: Callable[[Mapping[str, Any]], Arrays]
-    cut: Callable[[list[str]], np.ndarray]
+    images: Callable[[Any], Arrays]
+    crops: Callable[[Any], Arrays]
+    texts: Callable[[list[str]], tuple[Arrays, np.ndarray]]
     backbone: Backbone | None
     fingerprints: dict[str, str]
     preprocessor: Mapping[str, Any] | None
     tokenizer: dict[str, bytes]
+
+    def prepare(self, inputs: Mapping[str, Any]) -> Arrays:
+        """The model's inputs of `{"images": ..., "texts": ...}`, of which one may be left out."""
+        images = self.images(inputs["images"]) if "images" in inputs else {}
+        return images | (self.texts(inputs["texts"])[0] if "texts" in inputs else {})
+
+    def ready(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """What the loss takes of both, to train on."""
+        texts, cut = self.texts(batch["texts"])
+        return {"inputs": self.crops(batch["images"]) | texts, "cut": cut}
 
 
 def start(config: Any, stream: Any) -> Start:
@@ -58,7 +70,7 @@ def start(config: Any, stream: Any) -> Start:
     named = {name: config.towers[name] for name in TOWERS if config.towers[name]}
     if whole and named:
         raise InputError("config.towers and config.backbone: expected one of the two, there are both")
-    towers = {name: _tower(name, load(one, sharding="host")) for name, one in named.items()}
+    towers = {name: _tower(name, one, config.load) for name, one in named.items()}
     if whole is None:
         model = {**config.model, **{name: one.config for name, one in towers.items()}}
         module = build(**{key: dict(value) if hasattr(value, "items") else value for key, value in model.items()})
@@ -68,7 +80,10 @@ def start(config: Any, stream: Any) -> Start:
         what = f"backbone '{config.backbone}'" if whole else f"architecture '{config.model.architecture}'"
         raise InputError(f"config.objective '{config.objective}' needs towers of both images and texts; {what} has not")
     if config.objective == "siglip" and module.config.logit_bias is None:
-        raise InputError("config.objective 'siglip' needs a bias; set config.model.logit_bias, which starts at -10.0")
+        advice = "set config.model.logit_bias, which starts at -10.0, and config.model.logit_scale, at 2.3026 (ln 10)"
+        if whole:
+            advice = f"backbone '{config.backbone}' has none; train it with config.objective 'clip'"
+        raise InputError(f"config.objective 'siglip' needs a bias; {advice}")
     params = {} if whole is None else whole.params | whole.state
     for name, one in towers.items():
         params |= of_tower(one.params | one.state, name)
@@ -79,19 +94,14 @@ def start(config: Any, stream: Any) -> Start:
     ]
     fresh = () if whole else (*(f"{start}/" for start in starts), "logit_")
     source = whole or towers.get("vision")
-    to_pixels, preprocessor = _images(config, stream, module, source)
-    to_ids, cut, files = _texts(config, module, whole or towers.get("text"))
-
-    def prepare(inputs):
-        pixels = to_pixels(inputs["images"]) if "images" in inputs else {}
-        return pixels | (to_ids(inputs["texts"]) if "texts" in inputs else {})
-
+    to_pixels, of_crops, preprocessor = _images(config, stream, module, source)
+    to_ids, files = _texts(config, module, whole or towers.get("text"))
     fingerprints = {"backbone": whole.fingerprint} if whole else {}
     fingerprints |= {name: one.fingerprint for name, one in towers.items()}
-    return Start(module, params, fresh, prepare, cut, whole, fingerprints, preprocessor, files)
+    return Start(module, params, fresh, to_pixels, of_crops, to_ids, whole, fingerprints, preprocessor, files)
 
 
-def cached(start: Start, stream: PairStream) -> tuple[Start, PairStream, Tree]:
+def cached(start: Start, stream: PairStream, rates: Mapping[str, float]) -> tuple[Start, PairStream, Tree]:
     """The same with the features of the tower of images, which then does not learn, in place of the images.
 
     They are computed once, of all rows, and held in memory: `rows x width` floats.
@@ -99,34 +109,35 @@ def cached(start: Start, stream: PairStream) -> tuple[Start, PairStream, Tree]:
     Args:
         start: Where the dual encoder starts; its tower of images has all of its leaves.
         stream: Of a finite number of images.
+        rates: At which the leaves learn, by path.
 
     Returns:
         Start and stream over features, and the leaves of the tower that is left out.
 
     Raises:
-        InputError: images that are made as they are needed, or a tower that starts at random.
+        InputError: images that are made as they are needed, or a tower that starts at random or learns.
     """
     if stream.over is None:
         raise InputError(f"config.cache: the images of {stream.name} are made anew in every step; nothing can be kept")
     if any(prefix.startswith("vision/") for prefix in start.fresh) or not start.params:
         raise InputError("config.cache: the tower of images starts at random; name one in config.towers.vision")
+    if learns := [path for path, rate in rates.items() if rate != FROZEN and path.startswith("vision/")]:
+        raise InputError(
+            f"config.cache keeps features of a tower that does not learn; config.method trains {learns[0]}"
+        )
     inside = "vision/", f"{STATISTICS}vision/"
     tower = {path: x for path, x in start.params.items() if path.startswith(inside)}
     call = jax.jit(lambda tree, pixels: apply(of_config(start.module.config.vision), tree, pixels)["features"])
     own = select(tower, inside[0]) | prefixed(select(tower, inside[1]), STATISTICS)
     rows = np.arange(len(stream.images))
-    found = [
-        call(own, start.prepare({"images": stream.images[rows[i : i + BLOCK]]})) for i in range(0, len(rows), BLOCK)
-    ]
+    found = [call(own, start.images(stream.images[rows[i : i + BLOCK]])) for i in range(0, len(rows), BLOCK)]
     features = np.concatenate(jax.device_get(found))
 
-    def prepare(inputs):
-        texts = {"texts": inputs["texts"]} if "texts" in inputs else {}
-        images = {"image_features": np.asarray(inputs["images"])} if "images" in inputs else {}
-        return images | (start.prepare(texts) if texts else {})
+    def kept(images):
+        return {"image_features": np.asarray(images)}
 
     rest = {path: x for path, x in start.params.items() if path not in tower}
-    return dataclasses.replace(start, params=rest, prepare=prepare), stream.over(features), tower
+    return dataclasses.replace(start, params=rest, images=kept, crops=kept), stream.over(features), tower
 
 
 def of_tower(tree: Tree, name: str) -> Tree:
@@ -136,8 +147,10 @@ def of_tower(tree: Tree, name: str) -> Tree:
     return own | {path.replace(STATISTICS, f"{STATISTICS}{name}/", 1): tree[path] for path in statistics}
 
 
-def _tower(name, backbone) -> Backbone:
+def _tower(name, of, options) -> Backbone:
     """The tower for images or texts of a backbone, or the backbone, which is one, without a head."""
+    options = options_of(options)
+    backbone = load(of, **(options if name == "vision" else {"dtype": options["dtype"]}), sharding="host")
     if hasattr(backbone.config, name):
         return backbone.tower(name)
     if INPUTS[name] not in backbone.config.inputs:
@@ -147,14 +160,15 @@ def _tower(name, backbone) -> Backbone:
 
 
 def _images(config, stream, module, source):
-    """What makes `pixel_values`, and how in Hugging Face's keys."""
+    """What makes `pixel_values` of images, what makes them of crops, and how in Hugging Face's keys."""
     shape = module.config.vision.inputs["pixel_values"].shape[1:]
     values = dict(config.preprocessor)
     if source is not None and not values:
         values = _kept(source)
     array = not hasattr(stream.images, "read")
     if array and not values:
-        return as_they_are(module, stream), None
+        own = as_they_are(module, stream)
+        return own, own, None
     if not values:
         values = {"image_processor_type": "CLIPImageProcessor", "size": {"height": shape[0], "width": shape[1]}}
         values |= {"do_center_crop": False}
@@ -165,7 +179,8 @@ def _images(config, stream, module, source):
             some = np.clip(np.asarray(some) * 255, 0, 255).round().astype(np.uint8)
         return processor(some)
 
-    return pixels, processor.values
+    of_crops = dataclasses.replace(processor, steps=(images.Fixed(*shape[:2]),)) if config.crop else pixels
+    return pixels, of_crops, processor.values
 
 
 def _kept(source):
@@ -178,22 +193,20 @@ def _kept(source):
 
 
 def _texts(config, module, source):
-    """What makes `input_ids`, what says which texts are cut, and the files of the tokenizer."""
+    """What makes `input_ids` and says which texts are cut, and the files of the tokenizer."""
     own = module.config.text
     name = config.tokenizer
     files = tokenizer_files(source) if source and not name else vocabularies.files(name or vocabularies.BYTES)
-    count, end = vocabularies.size(files)
-    if count > own.vocabulary:
-        raise InputError(f"config.tokenizer has {count} tokens, config.model.text.vocabulary is {own.vocabulary}")
-    if getattr(own, "pool", "") == "eos" and end is not None and end != own.eos_token:
-        raise InputError(f"config.tokenizer ends texts with {end}, config.model.text.eos_token is {own.eos_token}")
     names, longest = tuple(module.config.inputs), getattr(own, "longest", None) or own.positions
     made: text.Tokenizer = vocabularies.tokenizer(files, names, longest, own.pool == "last")
+    count = max(made.words().values()) + 1
+    if count > own.vocabulary:
+        raise InputError(f"config.tokenizer has {count} tokens, config.model.text.vocabulary is {own.vocabulary}")
+    ((ids, *_),) = made.encode(["a"], None, made.limit)
+    if own.pool == "eos" and own.eos_token not in ids:
+        raise InputError(f"config.tokenizer ends texts with {ids[-1]}, config.model.text.eos_token is {own.eos_token}")
     length = config.load.tokens or made.limit
     if length > made.limit:
         raise InputError(f"config.load.tokens is {length}; the text tower takes {made.limit} at most")
 
-    def cut(some):
-        return np.array([was_cut for _, _, was_cut in made.encode(some, None, length)])
-
-    return partial(made, length=length), cut, files
+    return partial(made.read, length=length), files

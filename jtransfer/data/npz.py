@@ -57,17 +57,17 @@ def read_pairs(name: str, file: str) -> Dataset:
     """The images in a file and their `captions`; it need have no labels, and those that it has are not read.
 
     Images are uint8, as those of other sources of pairs, for the model's image processor to make its own of.
-    Where there are no `test_images`, the last hundredth of the rows is held out, but no more than 5000.
+    Where there are no `test_images`, the last hundredth of the rows is held out: `splits.hold_out_the_last`.
 
     Raises:
         InputError: as `read`, or no captions.
     """
     arrays = _arrays(file)
     _check_keys(file, arrays, "captions")
-    images = _bytes(_images(file, arrays, ""))
+    images = _bytes(file, arrays, "")
     pool, test = hold_out_the_last(len(images))
     if "test_images" in arrays:
-        test_images = _bytes(_images(file, arrays, "test_"))
+        test_images = _bytes(file, arrays, "test_")
         _check_sides(file, images, test_images)
         pool, test = np.arange(len(images)), len(images) + np.arange(len(test_images))
         images = np.concatenate([images, test_images])
@@ -175,8 +175,16 @@ def _floats(images: np.ndarray) -> np.ndarray:
     return images.astype(np.float32) / 255 if images.dtype == np.uint8 else images
 
 
-def _bytes(images: np.ndarray) -> np.ndarray:
-    return images if images.dtype == np.uint8 else (images * 255).clip(0, 255).round().astype(np.uint8)
+def _bytes(file: str, arrays: dict, prefix: str) -> np.ndarray:
+    images = _images(file, arrays, prefix)
+    if images.dtype == np.uint8:
+        return images
+    if not (images.min() >= 0 and images.max() <= 1):
+        raise InputError(
+            f"{file}: '{prefix}images' are floats from {images.min():.4g} to {images.max():.4g}; expected 0 to 1, or "
+            f"uint8 (0..255)"
+        )
+    return (images * 255).round().astype(np.uint8)
 
 
 def _labels(file: str, arrays: dict, prefix: str) -> np.ndarray:

@@ -6,6 +6,7 @@ seen. Of several captions one is drawn anew each time that its image comes, and 
 
 import dataclasses
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,8 +20,12 @@ from jtransfer.data.streams import Rows
 from jtransfer.data.subsets import epochs
 from jtransfer.errors import InputError, nearest
 
+log = logging.getLogger("jtransfer")
+
 HELD_OUT = 2048
 """Pairs that are held out, at most."""
+
+INSTEAD = "another pair is drawn in its place, as for every such row; this is said once"
 
 PLAIN = ("{}",)
 """The template that leaves a caption as it is."""
@@ -97,8 +102,8 @@ def open_pairs(
         crop: See `cropped`; empty for whole images, as those of `SOURCES` must be.
 
     Raises:
-        InputError: an unknown name, data without captions, captions that are all the same or empty, templates that are
-            none, or a batch that the processes do not divide.
+        InputError: an unknown name, data without captions, captions that are all the same or all empty, templates that
+            are none, or a batch that the processes do not divide.
     """
     if batch % processes:
         raise InputError(f"config.batch {batch} is not a multiple of the {processes} processes")
@@ -122,25 +127,45 @@ def open_pairs(
 def _captioned(dataset, batch, share, seed, templates, crop) -> PairStream:
     """The pool of a dataset whose rows have captions."""
 
+    told: list[int] = []
+
+    def described(rows, number):
+        """Some rows and their captions; a row that has none gives way to another that is drawn in its place."""
+        captions = _captions(dataset, rows)
+        for i in (i for i, own in enumerate(captions) if not own):
+            if not told:
+                told.append(rows[i])
+                log.warning("config.data: %s", f"the caption of row {rows[i]} of {dataset.name} is empty; {INSTEAD}")
+            draws = np.random.default_rng((seed, number, share.start + i + 1))
+            while not captions[i]:
+                rows[i] = draws.choice(dataset.pool)
+                (captions[i],) = _captions(dataset, rows[i : i + 1])
+        return rows, captions
+
     def from_step(step):
         for number, rows in enumerate(epochs(dataset.pool, batch, seed, step), step):
             draws = np.random.default_rng((seed, number)).random((batch, 6))[share]
-            captions = _captions(dataset, rows[share])
+            own_rows, captions = described(rows[share].copy(), number)
             texts = [
                 pick(templates, other).replace("{}", pick(own, one))
                 for own, (one, other) in zip(captions, draws[:, :2], strict=True)
             ]
-            images = dataset.inputs[rows[share]]
+            images = dataset.inputs[own_rows]
             if crop:
                 images = [cropped(image, crop, own) for image, own in zip(images, draws[:, 2:], strict=True)]
             yield {"images": images, "texts": texts}
 
     some = dataset.pool[:HELD_OUT]
     if len({text for own in _captions(dataset, some) for text in own}) < 2:
-        raise InputError(f"config.data: the captions of the first {len(some)} rows of {dataset.name} are all the same")
+        raise InputError(
+            f"config.data: the captions of the first {len(some)} rows of {dataset.name} are all the same, or empty"
+        )
     test = dataset.test[np.linspace(0, len(dataset.test) - 1, min(HELD_OUT, len(dataset.test))).astype(int)]
-    firsts = [own[0] for own in _captions(dataset, test)]
-    names, labels = np.unique(firsts, return_inverse=True)
+    called = {row: own[0] for row, own in zip(test.tolist(), _captions(dataset, test), strict=True) if own}
+    test, (names, labels) = np.array(list(called)), np.unique(list(called.values()), return_inverse=True)
+    if len(names) < 2:
+        what = f"called '{names[0]}'" if len(names) else "without a caption"
+        raise InputError(f"config.data: the rows that {dataset.name} holds out are all {what}; two names are needed")
     held_out = HeldOut("test", Rows(dataset.inputs, test), tuple(names.tolist()), labels.astype(np.int32), templates)
     digest = f"{fingerprint(dataset)}\n{dataset.captions.identity}\n{templates} {crop}"
     identity = hashlib.sha256(digest.encode()).hexdigest()[:16]
@@ -153,20 +178,14 @@ def _captioned(dataset, batch, share, seed, templates, crop) -> PairStream:
 
 
 def _captions(dataset: Any, rows: np.ndarray) -> list[list[str]]:
-    """The captions of some rows that are not empty.
-
-    Raises:
-        InputError: a row that has none.
-    """
-    found = [[text for text in own if text.strip()] for own in dataset.captions[rows]]
-    for row, own in zip(rows, found, strict=True):
-        if not own:
-            raise InputError(f"config.data: the caption of row {row} of {dataset.name} is empty; leave the row out")
-    return found
+    """The captions of some rows that are not empty."""
+    return [[text for text in own if text.strip()] for own in dataset.captions[rows]]
 
 
 def cropped(image: np.ndarray, crop: Sequence[float], draws: np.ndarray) -> np.ndarray:
-    """A part of an image, as open_clip trains on: of an area between two shares, and of an aspect between 3:4 and 4:3.
+    """A part of an image, of an area between two shares and an aspect between 3:4 and 4:3, as open_clip trains on.
+
+    What makes the model's input of it then resizes it to a square, whatever that does to the aspect.
 
     Args:
         image: `[height, width, channels]`.

@@ -31,8 +31,8 @@ def hold_out_a_fifth(labels: np.ndarray, where: str, without: str) -> tuple[np.n
 
 
 def hold_out_the_last(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pool and test rows of examples without classes: the last hundredth is test, but no more than 5000 rows."""
-    last = min(5000, -(-count // 100))
+    """Pool and test rows of examples without classes: the last hundredth is test, from 50 (or a fifth) to 5000 rows."""
+    last = min(5000, max(count // 100, min(50, count // 5), 2))
     return np.arange(count - last), np.arange(count - last, count)
 
 

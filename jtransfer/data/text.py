@@ -61,6 +61,7 @@ class Tokenizer:
     Attributes:
         encode: Without padding.
         back: From ids to texts.
+        words: Gives the id of each token.
         names: Of the arrays that are given back, `input_ids` among them.
         limit: The most tokens that are kept.
         whole: Whether all are padded to that, instead of to one of `LENGTHS`.
@@ -71,6 +72,7 @@ class Tokenizer:
 
     encode: Encode
     back: Decode
+    words: Callable[[], Mapping[str, int]]
     names: tuple[str, ...]
     limit: int
     whole: bool
@@ -87,7 +89,18 @@ class Tokenizer:
         length: int | None = None,
         side: str | None = None,
     ) -> dict[str, np.ndarray]:
-        """The model's input for some texts.
+        """The model's input for some texts: `read` without which of them were cut."""
+        return self.read(texts, pairs, length=length, side=side)[0]
+
+    def read(
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None = None,
+        *,
+        length: int | None = None,
+        side: str | None = None,
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """The model's input for some texts, and which of them were cut.
 
         Args:
             texts: Of any lengths. Those that are too long are cut; how many is logged the first time.
@@ -98,7 +111,7 @@ class Tokenizer:
 
         Returns:
             Arrays `[n, length]` int32: `input_ids`, and `attention_mask` and `token_type_ids` where the model takes
-            them and its tokenizer gives them.
+            them and its tokenizer gives them; and `[n]` bool.
 
         Raises:
             InputError: something that is no list of texts, or a length that the model has no positions for.
@@ -120,7 +133,8 @@ class Tokenizer:
             raise InputError(f"{limit} tokens are too few for the special ones alone")
         if length is None and not self.whole:
             limit = min(limit, next((fixed for fixed in LENGTHS if fixed >= longest), limit))
-        self._tell(sum(cut for _, _, cut in encoded), len(texts))
+        cut = np.array([was_cut for _, _, was_cut in encoded])
+        self._tell(cut.sum(), len(texts))
         shape = len(texts), limit
         arrays = {"input_ids": np.full(shape, self.pad, np.int32), "attention_mask": np.zeros(shape, np.int32)}
         arrays["token_type_ids"] = np.zeros(shape, np.int32)
@@ -129,7 +143,7 @@ class Tokenizer:
             arrays["input_ids"][at] = ids
             arrays["attention_mask"][at] = 1
             arrays["token_type_ids"][at] = types
-        return {name: arrays[name] for name in self.names}
+        return {name: arrays[name] for name in self.names}, cut
 
     def decode(self, ids: Any) -> list[str]:
         """The texts that tokens stand for, as `batch_decode(ids, skip_special_tokens=True)` of transformers.
@@ -194,10 +208,10 @@ def tokenizer(
     settings = optional(directory / "special_tokens_map.json") | optional(directory / "tokenizer_config.json")
     file, ours = read(directory, values, settings)
     if ours is None:
-        encode, back, vocabulary, typed = _by_transformers(directory, settings)
+        encode, back, words, pad, typed = _by_transformers(directory, settings)
     else:
         encode, back = _by_tokenizers(ours, settings.get("truncation_side", "right")), ours.decode_batch
-        vocabulary, typed = ours.token_to_id, isinstance(ours.model, models.WordPiece)
+        words, pad, typed = ours.get_vocab, ours.token_to_id, isinstance(ours.model, models.WordPiece)
     given = settings.get("model_input_names") or ["input_ids", "attention_mask", *(["token_type_ids"] if typed else [])]
     sentences = optional(directory / "sentence_bert_config.json")
     limits = longest, settings.get("model_max_length"), sentences.get("max_seq_length")
@@ -205,10 +219,11 @@ def tokenizer(
     return Tokenizer(
         encode,
         back,
+        words,
         tuple(name for name in names if name in given and not (whole and name != "input_ids")),
         limit,
         whole,
-        _pad(vocabulary, settings, file),
+        _pad(pad, settings, file),
         "left" if settings.get("padding_side") == "left" else "right",
         str(file),
     )
@@ -259,4 +274,4 @@ def _by_transformers(directory, settings):
     def back(rows):
         return theirs.batch_decode(rows, skip_special_tokens=True)
 
-    return encode, back, lambda _: theirs.pad_token_id, "token_type_ids" in theirs.model_input_names
+    return encode, back, theirs.get_vocab, lambda _: theirs.pad_token_id, "token_type_ids" in theirs.model_input_names

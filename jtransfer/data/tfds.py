@@ -93,8 +93,8 @@ def read(name: str, rest: str, data_dir: str = "") -> Dataset:
 def read_pairs(name: str, rest: str, data_dir: str = "") -> Dataset:
     """The images of a prepared dataset and their captions; there need be no label, and no record is read for one.
 
-    The pool is `train`; the test rows are `test`, or `validation`, or where there is neither the last hundredth of
-    `train`, but no more than 5000 rows.
+    The pool is `train`; the test rows are `test`, or `validation`, or where there is neither the last rows of
+    `train`: see `splits.hold_out_the_last`.
 
     Args:
         name: The whole name, for errors.

@@ -4,7 +4,6 @@ import dataclasses
 import gzip
 import json
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
 from etils import epath
@@ -22,8 +21,9 @@ def files(name: str) -> Files:
     """The files of a tokenizer.
 
     Args:
-        name: "bytes" for one token a byte; a file of merges as CLIP's `bpe_simple_vocab_16e6.txt.gz`, of which 48,894
-            are taken, as OpenAI and open_clip do; or a checkpoint with a tokenizer, a directory or a name on the hub.
+        name: "bytes" for one token a byte, of texts in small letters, as CLIP reads all texts; a file of merges as
+            CLIP's `bpe_simple_vocab_16e6.txt.gz`, of which 48,894 are taken, as OpenAI and open_clip do; or a
+            checkpoint with a tokenizer, a directory or a name on the hub.
 
     Raises:
         InputError: nothing of that name.
@@ -41,6 +41,8 @@ def files(name: str) -> Files:
     found = {file.name: file.read_bytes() for pattern in text.FILES for file in directory.glob(pattern)}
     if not found:
         raise InputError(f"config.tokenizer: {name} has no tokenizer.json, nor another file of a tokenizer")
+    if found.keys() == {"vocab.txt"}:  # as the first checkpoints of BERT, whose config.json alone says so
+        found["tokenizer_config.json"] = json.dumps({"tokenizer_class": "BertTokenizer"}).encode()
     return found
 
 
@@ -49,22 +51,11 @@ def tokenizer(found: Files, names: tuple[str, ...], longest: int, whole: bool) -
     with tempfile.TemporaryDirectory() as directory:
         for name, content in found.items():
             (Path(directory) / name).write_bytes(content)
-        made = text.tokenizer(epath.Path(directory), {}, names, longest, whole)
+        try:
+            made = text.tokenizer(epath.Path(directory), {}, names, longest, whole)
+        except InputError as error:
+            raise InputError(f"config.tokenizer: {str(error).replace(f'{directory}/', '')}") from None
     return dataclasses.replace(made, where="config.tokenizer")
-
-
-def size(found: Files) -> tuple[int, int | None]:
-    """How many tokens there are, and which of them ends a text, if it is one of CLIP's."""
-    if "vocab.json" in found:
-        words: Mapping[str, int] = json.loads(found["vocab.json"])
-    elif "tokenizer.json" in found:
-        spec = json.loads(found["tokenizer.json"])
-        words = spec["model"]["vocab"]
-        words = words if isinstance(words, dict) else {word: i for i, (word, _) in enumerate(words)}
-        words = words | {token["content"]: token["id"] for token in spec.get("added_tokens", ())}
-    else:
-        words = {word: i for i, word in enumerate(found["vocab.txt"].decode().splitlines())}
-    return max(words.values()) + 1, words.get(END)
 
 
 def _byte_pairs(merges: list[tuple[str, str]]) -> Files:

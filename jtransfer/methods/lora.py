@@ -112,8 +112,7 @@ def lora(
             raise InputError(f"lora: target '{target}' matches no dense layer; there are {', '.join(layers)}")
         for rules in (options.ranks, options.alphas):
             label(adapted, rules)  # refuses a pattern that matches none of them
-        head = [HEAD] if any(path.startswith("head/") for path in paths) else []
-        return learn(*head, (r".*/lora/[ab]", 1.0))(paths)
+        return learn(HEAD, (r".*/lora/[ab]", 1.0))(paths)
 
     def merge(tree: Tree) -> Tree:
         merged = {path: leaf for path, leaf in tree.items() if not re.fullmatch(r".*/lora/[ab]", path)}

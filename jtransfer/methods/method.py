@@ -22,7 +22,7 @@ Rates = dict[str, float]
 Interceptor = Callable[[Callable, tuple, dict, nn.module.InterceptorContext], Any]
 
 HEAD = ("head/.*", 1.0)
-"""The rule of every method: the head of the new task learns at the full rate."""
+"""The rule of every method: the head of the new task, if there is one, learns at the full rate."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,16 @@ class Method:
 
 
 def learn(*rules: tuple[str, float]) -> Callable[[Collection[str]], Rates]:
-    """Rates by rules of `(pattern, rate)`, first match wins; every leaf that they do not name is frozen."""
-    return lambda paths: label(paths, [*rules, (".*", FROZEN)])
+    """Rates by rules of `(pattern, rate)`, first match wins; every leaf that they do not name is frozen.
+
+    `HEAD` is left out for a model that has no new head, as one of two towers that is trained on pairs.
+    """
+
+    def rates(paths):
+        headless = not any(path.startswith("head/") for path in paths)
+        return label(paths, [*(rule for rule in rules if rule != HEAD or not headless), (".*", FROZEN)])
+
+    return rates
 
 
 class Intercepted(nn.Module):

@@ -57,6 +57,14 @@ def _softplus_sums(logits):
     return losses.sum(1), losses.sum(0)
 
 
+def _product(x, y):
+    """`x @ y` in float32 on every platform.
+
+    TPUs would round to bfloat16 and GPUs to TF32, and at a scale of 100 the softmax of a row would no longer sum to 1.
+    """
+    return jnp.matmul(x, y, precision="highest")
+
+
 CLIP = Loss(-jnp.inf, _log_sums, jnp.logaddexp, _softmaxes)
 SIGLIP = Loss(0.0, _softplus_sums, jnp.add, lambda logits, rows, columns: jax.nn.sigmoid(logits))
 LOSSES = {"clip": CLIP, "siglip": SIGLIP}
@@ -107,7 +115,7 @@ def _forward(name, mesh, chunk, images, texts, scale, bias):
 
     def visit(rows, away, images):
         texts, columns = away
-        of_rows, of_columns = loss.gather(scale * images @ texts.T + bias)
+        of_rows, of_columns = loss.gather(scale * _product(images, texts.T) + bias)
         return loss.join(rows, of_rows), (texts, loss.join(columns, of_columns))
 
     def on_device(ring, images, texts):
@@ -129,10 +137,10 @@ def _backward(name, mesh, chunk, kept, slope):
     def visit(home, away, images, rows):
         of_images, of_scale, of_bias = home
         texts, columns, of_texts = away
-        cosines = images @ texts.T
+        cosines = _product(images, texts.T)
         weights = loss.weights(scale * cosines + bias, rows, columns)
-        home = of_images + weights @ texts, of_scale + (weights * cosines).sum(), of_bias + weights.sum()
-        return home, (texts, columns, of_texts + weights.T @ images)
+        home = of_images + _product(weights, texts), of_scale + (weights * cosines).sum(), of_bias + weights.sum()
+        return home, (texts, columns, of_texts + _product(weights.T, images))
 
     def on_device(ring, images, texts, rows, columns):
         zero = jnp.zeros((), images.dtype)

@@ -80,6 +80,11 @@ def prepare(config) -> Run:
         )
     method, optimiser = methods.parse(config.method), Optimiser(**config.optimiser)
     task = build_task(config, mesh)
+    if task.params and not method.pretrained:
+        which = ", ".join(filter(None, (config.backbone, *config.towers.values())))
+        log.warning(
+            "config.method '%s' starts at random: of %s nothing but the architecture is taken", method.name, which
+        )
     wrap = (sharding.keep_batch_split(mesh),) if mesh.size > 1 else ()
     adapted = methods.adapt(method, task.model, task.params, task.example, wrap, task.fresh)
     sharding.tree_shardings(adapted.shapes, mesh, config.sharding)

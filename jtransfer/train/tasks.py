@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jtransfer import checkpoints, models, objectives
+from jtransfer import checkpoints, methods, models, objectives
 from jtransfer.checkpoints import pairs
 from jtransfer.checkpoints.inputs import as_they_are, example, load_for, tokenizer_files
 from jtransfer.data.pairs import PairStream, open_pairs
@@ -173,19 +173,22 @@ def _contrastive(config, mesh) -> Task:
     if config.cache:
         if config.crop:
             raise InputError("config.cache keeps features of whole images, config.crop cuts them anew; choose one")
-        start, stream, left_out = pairs.cached(start, stream)
-    one = example(start.prepare({"images": stream.images[np.arange(1)], "texts": ["a"]}))
+        method, one = methods.parse(config.method), _one_of(start, stream)
+        rates = methods.adapt(method, start.module, start.params, one, fresh=start.fresh).rates
+        start, stream, left_out = pairs.cached(start, stream, rates)
     pair_loss = partial(objectives.contrastive, name=config.objective, parts=config.accumulate, mesh=mesh)
-    highest = config.temperature_limit
+    highest = config.temperature_limit if config.objective == "clip" else 0.0
+    if highest and highest < 1:
+        raise InputError(f"config.temperature_limit is {highest:g}; expected at least 1, or 0 for none")
     return Task(
         stream,
-        partial(_ready_pairs, start),
+        _told_of_one_caption(start.ready),
         start.module,
         start.module,
         start.params,
         lambda adapted: pair_loss(adapted.model),
         partial(_measured_pairs, stream, start.prepare, mesh),
-        one,
+        _one_of(start, stream),
         fresh=start.fresh,
         limits={"logit_scale": (0.0, math.log(highest))} if highest else {},
         notice=partial(_at_the_limit, highest),
@@ -197,11 +200,23 @@ def _contrastive(config, mesh) -> Task:
     )
 
 
-def _ready_pairs(start, batch):
-    texts = batch["texts"]
-    if len(texts) > 1 and len(set(texts)) == 1:
-        log.warning("a batch in which all %d captions are the same, as '%s', teaches nothing", len(texts), texts[0])
-    return {"inputs": start.prepare(batch), "cut": start.cut(texts)}
+def _one_of(start, stream):
+    return example(start.prepare({"images": stream.images[np.arange(1)], "texts": ["a"]}))
+
+
+def _told_of_one_caption(ready):
+    """The same, which logs the first batch in which all captions are the same."""
+    told = []
+
+    def tell(batch):
+        texts = batch["texts"]
+        if len(texts) > 1 and len(set(texts)) == 1 and not told:
+            told.append(texts[0])
+            message = "a batch in which all %d captions are the same, as '%s', teaches nothing; this is said once"
+            log.warning(message, len(texts), texts[0])
+        return ready(batch)
+
+    return tell
 
 
 def _at_the_limit(highest, row) -> str:

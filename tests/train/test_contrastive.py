@@ -1,6 +1,7 @@
 """A dual encoder from a config: trained, measured, exported, and started from the towers of others."""
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def test_the_result_is_a_checkpoint_like_any_other_and_transformers_computes_the
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-def test_locked_image_tuning_is_rules_and_the_locked_features_can_be_kept(file, captioned, tmp_path):
+def test_locked_image_tuning_is_rules_and_the_locked_features_can_be_kept(file, captioned, tmp_path, caplog):
     vit = models.build("vit", image=(8, 8), patch=4, width=16, depth=1, heads=2)
     tree = jax.jit(partial(models.complete, vit, tree={}, example=vit.config.inputs))(jax.random.key(5))
     checkpoints.save(tmp_path / "vit", vit, tree)
@@ -107,6 +108,11 @@ def test_locked_image_tuning_is_rules_and_the_locked_features_can_be_kept(file, 
         prepared(file, *flags, "cache=True", "crop=(0.3, 0.4)")
     with pytest.raises(InputError, match=r"config.cache: the images of glyph_captions are made anew in every step"):
         prepared(file, "cache=True")
+    for method in ("finetune", "scratch"):
+        with pytest.raises(InputError, match="tower that does not learn; config.method trains vision/"):
+            prepared(file, *flags, "cache=True", f"method={method}")
+    prepared(file, *flags, "method=scratch")
+    assert f"'scratch' starts at random: of {tmp_path / 'vit'} nothing but the architecture is taken" in caplog.text
 
 
 def test_the_towers_are_any_models_of_images_and_texts(file, bert, captioned, tmp_path):
@@ -145,6 +151,22 @@ def test_the_towers_are_any_models_of_images_and_texts(file, bert, captioned, tm
     assert cli.main(["export", f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'hf'}", "--format=hf"]) == 2
 
 
+@pytest.mark.parametrize(
+    ("method", "pattern"),
+    [
+        ("finetune", ".*"),
+        ("lora(rank=2)", ".*/lora/[ab]"),
+        ("bitfit", "(.*/)?bias"),
+        ("top_blocks(1)", ".*norm.*|.*block_.*"),
+    ],
+)
+def test_every_method_trains_a_pretrained_dual_encoder_which_has_no_new_head(file, method, pattern):
+    rates = prepared(file, "backbone=glyphs-clip", f"method={method}").adapted.rates
+    learns = {path for path, rate in rates.items() if rate}
+    assert learns and all(re.fullmatch(pattern, path) for path in learns)
+    assert {path.split("/")[0] for path in learns} >= {"vision", "text"}
+
+
 def test_inspect_counts_the_step(file):
     (report,) = inspection.of_train(config.load("train", file, [])[1])
     assert report["flops_per_step"] > 0 and report["percent"] == 100
@@ -154,7 +176,12 @@ def test_inspect_counts_the_step(file):
     ("flags", "message"),
     [
         (["objective=clipp"], r"config.objective: unknown 'clipp'; did you mean 'clip'"),
-        (["objective=siglip"], r"'siglip' needs a bias; set config.model.logit_bias"),
+        (
+            ["objective=siglip"],
+            r"needs a bias; set config.model.logit_bias, .*, and config.model.logit_scale, at 2.3026",
+        ),
+        (["objective=siglip", "backbone=glyphs-clip"], r"needs a bias; backbone 'glyphs-clip' has none; train it with"),
+        (["temperature_limit=-1.0"], r"config.temperature_limit is -1; expected at least 1, or 0 for none"),
         (["model.projection=0", "model.text.width=32"], r"embeddings of widths 16 and 32 do not compare"),
         (["model.text.vocabulary=100"], r"tokenizer has 514 tokens, config.model.text.vocabulary is 100"),
         (["model.text.eos_token=7"], r"ends texts with 513, config.model.text.eos_token is 7"),
@@ -177,8 +204,35 @@ def test_captions_that_are_too_long_are_counted_and_a_batch_of_one_caption_is_to
     batch = task.ready({"images": images, "texts": ["seven " * 30, "a", "b"]})
     assert batch["cut"].tolist() == [True, False, False]
     assert "1 of 3 texts were cut off" in caplog.text
-    task.ready({"images": images, "texts": ["seven"] * 3})
-    assert "a batch in which all 3 captions are the same, as 'seven'" in caplog.text
+    for _ in range(2):
+        task.ready({"images": images, "texts": ["seven"] * 3})
+    assert caplog.text.count("a batch in which all 3 captions are the same, as 'seven'") == 1
+
+
+def test_a_tokenizer_that_ends_no_text_as_the_tower_reads_it_is_refused(file, bert, tmp_path):
+    """The tower would read the first token of every text, before which there is nothing."""
+    with pytest.raises(InputError, match=r"config.tokenizer ends texts with 3, config.model.text.eos_token is 513"):
+        prepared(file, f"tokenizer={bert}")
+    (tmp_path / "merges.txt").write_text("")
+    with pytest.raises(InputError, match=r"^config.tokenizer: tokenizer.json is not there, nor vocab.txt"):
+        prepared(file, f"tokenizer={tmp_path}")
+
+
+def test_crops_become_squares_and_pairs_that_are_held_out_are_seen_whole(file, captioned, tmp_path):
+    """As open_clip trains: the crop is resized to the model's image, and nothing more is cut off."""
+    flags = "data=tfds:things?caption=name", f"data_dir={captioned}", "batch=4", "mesh.data=1", "mesh.rest=-1"
+    own = tmp_path / "crops.py"
+    own.write_text(
+        FILE.replace("channels=1", "channels=3").replace("pairs = dict(", "pairs = dict(preprocessor=dict(KIND), ")
+        + 'KIND = {"image_processor_type": "CLIPImageProcessor"}\n'
+    )
+    image = np.zeros((16, 8, 3), np.uint8)
+    image[:4], image[12:] = 255, 255
+    for crop, ends in ((("crop=(0.5, 1.0)",), 1.9), ((), -1.7)):
+        task = prepared(str(own), *flags, *crop).task
+        seen = task.ready({"images": [image], "texts": ["a"]})["inputs"]["pixel_values"][0]
+        assert seen.shape == (8, 8, 3)
+        np.testing.assert_allclose(seen[[0, -1]].mean(), ends, atol=0.2)
 
 
 def test_a_temperature_at_its_limit_is_told_once_and_one_that_diverges_ends_the_run(file, tmp_path, caplog):
