@@ -233,5 +233,5 @@ def protocol(curve: Curve, rows: list[Row]) -> list[str]:
         how = f"{arm.steps} steps of {config.batch}, {arm.optimiser.name}, {arm.optimiser.schedule}"
         lines.append(f"{arm.name}: {how}, {grid}{edge}.")
     for name, labels in worth(rows).items():
-        lines.append(f"{ZERO_SHOT} is worth {labels} labels per class of {name}, by log-linear interpolation.")
+        lines.append(f"{ZERO_SHOT} is worth {labels} training labels per class of {name}, by log-linear interpolation.")
     return lines

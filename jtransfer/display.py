@@ -1,5 +1,6 @@
 """What a run looks like in a terminal: live where there is one, one line at a time where there is not."""
 
+import math
 import time
 
 from rich import box
@@ -132,7 +133,8 @@ class TrainProgress(Live):
     def __call__(self, row, speed):
         names = ["loss", *(name for name in row if name not in ("step", "loss"))]
         values = "  ".join(f"{name} {row[name]:.4g}" for name in names)
-        self.say(f"{row['step']:>7}  {values}  {speed:.0f} {self.what}/s")
+        pace = "" if math.isnan(speed) else f"  {speed:.0f} {self.what}/s"
+        self.say(f"{row['step']:>7}  {values}{pace}")
         self.progress.update(self.task, completed=row["step"])
 
 

@@ -1,7 +1,7 @@
 """Emoji of 64 pixels with their names and keywords, in the styles of several vendors: a small CLIP from scratch.
 
 jtransfer train --config=configs/clip/emoji.py --workdir=runs/emoji --config.data_dir=DIR
-jtransfer train --config=configs/clip/emoji.py:only=noto+twemoji,test_only=openmoji,pairs=2000 --workdir=runs/emoji_2000
+jtransfer train --config=configs/clip/emoji.py:only=noto+twemoji,test_only=openmoji,pairs=2000 --workdir=runs/two_styles
 """
 
 from ml_collections import ConfigDict
@@ -23,7 +23,7 @@ def get_config(arg: str = ""):
             "tokenizer": "openai/clip-vit-base-patch32",
             "templates": ("{}", "an emoji of {}", "a picture of {}"),
             "crop": (0.7, 1.0),
-            "load": {"tokens": 24},
+            "load": {"tokens": 24},  # of names with keywords; positions after that are there, but nothing trains them
             "model": {
                 "architecture": "clip",
                 "vision": {"image": (64, 64), "patch": 16, "width": 96, "depth": 4, "heads": 4},

@@ -2,8 +2,10 @@
 
 import json
 import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,7 +103,8 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], No
     Args:
         run: What to do.
         directory: The run's, local or in an object store.
-        on_row: Called with every row of metrics and the examples per second since the last.
+        on_row: Called with every row of metrics and the examples per second since the last, without the first step,
+            which compiles; nan where there was no other.
 
     Returns:
         The rows of `metrics.jsonl`.
@@ -114,26 +117,31 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], No
     claim(directory, resolved(config) | {"fingerprints": run.fingerprints})
     step, state, frozen, evaluate = _programs(run)
 
-    with Store(directory / "checkpoints") as store:
+    with Store(directory / "checkpoints") as store, _board(directory, store.latest or 0) as board:
         rows, start = [], store.latest or 0
         if start:
             state = store.restore(start, _abstract(state))
             rows = [row for row in _read(directory / "metrics.jsonl") if row["step"] <= start]
-        board = _board(directory, start)
-        pending, began, noticed = [], time.perf_counter(), False
+        pending, timed, began, noticed = [], 0, math.nan, False
         batches = ahead(map(run.task.ready, run.task.stream.batches(start)))
         try:
             for number in range(start + 1, config.steps + 1):
                 batch = sharding.assemble(next(batches), config.batch, mesh)
                 state, metrics = step(state, frozen, batch)
                 pending.append(metrics)
-                if number % config.log_every and number != config.steps:
+                if number == start + 1:
+                    jax.block_until_ready(metrics)
+                    began = time.perf_counter()
+                else:
+                    timed += 1
+                if number % config.log_every and number not in (1, config.steps):
                     continue
-                row, speed = _row(number, pending, store), len(pending) * config.batch / (time.perf_counter() - began)
+                row = _row(number, pending, store)
+                speed = timed * config.batch / (time.perf_counter() - began) if timed else math.nan
                 if number % config.eval_every == 0 or number == config.steps:
                     row |= evaluate(state, frozen)
                 rows.append(row)
-                board(row | {f"{run.task.stream.kind}s_per_second": speed})
+                board(row | ({f"{run.task.stream.kind}s_per_second": speed} if timed else {}))
                 on_row(row, speed)
                 if (said := run.task.notice(row)) and not noticed:
                     noticed = True
@@ -141,7 +149,7 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], No
                 if number % config.checkpoint_every == 0 or number == config.steps:
                     _write(directory / "metrics.jsonl", rows)
                     store.save(number, state)
-                pending, began = [], time.perf_counter()
+                pending, timed, began = [], 0, time.perf_counter()
         finally:  # after a NaN or Ctrl-C too; what comes after the newest checkpoint is written again by the next run
             batches.close()
             _write(directory / "metrics.jsonl", rows)
@@ -217,21 +225,23 @@ def _write(path: epath.Path, rows: list[Row]) -> None:
         files.write(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _board(directory: epath.Path, start: int) -> Callable[[Row], None]:
-    """Write rows as TensorBoard scalars, over what an earlier run wrote after step `start`."""
+@contextmanager
+def _board(directory: epath.Path, start: int) -> Iterator[Callable[[Row], None]]:
+    """What writes rows as TensorBoard scalars, over what an earlier run wrote after step `start`."""
     if not hosts.is_first():
-        return lambda row: None
+        yield lambda row: None
+        return
     from tensorboardX import SummaryWriter
 
-    writer = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1 if start else None)
+    with SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1 if start else None) as writer:
 
-    def write(row):
-        for name, value in row.items():
-            if name != "step":
-                writer.add_scalar(name, value, row["step"])
-        writer.flush()
+        def write(row):
+            for name, value in row.items():
+                if name != "step":
+                    writer.add_scalar(name, value, row["step"])
+            writer.flush()
 
-    return write
+        yield write
 
 
 def _save_model(run: Run, state: TrainState, frozen: Tree, directory: epath.Path) -> None:

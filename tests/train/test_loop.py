@@ -74,7 +74,7 @@ def checkpoint_of(directory, step):
 def test_metrics_are_written_as_rows_and_the_model_loads_as_a_backbone(whole, file):
     directory, rows = whole
     assert [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()] == rows
-    assert [row["step"] for row in rows] == [5, 10, 15, 20]
+    assert [row["step"] for row in rows] == [1, 5, 10, 15, 20]
     assert all({"loss", "accuracy", "grad_norm"} <= row.keys() for row in rows)
     assert [row["step"] for row in rows if "test_accuracy" in row] == [10, 20]
     assert any((directory / "tensorboard").iterdir())
@@ -134,7 +134,7 @@ def test_a_loss_that_becomes_nan_names_the_step_and_keeps_the_last_good_checkpoi
         assert store.latest == 10
     assert all(np.isfinite(leaf).all() for leaf in checkpoint_of(tmp_path, 10).values())
     assert not (tmp_path / "model").exists()
-    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [5, 10]
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 5, 10]
 
 
 def test_a_finished_run_does_nothing_more_and_another_config_is_refused(whole, file):
@@ -202,7 +202,7 @@ def test_texts_train_a_text_backbone_that_keeps_its_tokenizer_and_goes_on_bit_id
     flags = (f"--config.backbone={bert}", f"--config.data_dir={reviews}", "--config.steps=4")
     run = prepared(str(tmp_path / "train.py"), *flags)
     rows = loop.train(run, tmp_path / "whole", lambda row, speed: None)
-    assert [row["step"] for row in rows] == [2, 4]
+    assert [row["step"] for row in rows] == [1, 2, 4]
 
     class Stop(Exception):
         pass
