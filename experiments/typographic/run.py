@@ -44,7 +44,7 @@ def main(argv):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", required=True, help="where emoji_captions is prepared")
     parser.add_argument("--tokenizer", default="openai/clip-vit-base-patch32", help="CLIP's merges, or a checkpoint")
-    parser.add_argument("--shares", type=float, nargs="+", default=[0, 0.1, 0.5], help="of images with a word")
+    parser.add_argument("--shares", type=float, nargs="+", default=[0, 0.1, 0.25, 0.5], help="of images with a word")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--workdir", type=Path, required=True)
     options = parser.parse_args(argv)

@@ -1,8 +1,11 @@
 """A labelled dataset as every reader gives it, and the fingerprint that tells one from another."""
 
 import hashlib
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -56,6 +59,19 @@ class Dataset:
     kind: str = "image"
     note: str = ""
     captions: Lazy | None = None
+
+
+@lru_cache(maxsize=1)
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="jtransfer-each")
+
+
+def each(call: Callable, *items: Iterable) -> list:
+    """`list(map(call, *items))` by as many threads as there are cores: PIL decodes and resizes without Python's lock.
+
+    The call must not use `each` itself.
+    """
+    return list(_threads().map(call, *items))
 
 
 def fingerprint(dataset: Dataset) -> str:

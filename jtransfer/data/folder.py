@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 from etils import epath
 
-from jtransfer.data.dataset import Dataset, Lazy
+from jtransfer.data.dataset import Dataset, Lazy, each
 from jtransfer.data.splits import hold_out_a_fifth
 from jtransfer.errors import InputError, nearest
 
@@ -47,7 +47,7 @@ def read(name: str, directory: str) -> Dataset:
         pool, test = hold_out_a_fifth(labels, directory, "DIR/train and DIR/test")
 
     def read_rows(rows: np.ndarray) -> list[np.ndarray]:
-        return [decode(_content(files[row]), str(files[row])) for row in rows]
+        return each(lambda row: decode(_content(files[row]), str(files[row])), rows)
 
     identity = "\n".join(f"{file.relative_to(root)} {file.stat().length}" for file in files)
     note = "The fingerprint of the data is over names and sizes of its files, not over every byte."

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from jtransfer.data.dataset import each
 from jtransfer.errors import InputError, nearest
 
 HALF = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
@@ -145,7 +146,8 @@ class Processor:
         """
         images = check_images(images)
         pixels = np.empty((len(images), *self.shape), np.float32)
-        for row, image in enumerate(images):
+
+        def fill(row, image):
             found = np.asarray(self.stepped(to_pil(image, row, self.shape[-1])))
             found = found.reshape(*found.shape[:2], -1)
             if found.shape != self.shape:
@@ -153,6 +155,8 @@ class Processor:
                     f"image {row} is {list(found.shape)}; expected {list(self.shape)}: nothing is resized here"
                 )
             pixels[row] = ((found * self.factor).astype(np.float32) - self.mean) / self.std
+
+        each(fill, range(len(images)), images)
         return {"pixel_values": pixels}
 
     @property

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from jtransfer.data.dataset import Dataset, Lazy
+from jtransfer.data.dataset import Dataset, Lazy, each
 from jtransfer.data.folder import decode
 from jtransfer.data.splits import hold_out_a_fifth, hold_out_the_last
 from jtransfer.errors import InputError, nearest
@@ -360,15 +360,11 @@ def _reader(data: Prepared, source: Any, inputs: tuple[str, ...], kind: str) -> 
     skip = dict.fromkeys(inputs, data.tfds.decode.SkipDecoding())
 
     def read_rows(rows: np.ndarray) -> list:
-        found = []
-        for row, record in zip(rows, _get(data, source, rows), strict=True):
-            parts = only.deserialize_example_np(record, decoders=skip)
-            if kind == "image":
-                found.append(decode(parts[inputs[0]], f"{row} of {data.name}"))
-            else:
-                texts = tuple(parts[key].decode("utf-8", "replace") for key in inputs)
-                found.append(texts if len(texts) > 1 else texts[0])
-        return found
+        found = [only.deserialize_example_np(record, decoders=skip) for record in _get(data, source, rows)]
+        if kind == "image":
+            return each(lambda row, parts: decode(parts[inputs[0]], f"{row} of {data.name}"), rows, found)
+        texts = [tuple(parts[key].decode("utf-8", "replace") for key in inputs) for parts in found]
+        return [own if len(own) > 1 else own[0] for own in texts]
 
     return read_rows
 
