@@ -1,11 +1,25 @@
 """What a user can put right: one line that names the thing, the place, what was expected and the nearest choice."""
 
 import difflib
+import logging
 from collections.abc import Iterable
+from typing import Any
 
 
 class InputError(ValueError):
     """Input that cannot be used as it is. The command line prints it as one line and exits with code 2."""
+
+
+class Once:
+    """A warning that is logged the first time alone."""
+
+    def __init__(self):
+        self.said = False
+
+    def __call__(self, message: str, *values: Any) -> None:
+        if not self.said:
+            self.said = True
+            logging.getLogger("jtransfer").warning(f"{message}; this is said once", *values)
 
 
 MOST = 40

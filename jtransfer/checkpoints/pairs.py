@@ -149,8 +149,8 @@ def of_tower(tree: Tree, name: str) -> Tree:
 
 def _tower(name, of, options) -> Backbone:
     """The tower for images or texts of a backbone, or the backbone, which is one, without a head."""
-    options = options_of(options)
-    backbone = load(of, **(options if name == "vision" else {"dtype": options["dtype"]}), sharding="host")
+    options = {key: value for key, value in options_of(options).items() if name == "vision" or key == "dtype"}
+    backbone = load(of, **options, sharding="host")
     if hasattr(backbone.config, name):
         return backbone.tower(name)
     if INPUTS[name] not in backbone.config.inputs:

@@ -6,7 +6,6 @@ seen. Of several captions one is drawn anew each time that its image comes, and 
 
 import dataclasses
 import hashlib
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,14 +17,12 @@ from jtransfer.data import glyphs, npz, tfds
 from jtransfer.data.dataset import fingerprint
 from jtransfer.data.streams import Rows
 from jtransfer.data.subsets import epochs
-from jtransfer.errors import InputError, nearest
-
-log = logging.getLogger("jtransfer")
+from jtransfer.errors import InputError, Once, nearest
 
 HELD_OUT = 2048
 """Pairs that are held out, at most."""
 
-INSTEAD = "another pair is drawn in its place, as for every such row; this is said once"
+INSTEAD = "another pair is drawn in its place, as for every such row"
 
 PLAIN = ("{}",)
 """The template that leaves a caption as it is."""
@@ -127,15 +124,13 @@ def open_pairs(
 def _captioned(dataset, batch, share, seed, templates, crop) -> PairStream:
     """The pool of a dataset whose rows have captions."""
 
-    told: list[int] = []
+    warn = Once()
 
     def described(rows, number):
         """Some rows and their captions; a row that has none gives way to another that is drawn in its place."""
         captions = _captions(dataset, rows)
         for i in (i for i, own in enumerate(captions) if not own):
-            if not told:
-                told.append(rows[i])
-                log.warning("config.data: %s", f"the caption of row {rows[i]} of {dataset.name} is empty; {INSTEAD}")
+            warn("config.data: the caption of row %d of %s is empty; %s", rows[i], dataset.name, INSTEAD)
             draws = np.random.default_rng((seed, number, share.start + i + 1))
             while not captions[i]:
                 rows[i] = draws.choice(dataset.pool)

@@ -4,7 +4,6 @@
 `merges.txt` (BPE). Whatever else there is, transformers reads, where it is installed.
 """
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -16,9 +15,7 @@ from etils import epath
 from tokenizers import models
 
 from jtransfer.data.tokenizer_files import content, optional, read, reason
-from jtransfer.errors import InputError, nearest
-
-log = logging.getLogger("jtransfer")
+from jtransfer.errors import InputError, Once, nearest
 
 LENGTHS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 """What texts are padded to, up to the model's own longest: few shapes, so that jit compiles a model a few times.
@@ -79,7 +76,7 @@ class Tokenizer:
     pad: int
     side: str
     where: str
-    _told: list[str] = field(default_factory=list, repr=False)
+    _warn: Once = field(default_factory=Once, repr=False)
 
     def __call__(
         self,
@@ -89,18 +86,7 @@ class Tokenizer:
         length: int | None = None,
         side: str | None = None,
     ) -> dict[str, np.ndarray]:
-        """The model's input for some texts: `read` without which of them were cut."""
-        return self.read(texts, pairs, length=length, side=side)[0]
-
-    def read(
-        self,
-        texts: Sequence[str],
-        pairs: Sequence[str] | None = None,
-        *,
-        length: int | None = None,
-        side: str | None = None,
-    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """The model's input for some texts, and which of them were cut.
+        """The model's input for some texts.
 
         Args:
             texts: Of any lengths. Those that are too long are cut; how many is logged the first time.
@@ -111,11 +97,15 @@ class Tokenizer:
 
         Returns:
             Arrays `[n, length]` int32: `input_ids`, and `attention_mask` and `token_type_ids` where the model takes
-            them and its tokenizer gives them; and `[n]` bool.
+            them and its tokenizer gives them.
 
         Raises:
             InputError: something that is no list of texts, or a length that the model has no positions for.
         """
+        return self.read(texts, pairs, length, side)[0]
+
+    def read(self, texts, pairs=None, length=None, side=None) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """What a call gives, and which of the texts were cut `[n]`."""
         texts = check_texts(texts, "texts")
         if pairs is not None and len(check_texts(pairs, "pairs")) != len(texts):
             raise InputError(f"there are {len(texts)} texts, but {len(pairs)} pairs")
@@ -134,7 +124,8 @@ class Tokenizer:
         if length is None and not self.whole:
             limit = min(limit, next((fixed for fixed in LENGTHS if fixed >= longest), limit))
         cut = np.array([was_cut for _, _, was_cut in encoded])
-        self._tell(cut.sum(), len(texts))
+        if cut.any():
+            self._warn("%s: %d of %d texts were cut off", self.where, cut.sum(), len(texts))
         shape = len(texts), limit
         arrays = {"input_ids": np.full(shape, self.pad, np.int32), "attention_mask": np.zeros(shape, np.int32)}
         arrays["token_type_ids"] = np.zeros(shape, np.int32)
@@ -163,11 +154,6 @@ class Tokenizer:
         if any((row < 0).any() for row in rows):
             raise InputError("ids: expected numbers of tokens, there are negative ones")
         return self.back([row.astype(int).tolist() for row in rows])
-
-    def _tell(self, cut, texts):
-        if cut and not self._told:
-            self._told.append("")
-            log.warning("%s: %d of %d texts were cut off; this is said once", self.where, cut, texts)
 
 
 def check_texts(texts: Any, name: str) -> Sequence[str]:

@@ -70,8 +70,9 @@ def learn(*rules: tuple[str, float]) -> Callable[[Collection[str]], Rates]:
     """
 
     def rates(paths):
-        headless = not any(path.startswith("head/") for path in paths)
-        return label(paths, [*(rule for rule in rules if rule != HEAD or not headless), (".*", FROZEN)])
+        headed = any(path.startswith("head/") for path in paths)
+        own = [rule for rule in rules if headed or rule is not HEAD]  # one that a user wrote is kept, to be refused
+        return label(paths, [*own, (".*", FROZEN)])
 
     return rates
 

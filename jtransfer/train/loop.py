@@ -17,7 +17,7 @@ from jtransfer import checkpoints, files, methods
 from jtransfer.checkpoints.store import Store
 from jtransfer.config import resolved
 from jtransfer.data.streams import ahead
-from jtransfer.errors import InputError
+from jtransfer.errors import InputError, Once
 from jtransfer.models import SOURCE_HEAD, STATISTICS
 from jtransfer.train import hosts, sharding
 from jtransfer.train.optimiser import Optimiser
@@ -122,7 +122,7 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], No
         if start:
             state = store.restore(start, _abstract(state))
             rows = [row for row in _read(directory / "metrics.jsonl") if row["step"] <= start]
-        pending, timed, began, noticed = [], 0, math.nan, False
+        pending, timed, began, warn = [], 0, math.nan, Once()
         batches = ahead(map(run.task.ready, run.task.stream.batches(start)))
         try:
             for number in range(start + 1, config.steps + 1):
@@ -143,9 +143,8 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], No
                 rows.append(row)
                 board(row | ({f"{run.task.stream.kind}s_per_second": speed} if timed else {}))
                 on_row(row, speed)
-                if (said := run.task.notice(row)) and not noticed:
-                    noticed = True
-                    log.warning(said)
+                if said := run.task.notice(row):
+                    warn("%s", said)
                 if number % config.checkpoint_every == 0 or number == config.steps:
                     _write(directory / "metrics.jsonl", rows)
                     store.save(number, state)

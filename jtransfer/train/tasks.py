@@ -5,7 +5,6 @@ the loop does the rest.
 """
 
 import json
-import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from jtransfer.checkpoints import pairs
 from jtransfer.checkpoints.inputs import as_they_are, example, load_for, tokenizer_files
 from jtransfer.data.pairs import PairStream, open_pairs
 from jtransfer.data.streams import Stream, ahead, open_stream
-from jtransfer.errors import InputError, nearest
+from jtransfer.errors import InputError, Once, nearest
 from jtransfer.evaluate import zero_shot
 from jtransfer.evaluate.retrieval import ranks
 from jtransfer.evaluate.similarity import alignment, uniformity
@@ -31,8 +30,6 @@ from jtransfer.models import Classifier, build
 from jtransfer.train import sharding
 from jtransfer.train.trials import predict
 from jtransfer.tree import Tree, merge
-
-log = logging.getLogger("jtransfer")
 
 BLOCK = 512
 """Examples that are evaluated at once."""
@@ -206,14 +203,12 @@ def _one_of(start, stream):
 
 def _told_of_one_caption(ready):
     """The same, which logs the first batch in which all captions are the same."""
-    told = []
+    warn = Once()
 
     def tell(batch):
         texts = batch["texts"]
-        if len(texts) > 1 and len(set(texts)) == 1 and not told:
-            told.append(texts[0])
-            message = "a batch in which all %d captions are the same, as '%s', teaches nothing; this is said once"
-            log.warning(message, len(texts), texts[0])
+        if len(texts) > 1 and len(set(texts)) == 1:
+            warn("a batch in which all %d captions are the same, as '%s', teaches nothing", len(texts), texts[0])
         return ready(batch)
 
     return tell

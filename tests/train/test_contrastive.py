@@ -166,6 +166,8 @@ def test_every_method_trains_a_pretrained_dual_encoder_which_has_no_new_head(fil
     learns = {path for path, rate in rates.items() if rate}
     assert learns and all(re.fullmatch(pattern, path) for path in learns)
     assert {path.split("/")[0] for path in learns} >= {"vision", "text"}
+    with pytest.raises(InputError, match=r"rule 'head/\.\*' matches none"):
+        prepared(file, "backbone=glyphs-clip", "method=rules('head/.*', 'text/.*')")
 
 
 def test_inspect_counts_the_step(file):
