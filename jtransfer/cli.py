@@ -35,10 +35,10 @@ EPILOG = """examples:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command and return the exit code: 0, 2 for input to put right, 130 when interrupted."""
+    """Run a command and return the exit code: 0, 2 for input to put right, 74 for a full disk, 130 when interrupted."""
     argv = sys.argv[1:] if argv is None else argv
     arguments, overrides = _parse(argv)
-    from jtransfer.errors import InputError
+    from jtransfer.errors import InputError, MachineError
 
     try:
         from jtransfer import commands
@@ -47,6 +47,9 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(f"jtransfer: error: {error}", file=sys.stderr)
         return 2
+    except (MachineError, OSError) as error:
+        print(f"jtransfer: error: {error}", file=sys.stderr)
+        return MachineError.CODE
     except KeyboardInterrupt:
         print("jtransfer: interrupted; the same command goes on from here", file=sys.stderr)
         return 130

@@ -10,6 +10,17 @@ class InputError(ValueError):
     """Input that cannot be used as it is. The command line prints it as one line and exits with code 2."""
 
 
+class Damaged(InputError):
+    """A file that a run wrote, and that is not as it was written. The message names it and the way out."""
+
+
+class MachineError(RuntimeError):
+    """What the machine refuses: a full disk, a read-only directory. The command line prints it as one line, code 74."""
+
+    CODE = 74
+    """EX_IOERR of sysexits.h: nothing in the input has to change, the same command goes on when there is room."""
+
+
 class Once:
     """A warning that is logged the first time alone."""
 

@@ -1,9 +1,11 @@
-"""Files on a disk or in an object store: written whole, so that a reader finds the old content or the new; JSON."""
+"""Files on a disk or in an object store: where they are, written whole, and read back only as they were written."""
 
 import ctypes
+import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,39 +13,180 @@ from typing import Any
 
 from etils import epath
 
-from jtransfer.errors import InputError
+from jtransfer.errors import Damaged, InputError, MachineError
+
+SCHEMES = ("gs", "s3")
+"""Of the object stores that paths may name."""
+
+
+def path(words: epath.PathLike, what: str) -> epath.Path:
+    """The path that a user's words name; every path of a config or a command line is made here.
+
+    Args:
+        words: `~` is the home directory; `gs://...` is an object store.
+        what: What names it, for errors, as "--workdir".
+
+    Raises:
+        InputError: no words, a user or an object store that is not known, or a character that no path can have.
+    """
+    text = os.fspath(words)
+    if not text.strip():
+        raise InputError(f"{what} is empty; expected a path")
+    if "\0" in text:
+        raise InputError(f"{what} {text!r} holds a NUL character, which no path can have")
+    scheme, colon, rest = text.partition("://")
+    if colon and (scheme not in SCHEMES or not rest.strip("/")):
+        expected = ", ".join(f"{name}://BUCKET/..." for name in SCHEMES)
+        raise InputError(f"{what} {text}: expected a path on a disk, or {expected}")
+    if not colon and text.startswith("~"):
+        text = os.path.expanduser(text)
+        if text.startswith("~"):
+            raise InputError(f"{what} {text}: there is no user of that name; for a directory called so, write ./{text}")
+    return epath.Path(text)
 
 
 def write(path: epath.PathLike, content: bytes | str) -> None:
-    """Write all of a file at once.
+    """Write all of a file at once, and have it on the disk when this returns.
 
     An object store replaces an object atomically; on a disk a temporary file beside it takes its name. No directory
     is renamed, and nothing is appended.
+
+    Raises:
+        MachineError: it cannot be written. What was there before is there still.
     """
     path = epath.Path(path)
     content = content.encode() if isinstance(content, str) else content
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if "://" in os.fspath(path):
-        path.write_bytes(content)
-    else:
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if "://" in os.fspath(path):
+            path.write_bytes(content)
+            return
         draft = path.parent / f".{path.name}.{os.getpid()}.draft"
-        draft.write_bytes(content)
-        draft.replace(path)
+        try:
+            draft.write_bytes(content)
+            _sync(draft)
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+        _sync(path.parent)
+
+
+@contextmanager
+def writing(path: epath.PathLike) -> Iterator[None]:
+    """What the machine refuses within this block, said as one line that names the path and what to do.
+
+    Raises:
+        MachineError: for any `OSError`, and for an object store whose client is not installed.
+    """
+    try:
+        yield
+    except (OSError, ImportError) as error:
+        why = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), type(error).__name__)
+        raise MachineError(
+            f"{path} cannot be written: {why}; make room or choose another place, and the same command goes on"
+        ) from error
+
+
+def read(path: epath.PathLike, most: int) -> bytes:
+    """All of a file that somebody else wrote, if it is a plain file of at most `most` bytes.
+
+    A pipe or a device would keep a reader waiting for ever.
+
+    Raises:
+        OSError: it cannot be read, or is no plain file, or is larger.
+    """
+    path = epath.Path(path)
+    if "://" not in os.fspath(path):
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(None, f"{'a directory' if stat.S_ISDIR(status.st_mode) else 'a pipe or device'}, not a file")
+        length = status.st_size
+    else:
+        length = path.stat().length
+    if length > most:
+        raise OSError(None, f"{length:,} bytes; at most {most:,} are read")
+    return path.read_bytes()
 
 
 def read_json(path: epath.Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """The object in a JSON file that somebody else wrote.
 
     Raises:
-        InputError: the file is damaged.
+        InputError: the file is damaged, or larger than any such file is.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read(path, LARGEST_JSON).decode("utf-8"))
         if not isinstance(values, dict):
             raise ValueError("not an object")
     except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"{path}: expected a JSON object ({error})") from None
     return values
+
+
+LARGEST_JSON = 1 << 28
+"""Bytes; the largest `tokenizer.json` on the hub has a tenth of that."""
+
+FORMAT, SEAL = "format", "sha256"
+"""Keys of a sealed record: the version of what it is part of, and the SHA-256 of the rest."""
+
+
+def seal(values: Mapping[str, Any], version: int) -> dict[str, Any]:
+    """A record with its version and the SHA-256 of its values as canonical JSON, so that a change to it shows."""
+    whole = {FORMAT: version, **values}
+    return whole | {SEAL: _digest(whole)}
+
+
+def unseal(values: Any, where: epath.PathLike, way_out: str) -> tuple[int, dict[str, Any]]:
+    """The version of a record and its values; 1 for one that was written before there were seals.
+
+    Args:
+        values: As they were read.
+        where: Of what, for errors.
+        way_out: What the user can do, for errors.
+
+    Raises:
+        Damaged: no record, or not as it was sealed.
+    """
+    if not isinstance(values, dict):
+        raise Damaged(f"{where} is damaged (not an object); {way_out}")
+    if FORMAT not in values and not isinstance(values.get(SEAL), str):
+        return 1, values
+    whole = {key: value for key, value in values.items() if key != SEAL}
+    version = whole.get(FORMAT)
+    if values.get(SEAL) != _digest(whole) or type(version) is not int:
+        raise Damaged(f"{where} is damaged (its checksum differs); {way_out}")
+    return version, {key: value for key, value in whole.items() if key != FORMAT}
+
+
+def write_record(path: epath.PathLike, values: Mapping[str, Any], version: int) -> None:
+    """Write a sealed record as a file."""
+    write(path, json.dumps(seal(values, version), indent=2) + "\n")
+
+
+def read_record(path: epath.Path, way_out: str) -> tuple[int, dict[str, Any]]:
+    """The version and the values of a record's file.
+
+    Raises:
+        Damaged: it is not as it was written.
+    """
+    try:
+        values = json.loads(read(path, LARGEST_JSON).decode("utf-8"), object_pairs_hook=_once)
+    except (ValueError, OSError, RecursionError) as error:
+        raise Damaged(
+            f"{path} is damaged ({next(iter(str(error).splitlines()), type(error).__name__)}); {way_out}"
+        ) from None
+    return unseal(values, path, way_out)
+
+
+def _once(pairs):
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("a key stands twice")
+    return values
+
+
+def _digest(values) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 RECORD = "jtransfer.json"
