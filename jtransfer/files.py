@@ -99,12 +99,12 @@ def read(path: epath.PathLike, most: int) -> bytes:
     if "://" not in os.fspath(path):
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
-            raise OSError(None, f"{'a directory' if stat.S_ISDIR(status.st_mode) else 'a pipe or device'}, not a file")
+            raise OSError(f"{'a directory' if stat.S_ISDIR(status.st_mode) else 'a pipe or device'}, not a file")
         length = status.st_size
     else:
         length = path.stat().length
     if length > most:
-        raise OSError(None, f"{length:,} bytes; at most {most:,} are read")
+        raise OSError(f"{length:,} bytes; at most {most:,} are read")
     return path.read_bytes()
 
 
