@@ -27,7 +27,7 @@ def path(words: epath.PathLike, what: str) -> epath.Path:
         what: What names it, for errors, as "--workdir".
 
     Raises:
-        InputError: no words, a user or an object store that is not known, or a character that no path can have.
+        InputError: no words, a user or an object store that is not known, or a character that such a path cannot have.
     """
     text = os.fspath(words)
     if not text.strip():
@@ -38,6 +38,8 @@ def path(words: epath.PathLike, what: str) -> epath.Path:
     if colon and (scheme not in SCHEMES or not rest.strip("/")):
         expected = ", ".join(f"{name}://BUCKET/..." for name in SCHEMES)
         raise InputError(f"{what} {text}: expected a path on a disk, or {expected}")
+    if colon and any(mark in rest for mark in "*?["):
+        raise InputError(f"{what} {text} holds '*', '?' or '[', which clients of object stores take for a pattern")
     if not colon and text.startswith("~"):
         text = os.path.expanduser(text)
         if text.startswith("~"):

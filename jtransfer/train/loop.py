@@ -17,7 +17,7 @@ from jtransfer import checkpoints, files, methods
 from jtransfer.checkpoints.store import Store
 from jtransfer.config import resolved
 from jtransfer.data.streams import ahead
-from jtransfer.errors import InputError, Once
+from jtransfer.errors import Damaged, InputError, Once
 from jtransfer.models import SOURCE_HEAD, STATISTICS
 from jtransfer.train import hosts, sharding
 from jtransfer.train.optimiser import Optimiser
@@ -120,8 +120,7 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], No
     with Store(directory / "checkpoints") as store, _board(directory, store.latest or 0) as board:
         rows, start = [], store.latest or 0
         if start:
-            state = store.restore(start, _abstract(state))
-            rows = [row for row in _read(directory / "metrics.jsonl") if row["step"] <= start]
+            state, rows = _restore(store, start, state, directory)
         pending, timed, began, warn = [], 0, math.nan, Once()
         batches = ahead(map(run.task.ready, run.task.stream.batches(start)))
         try:
@@ -147,7 +146,7 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], No
                     warn("%s", said)
                 if number % config.checkpoint_every == 0 or number == config.steps:
                     _write(directory / "metrics.jsonl", rows)
-                    store.save(number, state)
+                    store.save(number, state, {"metrics": rows})
                 pending, timed, began = [], 0, time.perf_counter()
         finally:  # after a NaN or Ctrl-C too; what comes after the newest checkpoint is written again by the next run
             batches.close()
@@ -166,10 +165,10 @@ def restored(run: Run, directory: epath.PathLike) -> tuple[int, Tree]:
     if not directory.exists():  # which opening it would make
         raise InputError(f"workdir {directory.parent}: there is no checkpoint yet")
     _, state, frozen, _ = _programs(run)
-    with Store(directory) as store:
+    with Store(directory, reading=True) as store:
         if (step := store.latest) is None:
             raise InputError(f"workdir {directory.parent}: there is no checkpoint yet")
-        state = store.restore(step, _abstract(state))
+        state, _ = _restore(store, step, state, directory.parent)
     return step, merge(state.average, frozen, _statistics(state))
 
 
@@ -215,8 +214,35 @@ def _abstract(state: TrainState) -> TrainState:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
 
 
-def _read(path: epath.Path) -> list[Row]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def _restore(store: Store, step: int, state: TrainState, directory: epath.Path) -> tuple[TrainState, list[Row]]:
+    """The state at a step, in the layout of `state`, and the rows of metrics up to it.
+
+    The rows come from the checkpoint, so that nothing depends on `metrics.jsonl`, which is written for others to read;
+    checkpoints of format 1 did not have them.
+
+    Raises:
+        Damaged: it is not as it was written, or of another step.
+    """
+    state, about = store.restore(step, _abstract(state))
+    if int(state.step) != step:
+        raise Damaged(
+            f"checkpoint {store.directory / str(step)} is that of step {int(state.step)}, renamed; give it its name "
+            "back, or remove it"
+        )
+    rows = about["metrics"] if "metrics" in about else _rows_of_1(directory / "metrics.jsonl")
+    return state, [row for row in rows if row["step"] <= step]
+
+
+def _rows_of_1(path):
+    if not path.exists():
+        return []
+    try:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        if sorted({row["step"] for row in rows}) != [row["step"] for row in rows]:
+            raise ValueError("its steps do not rise")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise Damaged(f"{path} is damaged ({error}); remove it to go on without what it holds") from None
+    return rows
 
 
 def _write(path: epath.Path, rows: list[Row]) -> None:
