@@ -10,6 +10,10 @@ from jtransfer import files
 from jtransfer.errors import Damaged, InputError
 
 
+MOST = 10
+"""Keys that an error names."""
+
+
 def claim(workdir: epath.Path, config: dict[str, Any], may_grow: tuple[str, ...] = ()) -> dict[str, Any]:
     """Write `config.json`, or check that the one that is there is of the same config.
 
@@ -39,8 +43,10 @@ def claim(workdir: epath.Path, config: dict[str, Any], may_grow: tuple[str, ...]
             if key not in may_grow
         )
         if differing:
+            more = f"; and {len(differing) - MOST} keys more" if len(differing) > MOST else ""
             raise InputError(
-                f"workdir {workdir} belongs to another config: {'; '.join(differing)}; choose another --workdir"
+                f"workdir {workdir} belongs to another config: {'; '.join(differing[:MOST])}{more}; choose another "
+                "--workdir"
             )
         if odd := [key for key in may_grow if type(before.get(key)) is not type(config[key])]:
             raise Damaged(f"{path} is damaged ({odd[0]} is {before.get(odd[0])!r}); choose another --workdir")
