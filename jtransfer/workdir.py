@@ -9,7 +9,6 @@ from etils import epath
 from jtransfer import files
 from jtransfer.errors import Damaged, InputError
 
-
 MOST = 10
 """Keys that an error names."""
 
