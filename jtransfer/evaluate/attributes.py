@@ -145,8 +145,8 @@ def checked(features, labels, attributes, queries):
 
 def _positive(x, what, dtype):
     x = jnp.asarray(x, dtype)
-    if not np.all(np.asarray(x) > 0):
-        raise InputError(f"{what} is {np.asarray(x).tolist()}; expected above 0")
+    if not (np.isfinite(x) & (np.asarray(x) > 0)).all():
+        raise InputError(f"{what} is {np.asarray(x).tolist()}; expected above 0, and finite")
     return x
 
 

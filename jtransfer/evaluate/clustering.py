@@ -48,6 +48,7 @@ def kmeans(key: jax.Array, features, k: int, restarts: int = 10, iterations: int
         raise InputError(f"k is {k}; expected 1..{len(x)}, as there are {len(x)} rows")
     if restarts < 1:
         raise InputError(f"restarts is {restarts}; expected at least 1")
+    checks.fits(len(x) * k, f"distances of {len(x)} rows and {k} centres", "use fewer rows")
     side_by_side = max(1, min(restarts, FLOATS // (len(x) * k)))
     return _best(jax.random.split(key, restarts), checks.floats(x), k, iterations, side_by_side)
 
@@ -126,6 +127,7 @@ def contingency(a, b) -> np.ndarray:
             f"labelings have shapes {list(a.shape)} and {list(b.shape)}; expected [n] twice, of the same rows"
         )
     (left, a), (right, b) = (np.unique(x, return_inverse=True) for x in (a, b))
+    checks.fits(len(left) * len(right), f"counts of {len(left)} labels with {len(right)}", "group them first")
     return np.bincount(a * len(right) + b, minlength=len(left) * len(right)).reshape(len(left), len(right))
 
 

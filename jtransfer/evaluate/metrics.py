@@ -7,6 +7,7 @@ themselves. Every function raises InputError for rows that do not match, no rows
 import numpy as np
 
 from jtransfer.errors import InputError
+from jtransfer.evaluate.checks import one_after_another
 
 
 def accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
@@ -50,7 +51,7 @@ def per_class(predicted: np.ndarray, labels: np.ndarray, classes: int | None = N
     """
     outputs = np.shape(predicted)[1] if np.ndim(predicted) == 2 else 0
     predicted, labels = _predictions(predicted, labels)
-    classes = classes or outputs or int(max(predicted.max(), labels.max())) + 1
+    classes = classes or outputs or _largest(predicted, labels)
     if labels.max() >= classes:
         raise InputError(f"labels: row {labels.argmax()} is {labels.max()}; expected 0..{classes - 1}")
     counts, right = (np.bincount(rows, minlength=classes) for rows in (labels, labels[predicted == labels]))
@@ -71,7 +72,7 @@ def matthews(predicted: np.ndarray, labels: np.ndarray) -> float:
     `(c n - Σ t_k p_k) / √((n² - Σ p_k²) (n² - Σ t_k²))`; 0 where one of the two has a single class.
     """
     predicted, labels = _predictions(predicted, labels)
-    classes, n = int(max(predicted.max(), labels.max())) + 1, len(labels)
+    classes, n = _largest(predicted, labels), len(labels)
     p, t = (np.bincount(x, minlength=classes).astype(np.float64) for x in (predicted, labels))
     norm = np.sqrt((n**2 - p @ p) * (n**2 - t @ t))
     return float(((predicted == labels).sum() * n - t @ p) / norm) if norm else 0.0
@@ -152,6 +153,13 @@ def _predictions(predicted, labels):
         return logits.argmax(1), labels
     labels = _integers(labels, "labels")
     return _integers(predicted, "predictions", len(labels)), labels
+
+
+def _largest(predicted, labels):
+    """As many classes as the largest of both says."""
+    count = int(max(predicted.max(), labels.max())) + 1
+    one_after_another(count, len(labels), "labels")
+    return count
 
 
 def _logits(logits, labels, what="logits"):
