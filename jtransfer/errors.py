@@ -4,7 +4,7 @@ import difflib
 import logging
 import math
 from collections.abc import Iterable, Mapping
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 
@@ -58,7 +58,7 @@ def number(value: Any, what: str, least: float = 0.0, below: float = math.inf, *
     Raises:
         InputError: naming `what` it is.
     """
-    kind = isinstance(value, Real) and not isinstance(value, bool) and (not whole or float(value).is_integer())
+    kind = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
     if not (kind and math.isfinite(value) and least <= value < below):
         upper = "" if math.isinf(below) else f" and below {below:g}"
         raise InputError(f"{what} is {value!r}; expected a {'whole ' * whole}number of at least {least:g}{upper}")
