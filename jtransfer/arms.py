@@ -15,7 +15,7 @@ from jtransfer import checkpoints, methods, models
 from jtransfer.checkpoints import inputs
 from jtransfer.data.dataset import Dataset
 from jtransfer.data.subsets import batches, few_shot, validation_shots
-from jtransfer.errors import InputError, nearest
+from jtransfer.errors import InputError, nearest, number
 from jtransfer.evaluate import zero_shot as by_names
 from jtransfer.models import Classifier, Pixels, PixelsConfig
 from jtransfer.train import Optimiser, TrialData, costs, make_trial, predict_rows, trials
@@ -108,6 +108,8 @@ def build(config, name: str, examples: Examples, backbone: checkpoints.Backbone)
             value and isinstance(value, tuple | list) and all(isinstance(v, int | float) for v in value)
         ):
             raise InputError(f"config.hyper.{name}.{key}: expected a list of numbers, found {value!r}")
+        for v in () if key == "steps" else value:
+            number(v, f"config.hyper.{name}.{key}: a value")
     steps = hyper.pop("steps", config.steps)
     values = {key: tuple(hyper.get(key, (getattr(optimiser, key),))) for key in SEARCHED}
     grid = [dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())]
@@ -138,8 +140,10 @@ def trained(config, arm: Arm, examples: Examples, seeds: int) -> Cell:
         chosen = jnp.where(results.accuracy == accuracy, results.loss, jnp.inf).argmin()
         learned, state = jax.tree.map(lambda leaf: leaf[chosen], (results.trainable, results.state))
         tree, _ = adapted.start(jax.random.split(key)[0], base)
-        right = predict_rows(adapted, tree | learned, state, inputs, test).argmax(-1) == labels[test]
-        return chosen, accuracy, right.mean()
+        logits = predict_rows(adapted, tree | learned, state, inputs, test)
+        right = logits.argmax(-1) == labels[test]
+        finite = (accuracy >= 0) & jnp.isfinite(logits).all()
+        return chosen, accuracy, right.mean(), finite, jnp.sum(results.accuracy < 0)
 
     @jax.jit
     def program(keys, grid, base, inputs, labels, data):
@@ -162,20 +166,21 @@ def trained(config, arm: Arm, examples: Examples, seeds: int) -> Cell:
         if len(seeds) not in compiled:  # where some seeds are done already, a cell has fewer
             compiled[len(seeds)] = program.lower(*call).compile()
         started = time.perf_counter()
-        chosen, accuracy, test_accuracy = map(np.asarray, compiled[len(seeds)](*call))
+        chosen, accuracy, test_accuracy, finite, diverged = map(np.asarray, compiled[len(seeds)](*call))
         seconds = (time.perf_counter() - started) / (len(seeds) * len(arm.grid))
         return [
             {
                 "method": arm.name,
                 "shots": shots,
                 "seed": seed,
-                "hyper": arm.grid[chosen[i]],
-                "val_accuracy": max(float(accuracy[i]), 0.0),
-                "test_accuracy": float(test_accuracy[i]),
+                "hyper": arm.grid[chosen[i]] if finite[i] else {},
+                "val_accuracy": float(accuracy[i]) if finite[i] else None,
+                "test_accuracy": float(test_accuracy[i]) if finite[i] else None,
                 "trainable": trainable,
                 "flops_per_step": flops,
                 "seconds": seconds,
             }
+            | ({"diverged": int(diverged[i])} if diverged[i] else {})
             for i, seed in enumerate(seeds)
         ]
 
@@ -201,6 +206,8 @@ def zero_shot(config, examples: Examples, backbone: checkpoints.Backbone) -> Cel
             logits = by_names.text_classifier(backbone, examples.dataset.classes, _templates(config))(outputs)
         else:
             logits = outputs[:, source_columns(examples.dataset, backbone)]
+        if not np.isfinite(logits).all():
+            raise InputError(f"{ZERO_SHOT}: outputs of {backbone.name} hold NaN or infinite values")
         return [
             {
                 "method": ZERO_SHOT,

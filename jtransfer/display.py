@@ -61,8 +61,10 @@ class CurveProgress(Live):
             return self.progress.update(self.task, description=f"{method}: compiling")
         if not rows:
             return self.progress.update(self.task, description=f"{method}, {shots} per class")
-        accuracy = sum(row["test_accuracy"] for row in rows) / len(rows)
-        self.say_when(f"{method:<24} {shots:>3} per class  {100 * accuracy:5.1f}%")
+        reached = [row["test_accuracy"] for row in rows if row["test_accuracy"] is not None]
+        mean = f"{100 * sum(reached) / len(reached):5.1f}%" if reached else "    –"
+        lost = f"  {len(rows) - len(reached)} of {len(rows)} seeds diverged" if len(reached) < len(rows) else ""
+        self.say_when(f"{method:<24} {shots:>3} per class  {mean}{lost}")
         return self.progress.advance(self.task)
 
 

@@ -1,12 +1,16 @@
 """A run's directory, local or in an object store: it belongs to one config, and nothing in it is lost."""
 
+import hashlib
 import json
+import os
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from etils import epath
 
 from jtransfer import files
-from jtransfer.errors import InputError
+from jtransfer.errors import Damaged, InputError
 
 
 def claim(workdir: epath.Path, config: dict[str, Any], may_grow: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -21,31 +25,73 @@ def claim(workdir: epath.Path, config: dict[str, Any], may_grow: tuple[str, ...]
         The config with what was there before.
 
     Raises:
-        InputError: any other key differs (the error names each), or the directory cannot be used.
+        InputError: as `check`.
+        Damaged: `config.json` is not as it was written.
+    """
+    config = check(workdir, config, may_grow)
+    files.write_record(workdir / "config.json", config)
+    return config
+
+
+def check(
+    workdir: epath.Path, config: dict[str, Any], may_grow: tuple[str, ...] = (), later: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """What `claim` checks, without a trace: so that a bad directory is known before anything is loaded or computed.
+
+    Args:
+        workdir: The directory.
+        config: As of `claim`.
+        may_grow: As of `claim`.
+        later: Keys that the config does not have yet, and that are not compared.
+
+    Returns:
+        The config with what was there before.
+
+    Raises:
+        InputError: any other key differs (the error names each), or there is a file in the directory's place.
+        Damaged: `config.json` is not as it was written.
+        MachineError: nothing can be written there.
     """
     path = workdir / "config.json"
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        text = path.read_text() if path.exists() else None
-    except (OSError, ImportError) as error:  # ImportError: the object store's client is not installed
-        raise InputError(f"workdir {workdir} cannot be used: {error}") from None
-    if text is not None:
-        try:
-            before = json.loads(text)
-        except ValueError:
-            raise InputError(f"{path} is damaged: not JSON; choose another --workdir, or remove it") from None
+    _writable(workdir)
+    with files.writing(f"workdir {workdir}"):
+        there = path.exists()
+    if there:
+        _, before = files.read_record(
+            path, "choose another --workdir, or remove it: what is of another config stays out"
+        )
         differing = sorted(
             f"{key} is {json.dumps(ours)} here and {json.dumps(theirs)} there"
             for key, (ours, theirs) in _differences(config, before)
-            if key not in may_grow
+            if key not in may_grow and key.partition(".")[0] not in later
         )
         if differing:
             raise InputError(
                 f"workdir {workdir} belongs to another config: {'; '.join(differing)}; choose another --workdir"
             )
+        if odd := [key for key in may_grow if type(before.get(key)) is not type(config[key])]:
+            raise Damaged(f"{path} is damaged ({odd[0]} is {before.get(odd[0])!r}); choose another --workdir")
         config = config | {key: _union(before[key], config[key]) for key in may_grow}
-    files.write(path, json.dumps(config, indent=2) + "\n")
     return config
+
+
+def _writable(workdir):
+    """Refuse a path in which no directory can be written, by the nearest part of it that is there."""
+    if "://" in os.fspath(workdir):
+        return
+    place = Path(os.path.abspath(workdir))
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        raise InputError(f"workdir {workdir} cannot be used: {place} is no directory; choose another --workdir")
+    with files.writing(f"workdir {workdir}"):
+        tempfile.TemporaryFile(dir=place).close()
+
+
+def fingerprint(config: dict[str, Any], may_grow: tuple[str, ...] = ()) -> str:
+    """16 hexadecimal digits over what may not differ between two runs in one directory."""
+    fixed = {key: value for key, value in config.items() if key not in may_grow}
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _differences(ours: Any, theirs: Any, prefix: str = ""):

@@ -22,7 +22,8 @@ OTHER = {"few": "many", "many": "few", "near": "far", "far": "near"}
 
 def markdown(advice: dict[str, Any]) -> str:
     """The page, from what `advice.json` holds."""
-    method, alternative, seeds = advice["method"], advice["alternative"], advice["config"]["seeds"]
+    method, alternative, seeds = advice["method"], advice["alternative"], _compared(advice)
+    lost = advice["config"]["seeds"] - seeds
     paired = "; ".join(f"`{name}` {_points(own)} points" for name, own in advice["trial"].items())
     parts = [
         f"# Use `{method}` for {advice['target']} with {advice['backbone']}",
@@ -36,7 +37,7 @@ def markdown(advice: dict[str, Any]) -> str:
         "## Trial against scratch",
         _table(["method", "accuracy, %", "minus scratch, points", "negative transfer"], _trial(advice)),
         f"Trained on {advice['shots']} labels of each class, and {validation_shots(advice['shots'])} more that choose "
-        f"the rate; {seeds} seeds; accuracy on {advice['held_out']:,} training rows held out from all of them. ± is "
+        f"the rate; {seeds} seeds{f' ({lost} more diverged)' if lost else ''}; accuracy on {advice['held_out']:,} training rows held out from all of them. ± is "
         "half the 95% Student-t interval of the differences seed by seed: it covers draws of labels and starts, on "
         "these held-out rows. No test row was read.",
         _list(advice["protocol"]),
@@ -63,6 +64,11 @@ def next_config(advice: dict[str, Any]) -> str:
         f'{advice["next"]}\n"""\n\nfrom ml_collections import ConfigDict\n\n\n'
         f"def get_config():\n    return ConfigDict(\n        {lines}\n    )\n"
     )
+
+
+def _compared(advice):
+    """Seeds in which every method of the trial stayed finite."""
+    return len(advice["accuracies"][rules.SCRATCH])
 
 
 def _list(lines):
@@ -110,7 +116,7 @@ def _costs(advice):
 
 
 def _changes(advice):
-    labels, gap, shots, seeds = advice["labels"], advice["gap"], advice["shots"], advice["config"]["seeds"]
+    labels, gap, shots, seeds = advice["labels"], advice["gap"], advice["shots"], _compared(advice)
     lines = []
     for name, own in advice["trial"].items():
         if own["harm"] == rules.UNDECIDED and own["difference"]:

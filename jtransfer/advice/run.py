@@ -222,6 +222,13 @@ def run(plan: Plan, evidence: Evidence, directory: epath.PathLike, on_cell: curv
     rows = curves.run(curve, directory / "trial", on_cell)
     (shots,) = curve.config.shots
     rows = [row for row in rows if row["shots"] == shots and row["seed"] < config.seeds]
+    lost = {row["seed"]: row["method"] for row in rows if row["test_accuracy"] is None}
+    rows = [row for row in rows if row["seed"] not in lost]  # methods are compared on the same seeds
+    if len({row["seed"] for row in rows}) < 2:
+        raise InputError(
+            f"the trial compares nothing: in {len(lost)} of {config.seeds} seeds every rate diverged, as with "
+            f"'{next(iter(lost.values()))}'; give lower ones in config.hyper, and another --workdir"
+        )
     accuracies = {arm.name: [row["test_accuracy"] for row in rows if row["method"] == arm.name] for arm in curve.arms}
     counts = np.bincount(curve.dataset.labels, minlength=len(curve.dataset.classes))
     of_each = {name: _cost(arm, config) for name, arm in plan.arms.items()}

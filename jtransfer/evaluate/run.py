@@ -1,7 +1,5 @@
 """`jtransfer evaluate`: every protocol of a config on one backbone and one dataset; what is done is not done again."""
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +9,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from jtransfer import checkpoints
+from jtransfer import checkpoints, workdir
 from jtransfer.cells import Cells
 from jtransfer.config import resolved
 from jtransfer.data import sources
@@ -21,7 +19,6 @@ from jtransfer.evaluate.features import Layer
 from jtransfer.evaluate.protocols.rows import Row, Run
 from jtransfer.evaluate.store import Store, default_store
 from jtransfer.evaluate.task import Progress, Reader, Task, split
-from jtransfer.workdir import claim
 
 GROWS = ("protocols",)
 WITHOUT_EFFECT = ("batch", "mesh", "store", "data_dir")
@@ -57,11 +54,7 @@ def prepare(config, progress: Progress = lambda what, done, rows: None) -> Evalu
     """
     if not isinstance(config.batch, int) or config.batch < 1:
         raise InputError(f"config.batch: expected a whole number above 0, found {config.batch!r}")
-    config = ConfigDict(config)
-    for key in ("protocols", "layers"):
-        if not config[key]:
-            raise InputError(f"config.{key} is empty; expected at least one")
-        config[key] = tuple(dict.fromkeys(config[key]))
+    config = _once(config)
     for layer in config.layers:
         Layer.parse(layer)
     wanted = {text: protocols.parse(text) for text in config.protocols}
@@ -73,6 +66,27 @@ def prepare(config, progress: Progress = lambda what, done, rows: None) -> Evalu
     task = Task(dataset, train, validation, held_out, reader, config.layers, dict(config.load), config.data_dir)
     reader.check(dataset, *config.layers)
     return Evaluation(config, task, {text: put_on(task) for text, put_on in wanted.items()})
+
+
+def check(config, directory: epath.PathLike) -> None:
+    """Refuse a directory that a config cannot have, before anything is loaded.
+
+    Raises:
+        InputError: it belongs to another config, or it is none.
+        MachineError: nothing can be written there.
+    """
+    plain = {key: value for key, value in resolved(_once(config)).items() if key not in WITHOUT_EFFECT}
+    workdir.check(epath.Path(directory), plain, GROWS, later=("fingerprints",))
+
+
+def _once(config):
+    """The config with every protocol and layer once."""
+    config = ConfigDict(config)
+    for key in ("protocols", "layers"):
+        if not config[key]:
+            raise InputError(f"config.{key} is empty; expected at least one")
+        config[key] = tuple(dict.fromkeys(config[key]))
+    return config
 
 
 def run(evaluation: Evaluation, directory: epath.PathLike, on_rows: Callable[[str, list[Row]], None]) -> list[Row]:
@@ -90,10 +104,10 @@ def run(evaluation: Evaluation, directory: epath.PathLike, on_rows: Callable[[st
     directory, task = epath.Path(directory), evaluation.task
     fingerprints = {"data": sources.fingerprint(task.dataset), "backbone": task.backbone.fingerprint}
     plain = resolved(evaluation.config) | {"fingerprints": fingerprints}
-    config = claim(directory, {k: v for k, v in plain.items() if k not in WITHOUT_EFFECT}, GROWS)
-    identity = {key: value for key, value in config.items() if key not in GROWS}
-    fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    cells = Cells(directory)
+    mine = {k: v for k, v in plain.items() if k not in WITHOUT_EFFECT}
+    config = workdir.check(directory, mine, GROWS)
+    fingerprint = workdir.fingerprint(config, GROWS)
+    cells = Cells(directory, fingerprint)
     done, failed = cells.read(config["protocols"]), {}
     for text, work in evaluation.runs.items():
         if text in done:
@@ -104,11 +118,13 @@ def run(evaluation: Evaluation, directory: epath.PathLike, on_rows: Callable[[st
         except OF_THE_INPUT as error:
             failed[text] = next(iter(str(error).splitlines()), "") or type(error).__name__
             continue
+        config = workdir.claim(directory, mine, GROWS)  # not before there is something to keep
         cells.write(text, done[text])
         cells.gather(_ordered(done, config))
         on_rows(text, done[text])
     rows = _ordered(done, config)
-    cells.gather(rows)
+    if rows:
+        cells.gather(rows)
     if failed:
         raise Unfinished(rows, failed)
     return rows
