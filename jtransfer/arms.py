@@ -143,7 +143,7 @@ def trained(config, arm: Arm, examples: Examples, seeds: int) -> Cell:
         logits = predict_rows(adapted, tree | learned, state, inputs, test)
         right = logits.argmax(-1) == labels[test]
         finite = (accuracy >= 0) & jnp.isfinite(logits).all()
-        return chosen, accuracy, right.mean(), finite, jnp.sum(results.accuracy < 0)
+        return chosen, accuracy, right.mean(), finite
 
     @jax.jit
     def program(keys, grid, base, inputs, labels, data):
@@ -166,7 +166,7 @@ def trained(config, arm: Arm, examples: Examples, seeds: int) -> Cell:
         if len(seeds) not in compiled:  # where some seeds are done already, a cell has fewer
             compiled[len(seeds)] = program.lower(*call).compile()
         started = time.perf_counter()
-        chosen, accuracy, test_accuracy, finite, diverged = map(np.asarray, compiled[len(seeds)](*call))
+        chosen, accuracy, test_accuracy, finite = map(np.asarray, compiled[len(seeds)](*call))
         seconds = (time.perf_counter() - started) / (len(seeds) * len(arm.grid))
         return [
             {
@@ -180,7 +180,6 @@ def trained(config, arm: Arm, examples: Examples, seeds: int) -> Cell:
                 "flops_per_step": flops,
                 "seconds": seconds,
             }
-            | ({"diverged": int(diverged[i])} if diverged[i] else {})
             for i, seed in enumerate(seeds)
         ]
 

@@ -37,9 +37,9 @@ def markdown(advice: dict[str, Any]) -> str:
         "## Trial against scratch",
         _table(["method", "accuracy, %", "minus scratch, points", "negative transfer"], _trial(advice)),
         f"Trained on {advice['shots']} labels of each class, and {validation_shots(advice['shots'])} more that choose "
-        f"the rate; {seeds} seeds{f' ({lost} more diverged)' if lost else ''}; accuracy on {advice['held_out']:,} training rows held out from all of them. ± is "
-        "half the 95% Student-t interval of the differences seed by seed: it covers draws of labels and starts, on "
-        "these held-out rows. No test row was read.",
+        f"the rate; {seeds} seeds{f' ({lost} more diverged)' if lost else ''}; accuracy on {advice['held_out']:,} "
+        "training rows held out from all of them. ± is half the 95% Student-t interval of the differences seed by "
+        "seed: it covers draws of labels and starts, on these held-out rows. No test row was read.",
         _list(advice["protocol"]),
         "## Cost of a training step",
         _table(["method", "parameters that learn", "MFLOP", "optimiser, bytes"], _costs(advice)),

@@ -4,6 +4,9 @@ Predictions are `[n, classes]` logits, of which the first of the largest counts,
 themselves. Every function raises InputError for rows that do not match, no rows, NaN, or labels that are no classes.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import numpy as np
 
 from jtransfer.errors import InputError
@@ -33,10 +36,7 @@ def top(logits: np.ndarray, labels: np.ndarray, k: int) -> float:
     """
     if k < 1:
         raise InputError(f"top-k with k={k}; expected at least 1")
-    logits, labels = _logits(logits, labels)
-    own = np.take_along_axis(logits, labels[:, None], axis=1)
-    before = (logits > own).sum(1) + ((logits == own) & (np.arange(logits.shape[1]) < labels[:, None])).sum(1)
-    return float((before < k).mean())
+    return float((_before(*_logits(logits, labels)) < k).mean())
 
 
 def per_class(predicted: np.ndarray, labels: np.ndarray, classes: int | None = None) -> np.ndarray:
@@ -128,15 +128,71 @@ def ece(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
         raise InputError(
             f"probabilities: row {row} sums to {probabilities[row].sum():.4g}, expected 1; logits need softmax"
         )
-    confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
-    bin_of = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidence)
-    return float(np.abs(np.bincount(bin_of, weights=correct - confidence)).sum() / len(labels))
+    return _calibration(probabilities.max(1), probabilities.argmax(1) == labels, bins)
 
 
 def nll(logits: np.ndarray, labels: np.ndarray) -> float:
     """Mean negative log-likelihood of the labels `[n]` under the softmax of `logits` `[n, classes]`, in nats."""
     logits, labels = _logits(logits, labels)
     return float(-np.take_along_axis(log_softmax(logits), labels[:, None], axis=1).mean())
+
+
+class Judged(NamedTuple):
+    """Predictions of many rows for many classes, told row by row, so that not all logits are held at once.
+
+    Attributes:
+        predicted: Class of the largest logit `[n]`.
+        before: How many classes come before the label `[n]`; see `top`.
+        confidence: The largest probability under softmax `[n]`.
+        likelihood: Logarithm of the label's probability `[n]`.
+        classes: How many there are.
+    """
+
+    predicted: np.ndarray
+    before: np.ndarray
+    confidence: np.ndarray
+    likelihood: np.ndarray
+    classes: int
+
+    def top(self, k: int) -> float:
+        """As the function `top`."""
+        return float((self.before < k).mean())
+
+    def ece(self, labels: np.ndarray, bins: int = 15) -> float:
+        """As the function `ece` of the softmax."""
+        return _calibration(self.confidence, self.predicted == labels, bins)
+
+
+BLOCK = 2**25
+"""Logits that are judged at once."""
+
+
+def judge(call: Callable[[slice], np.ndarray], labels: np.ndarray, classes: int) -> Judged:
+    """Judge the logits of many rows, a block of rows at a time.
+
+    Args:
+        call: From a slice of rows to their logits `[rows, classes]`.
+        labels: `[n]`.
+        classes: How many there are.
+    """
+    labels, parts = _integers(labels, "labels"), []
+    size = max(1, BLOCK // classes)
+    for start in range(0, len(labels), size):
+        logits, own = _logits(call(slice(start, start + size)), labels[start : start + size])
+        logs = log_softmax(logits)
+        likelihood = np.take_along_axis(logs, own[:, None], axis=1)[:, 0]
+        parts.append((logits.argmax(1), _before(logits, own), np.exp(logs).max(1), likelihood))
+    return Judged(*map(np.concatenate, zip(*parts, strict=True)), classes)
+
+
+def _before(logits, labels):
+    own = np.take_along_axis(logits, labels[:, None], axis=1)
+    return (logits > own).sum(1) + ((logits == own) & (np.arange(logits.shape[1]) < labels[:, None])).sum(1)
+
+
+def _calibration(confidence, correct, bins):
+    bin_of = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidence)
+    return float(np.abs(np.bincount(bin_of, weights=correct - confidence)).sum() / len(correct))
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

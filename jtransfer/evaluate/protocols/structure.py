@@ -17,6 +17,7 @@ def clusters(task: Task, restarts: int = 10) -> Run:
     """k-means on the test rows with as many clusters as classes: NMI, ARI and Hungarian accuracy."""
     single(task, "clusters")
     labels, classes = task.dataset.labels[task.test], len(task.dataset.classes)
+    clustering.check(len(labels), classes, restarts, f"clusters: test rows of {task.dataset.name}")
 
     def evaluate(x, layer):
         found = np.asarray(clustering.kmeans(jax.random.key(0), x[task.test], classes, restarts).labels)
@@ -65,6 +66,8 @@ def transferability(task: Task) -> Run:
 
 def cka(task: Task, reference: str = "") -> Run:
     """Debiased linear CKA between all pairs of the task's layers, or between them and those of a second backbone."""
+    if len(task.test) < similarity.LEAST:
+        raise InputError(f"cka: {task.dataset.name} has {len(task.test)} test rows; expected at least 4")
     other = task.seen_by(reference) if reference else task
 
     def run():
