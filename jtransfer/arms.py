@@ -15,7 +15,7 @@ from jtransfer import checkpoints, methods, models
 from jtransfer.checkpoints import inputs
 from jtransfer.data.dataset import Dataset
 from jtransfer.data.subsets import batches, few_shot, validation_shots
-from jtransfer.errors import InputError, nearest, number
+from jtransfer.errors import InputError, nearest
 from jtransfer.evaluate import zero_shot as by_names
 from jtransfer.models import Classifier, Pixels, PixelsConfig
 from jtransfer.train import Optimiser, TrialData, costs, make_trial, predict_rows, trials
@@ -108,8 +108,6 @@ def build(config, name: str, examples: Examples, backbone: checkpoints.Backbone)
             value and isinstance(value, tuple | list) and all(isinstance(v, int | float) for v in value)
         ):
             raise InputError(f"config.hyper.{name}.{key}: expected a list of numbers, found {value!r}")
-        for v in () if key == "steps" else value:
-            number(v, f"config.hyper.{name}.{key}: a value")
     steps = hyper.pop("steps", config.steps)
     values = {key: tuple(hyper.get(key, (getattr(optimiser, key),))) for key in SEARCHED}
     grid = [dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())]

@@ -23,7 +23,7 @@ from jtransfer.cells import Cells
 from jtransfer.config import resolved
 from jtransfer.data import sources, splits
 from jtransfer.data.subsets import few_shot, validation_shots
-from jtransfer.errors import InputError, Unfinished, nearest, number
+from jtransfer.errors import InputError, Unfinished, nearest
 from jtransfer.evaluate import few_shot as fits
 from jtransfer.fitted import Fitted
 from jtransfer.objectives import check_mixup
@@ -72,8 +72,6 @@ def prepare(config, dataset: sources.Dataset | None = None) -> Curve:
         InputError: whatever in the config cannot be run, before any compilation.
     """
     config = once(config)
-    number(config.smoothing, "config.smoothing", below=1)
-    number(config.mixup, "config.mixup")
     for key, least in {"shots": 1, "seeds": 1, "steps": 1, "batch": 1, "parallel": 0, "test_rows": 0}.items():
         for value in config[key] if key == "shots" else (config[key],):
             if not isinstance(value, int) or isinstance(value, bool) or value < least:

@@ -52,7 +52,7 @@ class Once:
             logging.getLogger("jtransfer").warning(f"{message}; this is said once", *values)
 
 
-def number(value: Any, what: str, least: float = 0.0, below: float = math.inf, *, whole: bool = False) -> None:
+def finite(value: Any, what: str, least: float = 0.0, below: float = math.inf, *, whole: bool = False) -> None:
     """Refuse what is no finite number from `least` to below `below`.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jtransfer.errors import InputError, number
+from jtransfer.errors import InputError, finite
 from jtransfer.evaluate import checks
 
 SHOTS = (1, 5, 10, 25)
@@ -42,7 +42,7 @@ def draws(
     if not len(shots) or min(shots) < 1:
         raise InputError(f"shots are {list(shots)}; expected numbers of at least 1")
     for seed in seeds:
-        number(seed, "seed", whole=True)
+        finite(seed, "seed", whole=True)
     checks.shots(labels, max(shots), "labels", classes)
     rows = np.zeros((len(shots), len(seeds), classes * max(shots)), np.int32)
     of_each = checks.members(labels, classes)

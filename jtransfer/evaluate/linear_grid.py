@@ -22,7 +22,7 @@ import optax
 
 from jtransfer.checkpoints import Backbone
 from jtransfer.data import subsets
-from jtransfer.errors import InputError, number
+from jtransfer.errors import InputError, finite
 from jtransfer.evaluate import checks
 
 RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
@@ -145,7 +145,7 @@ def linear_grid(
         InputError: features, labels, rows or options that cannot be used; or that no head is finite in the end.
     """
     blocks, rates = check(blocks, rates, steps, batch)
-    number(seed, "seed", whole=True)
+    finite(seed, "seed", whole=True)
     found = _alike(features, layers(max(blocks)), blocks)
     labels = checks.labels(labels, len(found[0]), classes)
     train, validation = _apart(train, validation, len(labels))
@@ -232,8 +232,8 @@ def check(blocks: Sequence[int], rates: Sequence[float], steps: int, batch: int)
     Raises:
         InputError: naming what cannot be used.
     """
-    number(steps, "steps", 1, whole=True)
-    number(batch, "batch", 1, whole=True)
+    finite(steps, "steps", 1, whole=True)
+    finite(batch, "batch", 1, whole=True)
     return _blocks(blocks), checks.penalties(rates, "rates are")
 
 

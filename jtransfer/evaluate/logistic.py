@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jtransfer.errors import InputError, number
+from jtransfer.errors import InputError, finite
 from jtransfer.evaluate import checks, lbfgs
 from jtransfer.evaluate.draws import drawn
 
@@ -174,7 +174,7 @@ def _dtype(x):
 
 
 def _tolerance(tolerance, dtype):
-    number(0 if tolerance is None else tolerance, "tolerance")
+    finite(0 if tolerance is None else tolerance, "tolerance")
     return (1e-8 if dtype == np.float32 else 1e-10) if tolerance is None else tolerance
 
 
