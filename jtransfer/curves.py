@@ -139,6 +139,11 @@ def check(config, directory: epath.PathLike) -> None:
     workdir.check(epath.Path(directory), _plain(once(config)), GROWS, later=("fingerprints",))
 
 
+def check_prepared(curve: Curve, directory: epath.PathLike) -> None:
+    """`check` of a curve that is prepared, and of its data and backbone too."""
+    workdir.check(epath.Path(directory), _plain(curve.config) | {"fingerprints": curve.fingerprints}, GROWS)
+
+
 def _plain(config) -> dict[str, Any]:
     return {key: value for key, value in resolved(config).items() if key not in FREE}
 
@@ -156,8 +161,7 @@ def run(curve: Curve, directory: epath.PathLike, on_cell: OnCell) -> list[Row]:
         InputError: the directory belongs to another config, or a file of the data cannot be read.
         Unfinished: some methods cannot be run on this data; the rows of the others are written, and in the error.
     """
-    directory = epath.Path(directory)
-    plain = _plain(curve.config) | {"fingerprints": curve.fingerprints}
+    directory, plain = epath.Path(directory), _plain(curve.config) | {"fingerprints": curve.fingerprints}
     config = workdir.check(directory, plain, GROWS)
     _ = curve.examples.inputs  # what cannot be read is refused before anything is written
     fingerprint = workdir.fingerprint(config, GROWS)

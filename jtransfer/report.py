@@ -22,6 +22,7 @@ from etils import epath
 from jtransfer import files
 from jtransfer.data.subsets import validation_shots
 from jtransfer.errors import InputError
+from jtransfer.texts import code, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -116,8 +117,8 @@ def table_markdown(results: Results, protocol: Sequence[str]) -> str:
     shots = _shots(points)
     lines = [["method", "trainable parameters", f"{unit} / step", *map(str, shots)]]
     for method in _methods(points):
-        # Code marks, because a method's name may hold a pattern; a table needs its pipes escaped even there.
-        line = [f"`{method}`".replace("|", r"\|"), _trainable(results, method), _flops(results, method, scale)]
+        # Code marks, because a method's name may hold a pattern.
+        line = [code(method), _trainable(results, method), _flops(results, method, scale)]
         for cell in ((method, k) for k in shots):
             line.append(f"**{_percent(points[cell])}**" if cell in best else _percent(points.get(cell)))
         lines.append(line)
@@ -128,7 +129,7 @@ def table_markdown(results: Results, protocol: Sequence[str]) -> str:
         for line in (lines[0], rule, *lines[1:])
     ]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    bullets = "".join(f"- {line}\n" for line in protocol)
+    bullets = "".join(f"- {plain(line)}\n" for line in protocol)
     return f"{table}\n\n{_caption(results, points)}\n" + (f"\n{bullets}" if bullets else "")
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from jtransfer.advice import rules
 from jtransfer.config import curve_defaults
 from jtransfer.data.subsets import validation_shots
+from jtransfer.texts import cell, code, documented, plain
 
 SHOTS = (1, 2, 5, 10, 25, 50, 100)
 SEEDS = 5
@@ -24,16 +25,16 @@ def markdown(advice: dict[str, Any]) -> str:
     """The page, from what `advice.json` holds."""
     method, alternative, seeds = advice["method"], advice["alternative"], _compared(advice)
     lost = advice["config"]["seeds"] - seeds
-    paired = "; ".join(f"`{name}` {_points(own)} points" for name, own in advice["trial"].items())
+    paired = "; ".join(f"{code(name)} {_points(own)} points" for name, own in advice["trial"].items())
     parts = [
-        f"# Use `{method}` for {advice['target']} with {advice['backbone']}",
+        f"# Use {code(method)} for {plain(advice['target'])} with {plain(advice['backbone'])}",
         f"{HARM[advice['negative_transfer']]}. At {advice['shots']} labels of each class, minus scratch: {paired}.",
         _list(advice["because"]),
-        f"`{method}` {_cost(advice, method)}; the alternative, `{alternative}`, {_cost(advice, alternative)}.",
+        f"{code(method)} {_cost(advice, method)}; the alternative, {code(alternative)}, {_cost(advice, alternative)}.",
         "## Where the task stands",
         _table(["", "near task", "far task"], [_quadrants(advice, size) for size in ("few", "many")]),
         "## Evidence",
-        _table(["what", "value", "how"], advice["evidence"]),
+        _table(["what", "value", "how"], [map(cell, line) for line in advice["evidence"]]),
         "## Trial against scratch",
         _table(["method", "accuracy, %", "minus scratch, points", "negative transfer"], _trial(advice)),
         f"Trained on {advice['shots']} labels of each class, and {validation_shots(advice['shots'])} more that choose "
@@ -61,7 +62,7 @@ def next_config(advice: dict[str, Any]) -> str:
     lines = pprint.pformat(values, width=112, sort_dicts=False).replace("\n", "\n        ")
     return (
         f'"""What `jtransfer advise` recommends, its alternative and scratch, against labels per class.\n\n'
-        f'{advice["next"]}\n"""\n\nfrom ml_collections import ConfigDict\n\n\n'
+        f'{documented(advice["next"])}\n"""\n\nfrom ml_collections import ConfigDict\n\n\n'
         f"def get_config():\n    return ConfigDict(\n        {lines}\n    )\n"
     )
 
@@ -72,7 +73,7 @@ def _compared(advice):
 
 
 def _list(lines):
-    return "\n".join(f"- {line}" for line in lines)
+    return "\n".join(f"- {plain(line)}" for line in lines)
 
 
 def _table(names, rows):
@@ -82,7 +83,7 @@ def _table(names, rows):
 def _quadrants(advice, size):
     cells = []
     for gap in ("near", "far"):
-        name = f"`{advice['table'][f'{size} {gap}']}`"
+        name = code(advice["table"][f"{size} {gap}"])
         cells.append(f"**{name} ← here**" if (size, gap) == (advice["labels"], advice["gap"]) else name)
     return [f"{size} labels", *cells]
 
@@ -91,8 +92,7 @@ def _trial(advice):
     base = advice["accuracies"][rules.SCRATCH]
     first = [f"`{rules.SCRATCH}`", f"{100 * math.fsum(base) / len(base):.1f}", "", ""]
     return [first] + [
-        [f"`{name}`", f"{100 * own['accuracy']:.1f}", _points(own), own["harm"]]
-        for name, own in advice["trial"].items()
+        [code(name), f"{100 * own['accuracy']:.1f}", _points(own), own["harm"]] for name, own in advice["trial"].items()
     ]
 
 
@@ -111,7 +111,7 @@ def _costs(advice):
     for name, own in advice["costs"].items():
         shown = (f"{own['trainable']:,}", f"{own['flops_per_step'] / 1e6:,.1f}", f"{own['optimiser_bytes']:,}")
         shares = (own[key] / whole[key] for key in ("trainable", "flops_per_step", "optimiser_bytes"))
-        rows.append([f"`{name}`", *(f"{text} ({share:.2g})" for text, share in zip(shown, shares, strict=True))])
+        rows.append([code(name), *(f"{text} ({share:.2g})" for text, share in zip(shown, shares, strict=True))])
     return rows
 
 
