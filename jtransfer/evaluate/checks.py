@@ -20,7 +20,8 @@ def features(x: Any, what: str = "features", *, alike: bool = False) -> Any:
         alike: Whether all rows may be the same, as those of queries may.
 
     Raises:
-        InputError: another shape or type, no row, NaN or infinity, or rows that are all alike.
+        InputError: another shape or type, no row, NaN or infinity, rows that are all alike, or numbers so large that
+            their squares overflow.
     """
     x = x if hasattr(x, "dtype") and hasattr(x, "shape") else np.asarray(x)
     if x.ndim != 2 or not all(x.shape):
@@ -34,9 +35,17 @@ def features(x: Any, what: str = "features", *, alike: bool = False) -> Any:
         if not finite.all():
             raise InputError(f"{what}: row {start + int((~finite).argmax())} holds NaN or infinite values")
         spread = max(spread, float(np.abs(block - first).max()))
+        largest = np.abs(block).max(axis=1)
+        if largest.max() > LARGE:
+            row = int(largest.argmax())
+            raise InputError(f"{what}: row {start + row} holds {largest[row]:.3g}; above {LARGE:g} squares overflow")
     if len(x) > 1 and not spread and not alike:
         raise InputError(f"{what} are constant: all {len(x)} rows are the same, so they tell no class from another")
     return x
+
+
+LARGE = 1e16
+"""The largest feature whose squares float32 can sum."""
 
 
 def same_width(x: Any, y: Any, what: tuple[str, str]) -> None:

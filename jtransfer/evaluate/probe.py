@@ -183,7 +183,5 @@ def _score(logits, labels, fitted) -> float:
         return metrics.accuracy(logits, labels)
     areas = np.where(fitted, metrics.auroc(logits, labels), np.nan)
     if np.isnan(areas).all():
-        raise InputError(
-            "validation: no label that is fitted is 0 in some rows and 1 in others, so there is no AUROC to choose by"
-        )
+        raise InputError("validation: no label is 0 in some rows and 1 in others, so there is no AUROC to choose by")
     return float(np.nanmean(areas))

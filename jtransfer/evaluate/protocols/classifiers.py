@@ -169,20 +169,25 @@ def episodes(
 ) -> Run:
     """N-way K-shot episodes drawn from the test rows, as the few-shot literature reports them."""
     single(task, "episodes")
-    labels = task.dataset.labels[task.test]
+    test, labels = task.test, task.dataset.labels[task.test]
+    enough, less = np.bincount(labels)[labels] >= shots + queries, ""
+    if not enough.all() and len(np.unique(labels[enough])) >= ways:
+        lost = len(np.unique(labels[~enough]))
+        less = f"; {lost} classes have fewer than {shots + queries} test rows and are in no episode"
+        test, labels = test[enough], np.unique(labels[enough], return_inverse=True)[1]
     sampled.check(labels, ways, shots, queries, episodes, f"episodes: test labels of {task.dataset.name}")
     sampled.check_classifier(classifier, ways, shots, queries, {})
 
     def evaluate(x, layer):
         found = sampled.episodes(
-            *(jax.random.key(0), x[task.test], labels),
+            *(jax.random.key(0), x[test], labels),
             ways=ways, shots=shots, queries=queries, episodes=episodes, classifier=classifier,
         )  # fmt: skip
         return row(
             layer,
             {"accuracy": found.mean, "half of the 95% interval": found.half},
             f"{episodes} episodes of {ways} ways, {shots} shots and {queries} queries a class, drawn from the test "
-            f"rows with key 0; {classifier} prototypes; interval of the mean over episodes, 1.96 s/√n",
+            f"rows with key 0; {classifier} prototypes; interval of the mean over episodes, 1.96 s/√n{less}",
         )
 
     return each_layer(task, evaluate)

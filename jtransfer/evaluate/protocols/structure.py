@@ -17,7 +17,7 @@ def clusters(task: Task, restarts: int = 10) -> Run:
     """k-means on the test rows with as many clusters as classes: NMI, ARI and Hungarian accuracy."""
     single(task, "clusters")
     labels, classes = task.dataset.labels[task.test], len(task.dataset.classes)
-    clustering.check(len(labels), classes, restarts, f"clusters: test rows of {task.dataset.name}")
+    clustering.check(len(labels), classes, restarts, f"test rows of {task.dataset.name}")
 
     def evaluate(x, layer):
         found = np.asarray(clustering.kmeans(jax.random.key(0), x[task.test], classes, restarts).labels)
@@ -53,11 +53,11 @@ def transferability(task: Task) -> Run:
         found = each_layer(task, of_features)()
         if task.backbone.classes:
             logits = np.asarray(task.features("logits")[0][rows])
-            measured = {
-                "LEEP": scores.leep(np.exp(metrics.log_softmax(logits)), y),
-                "NCE": scores.nce(logits.argmax(-1), y),
-            }
-            how = f"the {logits.shape[1]} outputs of the source head on {len(y)} training rows, in nats, at most 0"
+            theta, how = np.exp(metrics.log_softmax(logits)), f"the {logits.shape[1]} outputs of the source head on "
+            how += f"{len(y)} training rows, in nats, at most 0"
+            alike = np.allclose(theta, theta[:1], rtol=0, atol=1e-7)
+            how += "; it says the same of every row, so there is no LEEP" if alike else ""
+            measured = {"LEEP": np.nan if alike else scores.leep(theta, y), "NCE": scores.nce(logits.argmax(-1), y)}
             found.append(row("logits", measured, how))
         return found
 
