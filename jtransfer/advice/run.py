@@ -175,7 +175,8 @@ def measure(plan: Plan) -> Evidence:
         ),
     ]
     for row in plan.transferability():
-        lines += [(name, f"{value:.3g}", row["how"]) for name, value in row["metrics"].items()]
+        shown = {name: "–" if value is None else f"{value:.3g}" for name, value in row["metrics"].items()}
+        lines += [(name, value, row["how"]) for name, value in shown.items()]
     if plan.domain_gap is None:
         lines.append(("domain gap", "unknown", "config.source names no source: the classes explained stand for it"))
         return Evidence(lines, explained, error)

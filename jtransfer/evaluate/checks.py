@@ -148,7 +148,7 @@ def penalties(values: Any, what: str = "l2 is") -> np.ndarray:
     except (TypeError, ValueError):
         found = np.zeros(0)
     if found.ndim != 1 or not len(found) or not (np.isfinite(found) & (found > 0)).all():
-        shown = values.tolist() if isinstance(values, np.ndarray) else values
+        shown = values.tolist() if isinstance(values, np.ndarray) else values if np.isscalar(values) else list(values)
         raise InputError(f"{what} {shown!r}; expected a list of positive numbers")
     return found
 

@@ -22,7 +22,7 @@ import optax
 
 from jtransfer.checkpoints import Backbone
 from jtransfer.data import subsets
-from jtransfer.errors import InputError, finite
+from jtransfer.errors import InputError
 from jtransfer.evaluate import checks
 
 RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
@@ -144,8 +144,9 @@ def linear_grid(
     Raises:
         InputError: features, labels, rows or options that cannot be used; or that no head is finite in the end.
     """
+    if steps < 1 or seed < 0:
+        raise InputError(f"steps is {steps} and seed {seed}; expected at least 1 and at least 0")
     blocks, rates = check(blocks, rates, steps, batch)
-    finite(seed, "seed", whole=True)
     found = _alike(features, layers(max(blocks)), blocks)
     labels = checks.labels(labels, len(found[0]), classes)
     train, validation = _apart(train, validation, len(labels))
@@ -232,8 +233,9 @@ def check(blocks: Sequence[int], rates: Sequence[float], steps: int, batch: int)
     Raises:
         InputError: naming what cannot be used.
     """
-    finite(steps, "steps", 1, whole=True)
-    finite(batch, "batch", 1, whole=True)
+    for what, value in (("steps", steps), ("batch", batch)):
+        if not isinstance(value, int | np.integer) or value < 1:
+            raise InputError(f"{what} is {value!r}; expected at least 1")
     return _blocks(blocks), checks.penalties(rates, "rates are")
 
 

@@ -167,15 +167,16 @@ BLOCK = 2**25
 """Logits that are judged at once."""
 
 
-def judge(call: Callable[[slice], np.ndarray], labels: np.ndarray, classes: int) -> Judged:
+def judge(call: Callable[[slice], np.ndarray], labels: np.ndarray, rows: int, classes: int) -> Judged:
     """Judge the logits of many rows, a block of rows at a time.
 
     Args:
         call: From a slice of rows to their logits `[rows, classes]`.
         labels: `[n]`.
+        rows: n.
         classes: How many there are.
     """
-    labels, parts = _integers(labels, "labels"), []
+    labels, parts = _integers(labels, "labels", rows), []
     size = max(1, BLOCK // classes)
     for start in range(0, len(labels), size):
         logits, own = _logits(call(slice(start, start + size)), labels[start : start + size])

@@ -247,8 +247,7 @@ def zero_shot(embeds: np.ndarray, labels: np.ndarray, classifier: TextClassifier
     Raises:
         InputError: embeddings of another width, or labels that are no classes.
     """
-    labels = checks.labels(labels, len(embeds), len(classifier.names), alike=True)
-    found = metrics.judge(lambda rows: classifier(embeds[rows]), labels, len(classifier.names))
+    found = metrics.judge(lambda rows: classifier(embeds[rows]), labels, len(embeds), len(classifier.names))
     per_class = metrics.per_class(found.predicted, labels, len(classifier.names))
     return ZeroShot(
         top1=metrics.accuracy(found.predicted, labels),

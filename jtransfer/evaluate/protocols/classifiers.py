@@ -210,7 +210,7 @@ def judged(call: Callable[[slice], np.ndarray], task: Task, probabilities: bool 
         probabilities: Whether the softmax of the logits is one, as of heads that minimise cross-entropy.
     """
     labels, classes = task.dataset.labels[task.test], len(task.dataset.classes)
-    found = metrics.judge(call, labels, classes)
+    found = metrics.judge(call, labels, len(labels), classes)
     measured = {
         "accuracy": metrics.accuracy(found.predicted, labels),
         "mean per class": float(np.nanmean(metrics.per_class(found.predicted, labels, classes))),
