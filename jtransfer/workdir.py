@@ -80,11 +80,13 @@ def _writable(workdir):
     if "://" in os.fspath(workdir):
         return
     place = Path(os.path.abspath(workdir))
-    while not os.path.lexists(place):
-        place = place.parent
-    if not place.is_dir():
-        raise InputError(f"workdir {workdir} cannot be used: {place} is no directory; choose another --workdir")
     with files.writing(f"workdir {workdir}"):
+        while True:
+            try:
+                os.lstat(place)
+                break
+            except FileNotFoundError:
+                place = place.parent
         tempfile.TemporaryFile(dir=place).close()
 
 

@@ -73,10 +73,10 @@ def test_where_no_row_finds_another_retrieval_is_refused_before_anything_is_read
 def test_labels_of_any_size_are_told_apart_where_only_equality_counts():
     """As 32-bit integers the first two would be one."""
     labels, x = np.array([5, 5 + 2**32, 5, 5 + 2**32, -1]), np.eye(5, dtype=np.float32) + 0.1
-    assert retrieval.ranks(x[:1], labels[1:2], x, labels).tolist() == [3]
-    assert np.isnan(retrieval.average_precisions(x, labels, x, labels, exclude_self=True)).tolist() == [False] * 4 + [
-        True
-    ]
+    found = retrieval.ranks(x[:1], labels[1:2], x, labels)
+    assert found.tolist() == [4], "the query's own row, and two that tie with those of its label"
+    precisions = retrieval.average_precisions(x, labels, x, labels, exclude_self=True)
+    assert np.isnan(precisions).tolist() == [False] * 4 + [True]
 
 
 FINDINGS = (np.random.default_rng(3).random((100, 4)) < 0.4).astype(int)
