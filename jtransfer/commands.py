@@ -5,6 +5,7 @@ import json
 from etils import epath
 
 from jtransfer import config as configs
+from jtransfer.errors import Unfinished
 
 
 def curve(arguments, overrides: list[str]) -> None:
@@ -12,13 +13,16 @@ def curve(arguments, overrides: list[str]) -> None:
     _, config = configs.load("curve", arguments.config, overrides)
     from jtransfer import curves, display, report
 
+    curves.check(config, arguments.workdir)
     plan = curves.prepare(config)
     with display.CurveProgress() as progress:
-        rows = curves.run(plan, arguments.workdir, progress)
-    protocol = curves.protocol(plan, rows)
+        rows, unfinished = _rows(curves.run, plan, arguments.workdir, progress)
+    protocol = curves.protocol(plan, rows) + _lost(unfinished)
     title = f"{plan.backbone.name} on {plan.dataset.name}"
     report.write(rows, epath.Path(arguments.workdir), protocol, title)
     display.show_curve(rows, protocol, arguments.workdir)
+    if unfinished:
+        raise unfinished
 
 
 def evaluate(arguments, overrides: list[str]) -> None:
@@ -28,22 +32,41 @@ def evaluate(arguments, overrides: list[str]) -> None:
     from jtransfer.evaluate import report, run
 
     workdir = arguments.workdir or f"runs/evaluate/{configs.slug(config.backbone)}-{configs.slug(config.data)}"
+    run.check(config, workdir)
     with display.EvaluateProgress() as progress:
         evaluation = run.prepare(config, progress.extracting)
-        rows = run.run(evaluation, workdir, progress)
-    about = run.about(evaluation)
+        rows, unfinished = _rows(run.run, evaluation, workdir, progress)
+    about = run.about(evaluation) + _lost(unfinished)
     written = report.write(rows, epath.Path(workdir), about, f"{config.backbone} on {config.data}")
     display.show_evaluation(rows, about, workdir, written)
+    if unfinished:
+        raise unfinished
+
+
+def _rows(run, *arguments):
+    """The rows of a run, and what is raised once they are shown, as parts of it could not be done."""
+    try:
+        return run(*arguments), None
+    except Unfinished as error:
+        if not error.rows:
+            raise
+        return error.rows, error
+
+
+def _lost(unfinished):
+    return [f"{name}: not done: {why}." for name, why in unfinished.failed.items()] if unfinished else []
 
 
 def advise(arguments, overrides: list[str]) -> None:
     """`jtransfer advise`: gather what is missing in the workdir, then show the advice and its evidence."""
     _, config = configs.load("advise", arguments.config, overrides)
-    from jtransfer import display
+    from jtransfer import curves, display
     from jtransfer.advice import page, run
 
+    run.check(config, arguments.workdir)
     with display.EvaluateProgress() as progress:
         plan = run.prepare(config, progress.extracting)
+        curves.check_prepared(plan.curve, epath.Path(arguments.workdir) / "trial")
         evidence = run.measure(plan)
     with display.CurveProgress() as progress:
         advice = run.run(plan, evidence, arguments.workdir, progress)

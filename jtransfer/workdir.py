@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import os
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -25,12 +28,36 @@ def claim(workdir: epath.Path, config: dict[str, Any], may_grow: tuple[str, ...]
         The config with what was there before.
 
     Raises:
-        InputError: any other key differs (the error names each), or the directory cannot be used.
+        InputError: as `check`.
         Damaged: `config.json` is not as it was written.
     """
+    config = check(workdir, config, may_grow)
+    files.write_record(workdir / "config.json", config)
+    return config
+
+
+def check(
+    workdir: epath.Path, config: dict[str, Any], may_grow: tuple[str, ...] = (), later: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """What `claim` checks, without a trace: so that a bad directory is known before anything is loaded or computed.
+
+    Args:
+        workdir: The directory.
+        config: As of `claim`.
+        may_grow: As of `claim`.
+        later: Keys that the config does not have yet, and that are not compared.
+
+    Returns:
+        The config with what was there before.
+
+    Raises:
+        InputError: any other key differs (the error names each), or there is a file in the directory's place.
+        Damaged: `config.json` is not as it was written.
+        MachineError: nothing can be written there.
+    """
     path = workdir / "config.json"
+    _writable(workdir)
     with files.writing(f"workdir {workdir}"):
-        workdir.mkdir(parents=True, exist_ok=True)
         there = path.exists()
     if there:
         _, before = files.read_record(
@@ -39,7 +66,7 @@ def claim(workdir: epath.Path, config: dict[str, Any], may_grow: tuple[str, ...]
         differing = sorted(
             f"{key} is {json.dumps(ours)} here and {json.dumps(theirs)} there"
             for key, (ours, theirs) in _differences(config, before)
-            if key not in may_grow
+            if key not in may_grow and key.partition(".")[0] not in later
         )
         if differing:
             more = f"; and {len(differing) - MOST} keys more" if len(differing) > MOST else ""
@@ -50,8 +77,22 @@ def claim(workdir: epath.Path, config: dict[str, Any], may_grow: tuple[str, ...]
         if odd := [key for key in may_grow if type(before.get(key)) is not type(config[key])]:
             raise Damaged(f"{path} is damaged ({odd[0]} is {before.get(odd[0])!r}); choose another --workdir")
         config = config | {key: _union(before[key], config[key]) for key in may_grow}
-    files.write_record(path, config)
     return config
+
+
+def _writable(workdir):
+    """Refuse a path in which no directory can be written, by the nearest part of it that is there."""
+    if "://" in os.fspath(workdir):
+        return
+    place = Path(os.path.abspath(workdir))
+    with files.writing(f"workdir {workdir}"):
+        while True:
+            try:
+                os.lstat(place)
+                break
+            except FileNotFoundError:
+                place = place.parent
+        tempfile.TemporaryFile(dir=place).close()
 
 
 def fingerprint(config: dict[str, Any], may_grow: tuple[str, ...] = ()) -> str:
