@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from jtransfer.data.dataset import Dataset, Lazy, each
-from jtransfer.data.folder import decode
+from jtransfer.data.pictures import decode
 from jtransfer.data.splits import hold_out_a_fifth, hold_out_the_last
 from jtransfer.errors import InputError, nearest
 

@@ -37,7 +37,7 @@ def test_directories_are_classes_in_alphabetical_order_and_a_fifth_of_each_is_he
     assert np.bincount(dataset.labels[dataset.test]).tolist() == [2, 1]
     assert sorted([*dataset.pool, *dataset.test]) == list(range(16))
     np.testing.assert_array_equal(dataset.inputs[[10]][0], PIXELS[0])
-    assert "names and sizes of its files, not over every byte" in dataset.note
+    assert dataset.note == ""
 
 
 def test_train_and_test_may_be_given(tmp_path):
@@ -106,12 +106,12 @@ def test_what_cannot_be_used_is_refused(root, tmp_path_factory):
     (root / "owl" / "notes.txt").touch()
     (root / ".cache").mkdir()
     assert refusal(f"folder:{root}").endswith(
-        "owl holds no images; expected files ending in .jpeg, .jpg, .png or .webp"
+        "owl holds no images; expected files ending in .bmp, .gif, .jpeg, .jpg, .png, .tif, .tiff or .webp"
     )
     split = tmp_path_factory.mktemp("split")
     fill(split / "train" / "cat", 2)
     assert refusal(f"folder:{split}").endswith(
-        "'train' holds classes, but there is no 'test' that does; give both or none"
+        "'train' holds classes, but there is no 'test' or 'val' that does; give both or none"
     )
     fill(split / "train" / "dog", 2)
     fill(split / "test" / "dgo", 2)
