@@ -86,13 +86,18 @@ def check_whole(dataset: Dataset, rows: np.ndarray) -> None:
     Raises:
         InputError: the first of them, how many there are, and the names of some.
     """
-    found = dataset.inputs.damaged(rows) if isinstance(dataset.inputs, Lazy) else []
+    found = damaged(dataset.inputs, rows)
     if len(found) > 1:
         others = "; ".join(found[1 : 1 + SHOWN])
         found[0] += f"; in all {len(found)} of the {len(rows)} rows of {dataset.name} cannot be read: {others}"
         found[0] += ", ..." if len(found) > 1 + SHOWN else ""
     if found:
         raise InputError(found[0])
+
+
+def damaged(inputs: Any, rows: np.ndarray) -> list[str]:
+    """What is wrong with those rows of inputs that cannot be read; nothing is wrong with arrays."""
+    return inputs.damaged(rows) if isinstance(inputs, Lazy) else []
 
 
 SHOWN = 3
