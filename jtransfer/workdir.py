@@ -48,13 +48,13 @@ def claim(workdir: epath.Path, config: dict[str, Any], may_grow: tuple[str, ...]
     return config
 
 
-def same_data(ours: str, theirs: Any) -> bool:
+def same_data(ours: Any, theirs: Any) -> bool:
     """Whether a fingerprint of data is the one that a run was started with.
 
-    Where names and sizes do not tell the data, a digest of all bytes follows after a dot. Versions before format 2
-    wrote what stands before the dot alone: then that counts, and `claim` writes the whole one in its place.
+    Where names and sizes stand for the data, a digest of all bytes follows after a dot. Earlier versions wrote what
+    stands before the dot alone: then that counts, and `claim` writes the whole fingerprint in its place.
     """
-    return theirs in (ours, ours.partition(".")[0])
+    return theirs in (ours, str(ours).partition(".")[0])
 
 
 def _differences(ours: Any, theirs: Any, prefix: str = ""):
