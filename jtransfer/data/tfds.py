@@ -1,45 +1,48 @@
 """Prepared TensorFlow Datasets, read record by record and without TensorFlow: `tfds:NAME[:VERSION][?OPTIONS]`.
 
 Only what a directory holds that TFDS prepared is used, never the code that made it, and nothing is ever downloaded.
+What the directory says of itself is read by `prepared.py`.
 """
 
+import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
 from jtransfer.data.dataset import Dataset, Lazy, each
-from jtransfer.data.pictures import decode
+from jtransfer.data.downloads import digest
+from jtransfer.data.prepared import Description, describe, shard
 from jtransfer.data.splits import hold_out_a_fifth, hold_out_the_last
 from jtransfer.errors import InputError, nearest
 
 RESTRICTIONS = ("only", "test_only")
 OPTIONS = ("input", "label", "caption", "train", "test", *RESTRICTIONS)
-BLOCK = 4096
-"""Records that are read at once."""
+BLOCK, CHECKED = 4096, 256
+"""Records whose labels, or whose pictures, are read at once."""
 
 
 class Prepared(NamedTuple):
-    """A prepared dataset: the name that it was asked for by, the library, and TFDS's reader of its directory."""
+    """A prepared dataset: the name that it was asked for by, the library, and what its directory holds."""
 
     name: str
     tfds: Any
-    builder: Any
+    about: Description
 
     @property
-    def features(self) -> dict[str, Any]:
-        return dict(sorted(self.builder.info.features.items()))  # their own order changes from run to run
+    def features(self) -> Mapping[str, Any]:
+        return self.about.features
 
     @property
     def supervised(self) -> tuple:
-        return tuple(self.builder.info.supervised_keys or ())
+        return self.about.supervised
 
     @property
     def splits(self) -> Mapping[str, Any]:
-        return self.builder.info.splits
+        return self.about.splits
 
 
 def read(name: str, rest: str, data_dir: str = "") -> Dataset:
@@ -69,23 +72,22 @@ def read(name: str, rest: str, data_dir: str = "") -> Dataset:
         test, test_labels = _labels(data, label, "test", ways)
         _check_disjoint(data, train, test)
         pool, held_out = np.arange(len(labels)), len(labels) + np.arange(len(test_labels))
-        labels, source = np.concatenate([labels, test_labels]), _records(data, f"{train}+{test}")
+        labels, whole = np.concatenate([labels, test_labels]), f"{train}+{test}"
         tested = f"'{test}'" + (f" (the labels of '{ways[0]}' are hidden)" if test != ways[0] else "")
     else:
         pool, held_out = hold_out_a_fifth(labels, name, "a split for testing")
-        source, tested = _records(data, train), f"a fifth of each class of '{train}'"
+        whole, tested = train, f"a fifth of each class of '{train}'"
+    source = _records(data, whole)
     pool, held_out = _restricted(data, source, options, pool, held_out)
-    about = (directory / "dataset_info.json").read_text()
     restrictions = (f"{key}={options[key]}" for key in RESTRICTIONS if key in options)
-    identity = "\n".join((data.builder.info.full_name, about, label, *inputs, train, tested, *restrictions))
+    identity = "\n".join((data.about.full_name, data.about.text, label, *inputs, train, tested, *restrictions))
     note = (
         f"{name} is version {directory.name}, {' + '.join(inputs)} with {label}: few-shot sets are drawn from "
-        f"'{train}', the test rows are {tested}. The fingerprint of the data is over its description, labels and "
-        f"splits, not over every byte."
+        f"'{train}', the test rows are {tested}.{_unused(data, train, tested)}"
     )
     feature = _of_class(data, label)
     classes = tuple(feature.names or map(str, range(feature.num_classes)))
-    lazy = Lazy(len(labels), _reader(data, source, inputs, kind), identity)
+    lazy = _lazy(data, source, inputs, kind, identity, _contents(data, whole))
     captions = _captions(data, source, options["caption"], lazy) if "caption" in options else None
     return Dataset(name, lazy, labels, classes, pool, held_out, kind, note, captions)
 
@@ -116,19 +118,27 @@ def read_pairs(name: str, rest: str, data_dir: str = "") -> Dataset:
         _check_split(data, "test", test)
         _check_disjoint(data, train, test)
         pool, held_out = np.arange(count), count + np.arange(data.splits[test].num_examples)
-        source, tested = _records(data, f"{train}+{test}"), f"'{test}'"
+        whole, tested = f"{train}+{test}", f"'{test}'"
     else:
         pool, held_out = hold_out_the_last(count)
-        source, tested = _records(data, train), f"the last {len(held_out)} of '{train}'"
+        whole, tested = train, f"the last {len(held_out)} of '{train}'"
+    source = _records(data, whole)
     total = count if not test else len(pool) + len(held_out)
     pool, held_out = _restricted(data, source, options, pool, held_out)
-    about = (directory / "dataset_info.json").read_text()
     restrictions = (f"{key}={options[key]}" for key in RESTRICTIONS if key in options)
-    identity = "\n".join((data.builder.info.full_name, about, *inputs, train, tested, *restrictions))
-    lazy = Lazy(total, _reader(data, source, inputs, kind), identity)
+    identity = "\n".join((data.about.full_name, data.about.text, *inputs, train, tested, *restrictions))
+    lazy = _lazy(data, source, inputs, kind, identity, _contents(data, whole))
     note = f"{name} is version {directory.name}: pairs are drawn from '{train}', those held out are {tested}."
     captions = _captions(data, source, options["caption"], lazy)
     return Dataset(name, lazy, np.zeros(total, np.int8), ("",), pool, held_out, kind, note, captions)
+
+
+def _unused(data: Prepared, train: str, tested: str) -> str:
+    """A sentence on the splits for validation and testing that nothing is read of; empty where all are."""
+    left = [name for name in ("validation", "test") if name in data.splits and name not in f"{train} {tested}"]
+    return (
+        f" Not used: {', '.join(f'{name!r} ({data.splits[name].num_examples} rows)' for name in left)}." if left else ""
+    )
 
 
 def _restricted(data: Prepared, source: Any, options: Mapping[str, str], *rows: np.ndarray) -> list[np.ndarray]:
@@ -149,7 +159,7 @@ def _only(data: Prepared, source: Any, rows: np.ndarray, asked: str | None) -> n
     wanted = [labels[key].str2int(name) for name in names.split("+")]
     only = data.tfds.features.FeaturesDict({key: labels[key]})
     blocks = (rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK))
-    found = [only.deserialize_example_np(record)[key] for block in blocks for record in _get(data, source, block)]
+    found = [parts[key] for block in blocks for parts in _parsed(data, only, source, block)]
     if not len(kept := rows[np.isin(found, wanted)]):
         raise InputError(f"{data.name}: no row has '{key}' {names}")
     return kept
@@ -162,8 +172,7 @@ def _opened(name: str, rest: str, data_dir: str) -> tuple[Prepared, epath.Path, 
     options = _options(name, query)
     directory = _directory(name, which, data_dir)
     try:
-        data = Prepared(name, tfds, tfds.builder_from_directory(directory))
-        _ = data.features
+        data = Prepared(name, tfds, describe(tfds, directory))
     except Exception as error:  # of its many parsers
         raise InputError(f"{name}: {directory} cannot be read ({_reason(error)})") from None
     return data, directory, options
@@ -225,7 +234,11 @@ def _label(data: Prepared, asked: str | None) -> str:
     labels = [key for key in classes if asked or _of_class(data, key) is data.features[key]] or classes
     if asked is not None and asked not in labels:
         found = data.features.get(asked)
-        what = "there is no" if found is None else f"expected a ClassLabel, found the {type(found).__name__}"
+        what = (
+            "there is no"
+            if found is None
+            else f"expected a ClassLabel, found the {getattr(found, 'kind', type(found).__name__)}"
+        )
         raise InputError(f"{data.name}: {what} '{asked}'; {nearest(asked, labels)}")
     for choice in (asked, *data.supervised[1:], "label"):
         if choice in labels:
@@ -274,7 +287,7 @@ def _captions(data: Prepared, source: Any, asked: str, lazy: Lazy) -> Lazy:
     only = features.FeaturesDict({key: data.features[key] for key in names})
 
     def read_rows(rows: np.ndarray) -> list[list[str]]:
-        found = [only.deserialize_example_np(record) for record in _get(data, source, rows)]
+        found = _parsed(data, only, source, rows)
         return [[x.decode("utf-8", "replace") for key in names for x in np.ravel(parts[key])] for parts in found]
 
     return Lazy(lazy.count, read_rows, f"{lazy.identity}\n{asked}")
@@ -287,7 +300,7 @@ def _labels(data: Prepared, label: str, what: str, ways: list[str]) -> tuple[str
         _check_split(data, what, split)
         source = _records(data, split)
         blocks = (range(start, min(start + BLOCK, len(source))) for start in range(0, len(source), BLOCK))
-        found = (only.deserialize_example_np(record)[label] for rows in blocks for record in _get(data, source, rows))
+        found = (parts[label] for rows in blocks for parts in _parsed(data, only, source, rows))
         if _of_class(data, label) is data.features[label]:
             labels = np.fromiter(found, np.int32, len(source))
         else:
@@ -321,6 +334,29 @@ def _check_split(data: Prepared, what: str, split: str) -> None:
         raise InputError(f"{data.name}: split '{split}' cannot be read ({_reason(error)})") from None
     if not count:
         raise InputError(f"{data.name}: split '{split}' is empty")
+    _check_shards(data, split)
+
+
+def _check_shards(data: Prepared, split: str) -> None:
+    """Refuse files of a split that cannot be read by row, or have more or fewer records than the description says."""
+    if data.about.file_format != "array_record":
+        raise InputError(
+            f"{data.name}: {data.about.directory} is in the format '{data.about.file_format}', which has no random "
+            f"access; prepare it again with --file_format=array_record"
+        )
+    try:
+        from array_record.python.array_record_module import ArrayRecordReader
+
+        for part in data.splits[split].file_instructions:
+            reader = ArrayRecordReader(shard(data.about, str(part.filename)))
+            count = reader.num_records()
+            reader.close()
+            if count != part.examples_in_shard:
+                raise InputError(
+                    f"{part.filename} has {count:,} records, dataset_info.json says {part.examples_in_shard:,}"
+                )
+    except Exception as error:  # of files that are missing or damaged
+        raise InputError(f"{data.name}: split '{split}' cannot be read ({_reason(error)})") from None
 
 
 def _check_disjoint(data: Prepared, train: str, test: str) -> None:
@@ -335,38 +371,74 @@ def _check_disjoint(data: Prepared, train: str, test: str) -> None:
 
 
 def _records(data: Prepared, split: str) -> Any:
-    """The undecoded records of a split, by row."""
-    try:
-        return data.builder.as_data_source(split, deserialize_method=data.tfds.decode.DeserializeMethod.RAW_BYTES)
-    except NotImplementedError:
-        raise InputError(
-            f"{data.name}: {data.builder.data_dir} is in the format '{data.builder.info.file_format.value}', which has "
-            f"no random access; prepare it again with --file_format=array_record"
-        ) from None
-    except Exception as error:  # of files that are missing
-        raise InputError(f"{data.name}: split '{split}' cannot be read ({_reason(error)})") from None
+    """The undecoded records of a split that was checked, by row."""
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+    return ArrayRecordDataSource(data.splits[split].file_instructions)
 
 
 def _get(data: Prepared, source: Any, rows: Sequence[int]) -> list[bytes]:
+    if not len(rows):
+        return []
     try:
         return source.__getitems__([int(row) for row in rows])
     except Exception as error:  # of files that are damaged
         raise InputError(f"{data.name}: rows {rows[0]}..{rows[-1]} cannot be read ({_reason(error)})") from None
 
 
-def _reader(data: Prepared, source: Any, inputs: tuple[str, ...], kind: str) -> Callable[[np.ndarray], list]:
-    """From row numbers to inputs. Of a record nothing else is decoded; images always by PIL, TFDS prefers OpenCV."""
+def _lazy(data: Prepared, source: Any, inputs: tuple[str, ...], kind: str, identity: str, contents: str) -> Lazy:
+    """The inputs of all rows. Of a record nothing else is decoded; images always by PIL, TFDS prefers OpenCV."""
     only = data.tfds.features.FeaturesDict({key: data.features[key] for key in inputs})
     skip = dict.fromkeys(inputs, data.tfds.decode.SkipDecoding())
 
-    def read_rows(rows: np.ndarray) -> list:
-        found = [only.deserialize_example_np(record, decoders=skip) for record in _get(data, source, rows)]
-        if kind == "image":
-            return each(lambda row, parts: decode(parts[inputs[0]], f"{row} of {data.name}"), rows, found)
-        texts = [tuple(parts[key].decode("utf-8", "replace") for key in inputs) for parts in found]
-        return [own if len(own) > 1 else own[0] for own in texts]
+    def undecoded(rows: np.ndarray) -> list[tuple[bytes, ...]]:
+        return [tuple(parts[key] for key in inputs) for parts in _parsed(data, only, source, rows, skip)]
 
-    return read_rows
+    def images(rows: np.ndarray) -> list[np.ndarray]:
+        from jtransfer.data.pictures import decode
+
+        return each(lambda row, parts: decode(parts[0], f"{row} of {data.name}"), rows, undecoded(rows))
+
+    def texts(rows: np.ndarray) -> list:
+        found = [tuple(part.decode("utf-8", "replace") for part in parts) for parts in undecoded(rows)]
+        return [own if len(own) > 1 else own[0] for own in found]
+
+    def trouble(row: int, parts: tuple[bytes, ...]) -> str | None:
+        from jtransfer.data.pictures import check
+
+        try:
+            check(parts[0], f"{row} of {data.name}")
+        except InputError as error:
+            return str(error)
+
+    def damaged(rows: np.ndarray) -> list[str]:
+        blocks = (rows[start : start + CHECKED] for start in range(0, len(rows), CHECKED))
+        return [said for block in blocks for said in each(trouble, block, undecoded(block)) if said]
+
+    if kind == "text":
+        return Lazy(len(source), texts, identity, contents)
+    return Lazy(len(source), images, identity, contents, damaged)
+
+
+def _parsed(data: Prepared, only: Any, source: Any, rows: Sequence[int], decoders: Any = None) -> Iterator[dict]:
+    """Some features of some rows.
+
+    Raises:
+        InputError: a record cannot be read, or is not what the description says.
+    """
+    for row, record in zip(rows, _get(data, source, rows), strict=True):
+        try:
+            yield only.deserialize_example_np(record, decoders=decoders)
+        except Exception as error:  # of its parser
+            raise InputError(f"{data.name}: row {row} cannot be read ({_reason(error)})") from None
+
+
+def _contents(data: Prepared, split: str) -> str:
+    """16 hexadecimal digits over every byte of the files of a split."""
+    whole = hashlib.sha256()
+    for one in each(digest, dict.fromkeys(str(part.filename) for part in data.splits[split].file_instructions)):
+        whole.update(one)
+    return whole.hexdigest()[:16]
 
 
 def _reason(error: Exception) -> str:
