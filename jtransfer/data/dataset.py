@@ -80,6 +80,18 @@ def each(call: Callable, *items: Iterable) -> list:
     return list(_threads().map(call, *items))
 
 
+def refused(call: Callable, *items: Iterable) -> list[str]:
+    """What a call says of those items that it refuses; it has `each` apply it to all."""
+
+    def said(*own):
+        try:
+            call(*own)
+        except InputError as error:
+            return str(error)
+
+    return list(filter(None, each(said, *items)))
+
+
 def check_whole(dataset: Dataset, rows: np.ndarray) -> None:
     """Refuse damaged rows before a run starts, which would meet them in its middle.
 

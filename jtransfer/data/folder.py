@@ -4,14 +4,14 @@ import hashlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from etils import epath
 
 from jtransfer import files
-from jtransfer.data.dataset import Dataset, Lazy, each
+from jtransfer.data.dataset import Dataset, Lazy, each, refused
 from jtransfer.data.downloads import Places, entries, printable, shown
 from jtransfer.data.splits import hold_out_a_fifth
 from jtransfer.errors import InputError, nearest
@@ -33,8 +33,8 @@ SPLITS = {
 }
 """What directories of splits are called, in small or capital letters, and what is meant."""
 
-BLOCK = 64
-"""Files that a thread takes at once where each of them takes little time."""
+BLOCK = 4096
+"""Files that are handed to the threads at once."""
 
 
 class Folder(NamedTuple):
@@ -92,14 +92,11 @@ def _lazy(paths: list[str], identity: str, contents: str) -> Lazy:
     def read_rows(rows: np.ndarray) -> list[np.ndarray]:
         return each(lambda row: pictures.decode(_content(paths[row]), shown(paths[row])), rows)
 
-    def trouble(row: int) -> str | None:
-        try:
-            pictures.check(_content(paths[row]), shown(paths[row]))
-        except InputError as error:
-            return str(error)
-
     def damaged(rows: np.ndarray) -> list[str]:
-        return [said for said in _of_each(trouble, rows.tolist()) if said]
+        def refuse(row):
+            pictures.check(_content(paths[row]), shown(paths[row]))
+
+        return [said for block in _blocks(rows) for said in refused(refuse, block)]
 
     return Lazy(len(paths), read_rows, identity, contents, damaged)
 
@@ -198,9 +195,10 @@ def _said_of(folder: Folder) -> list[str]:
 def _identified(paths: list[str], root: str) -> tuple[str, str]:
     """Names and sizes of files, which told a folder from another in earlier versions, and a digest of every byte."""
     lines, whole = [], hashlib.sha256()
-    for path, (size, digest) in zip(paths, _of_each(_measured, paths), strict=True):
-        lines.append(f"{path[len(root.rstrip('/')) + 1 :]} {size}")
-        whole.update(digest)
+    for block in _blocks(paths):
+        for path, (size, digest) in zip(block, each(_measured, block), strict=True):
+            lines.append(f"{path[len(root.rstrip('/')) + 1 :]} {size}")
+            whole.update(digest)
     return "\n".join(lines), whole.hexdigest()[:16]
 
 
@@ -218,9 +216,8 @@ def _content(path: str) -> bytes:
         raise InputError(f"image {shown(path)} cannot be read ({error.strerror or error})") from None
 
 
-def _of_each(call: Callable, items: list) -> list:
-    blocks = [items[start : start + BLOCK] for start in range(0, len(items), BLOCK)]
-    return [found for block in each(lambda block: list(map(call, block)), blocks) for found in block]
+def _blocks(items: Sequence) -> Iterator[Sequence]:
+    return (items[start : start + BLOCK] for start in range(0, len(items), BLOCK))
 
 
 def _listed(words: Iterable[str]) -> str:

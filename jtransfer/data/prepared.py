@@ -56,6 +56,26 @@ class Description(NamedTuple):
     text: str
 
 
+class Prepared(NamedTuple):
+    """A prepared dataset: the name that it was asked for by, the library, and what its directory holds."""
+
+    name: str
+    tfds: Any
+    about: Description
+
+    @property
+    def features(self) -> Mapping[str, Any]:
+        return self.about.features
+
+    @property
+    def supervised(self) -> tuple:
+        return self.about.supervised
+
+    @property
+    def splits(self) -> Mapping[str, Any]:
+        return self.about.splits
+
+
 def describe(tfds: Any, directory: epath.Path) -> Description:
     """The description of a prepared dataset.
 

@@ -4,45 +4,24 @@ Only what a directory holds that TFDS prepared is used, never the code that made
 What the directory says of itself is read by `prepared.py`.
 """
 
-import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from etils import epath
 
-from jtransfer.data.dataset import Dataset, Lazy, each
-from jtransfer.data.downloads import digest
-from jtransfer.data.prepared import Description, describe, shard
+from jtransfer.data import records
+from jtransfer.data.dataset import Dataset, Lazy
+from jtransfer.data.prepared import Prepared, describe
 from jtransfer.data.splits import hold_out_a_fifth, hold_out_the_last
 from jtransfer.errors import InputError, nearest
 
 RESTRICTIONS = ("only", "test_only")
 OPTIONS = ("input", "label", "caption", "train", "test", *RESTRICTIONS)
-BLOCK, CHECKED = 4096, 256
-"""Records whose labels, or whose pictures, are read at once."""
-
-
-class Prepared(NamedTuple):
-    """A prepared dataset: the name that it was asked for by, the library, and what its directory holds."""
-
-    name: str
-    tfds: Any
-    about: Description
-
-    @property
-    def features(self) -> Mapping[str, Any]:
-        return self.about.features
-
-    @property
-    def supervised(self) -> tuple:
-        return self.about.supervised
-
-    @property
-    def splits(self) -> Mapping[str, Any]:
-        return self.about.splits
+BLOCK = 4096
+"""Records whose labels are read at once."""
 
 
 def read(name: str, rest: str, data_dir: str = "") -> Dataset:
@@ -77,7 +56,7 @@ def read(name: str, rest: str, data_dir: str = "") -> Dataset:
     else:
         pool, held_out = hold_out_a_fifth(labels, name, "a split for testing")
         whole, tested = train, f"a fifth of each class of '{train}'"
-    source = _records(data, whole)
+    source = records.of_split(data, whole)
     pool, held_out = _restricted(data, source, options, pool, held_out)
     restrictions = (f"{key}={options[key]}" for key in RESTRICTIONS if key in options)
     identity = "\n".join((data.about.full_name, data.about.text, label, *inputs, train, tested, *restrictions))
@@ -87,7 +66,7 @@ def read(name: str, rest: str, data_dir: str = "") -> Dataset:
     )
     feature = _of_class(data, label)
     classes = tuple(feature.names or map(str, range(feature.num_classes)))
-    lazy = _lazy(data, source, inputs, kind, identity, _contents(data, whole))
+    lazy = records.lazy(data, source, inputs, kind, identity, records.contents(data, whole))
     captions = _captions(data, source, options["caption"], lazy) if "caption" in options else None
     return Dataset(name, lazy, labels, classes, pool, held_out, kind, note, captions)
 
@@ -122,12 +101,12 @@ def read_pairs(name: str, rest: str, data_dir: str = "") -> Dataset:
     else:
         pool, held_out = hold_out_the_last(count)
         whole, tested = train, f"the last {len(held_out)} of '{train}'"
-    source = _records(data, whole)
+    source = records.of_split(data, whole)
     total = count if not test else len(pool) + len(held_out)
     pool, held_out = _restricted(data, source, options, pool, held_out)
     restrictions = (f"{key}={options[key]}" for key in RESTRICTIONS if key in options)
     identity = "\n".join((data.about.full_name, data.about.text, *inputs, train, tested, *restrictions))
-    lazy = _lazy(data, source, inputs, kind, identity, _contents(data, whole))
+    lazy = records.lazy(data, source, inputs, kind, identity, records.contents(data, whole))
     note = f"{name} is version {directory.name}: pairs are drawn from '{train}', those held out are {tested}."
     captions = _captions(data, source, options["caption"], lazy)
     return Dataset(name, lazy, np.zeros(total, np.int8), ("",), pool, held_out, kind, note, captions)
@@ -159,7 +138,7 @@ def _only(data: Prepared, source: Any, rows: np.ndarray, asked: str | None) -> n
     wanted = [labels[key].str2int(name) for name in names.split("+")]
     only = data.tfds.features.FeaturesDict({key: labels[key]})
     blocks = (rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK))
-    found = [parts[key] for block in blocks for parts in _parsed(data, only, source, block)]
+    found = [parts[key] for block in blocks for parts in records.parsed(data, only, source, block)]
     if not len(kept := rows[np.isin(found, wanted)]):
         raise InputError(f"{data.name}: no row has '{key}' {names}")
     return kept
@@ -174,7 +153,7 @@ def _opened(name: str, rest: str, data_dir: str) -> tuple[Prepared, epath.Path, 
     try:
         data = Prepared(name, tfds, describe(tfds, directory))
     except Exception as error:  # of its many parsers
-        raise InputError(f"{name}: {directory} cannot be read ({_reason(error)})") from None
+        raise InputError(f"{name}: {directory} cannot be read ({records.reason(error)})") from None
     return data, directory, options
 
 
@@ -287,7 +266,7 @@ def _captions(data: Prepared, source: Any, asked: str, lazy: Lazy) -> Lazy:
     only = features.FeaturesDict({key: data.features[key] for key in names})
 
     def read_rows(rows: np.ndarray) -> list[list[str]]:
-        found = _parsed(data, only, source, rows)
+        found = records.parsed(data, only, source, rows)
         return [[x.decode("utf-8", "replace") for key in names for x in np.ravel(parts[key])] for parts in found]
 
     return Lazy(lazy.count, read_rows, f"{lazy.identity}\n{asked}")
@@ -298,9 +277,9 @@ def _labels(data: Prepared, label: str, what: str, ways: list[str]) -> tuple[str
     only = data.tfds.features.FeaturesDict({label: data.features[label]})
     for split in ways:
         _check_split(data, what, split)
-        source = _records(data, split)
+        source = records.of_split(data, split)
         blocks = (range(start, min(start + BLOCK, len(source))) for start in range(0, len(source), BLOCK))
-        found = (parts[label] for rows in blocks for parts in _parsed(data, only, source, rows))
+        found = (parts[label] for rows in blocks for parts in records.parsed(data, only, source, rows))
         if _of_class(data, label) is data.features[label]:
             labels = np.fromiter(found, np.int32, len(source))
         else:
@@ -331,32 +310,10 @@ def _check_split(data: Prepared, what: str, split: str) -> None:
     try:
         count = data.splits[split].num_examples
     except Exception as error:  # of its parser
-        raise InputError(f"{data.name}: split '{split}' cannot be read ({_reason(error)})") from None
+        raise InputError(f"{data.name}: split '{split}' cannot be read ({records.reason(error)})") from None
     if not count:
         raise InputError(f"{data.name}: split '{split}' is empty")
-    _check_shards(data, split)
-
-
-def _check_shards(data: Prepared, split: str) -> None:
-    """Refuse files of a split that cannot be read by row, or have more or fewer records than the description says."""
-    if data.about.file_format != "array_record":
-        raise InputError(
-            f"{data.name}: {data.about.directory} is in the format '{data.about.file_format}', which has no random "
-            f"access; prepare it again with --file_format=array_record"
-        )
-    try:
-        from array_record.python.array_record_module import ArrayRecordReader
-
-        for part in data.splits[split].file_instructions:
-            reader = ArrayRecordReader(shard(data.about, str(part.filename)))
-            count = reader.num_records()
-            reader.close()
-            if count != part.examples_in_shard:
-                raise InputError(
-                    f"{part.filename} has {count:,} records, dataset_info.json says {part.examples_in_shard:,}"
-                )
-    except Exception as error:  # of files that are missing or damaged
-        raise InputError(f"{data.name}: split '{split}' cannot be read ({_reason(error)})") from None
+    records.check_shards(data, split)
 
 
 def _check_disjoint(data: Prepared, train: str, test: str) -> None:
@@ -368,78 +325,3 @@ def _check_disjoint(data: Prepared, train: str, test: str) -> None:
     for file, start, end in ranges(train):
         if any(file == other and start < last and first < end for other, first, last in ranges(test)):
             raise InputError(f"{data.name}: '{train}' and '{test}' share rows; what is tested on is never trained on")
-
-
-def _records(data: Prepared, split: str) -> Any:
-    """The undecoded records of a split that was checked, by row."""
-    from array_record.python.array_record_data_source import ArrayRecordDataSource
-
-    return ArrayRecordDataSource(data.splits[split].file_instructions)
-
-
-def _get(data: Prepared, source: Any, rows: Sequence[int]) -> list[bytes]:
-    if not len(rows):
-        return []
-    try:
-        return source.__getitems__([int(row) for row in rows])
-    except Exception as error:  # of files that are damaged
-        raise InputError(f"{data.name}: rows {rows[0]}..{rows[-1]} cannot be read ({_reason(error)})") from None
-
-
-def _lazy(data: Prepared, source: Any, inputs: tuple[str, ...], kind: str, identity: str, contents: str) -> Lazy:
-    """The inputs of all rows. Of a record nothing else is decoded; images always by PIL, TFDS prefers OpenCV."""
-    only = data.tfds.features.FeaturesDict({key: data.features[key] for key in inputs})
-    skip = dict.fromkeys(inputs, data.tfds.decode.SkipDecoding())
-
-    def undecoded(rows: np.ndarray) -> list[tuple[bytes, ...]]:
-        return [tuple(parts[key] for key in inputs) for parts in _parsed(data, only, source, rows, skip)]
-
-    def images(rows: np.ndarray) -> list[np.ndarray]:
-        from jtransfer.data.pictures import decode
-
-        return each(lambda row, parts: decode(parts[0], f"{row} of {data.name}"), rows, undecoded(rows))
-
-    def texts(rows: np.ndarray) -> list:
-        found = [tuple(part.decode("utf-8", "replace") for part in parts) for parts in undecoded(rows)]
-        return [own if len(own) > 1 else own[0] for own in found]
-
-    def trouble(row: int, parts: tuple[bytes, ...]) -> str | None:
-        from jtransfer.data.pictures import check
-
-        try:
-            check(parts[0], f"{row} of {data.name}")
-        except InputError as error:
-            return str(error)
-
-    def damaged(rows: np.ndarray) -> list[str]:
-        blocks = (rows[start : start + CHECKED] for start in range(0, len(rows), CHECKED))
-        return [said for block in blocks for said in each(trouble, block, undecoded(block)) if said]
-
-    if kind == "text":
-        return Lazy(len(source), texts, identity, contents)
-    return Lazy(len(source), images, identity, contents, damaged)
-
-
-def _parsed(data: Prepared, only: Any, source: Any, rows: Sequence[int], decoders: Any = None) -> Iterator[dict]:
-    """Some features of some rows.
-
-    Raises:
-        InputError: a record cannot be read, or is not what the description says.
-    """
-    for row, record in zip(rows, _get(data, source, rows), strict=True):
-        try:
-            yield only.deserialize_example_np(record, decoders=decoders)
-        except Exception as error:  # of its parser
-            raise InputError(f"{data.name}: row {row} cannot be read ({_reason(error)})") from None
-
-
-def _contents(data: Prepared, split: str) -> str:
-    """16 hexadecimal digits over every byte of the files of a split."""
-    whole = hashlib.sha256()
-    for one in each(digest, dict.fromkeys(str(part.filename) for part in data.splits[split].file_instructions)):
-        whole.update(one)
-    return whole.hexdigest()[:16]
-
-
-def _reason(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
