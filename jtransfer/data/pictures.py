@@ -25,7 +25,8 @@ LARGEST_FILE = 1 << 29
 DEEP = ("I", "F")
 """What the modes of PIL images with more than 8 bits a channel begin with."""
 
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # what it is about is refused here
+for category in (Image.DecompressionBombWarning, UserWarning):  # what these are about is refused here, or harmless
+    warnings.filterwarnings("ignore", category=category, module=r"PIL\.(Image|\w+ImagePlugin)$")
 
 
 def decode(content: bytes, what: str) -> np.ndarray:
