@@ -150,13 +150,15 @@ def _known(tfds: Any) -> set[str]:
 
 
 def _class_names(node: Any) -> Iterator[str]:
-    """Every class that a description names, at any depth."""
+    """Every class that a description names, at any depth; contents that are written as texts are read for that."""
     todo = [node]
     while todo:
         node = todo.pop()
         if isinstance(node, dict):
             if name := _named(node):
                 yield name
+            if isinstance(text := node.get("content"), str) and text:
+                node["content"] = _object(text, "features.json")
             todo += node.values()
         elif isinstance(node, list):
             todo += node
