@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from jtransfer.errors import InputError, nearest
+from jtransfer.models import check_ids, tables
 
 
 def parameters(backbone: Any) -> Mapping[str, inspect.Parameter]:
@@ -46,7 +47,21 @@ def checked(backbone: Any, batch: Any) -> dict[str, Any]:
     whole = [max(axis) for axis in zip(*texts.values(), strict=True)]
     if any(shape not in (whole, [1, *whole[1:]]) for shape in texts.values()):  # one row may serve the whole batch
         raise InputError(f"{what}: expected one shape, found {', '.join(f'{k} {v}' for k, v in texts.items())}")
+    rows = tables(backbone.config)
+    for name, x in arrays.items():
+        if isinstance(x, jax.core.Tracer) or (isinstance(x, jax.Array) and not x.is_fully_addressable):
+            continue  # a number without a row is NaN there
+        if name in rows:
+            check_ids(what, name, x, rows[name])
+        elif name == "attention_mask" and not np.isin(x, (0, 1)).all():
+            raise InputError(f"{what}: attention_mask holds {_strange(x)}; expected 1 for a token, 0 for padding")
     return arrays
+
+
+def _strange(mask):
+    """The first value of a mask that is neither 0 nor 1."""
+    mask = np.asarray(mask)
+    return mask[~np.isin(mask, (0, 1))][0]
 
 
 def _array(what, x, example):
