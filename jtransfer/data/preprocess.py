@@ -10,6 +10,7 @@ import numpy as np
 
 from jtransfer.errors import InputError
 from jtransfer.files import read_json
+from jtransfer.models import tables
 
 log = logging.getLogger("jtransfer")
 
@@ -121,7 +122,9 @@ def _text(name, origin, config):
     longest = getattr(of_text, "longest", None) or of_text.positions
     reads_last = getattr(of_text, "pool", "") == "last"
     with _errors_of(origin.directory):
-        return text.tokenizer(origin.directory, origin.values, tuple(config.inputs), longest, whole=reads_last)
+        return text.tokenizer(
+            origin.directory, origin.values, tuple(config.inputs), longest, whole=reads_last, tables=tables(config)
+        )
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from tokenizers import models
 
 from jtransfer.data.tokenizer_files import content, optional, read, reason
 from jtransfer.errors import InputError, Once, nearest
+from jtransfer.models import check_ids
 
 LENGTHS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 """What texts are padded to, up to the model's own longest: few shapes, so that jit compiles a model a few times.
@@ -65,6 +66,10 @@ class Tokenizer:
         pad: Id of the padding.
         side: Where it goes, one of `SIDES`.
         where: The file, for messages.
+        tables: Rows of the model's table for each array that is given back, by its name, as `models.tables`; an array
+            without an entry is not checked.
+        prompts: What texts may be begun with, by name.
+        prompt: What they are begun with if none is named.
     """
 
     encode: Encode
@@ -76,6 +81,9 @@ class Tokenizer:
     pad: int
     side: str
     where: str
+    tables: Mapping[str, int] = field(default_factory=dict)
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    prompt: str = ""
     _warn: Once = field(default_factory=Once, repr=False)
 
     def __call__(
@@ -85,6 +93,7 @@ class Tokenizer:
         *,
         length: int | None = None,
         side: str | None = None,
+        prompt: str | None = None,
     ) -> dict[str, np.ndarray]:
         """The model's input for some texts.
 
@@ -94,47 +103,82 @@ class Tokenizer:
             length: Pad and cut to this number of tokens, instead of padding to the shortest of `LENGTHS` and `limit`
                 that holds all of them.
             side: Of the padding, instead of the checkpoint's own: "left" for prompts that `generate` continues.
+            prompt: The name of one of the checkpoint's own prompts (`prompts` of `config_sentence_transformers.json`),
+                as "query", which every text is begun with; "" for none. None is the checkpoint's default prompt.
 
         Returns:
             Arrays `[n, length]` int32: `input_ids`, and `attention_mask` and `token_type_ids` where the model takes
             them and its tokenizer gives them.
 
         Raises:
-            InputError: something that is no list of texts, or a length that the model has no positions for.
+            InputError: something that is no list of texts, a length that the model has no positions for, a prompt that
+                the checkpoint has not, or a token that the model's table has no row for.
         """
-        return self.read(texts, pairs, length, side)[0]
+        arrays, cut = self.read(texts, pairs, length, side, prompt)
+        if cut.any():
+            self._warn("%s: %d of %d texts were cut off", self.where, cut.sum(), len(cut))
+        return arrays
 
-    def read(self, texts, pairs=None, length=None, side=None) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """What a call gives, and which of the texts were cut `[n]`."""
-        texts = check_texts(texts, "texts")
-        if pairs is not None and len(check_texts(pairs, "pairs")) != len(texts):
-            raise InputError(f"there are {len(texts)} texts, but {len(pairs)} pairs")
+    def read(
+        self, texts, pairs=None, length=None, side=None, prompt=None
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """What a call gives, and which of the texts were cut `[n]`, of which nothing is logged."""
         if length is not None and not (self.limit if self.whole else 1) <= length <= self.limit:
             raise InputError(f"length={length}: expected {'' if self.whole else '1..'}{self.limit}, as the model takes")
         if side not in (None, *SIDES):
             raise InputError(f"side: unknown '{side}'; {nearest(str(side), SIDES)}")
         limit = length or self.limit
-        try:
-            encoded = self.encode(texts, pairs, limit)
-        except Exception as error:  # of the tokenizers library, which has no type of its own for them
-            raise InputError(f"{self.where}: the texts cannot be tokenized ({reason(error)})") from error
-        longest = max(len(ids) for ids, _, _ in encoded)
-        if longest > limit:
-            raise InputError(f"{limit} tokens are too few for the special ones alone")
+        rows = self.rows(texts, pairs, limit, prompt)
+        longest = max(len(ids) for ids, _, _ in rows)
         if length is None and not self.whole:
             limit = min(limit, next((fixed for fixed in LENGTHS if fixed >= longest), limit))
-        cut = np.array([was_cut for _, _, was_cut in encoded])
-        if cut.any():
-            self._warn("%s: %d of %d texts were cut off", self.where, cut.sum(), len(texts))
-        shape = len(texts), limit
+        shape = len(rows), limit
         arrays = {"input_ids": np.full(shape, self.pad, np.int32), "attention_mask": np.zeros(shape, np.int32)}
         arrays["token_type_ids"] = np.zeros(shape, np.int32)
-        for row, (ids, types, _) in enumerate(encoded):
+        for row, (ids, types, _) in enumerate(rows):
             at = row, slice(limit - len(ids), None) if (side or self.side) == "left" else slice(len(ids))
             arrays["input_ids"][at] = ids
             arrays["attention_mask"][at] = 1
             arrays["token_type_ids"][at] = types
-        return {name: arrays[name] for name in self.names}, cut
+        if any(len(ids) < limit for ids, _, _ in rows):
+            self._check("padding", "input_ids", [self.pad])
+        return {name: arrays[name] for name in self.names}, np.array([was_cut for _, _, was_cut in rows])
+
+    def rows(self, texts, pairs=None, limit=None, prompt=None) -> list[Encoded]:
+        """The tokens of each text (or pair), at most `limit`, without padding; the model has a row for each of them."""
+        texts = check_texts(texts, "texts")
+        if pairs is not None and len(check_texts(pairs, "pairs")) != len(texts):
+            raise InputError(f"there are {len(texts)} texts, but {len(pairs)} pairs")
+        limit, start = limit or self.limit, self._start(prompt)
+        try:
+            found = self.encode([start + text for text in texts] if start else texts, pairs, limit)
+        except Exception as error:  # of the tokenizers library, which has no type of its own for them
+            raise InputError(f"{self.where}: the texts cannot be tokenized ({reason(error)})") from error
+        if max(len(ids) for ids, _, _ in found) > limit:
+            raise InputError(f"{limit} tokens are too few for the special ones alone")
+        for place, name in enumerate(("input_ids", "token_type_ids")):
+            if name in self.tables and any(max(row[place], default=0) >= self.tables[name] for row in found):
+                for number, row in enumerate(found):
+                    self._check(f"text {number}", name, row[place])
+        return found
+
+    def _check(self, what, name, ids):
+        if name in self.tables:
+            named = self._named if name == "input_ids" else None
+            check_ids(f"{self.where}: {what}", name, ids, self.tables[name], named)
+
+    def _start(self, prompt):
+        """What texts are begun with."""
+        if prompt is None or prompt == "":
+            return self.prompt if prompt is None else ""
+        if prompt not in self.prompts:
+            raise InputError(f"{self.where}: unknown prompt {prompt!r}; {nearest(str(prompt), self.prompts)}")
+        return self.prompts[prompt]
+
+    def _named(self, number):
+        """A token that the model's table has no row for, in words."""
+        token = next((token for token, i in self.words().items() if i == number), "")
+        return f" ('{token}', which was added to the tokenizer alone: resize the model's embeddings too)"
 
     def decode(self, ids: Any) -> list[str]:
         """The texts that tokens stand for, as `batch_decode(ids, skip_special_tokens=True)` of transformers.
@@ -174,7 +218,12 @@ def check_texts(texts: Any, name: str) -> Sequence[str]:
 
 
 def tokenizer(
-    directory: epath.Path, values: Mapping[str, Any], names: Sequence[str], longest: int, whole: bool
+    directory: epath.Path,
+    values: Mapping[str, Any],
+    names: Sequence[str],
+    longest: int,
+    whole: bool,
+    tables: Mapping[str, int] | None = None,
 ) -> Tokenizer:
     """The tokenizer in a directory.
 
@@ -187,6 +236,7 @@ def tokenizer(
         names: Of the model's inputs.
         longest: The most tokens that the model has positions for.
         whole: Pad to the full length always, and give no mask: SigLIP reads the last token, padding or not.
+        tables: Rows of the model's tables, by the names of its inputs.
 
     Raises:
         InputError: there is no tokenizer, or its files are damaged.

@@ -1,7 +1,7 @@
 """Flax modules, one file per architecture. They know nothing of methods, training or data."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import partial
 from typing import Any
@@ -148,7 +148,7 @@ def tables(config: Any) -> dict[str, int]:
     return {name: getattr(text, key) for name, key in sizes.items() if name in config.inputs and hasattr(text, key)}
 
 
-def check_ids(what: str, name: str, ids: Any, rows: int, advice: str = "") -> None:
+def check_ids(what: str, name: str, ids: Any, rows: int, named: Callable[[int], str] | None = None) -> None:
     """Refuse a number that a table has no row for, as PyTorch does.
 
     Args:
@@ -156,7 +156,7 @@ def check_ids(what: str, name: str, ids: Any, rows: int, advice: str = "") -> No
         name: Of the input.
         ids: `[n, tokens]`.
         rows: Of the table.
-        advice: What to do, for the error.
+        named: What is said of such a number, for the error.
 
     Raises:
         InputError: with the first such number, its place, and the size of the table.
@@ -165,8 +165,8 @@ def check_ids(what: str, name: str, ids: Any, rows: int, advice: str = "") -> No
     if not ids.size or (ids.min() >= 0 and ids.max() < rows):
         return
     place = tuple(int(i) for i in np.argwhere((ids < 0) | (ids >= rows))[0])
-    found = f"{name}[{', '.join(map(str, place))}] is {ids[place]}"
-    raise InputError(f"{what}: {found}; the model's table has {rows} rows, 0..{rows - 1}{advice and '; ' + advice}")
+    found = f"{name}[{', '.join(map(str, place))}] is {ids[place]}{named(int(ids[place])) if named else ''}"
+    raise InputError(f"{what}: {found}; the model's table has {rows} rows: expected 0..{rows - 1}")
 
 
 def check_images(model: nn.Module, what: str, shape: tuple[int, ...]) -> None:
