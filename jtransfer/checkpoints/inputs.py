@@ -128,6 +128,9 @@ def tokenizer_files(backbone: Backbone) -> dict[str, bytes]:
     # The class that transformers would take, which our own config does not tell.
     kind = OF_MODELS.get(backbone.origin.values.get("model_type"), "CLIPTokenizer")
     found.setdefault("tokenizer_config.json", json.dumps({"tokenizer_class": kind}).encode())
+    if clean := preprocess.cleaning_of(backbone.origin):  # which open_clip's own config says elsewhere
+        values = json.loads(found["tokenizer_config.json"]) | {"clean": clean}
+        found["tokenizer_config.json"] = json.dumps(values, indent=2).encode()
     return found
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jtransfer.data import keys
 from jtransfer.errors import InputError
 from jtransfer.files import read_json
 from jtransfer.models import tables
@@ -108,6 +109,7 @@ def _processor_values(origin):
         values = read_json(file)
     if not isinstance(values, Mapping):
         raise InputError(f"{file}: expected an object under 'image_processor'")
+    keys.check(file, values, keys.PREPROCESSOR)
     return values, file
 
 
@@ -122,9 +124,27 @@ def _text(name, origin, config):
     longest = getattr(of_text, "longest", None) or of_text.positions
     reads_last = getattr(of_text, "pool", "") == "last"
     with _errors_of(origin.directory):
+        names, clean = tuple(config.inputs), cleaning_of(origin)
         return text.tokenizer(
-            origin.directory, origin.values, tuple(config.inputs), longest, whole=reads_last, tables=tables(config)
+            origin.directory, origin.values, names, longest, whole=reads_last, tables=tables(config), clean=clean
         )
+
+
+def cleaning_of(origin: Any) -> str:
+    """What open_clip does to texts before they become words, as a key of `cleaning.CLEANERS`; "" for other layouts.
+
+    Raises:
+        InputError: its config asks for what is not done here.
+    """
+    if origin.layout != "open_clip":
+        return ""
+    file = origin.directory / "open_clip_config.json"
+    options = (origin.values.get("model_cfg") or {}).get("text_cfg") or {}
+    if mode := options.get("tokenizer_mode"):
+        raise InputError(f"{file}: tokenizer_mode is {mode!r}, which is not done here; take it out to do without")
+    given = options.get("tokenizer_kwargs") or {}
+    keys.check(file, given, keys.OPEN_CLIP_TOKENIZER)
+    return given.get("clean") or ("whitespace" if options.get("hf_tokenizer_name") else "lower")
 
 
 @contextmanager

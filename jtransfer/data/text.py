@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import tokenizers
 from etils import epath
-from tokenizers import models
+from tokenizers import decoders, models, normalizers
 
-from jtransfer.data.tokenizer_files import content, optional, read, reason
+from jtransfer.data import keys
+from jtransfer.data.cleaning import cleaner
+from jtransfer.data.tokenizer_files import content, one_line, optional, read, reason, settings_of
 from jtransfer.errors import InputError, Once, nearest
 from jtransfer.models import check_ids
 
@@ -38,9 +40,15 @@ FILES = (
     "vocab.json",
     "merges.txt",
     "*.model",
-    "sentence_bert_config.json",
+    "sentence_*_config.json",
+    "config_sentence_transformers.json",
 )
 """What a tokenizer is read from."""
+
+SENTENCES = tuple(
+    f"sentence_{name}_config.json" for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta")
+)
+"""What sentence-transformers says of its tokenizer, by the names that the file has had."""
 
 Encoded = tuple[list[int], list[int], bool]
 """Ids and types of the tokens of a text (or pair), and whether some were cut off."""
@@ -119,9 +127,7 @@ class Tokenizer:
             self._warn("%s: %d of %d texts were cut off", self.where, cut.sum(), len(cut))
         return arrays
 
-    def read(
-        self, texts, pairs=None, length=None, side=None, prompt=None
-    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    def read(self, texts, pairs=None, length=None, side=None, prompt=None) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """What a call gives, and which of the texts were cut `[n]`, of which nothing is logged."""
         if length is not None and not (self.limit if self.whole else 1) <= length <= self.limit:
             raise InputError(f"length={length}: expected {'' if self.whole else '1..'}{self.limit}, as the model takes")
@@ -150,10 +156,8 @@ class Tokenizer:
         if pairs is not None and len(check_texts(pairs, "pairs")) != len(texts):
             raise InputError(f"there are {len(texts)} texts, but {len(pairs)} pairs")
         limit, start = limit or self.limit, self._start(prompt)
-        try:
+        with one_line(lambda: f"{self.where}: the texts cannot be tokenized"):
             found = self.encode([start + text for text in texts] if start else texts, pairs, limit)
-        except Exception as error:  # of the tokenizers library, which has no type of its own for them
-            raise InputError(f"{self.where}: the texts cannot be tokenized ({reason(error)})") from error
         if max(len(ids) for ids, _, _ in found) > limit:
             raise InputError(f"{limit} tokens are too few for the special ones alone")
         for place, name in enumerate(("input_ids", "token_type_ids")):
@@ -197,7 +201,8 @@ class Tokenizer:
             raise InputError("ids: expected rows of whole numbers, [n, tokens]; one row alone is decode([ids])")
         if any((row < 0).any() for row in rows):
             raise InputError("ids: expected numbers of tokens, there are negative ones")
-        return self.back([row.astype(int).tolist() for row in rows])
+        with one_line(lambda: f"{self.where}: the ids cannot be made texts"):
+            return self.back([row.astype(int).tolist() for row in rows])
 
 
 def check_texts(texts: Any, name: str) -> Sequence[str]:
@@ -224,11 +229,13 @@ def tokenizer(
     longest: int,
     whole: bool,
     tables: Mapping[str, int] | None = None,
+    clean: str = "",
 ) -> Tokenizer:
     """The tokenizer in a directory.
 
-    The most tokens that it keeps is the smallest of `longest`, `model_max_length` of `tokenizer_config.json` and
-    `max_seq_length` of `sentence_bert_config.json` (as sentence-transformers does; transformers does not read it).
+    The most tokens that it keeps is `max_seq_length` of `sentence_bert_config.json`, as sentence-transformers has it,
+    or else `model_max_length` of `tokenizer_config.json`, and never more than `longest`. What sentence-transformers
+    does to texts beside (`do_lower_case`, the default prompt) is done.
 
     Args:
         directory: With the files.
@@ -237,23 +244,30 @@ def tokenizer(
         longest: The most tokens that the model has positions for.
         whole: Pad to the full length always, and give no mask: SigLIP reads the last token, padding or not.
         tables: Rows of the model's tables, by the names of its inputs.
+        clean: What is done to texts first, a key of `cleaning.CLEANERS`; "" for what `tokenizer_config.json` says of it
+            in a key of our own, `clean`, and that is nothing for a checkpoint of transformers.
 
     Raises:
-        InputError: there is no tokenizer, or its files are damaged.
+        InputError: there is no tokenizer, its files are damaged, or they ask for what is not done here.
     """
-    settings = optional(directory / "special_tokens_map.json") | optional(directory / "tokenizer_config.json")
-    file, ours = read(directory, values, settings)
+    settings = settings_of(directory)
+    file, ours, settings = read(directory, values, settings)
+    sentences, prompts, prompt = sentence_settings(directory)
+    clean = clean or settings.get("clean") or ""
     if ours is None:
-        encode, back, words, pad, typed = _by_transformers(directory, settings)
+        encode, back, words, pad, typed = _by_transformers(directory, settings, sentences)
     else:
-        encode, back = _by_tokenizers(ours, settings.get("truncation_side", "right")), ours.decode_batch
+        if clean == "lower":
+            ours.normalizer = None  # all of it is done by the cleaner
+        if sentences.get("do_lower_case"):
+            ours.normalizer = _lowered(ours.normalizer)
+        encode, back = _by_tokenizers(ours, settings.get("truncation_side", "right")), _decoded(ours, settings)
         words, pad, typed = ours.get_vocab, ours.token_to_id, isinstance(ours.model, models.WordPiece)
     given = settings.get("model_input_names") or ["input_ids", "attention_mask", *(["token_type_ids"] if typed else [])]
-    sentences = optional(directory / "sentence_bert_config.json")
-    limits = longest, settings.get("model_max_length"), sentences.get("max_seq_length")
-    limit = int(min(x for x in limits if isinstance(x, int | float) and x >= 1))
+    limit = sentences.get("max_seq_length") or settings.get("model_max_length")
+    limit = int(min(longest, limit)) if isinstance(limit, int | float) and limit >= 1 else longest
     return Tokenizer(
-        encode,
+        _cleaned(encode, cleaner(clean)) if clean else encode,
         back,
         words,
         tuple(name for name in names if name in given and not (whole and name != "input_ids")),
@@ -262,7 +276,66 @@ def tokenizer(
         _pad(pad, settings, file),
         "left" if settings.get("padding_side") == "left" else "right",
         str(file),
+        tables or {},
+        prompts,
+        prompt,
     )
+
+
+def sentence_settings(directory: epath.Path) -> tuple[dict[str, Any], dict[str, str], str]:
+    """What sentence-transformers does to texts: `sentence_bert_config.json`, the prompts by name, the default prompt.
+
+    Raises:
+        InputError: a damaged file, or a key that asks for what is not done here.
+    """
+    file = next((directory / name for name in SENTENCES if (directory / name).exists()), directory / SENTENCES[0])
+    values = optional(file)
+    keys.check(file, values, keys.SENTENCE_BERT)
+    length, lower = values.get("max_seq_length"), values.get("do_lower_case")
+    if not (length is None or (type(length) is int and length >= 1)) or not isinstance(lower, bool | None):
+        raise InputError(f"{file}: max_seq_length is {length!r}, do_lower_case is {lower!r}; expected a number, a flag")
+    file = directory / "config_sentence_transformers.json"
+    said = optional(file)
+    keys.check(file, said, keys.SENTENCE_TRANSFORMERS)
+    given, name = said.get("prompts") or {}, said.get("default_prompt_name")
+    if not isinstance(given, dict) or not all(isinstance(prompt, str | None) for prompt in given.values()):
+        raise InputError(f"{file}: prompts: expected texts by name, found {given!r:.60}")
+    prompts = {"query": "", "document": ""} | {key: prompt or "" for key, prompt in given.items()}
+    if name is not None and name not in prompts:
+        raise InputError(f"{file}: default_prompt_name is {name!r}; {nearest(str(name), prompts)}")
+    return values, prompts, prompts[name] if name is not None else ""
+
+
+def _lowered(normalizer):
+    return normalizers.Sequence([normalizers.Lowercase(), *([normalizer] if normalizer else [])])
+
+
+def _cleaned(encode, clean) -> Encode:
+    def cleaned(texts, pairs, limit):
+        return encode([clean(x) for x in texts], pairs and [clean(x) for x in pairs], limit)
+
+    return cleaned
+
+
+JOINED = {" .": ".", " ?": "?", " !": "!", " ,": ",", " ' ": "'", " n't": "n't", " 'm": "'m", " 's": "'s"}
+JOINED |= {" 've": "'ve", " 're": "'re"}
+"""What `clean_up_tokenization_spaces` replaces in a text that is made of tokens, in this order."""
+
+
+def _decoded(tokenizer, settings) -> Decode:
+    end = getattr(tokenizer.model, "end_of_word_suffix", None)
+    # BPE keeps spaces as they were, and transformers leaves them.
+    tidy = settings.get("clean_up_tokenization_spaces") and not isinstance(tokenizer.model, models.BPE)
+
+    def back(rows):
+        texts = tokenizer.decode_batch(rows)
+        if end and isinstance(tokenizer.decoder, decoders.ByteLevel):  # CLIP's, whose words end with a mark
+            texts = [text.replace(end, " ").strip() for text in texts]
+        for apart, together in JOINED.items() if tidy else ():
+            texts = [text.replace(apart, together) for text in texts]
+        return texts
+
+    return back
 
 
 def _pad(to_id, settings, file):
@@ -278,6 +351,7 @@ def _by_tokenizers(tokenizer, side) -> Encode:
     @lru_cache(maxsize=4)
     def cutting(limit):
         own = tokenizers.Tokenizer.from_str(tokenizer.to_str())  # limits are state, and calls may run side by side
+        own.encode_special_tokens = tokenizer.encode_special_tokens  # which is not written
         own.no_padding()
         own.enable_truncation(limit, direction=side)
         return own
@@ -289,11 +363,13 @@ def _by_tokenizers(tokenizer, side) -> Encode:
     return encode
 
 
-def _by_transformers(directory, settings):
+def _by_transformers(directory, settings, sentences):
     try:
         from transformers import AutoTokenizer
 
-        theirs = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
+        theirs = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False, local_files_only=True)
+        if sentences.get("do_lower_case"):
+            theirs.backend_tokenizer.normalizer = _lowered(theirs.backend_tokenizer.normalizer)
     except Exception as error:  # any of its many optional dependencies
         kind = settings.get("tokenizer_class", "the tokenizer")
         raise InputError(

@@ -34,7 +34,7 @@ def files(name: str) -> Files:
     if path.is_file():
         try:
             lines = gzip.decompress(path.read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
-            return _byte_pairs([tuple(line.split()) for line in lines])
+            return _byte_pairs([tuple(line.split()) for line in lines], clean="lower")
         except (OSError, ValueError, EOFError) as error:
             raise InputError(f"config.tokenizer: {name} is no gzip file of merges ({error})") from None
     directory = path if path.is_dir() else _from_hub(name)
@@ -58,12 +58,16 @@ def tokenizer(found: Files, names: tuple[str, ...], longest: int, whole: bool) -
     return dataclasses.replace(made, where="config.tokenizer")
 
 
-def _byte_pairs(merges: list[tuple[str, str]]) -> Files:
-    """CLIP's: the bytes, the bytes that end a word, the merges in their order, and two special tokens."""
+def _byte_pairs(merges: list[tuple[str, str]], clean: str = "") -> Files:
+    """CLIP's: the bytes, the bytes that end a word, the merges in their order, and two special tokens.
+
+    With `clean` the settings name what is done to texts first, in a key of our own that transformers does not read.
+    """
     # OpenAI's order: the printable bytes first, then the others, which stand for themselves from 256 on.
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet(), key=lambda letter: (ord(letter) >= 256, ord(letter)))
     words = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *("".join(pair) for pair in merges), START, END]
     settings = {"tokenizer_class": "CLIPTokenizer", "bos_token": START, "eos_token": END, "pad_token": END}
+    settings |= {"clean": clean} if clean else {}
     return {
         "vocab.json": json.dumps({word: i for i, word in enumerate(words)}).encode(),
         "merges.txt": "\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges)]).encode() + b"\n",
