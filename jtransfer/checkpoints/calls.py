@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from jtransfer import files
+from jtransfer.data import keys
 from jtransfer.errors import InputError, nearest
 from jtransfer.models import check_ids, tables
 
@@ -119,3 +121,44 @@ def without_padding(inputs: Mapping[str, Any], new: int, positions: int, step: i
     if mask.shape[1] - (start - start % step) + new <= positions:
         start -= start % step
     return {name: x[:, start:] for name, x in inputs.items()}
+
+
+SAMPLING = {"temperature": 1.0, "top_k": 50, "top_p": 1.0}
+"""What transformers draws tokens with where a checkpoint says `do_sample` and nothing more."""
+
+
+def generation_options(backbone: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of `generate`, and where they leave one out what the checkpoint says of it.
+
+    As in transformers, that is `generation_config.json` if there is one, and else `config.json`: tokens are drawn only
+    where `do_sample` is true, or a temperature above 0 is among the options.
+
+    Args:
+        backbone: Whose checkpoint it is.
+        options: Of a call.
+
+    Raises:
+        InputError: the checkpoint asks for a way of generating that is not here, as `repetition_penalty`.
+    """
+    file, values, config = None, {}, backbone.config
+    said: dict[str, Any] = {"eos_token_id": getattr(config, "eos_tokens", ()), "pad_token_id": config.pad_token}
+    if backbone.origin is not None and backbone.origin.layout == "huggingface":
+        file = backbone.origin.directory / "generation_config.json"
+        if file.exists():
+            values = files.read_json(file)
+            said = {key: values.get(key) for key in said}
+            keys.check(file, values, keys.GENERATION)
+        else:
+            file = backbone.origin.directory / "config.json"
+            known = (*keys.GENERATION.only, "do_sample", *SAMPLING)
+            values = {key: x for key, x in backbone.origin.values.items() if key in known}
+            keys.check(file, values, keys.GENERATION)
+    given = {key: values[key] for key in SAMPLING if values.get(key) is not None}
+    if wrong := [key for key, x in given.items() if isinstance(x, bool) or not isinstance(x, int | float)]:
+        raise InputError(f"{file}: {wrong[0]} is {given[wrong[0]]!r}; expected a number")
+    given = SAMPLING | given if values.get("do_sample") else given | {"temperature": 0.0}
+    if options.get("temperature", given["temperature"]) == 0:
+        given = {"temperature": 0.0}
+    ends = (said | options)["eos_token_id"]
+    ends = (ends,) if isinstance(ends, int) else tuple(ends or ())
+    return given | said | dict(options) | {"eos_token_id": ends}

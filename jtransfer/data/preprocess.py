@@ -1,5 +1,6 @@
 """What a checkpoint's own image processor and tokenizer do, found beside its weights when they are first asked for."""
 
+import dataclasses
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
@@ -125,9 +126,11 @@ def _text(name, origin, config):
     reads_last = getattr(of_text, "pool", "") == "last"
     with _errors_of(origin.directory):
         names, clean = tuple(config.inputs), cleaning_of(origin)
-        return text.tokenizer(
+        made = text.tokenizer(
             origin.directory, origin.values, names, longest, whole=reads_last, tables=tables(config), clean=clean
         )
+        # BERT's positions count padding: on the left it would give a text other numbers than it has alone.
+        return dataclasses.replace(made, side="right") if hasattr(of_text, "shifted") else made
 
 
 def cleaning_of(origin: Any) -> str:

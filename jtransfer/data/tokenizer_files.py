@@ -1,6 +1,7 @@
 """Tokenizers of the `tokenizers` library from a checkpoint's files: `tokenizer.json`, or what there was before it."""
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -162,12 +163,13 @@ MOST_GROWTH = 100
 
 def _check_growth(file, spec):
     """Refuse replacements that make texts so long that they fill the memory."""
-    normalizer = spec.get("normalizer") or {}
-    steps, growth = normalizer.get("normalizers") or [normalizer], 1
-    for step in steps:
-        growth *= max(1, len(step.get("content") or ""))
-        if "normalizers" in step or growth > MOST_GROWTH:
-            raise InputError(f"{file}: its replacements make a text more than {MOST_GROWTH} times as long")
+    if _growth(spec.get("normalizer") or {}) > MOST_GROWTH:
+        raise InputError(f"{file}: its replacements make a text more than {MOST_GROWTH} times as long")
+
+
+def _growth(normalizer):
+    steps = [_growth(step) for step in normalizer.get("normalizers") or ()]
+    return math.prod(steps) * max(1, len(normalizer.get("content") or ""))
 
 
 NAMED = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
