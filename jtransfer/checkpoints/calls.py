@@ -141,7 +141,10 @@ def generation_options(backbone: Any, options: Mapping[str, Any]) -> dict[str, A
         InputError: the checkpoint asks for a way of generating that is not here, as `repetition_penalty`.
     """
     file, values, config = None, {}, backbone.config
-    said: dict[str, Any] = {"eos_token_id": getattr(config, "eos_tokens", ()), "pad_token_id": config.pad_token}
+    said: dict[str, Any] = {
+        "eos_token_id": getattr(config, "eos_tokens", ()),
+        "pad_token_id": getattr(config, "pad_token", None),
+    }
     if backbone.origin is not None and backbone.origin.layout == "huggingface":
         file = backbone.origin.directory / "generation_config.json"
         if file.exists():

@@ -120,11 +120,10 @@ def example(arrays: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
 
 def tokenizer_files(backbone: Backbone) -> dict[str, bytes]:
     """The files of a backbone's tokenizer by name, to lie beside a model that was trained from it."""
-    from jtransfer.data.text import FILES
+    from jtransfer.data.text import files_in
     from jtransfer.data.tokenizer_files import OF_MODELS
 
-    there = backbone.origin.directory
-    found = {path.name: path.read_bytes() for pattern in FILES for path in there.glob(pattern)}
+    found = files_in(backbone.origin.directory)
     # The class that transformers would take, which our own config does not tell.
     kind = OF_MODELS.get(backbone.origin.values.get("model_type"), "CLIPTokenizer")
     found.setdefault("tokenizer_config.json", json.dumps({"tokenizer_class": kind}).encode())

@@ -18,6 +18,8 @@ from jtransfer.data import keys
 from jtransfer.data.cleaning import cleaner
 from jtransfer.data.tokenizer_files import content, one_line, optional, read, reason, settings_of
 from jtransfer.errors import InputError, Once, nearest
+from jtransfer.files import LARGEST_JSON
+from jtransfer.files import read as read_bytes
 from jtransfer.models import check_ids
 
 LENGTHS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
@@ -49,6 +51,22 @@ SENTENCES = tuple(
     f"sentence_{name}_config.json" for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta")
 )
 """What sentence-transformers says of its tokenizer, by the names that the file has had."""
+
+
+def files_in(directory: epath.Path) -> dict[str, bytes]:
+    """The files of the tokenizer in a directory, by name.
+
+    Raises:
+        InputError: one of them is no plain file, or larger than any such file is.
+    """
+    found = {}
+    for path in (path for pattern in FILES for path in directory.glob(pattern)):
+        try:
+            found[path.name] = read_bytes(path, LARGEST_JSON)
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error})") from None
+    return found
+
 
 Encoded = tuple[list[int], list[int], bool]
 """Ids and types of the tokens of a text (or pair), and whether some were cut off."""
@@ -364,6 +382,7 @@ def _by_tokenizers(tokenizer, side) -> Encode:
 
 
 def _by_transformers(directory, settings, sentences):
+    files_in(directory)  # a pipe would keep transformers waiting
     try:
         from transformers import AutoTokenizer
 
