@@ -95,17 +95,23 @@ def read(path: epath.PathLike, most: int) -> bytes:
     Raises:
         OSError: it cannot be read, or is no plain file, or is larger.
     """
-    path = epath.Path(path)
-    if "://" not in os.fspath(path):
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(f"{'a directory' if stat.S_ISDIR(status.st_mode) else 'a pipe or device'}, not a file")
-        length = status.st_size
-    else:
-        length = path.stat().length
-    if length > most:
-        raise OSError(f"{length:,} bytes; at most {most:,} are read")
-    return path.read_bytes()
+    if (found := length(path)) > most:
+        raise OSError(f"{found:,} bytes; at most {most:,} are read")
+    return epath.Path(path).read_bytes()
+
+
+def length(path: epath.PathLike) -> int:
+    """How many bytes a plain file has.
+
+    Raises:
+        OSError: there is none, or it is something else, as a directory, a pipe or a device.
+    """
+    if "://" in os.fspath(path):
+        return epath.Path(path).stat().length
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(f"{'a directory' if stat.S_ISDIR(status.st_mode) else 'a pipe or device'}, not a file")
+    return status.st_size
 
 
 def read_json(path: epath.Path) -> dict[str, Any]:

@@ -7,7 +7,6 @@ From CLIP (Radford et al. 2021, arXiv:2103.00020, section 3.1.4, and the noteboo
 
 import io
 import json
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from jtransfer import files
+from jtransfer import arrays, files
 from jtransfer.checkpoints import Backbone
 from jtransfer.errors import InputError
 from jtransfer.evaluate import checks, metrics
@@ -87,9 +86,9 @@ def load(path: epath.PathLike, backbone: Backbone | None = None) -> TextClassifi
         InputError: no such file, another one, or one that other weights made.
     """
     try:
-        with np.load(io.BytesIO(epath.Path(path).read_bytes()), allow_pickle=False) as archive:
-            found = {name: archive[name] for name in FIELDS}
-    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        there = arrays.open_npz(path)
+        found = {name: there[name].read() for name in FIELDS}
+    except (InputError, KeyError) as error:
         raise InputError(f"{path}: expected a text classifier, as its save() writes it ({error})") from None
     texts = {name: tuple(found[name].tolist()) for name in ("names", "templates")}
     classifier = TextClassifier(**found | texts | {"fingerprint": str(found["fingerprint"])})

@@ -1,13 +1,12 @@
 """Protocols that need no label of the task: class names read by a text tower, captions, and attributes."""
 
 import json
-import zipfile
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
-from etils import epath
 
+from jtransfer import arrays, files
 from jtransfer.data.dataset import Lazy
 from jtransfer.data.sources import fingerprint
 from jtransfer.errors import InputError
@@ -225,9 +224,9 @@ def _attributes(file, classes):
     if not file:
         raise InputError("attributes: file is missing; name an .npz file with 'attributes' and 'unseen'")
     try:
-        with np.load(epath.Path(file).open("rb"), allow_pickle=False) as archive:
-            matrix, unseen = archive["attributes"], archive["unseen"]
-    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        there = arrays.open_npz(files.path(file, "attributes: file"))
+        matrix, unseen = there["attributes"].read(), there["unseen"].read()
+    except (InputError, KeyError) as error:
         raise InputError(f"attributes: {file} does not hold 'attributes' and 'unseen' ({error})") from None
     matrix = checks.attributes(matrix)
     if len(matrix) != len(classes):
