@@ -11,6 +11,7 @@ from jtransfer import checkpoints
 from jtransfer.checkpoints import Backbone
 from jtransfer.data import sources
 from jtransfer.data.sources import Dataset
+from jtransfer.data.splits import by_class
 from jtransfer.errors import InputError
 from jtransfer.evaluate import checks
 from jtransfer.evaluate.features import Prepare, extract, of_preprocessing, widths_of
@@ -135,33 +136,59 @@ class Task:
 def split(dataset: Dataset, share: float) -> tuple[np.ndarray, np.ndarray, str]:
     """Rows to fit on and rows to choose on, class by class, and how they came about.
 
+    What is rare is fitted on: a class with a single row, and of several labels a row those that few rows have, or few
+    lack.
+
     Args:
         dataset: Whose pool is split.
         share: Of each class (rounded, one at least) that is set aside.
 
     Raises:
-        InputError: a share that leaves nothing on a side, a class with fewer than two rows, or no test rows; of several
-            labels a row, one that all rows to fit on have, or none.
+        InputError: a share that leaves nothing on a side, a class without rows, or no test rows; of several labels a
+            row, all of them the same in the rows on a side.
     """
     if not 0 < share < 1:
         raise InputError(f"config.validation is {share}; expected a share between 0 and 1")
     if not len(dataset.test):
         raise InputError(f"dataset {dataset.name}: the test split is empty; expected at least one row")
-    kept = []
-    labels = dataset.labels[dataset.pool]
-    if labels.ndim > 1:  # several labels a row
-        rows = np.random.default_rng(0).permutation(dataset.pool)
-        count = max(1, round(share * len(rows)))
-        parts = np.sort(rows[count:]), np.sort(rows[:count])
-        what = f"dataset {dataset.name}: labels of the rows to"
-        checks.targets(dataset.labels[parts[0]], len(parts[0]), f"{what} fit on")
-        if not np.ptp(dataset.labels[parts[1]], axis=0).any():  # AUROC of no class is there to choose by
-            raise InputError(f"{what} choose on are all the same; expected a class that some have and some have not")
-        return *parts, f"{share:.0%} of the training rows, drawn with seed 0"
-    checks.shots(labels, 2, f"dataset {dataset.name}: training and validation", len(dataset.classes))
-    for label in range(len(dataset.classes)):
-        rows = np.random.default_rng([0, label]).permutation(dataset.pool[labels == label])
+    what = f"dataset {dataset.name}: training and validation"
+    if dataset.labels.ndim > 1:
+        return _split_several(dataset, share)
+    checks.shots(dataset.labels[dataset.pool], 1, what, len(dataset.classes))
+    kept, single = [], 0
+    for label, own in by_class(dataset.labels, dataset.pool):
+        rows = np.random.default_rng([0, label]).permutation(own)
         kept.append(rows[: min(max(1, round(share * len(rows))), len(rows) - 1)])
+        single += len(rows) == 1
     validation = np.sort(np.concatenate(kept))
+    if not len(validation):
+        raise InputError(f"{what}: every class has a single row; expected a class with two, one of them to choose on")
     how = f"{share:.0%} of each class of the training rows, drawn with seed 0"
+    if single:
+        how += f" (nothing of the {single} with a single row)"
     return np.setdiff1d(dataset.pool, validation), validation, how
+
+
+def _split_several(dataset, share):
+    rows = np.random.default_rng(0).permutation(dataset.pool)
+    count = max(1, round(share * len(rows)))
+    chosen_on = np.arange(len(rows)) < count
+    labels = dataset.labels[rows]
+    moved = 0
+    for column in labels.T:
+        for value in (0, 1):
+            own = column == value
+            if own.any() and not own[~chosen_on].any():
+                chosen_on[np.flatnonzero(own)[-1]] = False
+                moved += 1
+    train, validation = np.sort(rows[~chosen_on]), np.sort(rows[chosen_on])
+    for part, purpose in ((train, "fit on"), (validation, "choose on")):
+        if not len(part) or not np.ptp(dataset.labels[part], axis=0).any():  # there is no AUROC of any class
+            raise InputError(
+                f"dataset {dataset.name}: labels of the rows to {purpose} are all the same; expected a class that some "
+                f"have and some have not"
+            )
+    how = f"{share:.0%} of the training rows, drawn with seed 0"
+    if moved:
+        how += f" ({moved} of them fitted on instead, as no other row has their label)"
+    return train, validation, how
