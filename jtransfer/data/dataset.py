@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-BLOCK = 1 << 22
+BLOCK = 1 << 20
 """Values of an array that are looked at at once, so that none is ever copied or converted as a whole."""
 
 
@@ -46,14 +46,20 @@ class Images:
         found = np.empty((len(flat), *self.shape[1:]), self.dtype)
         for part in self.parts:
             mine = (start <= flat) & (flat < start + len(part))
-            values = part[flat[mine] - start].astype(self.dtype)
-            found[mine] = values / 255 if part.dtype == np.uint8 else values
+            if mine.all():
+                found = _floats(part[flat - start])
+            elif mine.any():
+                found[mine] = _floats(part[flat[mine] - start])
             start += len(part)
         found = found.reshape(*rows.shape, *self.shape[1:])
         return found[(slice(None),) * rows.ndim + tuple(others)] if others else found
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self[:].astype(dtype or self.dtype, copy=False)
+
+
+def _floats(part: np.ndarray) -> np.ndarray:
+    return np.divide(part, np.float32(255)) if part.dtype == np.uint8 else part.astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
