@@ -213,6 +213,27 @@ def test_records_that_are_no_examples_are_named(root):
     assert "cannot be read" in refusal(root)
 
 
+@pytest.mark.parametrize("value", [2, -2, 10**12])
+@pytest.mark.parametrize("several", [False, True])
+def test_a_label_that_is_no_class_is_refused(prepare_dataset, tmp_path, value, several):
+    """Written as numbers, which a damaged or hostile record may have; TFDS itself would refuse to write them."""
+
+    def features(f):
+        number = f.Tensor(shape=(), dtype=np.int64)
+        return {"said": f.Text(), "label": f.Sequence(number) if several else number}
+
+    rows = [{"said": "a", "label": [own] if several else own} for own in (0, 1, value, 1)]
+    prepare_dataset(tmp_path, "odd", features, {"train": rows})
+    of_class = {"pythonClassName": OWN + "class_label_feature.ClassLabel", "classLabel": {"numClasses": "2"}}
+    sequence = {"pythonClassName": OWN + "sequence_feature.Sequence", "sequence": {"feature": of_class}}
+
+    def spoil(values):
+        values["featuresDict"]["features"]["label"] = sequence if several else of_class
+
+    change(tmp_path / "odd" / "1.0.0" / "features.json", spoil)
+    assert f"a row has {value} as 'label'; expected 0 to 1" in refusal(tmp_path, "tfds:odd")
+
+
 def test_descriptions_of_before_2022_are_read(root):
     def old(name, content, proto=""):
         return {"type": OWN + name, "content": content, "proto_cls": proto}
