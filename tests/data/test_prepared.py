@@ -1,6 +1,7 @@
 """What a prepared dataset says of itself is not obeyed: no import, no file outside of it, no number that is not so."""
 
 import importlib
+import io
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jtransfer.data.dataset import check_whole
 from jtransfer.data.pairs import open_pairs
@@ -268,8 +270,6 @@ def test_damaged_pictures_are_found_before_a_run_in_classes_and_in_pairs(prepare
     whole = png(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)).getvalue()
 
     def example(i):
-        import io
-
         return {"image": io.BytesIO(whole[:90] if i in (2, 5) else whole), "label": i % 2, "said": f"s{i}"}
 
     def features(f):
@@ -289,3 +289,24 @@ def test_a_validation_split_beside_a_test_split_is_counted_as_not_used(prepare_d
     splits = {"train": rows, "validation": rows[:3], "test": rows[:2]}
     prepare_dataset(tmp_path, "texts", lambda f: {"said": f.Text(), "label": f.ClassLabel(num_classes=2)}, splits)
     assert load("tfds:texts", str(tmp_path)).note.endswith("Not used: 'validation' (3 rows).")
+
+
+def test_pictures_of_a_prepared_dataset_are_turned_and_of_named_formats(prepare_dataset, tmp_path):
+    exif, picture = Image.Exif(), np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
+    exif[274] = 6
+
+    def example(i):
+        content = io.BytesIO(b"%!PS-Adobe-3.0 EPSF-3.0\n") if i == 3 else io.BytesIO()
+        if i != 3:
+            Image.fromarray(picture).save(content, "PNG", exif=exif)
+        content.seek(0)
+        return {"image": content, "label": i % 2}
+
+    def features(f):
+        return {"image": f.Image(), "label": f.ClassLabel(num_classes=2)}
+
+    prepare_dataset(tmp_path, "turned", features, {"train": [example(i) for i in range(6)]})
+    inputs = load("tfds:turned", str(tmp_path)).inputs
+    np.testing.assert_array_equal(inputs[[0]][0], np.rot90(picture, -1))
+    with pytest.raises(InputError, match=r"image 3 of tfds:turned cannot be read \(an EPS file"):
+        inputs[[3]]
