@@ -19,8 +19,13 @@ def load(name: str, data_dir: str = "") -> Dataset:
     |---|---|
     | one of `EMBEDDED` | in memory |
     | `npz:FILE` | any path, in memory |
-    | `folder:DIR` | `DIR/CLASS/*.png` (jpg, jpeg, webp), or `DIR/train/CLASS/...` and `DIR/test/CLASS/...` |
+    | `folder:DIR` | images below `DIR/CLASS/`, or below `DIR/train/CLASS/` and `DIR/test/CLASS/` (or `val`) |
     | `tfds:NAME[:VERSION][?OPTIONS]` | prepared by TensorFlow Datasets, as `tfds:glue/rte?test=validation` |
+
+    A folder's images end in `.bmp`, `.gif`, `.jpeg`, `.jpg`, `.png`, `.tif`, `.tiff` or `.webp`; they may lie in
+    sub-folders, and are turned as their EXIF orientation says. Where there is no `test`, the rows of `val` (`valid`,
+    `validation`, `dev`) are for testing; where there is, those of `val` are not used, and the note says so. Nothing
+    outside of the folder is read, whatever links lead there.
 
     An `.npz` file holds `images` [n, height, width] or [n, height, width, channels], uint8 (scaled by 1/255) or float
     of 0 to 1, and `labels`; optionally `classes` (their names), `captions` ([n] or [n, k] texts), and `test_images`

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from jtransfer import files
 from jtransfer.data import records
 from jtransfer.data.dataset import Dataset, Lazy
 from jtransfer.data.prepared import Prepared, describe
@@ -22,6 +23,9 @@ RESTRICTIONS = ("only", "test_only")
 OPTIONS = ("input", "label", "caption", "train", "test", *RESTRICTIONS)
 BLOCK = 4096
 """Records whose labels are read at once."""
+
+MOST_CELLS = 1 << 28
+"""Rows times classes, where a row has several: 1 GB as they are kept."""
 
 
 def read(name: str, rest: str, data_dir: str = "") -> Dataset:
@@ -181,12 +185,12 @@ def _options(name: str, query: str) -> dict[str, str]:
 
 def _directory(name: str, which: str, data_dir: str) -> epath.Path:
     """Where a dataset lies: `ROOT/name[/config]/version`, the newest unless a version is asked for."""
-    root = epath.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    root = files.path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets", "config.data_dir")
     path, _, version = which.partition(":")
     versions = _versions(root / path) if path else []
     if not versions:
-        files = [*root.glob("*/*/dataset_info.json"), *root.glob("*/*/*/dataset_info.json")]
-        there = {str(file.parent.parent.relative_to(root)) for file in files if _version(file.parent)}
+        found = [*root.glob("*/*/dataset_info.json"), *root.glob("*/*/*/dataset_info.json")]
+        there = {str(file.parent.parent.relative_to(root)) for file in found if _version(file.parent)}
         raise InputError(
             f"{name}: '{path}' is not prepared in {root} (config.data_dir or TFDS_DATA_DIR says where to look; 'tfds "
             f"build NAME --file_format=array_record' prepares an official one); {nearest(path, there)}"
@@ -281,7 +285,7 @@ def _labels(data: Prepared, label: str, what: str, ways: list[str]) -> tuple[str
         blocks = (range(start, min(start + BLOCK, len(source))) for start in range(0, len(source), BLOCK))
         found = (parts[label] for rows in blocks for parts in records.parsed(data, only, source, rows))
         if _of_class(data, label) is data.features[label]:
-            labels = np.fromiter(found, np.int32, len(source))
+            labels = _known(data, label, np.fromiter(found, np.int64, len(source)))
         else:
             labels = _multi_hot(data, label, list(found))
         if (labels >= 0).all():
@@ -291,10 +295,24 @@ def _labels(data: Prepared, label: str, what: str, ways: list[str]) -> tuple[str
     )
 
 
+def _known(data: Prepared, label: str, found: np.ndarray) -> np.ndarray:
+    """Numbers of classes as int32, if each is -1 (hidden) or less than there are classes."""
+    count = _of_class(data, label).num_classes
+    if len(bad := found[(found < -1) | (found >= count)]):
+        raise InputError(f"{data.name}: a row has {bad[0]} as '{label}'; expected 0 to {count - 1}, or -1 where hidden")
+    return found.astype(np.int32)
+
+
 def _multi_hot(data: Prepared, label: str, rows: list[list[int]]) -> np.ndarray:
     """Sets of classes as `[n, classes]` of 0 and 1."""
-    labels = np.zeros((len(rows), _of_class(data, label).num_classes), np.int32)
-    for row, own in enumerate(np.array(own, np.int32) for own in rows):
+    shape = len(rows), _of_class(data, label).num_classes
+    if np.prod(shape) > MOST_CELLS:
+        raise InputError(
+            f"{data.name}: '{label}' has {shape[1]:,} classes in {shape[0]:,} rows; at most {MOST_CELLS:,} pairs of a "
+            f"row and a class are kept"
+        )
+    labels = np.zeros(shape, np.int32)
+    for row, own in enumerate(_known(data, label, np.array(own, np.int64)) for own in rows):
         if len(np.unique(own)) < len(own) or (own < 0).any():  # as CheXpert's, one of four values for each finding
             raise InputError(f"{data.name}: row {row} of '{label}' is {own.tolist()}; expected each class once at most")
         labels[row, own] = 1

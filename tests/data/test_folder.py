@@ -6,12 +6,14 @@ import socket
 
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 from jtransfer.data.dataset import check_whole
 from jtransfer.data.sources import fingerprint, load
 from jtransfer.data.streams import open_stream
 from jtransfer.errors import InputError
+from jtransfer.workdir import claim
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 4, 5, 3), dtype=np.uint8)
 
@@ -117,6 +119,17 @@ def test_replaced_files_of_equal_size_and_time_are_other_data_of_the_same_names(
     assert path.stat().st_size == status.st_size and path.stat().st_mtime_ns == status.st_mtime_ns
     after = fingerprint(load(f"folder:{tmp_path}"))
     assert after != before and after.split(".")[0] == before.split(".")[0]
+
+
+def test_a_workdir_that_knew_the_folder_by_names_and_sizes_goes_on_and_knows_its_contents_from_then_on(root, tmp_path):
+    ours = fingerprint(load(f"folder:{root}"))
+    workdir = epath.Path(tmp_path / "run")
+    claim(workdir, {"fingerprints": {"data": ours.split(".")[0]}})
+    assert claim(workdir, {"fingerprints": {"data": ours}})["fingerprints"]["data"] == ours
+    claim(workdir, {"fingerprints": {"data": ours}})
+    for other in (ours[:-1] + "-", "-" + ours[1:], ours.split(".")[0]):
+        with pytest.raises(InputError, match="fingerprints.data is"):
+            claim(workdir, {"fingerprints": {"data": other}})
 
 
 @pytest.mark.parametrize("ending", [".bmp", ".gif", ".tif", ".TIFF", ".WebP", ".JPG"])

@@ -1,6 +1,7 @@
 """What a prepared dataset says of itself is not obeyed: no import, no file outside of it, no number that is not so."""
 
 import importlib
+import io
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jtransfer.data.dataset import check_whole
 from jtransfer.data.pairs import open_pairs
@@ -213,6 +215,27 @@ def test_records_that_are_no_examples_are_named(root):
     assert "cannot be read" in refusal(root)
 
 
+@pytest.mark.parametrize("value", [2, -2, 10**12])
+@pytest.mark.parametrize("several", [False, True])
+def test_a_label_that_is_no_class_is_refused(prepare_dataset, tmp_path, value, several):
+    """Written as numbers, which a damaged or hostile record may have; TFDS itself would refuse to write them."""
+
+    def features(f):
+        number = f.Tensor(shape=(), dtype=np.int64)
+        return {"said": f.Text(), "label": f.Sequence(number) if several else number}
+
+    rows = [{"said": "a", "label": [own] if several else own} for own in (0, 1, value, 1)]
+    prepare_dataset(tmp_path, "odd", features, {"train": rows})
+    of_class = {"pythonClassName": OWN + "class_label_feature.ClassLabel", "classLabel": {"numClasses": "2"}}
+    sequence = {"pythonClassName": OWN + "sequence_feature.Sequence", "sequence": {"feature": of_class}}
+
+    def spoil(values):
+        values["featuresDict"]["features"]["label"] = sequence if several else of_class
+
+    change(tmp_path / "odd" / "1.0.0" / "features.json", spoil)
+    assert f"a row has {value} as 'label'; expected 0 to 1" in refusal(tmp_path, "tfds:odd")
+
+
 def test_descriptions_of_before_2022_are_read(root):
     def old(name, content, proto=""):
         return {"type": OWN + name, "content": content, "proto_cls": proto}
@@ -247,8 +270,6 @@ def test_damaged_pictures_are_found_before_a_run_in_classes_and_in_pairs(prepare
     whole = png(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)).getvalue()
 
     def example(i):
-        import io
-
         return {"image": io.BytesIO(whole[:90] if i in (2, 5) else whole), "label": i % 2, "said": f"s{i}"}
 
     def features(f):
@@ -268,3 +289,24 @@ def test_a_validation_split_beside_a_test_split_is_counted_as_not_used(prepare_d
     splits = {"train": rows, "validation": rows[:3], "test": rows[:2]}
     prepare_dataset(tmp_path, "texts", lambda f: {"said": f.Text(), "label": f.ClassLabel(num_classes=2)}, splits)
     assert load("tfds:texts", str(tmp_path)).note.endswith("Not used: 'validation' (3 rows).")
+
+
+def test_pictures_of_a_prepared_dataset_are_turned_and_of_named_formats(prepare_dataset, tmp_path):
+    exif, picture = Image.Exif(), np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
+    exif[274] = 6
+
+    def example(i):
+        content = io.BytesIO(b"%!PS-Adobe-3.0 EPSF-3.0\n") if i == 3 else io.BytesIO()
+        if i != 3:
+            Image.fromarray(picture).save(content, "PNG", exif=exif)
+        content.seek(0)
+        return {"image": content, "label": i % 2}
+
+    def features(f):
+        return {"image": f.Image(), "label": f.ClassLabel(num_classes=2)}
+
+    prepare_dataset(tmp_path, "turned", features, {"train": [example(i) for i in range(6)]})
+    inputs = load("tfds:turned", str(tmp_path)).inputs
+    np.testing.assert_array_equal(inputs[[0]][0], np.rot90(picture, -1))
+    with pytest.raises(InputError, match=r"image 3 of tfds:turned cannot be read \(an EPS file"):
+        inputs[[3]]

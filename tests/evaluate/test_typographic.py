@@ -1,6 +1,8 @@
 """Texts are drawn where a seed says, so that they can be read; what they do to a classifier is told from what covering
 pixels does."""
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -178,3 +180,13 @@ def test_a_classifier_that_reads_is_fooled_and_one_that_sees_colours_is_not():
 def test_what_cannot_be_drawn_or_compared_is_refused_in_one_line(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+def test_a_photograph_is_written_on_as_viewers_show_it():
+    exif = Image.Exif()
+    exif[274] = 3
+    content, array = io.BytesIO(), np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
+    Image.fromarray(array).save(content, "PNG", exif=exif)
+    (ours,) = typographic.overlay([Image.open(content)], ["a"], 0)
+    (theirs,) = typographic.overlay([array[::-1, ::-1]], ["a"], 0)
+    np.testing.assert_array_equal(ours, theirs)
