@@ -178,3 +178,21 @@ def test_a_classifier_that_reads_is_fooled_and_one_that_sees_colours_is_not():
 def test_what_cannot_be_drawn_or_compared_is_refused_in_one_line(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+def test_names_that_cannot_be_written_are_told_before_any_image_is_read():
+    typographic.check(["cat", "naïve Ω"], 0.2)
+    for names, size, message in (
+        (["cat", "東京"], 0.2, "has no '東', as in '東京'"),
+        (typographic.NEUTRAL, 0.2, "class names hold all of"),
+        (["cat", "dog"], 0.0, "size is 0.0"),
+        (["cat", "dog"], float("nan"), "size is nan"),
+    ):
+        with pytest.raises(InputError, match=message):
+            typographic.check(names, size)
+
+
+def test_images_of_one_class_are_written_on_and_a_single_class_has_no_wrong_name():
+    assert set(typographic.wrong_classes([1, 1, 1], ["cat", "dog"], 0)) == {0}
+    with pytest.raises(InputError, match="'cat' alone; expected another"):
+        typographic.wrong_classes([0, 0], ["cat"], 0)
