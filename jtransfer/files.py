@@ -87,14 +87,15 @@ def writing(path: epath.PathLike | str) -> Iterator[None]:
         yield
     except (OSError, ImportError) as error:
         why = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), type(error).__name__)
-        if getattr(error, "errno", None) in NO_PATH or isinstance(error, ImportError):
+        if getattr(error, "errno", None) in NO_PATH or isinstance(error, IN_THE_WAY):
             raise InputError(f"{path} cannot be written: {why}; choose another place") from error
         raise MachineError(
             f"{path} cannot be written: {why}; make room or choose another place, and the same command goes on"
         ) from error
 
 
-NO_PATH = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENOTEMPTY)
+IN_THE_WAY = (FileExistsError, NotADirectoryError, IsADirectoryError, ImportError)
+NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENOTEMPTY)
 """What is wrong with a path itself, whatever the machine does."""
 
 

@@ -12,6 +12,9 @@ from etils import epath
 from jtransfer import files
 from jtransfer.errors import Damaged, InputError
 
+MOST = 10
+"""Keys that an error names."""
+
 
 def claim(workdir: epath.Path, config: dict[str, Any], may_grow: tuple[str, ...] = ()) -> dict[str, Any]:
     """Write `config.json`, or check that the one that is there is of the same config.
@@ -63,16 +66,25 @@ def check(
         differing = sorted(
             f"{key} is {json.dumps(ours)} here and {json.dumps(theirs)} there"
             for key, (ours, theirs) in _differences(config, before)
-            if key not in may_grow and key.partition(".")[0] not in later
+            if key not in may_grow
+            and key.partition(".")[0] not in later
+            and not (key == DATA and same_data(ours, theirs))
         )
         if differing:
+            more = f"; and {len(differing) - MOST} keys more" if len(differing) > MOST else ""
             raise InputError(
-                f"workdir {workdir} belongs to another config: {'; '.join(differing)}; choose another --workdir"
+                f"workdir {workdir} belongs to another config: {'; '.join(differing[:MOST])}{more}; choose another "
+                "--workdir"
             )
         if odd := [key for key in may_grow if type(before.get(key)) is not type(config[key])]:
             raise Damaged(f"{path} is damaged ({odd[0]} is {before.get(odd[0])!r}); choose another --workdir")
         config = config | {key: _union(before[key], config[key]) for key in may_grow}
+        if "fingerprints" in config:
+            config["fingerprints"] = config["fingerprints"] | {"data": before["fingerprints"]["data"]}
     return config
+
+
+DATA = "fingerprints.data"
 
 
 def _writable(workdir):
@@ -94,6 +106,15 @@ def fingerprint(config: dict[str, Any], may_grow: tuple[str, ...] = ()) -> str:
     """16 hexadecimal digits over what may not differ between two runs in one directory."""
     fixed = {key: value for key, value in config.items() if key not in may_grow}
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def same_data(ours: Any, theirs: Any) -> bool:
+    """Whether a fingerprint of data is the one that a run was started with.
+
+    Where names and sizes stand for the data, a digest of all bytes follows after a dot. Format 1 had what stands
+    before the dot alone: then that counts, and the run keeps it.
+    """
+    return theirs in (ours, str(ours).partition(".")[0])
 
 
 def _differences(ours: Any, theirs: Any, prefix: str = ""):

@@ -17,7 +17,7 @@ from jtransfer import arms, checkpoints, curves, files, methods
 from jtransfer.advice import page, rules
 from jtransfer.config import curve_defaults, resolved
 from jtransfer.data import sources, splits
-from jtransfer.data.dataset import Dataset, Lazy
+from jtransfer.data.dataset import Dataset, Lazy, damaged
 from jtransfer.data.subsets import validation_shots
 from jtransfer.errors import InputError
 from jtransfer.evaluate import transferability as scores
@@ -138,8 +138,14 @@ def _trial(config, shots):
 
 def subset(dataset: Dataset, rows: np.ndarray) -> Dataset:
     """Some rows of a dataset, numbered anew, as pool and as test rows alike; the others are out of reach."""
-    identity = f"{sources.fingerprint(dataset)} {len(rows)} rows"
-    lazy = Lazy(len(rows), lambda places: dataset.inputs[rows[places]], identity)
+    named, *contents = sources.fingerprint(dataset).split(".")
+    lazy = Lazy(
+        len(rows),
+        lambda places: dataset.inputs[rows[places]],
+        f"{named} {len(rows)} rows",
+        *contents,
+        damaged=lambda places: damaged(dataset.inputs, rows[places]),
+    )
     every = np.arange(len(rows))
     return replace(dataset, inputs=lazy, labels=dataset.labels[rows], pool=every, test=every)
 

@@ -87,15 +87,16 @@ class Backbone:
                 sixteen at a time, for few shapes to compile, or every one where the new tokens need the place.
             key: To draw tokens with, at a temperature above 0.
             **options: Of `models.generation.generate`: `max_new_tokens`, `temperature`, `top_k`, `top_p`,
-                `eos_token_id`, `pad_token_id`; the last two are by default the checkpoint's.
+                `eos_token_id`, `pad_token_id`; all but the first are by default the checkpoint's, as in transformers:
+                where its `generation_config.json` has `do_sample`, tokens are drawn unless `temperature=0`.
 
         Returns:
             `[batch, tokens + max_new_tokens]`, the prompts and what follows: `[:, -max_new_tokens:]` is what follows,
             and `preprocess.decode` makes it texts.
 
         Raises:
-            InputError: a backbone without a head of language modelling, padding on the right, or options that are
-                unknown or cannot be.
+            InputError: a backbone without a head of language modelling, padding on the right, options that are unknown
+                or cannot be, or a checkpoint that asks for another way of generating.
         """
         inputs = calls.checked(self, batch)
         if unknown := inputs.keys() - {"input_ids", "attention_mask"}:
@@ -105,9 +106,7 @@ class Backbone:
         if type(new := options.get("max_new_tokens")) is not int:
             raise InputError(f"generate needs max_new_tokens=..., a whole number; found {new!r}")
         inputs = calls.without_padding(inputs, new, self.config.positions)
-        ends = options.pop("eos_token_id", getattr(self.config, "eos_tokens", ()))
-        options["eos_token_id"] = (ends,) if isinstance(ends, int) else tuple(ends or ())
-        options.setdefault("pad_token_id", getattr(self.config, "pad_token", None))
+        options = calls.generation_options(self, options)
         return _generate(self.whole, tuple(sorted(options.items())), self.params, inputs, key)
 
     def tower(self, name: str) -> "Backbone":

@@ -10,6 +10,7 @@ import numpy as np
 from jtransfer import checkpoints
 from jtransfer.checkpoints import Backbone
 from jtransfer.data import sources
+from jtransfer.data.dataset import check_whole
 from jtransfer.data.sources import Dataset
 from jtransfer.errors import InputError
 from jtransfer.evaluate import checks
@@ -63,12 +64,14 @@ class Reader:
         return found
 
     def check(self, dataset: Dataset, *layers: str) -> None:
-        """Refuse layers that the backbone does not have.
+        """Refuse layers that the backbone does not have, and damaged rows if any layer is still to be extracted.
 
         Raises:
-            InputError: with the nearest that it has.
+            InputError: with the nearest layer that it has, or the names of damaged rows.
         """
         widths_of(self.backbone, layers, self.prepare(dataset.inputs[np.arange(1)]))
+        if any(self.store.read(self.origin(dataset, layer)) is None for layer in layers):
+            check_whole(dataset, np.arange(len(dataset.inputs)))
 
     def origin(self, dataset: Dataset, layer: str) -> Origin:
         """What the features of a layer are of."""

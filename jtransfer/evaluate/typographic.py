@@ -140,7 +140,11 @@ def _written(image, text, seed, size, font):
 
 
 def _checked(image):
-    """A copy `[height, width, channels]`."""
+    """A copy `[height, width, channels]`, of a photograph as viewers show it."""
+    if hasattr(image, "getexif"):
+        from jtransfer.data.pictures import upright
+
+        image = upright(image)
     image = np.array(image)
     plain = image.ndim == 3 and image.shape[2] in (1, 3) and image.size
     if not plain or not (image.dtype == np.uint8 or image.dtype.kind == "f"):
