@@ -258,13 +258,14 @@ def source_columns(dataset: Dataset, backbone: checkpoints.Backbone) -> list[int
     Raises:
         InputError: there is none.
     """
-    missing = [name for name in dataset.classes if name not in backbone.classes]
+    place = {name: i for i, name in reversed([*enumerate(backbone.classes)])}  # of a name that stands twice, the first
+    missing = [name for name in dataset.classes if name not in place]
     if missing:
         raise InputError(
             f"{ZERO_SHOT}: the source head of '{backbone.name}' has no class '{missing[0]}' of {dataset.name}; "
             f"{nearest(missing[0], backbone.classes)}"
         )
-    return [backbone.classes.index(name) for name in dataset.classes]
+    return [place[name] for name in dataset.classes]
 
 
 def _over(call: Callable, xs: Any, many: int) -> Any:

@@ -107,20 +107,19 @@ def read(path: epath.PathLike, most: int) -> bytes:
     Raises:
         OSError: it cannot be read, or is no plain file, or is larger.
     """
-    path = epath.Path(path)
-    if (length := _length(path)) > most:
-        raise OSError(f"{length:,} bytes; at most {most:,} are read")
-    return path.read_bytes()
+    if (found := length(path)) > most:
+        raise OSError(f"{found:,} bytes; at most {most:,} are read")
+    return epath.Path(path).read_bytes()
 
 
-def _length(path):
-    """The bytes of a plain file.
+def length(path: epath.PathLike) -> int:
+    """How many bytes a plain file has.
 
     Raises:
-        OSError: it is none.
+        OSError: there is none, or it is something else, as a directory, a pipe or a device.
     """
     if "://" in os.fspath(path):
-        return path.stat().length
+        return epath.Path(path).stat().length
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         raise OSError(f"{'a directory' if stat.S_ISDIR(status.st_mode) else 'a pipe or device'}, not a file")
@@ -253,7 +252,7 @@ def verify(directory: epath.PathLike) -> None:
         if os.path.isabs(name) or ".." in Path(name).parts:
             raise Damaged(f"{record} names {name!r}, which is outside its directory; {way_out}")
         try:
-            _length(path)
+            length(path)
             same = _sha256(path) == sha256
         except OSError as error:
             raise Damaged(f"{path}, which was written with {record}, cannot be read ({error}); {way_out}") from error

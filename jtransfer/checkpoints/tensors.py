@@ -8,8 +8,6 @@ copy is the one into the target's dtype and place.
 import json
 import math
 import mmap
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -17,6 +15,7 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
+from jtransfer.arrays import open_npz
 from jtransfer.errors import InputError
 
 DTYPES = {
@@ -38,9 +37,6 @@ DTYPES = {
 }
 LONGEST_HEADER = 100_000_000
 """Bytes; the limit of the reference implementation."""
-
-DEFLATED = 1032
-"""The most bytes that one of a zip archive can unpack to."""
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
@@ -154,38 +150,13 @@ def read_npz(path: epath.Path) -> dict[str, Tensor]:
     Raises:
         InputError: a file that is truncated, damaged, pickled or of another format.
     """
-    tensors = {}
-    try:
-        archive = zipfile.ZipFile(path.open("rb"))
-        if sum(member.compress_size for member in archive.infolist()) > path.stat().length:
-            raise InputError(f"{path} is damaged: its directory claims more than the file has")
-        for member in archive.infolist():
-            with archive.open(member) as file:
-                version = np.lib.format.read_magic(file)
-                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                shape, _, dtype = read(file)
-            size = math.prod(shape) * dtype.itemsize
-            if dtype.hasobject or size > min(member.file_size, DEFLATED * member.compress_size):
-                raise InputError(f"{path}: '{member.filename}' is pickled or truncated; expected plain numbers")
-            # vision_transformer and big_vision save bfloat16 as raw pairs of bytes
-            plain = np.dtype(ml_dtypes.bfloat16) if dtype == np.dtype("V2") else dtype
-            tensors[member.filename.removesuffix(".npy")] = Tensor(shape, plain, _member(path, archive, member, plain))
-    except (ValueError, OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} is truncated or no .npz file ({error})") from None
-    return tensors
+    return {name: _plain(array) for name, array in open_npz(path).items()}
 
 
-def _member(path, archive, member, dtype):
-    def read():
-        try:
-            with archive.open(member) as file:
-                return np.lib.format.read_array(file, allow_pickle=False).view(dtype)
-        except (ValueError, OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise InputError(f"{path}: '{member.filename}' is damaged ({error})") from None
-
-    return read
+def _plain(array):
+    # vision_transformer and big_vision save bfloat16 as raw pairs of bytes
+    dtype = np.dtype(ml_dtypes.bfloat16) if array.dtype == np.dtype("V2") else array.dtype
+    return Tensor(array.shape, dtype, lambda: array.read().view(dtype))
 
 
 def _read_shards(directory):

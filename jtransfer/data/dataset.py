@@ -2,15 +2,66 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 
 from jtransfer.errors import InputError
+
+BLOCK = 1 << 20
+"""Values of an array that are looked at at once, so that none is ever copied or converted as a whole."""
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Images that lie in memory as their file has them, and become floats where rows are asked for.
+
+    Indexed as an array `[n, height, width, channels]` float32 is, of which `shape` and `dtype` tell. A gigabyte of
+    bytes takes a gigabyte, and each batch its own floats.
+
+    Attributes:
+        parts: Arrays `[rows, height, width, channels]`, the one after the other: uint8, which is scaled by 1/255, or
+            floats of 0 to 1.
+    """
+
+    parts: tuple[np.ndarray, ...]
+
+    dtype = np.dtype(np.float32)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (sum(map(len, self.parts)), *self.parts[0].shape[1:])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        rows, *others = index if isinstance(index, tuple) else (index,)
+        if rows is Ellipsis:
+            return np.asarray(self)[index]
+        rows = np.arange(len(self))[rows]
+        flat, start = rows.reshape(-1), 0
+        found = np.empty((len(flat), *self.shape[1:]), self.dtype)
+        for part in self.parts:
+            mine = (start <= flat) & (flat < start + len(part))
+            if mine.all():
+                found = _floats(part[flat - start])
+            elif mine.any():
+                found[mine] = _floats(part[flat[mine] - start])
+            start += len(part)
+        found = found.reshape(*rows.shape, *self.shape[1:])
+        return found[(slice(None),) * rows.ndim + tuple(others)] if others else found
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self[:].astype(dtype or self.dtype, copy=False)
+
+
+def _floats(part: np.ndarray) -> np.ndarray:
+    return np.divide(part, np.float32(255)) if part.dtype == np.uint8 else part.astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +96,8 @@ class Dataset:
 
     Attributes:
         name: The name that `sources.load` was given.
-        inputs: Indexed by an array of rows: images [n, height, width, channels] float32, 0 (background) to 1, or
-            `Lazy` ones.
+        inputs: Indexed by an array of rows: images [n, height, width, channels] float32, 0 (background) to 1, as an
+            array or as `Images`; or `Lazy` ones.
         labels: [n] int32, an index into `classes`; or [n, classes] of 0 and 1, several labels a row.
         classes: One name per class.
         pool: [p] row numbers that training and validation may use.
@@ -57,7 +108,7 @@ class Dataset:
     """
 
     name: str
-    inputs: np.ndarray | Lazy
+    inputs: np.ndarray | Images | Lazy
     labels: np.ndarray
     classes: tuple[str, ...]
     pool: np.ndarray
@@ -65,6 +116,20 @@ class Dataset:
     kind: str = "image"
     note: str = ""
     captions: Lazy | None = None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """See the function of this name."""
+        digest = hashlib.sha256(repr(self.classes).encode())
+        lazy = isinstance(self.inputs, Lazy)
+        if lazy:
+            digest.update(self.inputs.identity.encode("utf-8", "surrogateescape"))
+        for array in (*(() if lazy else (self.inputs,)), self.labels, self.pool, self.test):
+            digest.update(f"{array.dtype.str}{array.shape}".encode())
+            for block in blocks(array):
+                digest.update(block)
+        contents = self.inputs.contents if lazy else ""
+        return ".".join(filter(None, (digest.hexdigest()[:16], contents)))
 
 
 @lru_cache(maxsize=1)
@@ -116,18 +181,17 @@ SHOWN = 3
 """Damaged rows that an error lists beside the first."""
 
 
+def blocks(array: Any) -> Iterator[np.ndarray]:
+    """All rows of an array or of `Images`, some at a time, as contiguous arrays."""
+    step = max(1, BLOCK // max(1, int(np.prod(array.shape[1:]))))
+    for start in range(0, len(array), step):
+        yield np.ascontiguousarray(array[start : start + step])
+
+
 def fingerprint(dataset: Dataset) -> str:
     """16 hex digits of a SHA-256 over arrays, dtypes, shapes, classes and splits; the name does not count.
 
     Of `Lazy` inputs it covers their `identity`; after a dot follow their `contents`, if they have any. Versions that
     knew no contents wrote what stands before the dot, see `workdir.same`.
     """
-    digest = hashlib.sha256(repr(dataset.classes).encode())
-    lazy = isinstance(dataset.inputs, Lazy)
-    if lazy:
-        digest.update(dataset.inputs.identity.encode("utf-8", "surrogateescape"))
-    for array in (*(() if lazy else (dataset.inputs,)), dataset.labels, dataset.pool, dataset.test):
-        digest.update(f"{array.dtype.str}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array))
-    contents = dataset.inputs.contents if lazy else ""
-    return ".".join(filter(None, (digest.hexdigest()[:16], contents)))
+    return dataset.fingerprint

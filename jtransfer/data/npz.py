@@ -1,56 +1,55 @@
 """An own `.npz` file of images as a dataset; whatever is wrong with it is named in one line."""
 
 import hashlib
-import io
-import zipfile
-import zlib
+import logging
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from jtransfer.data.dataset import Dataset, Lazy
+from jtransfer.arrays import Array, open_npz
+from jtransfer.data.dataset import Dataset, Images, Lazy, blocks
+from jtransfer.data.labels import columns, distinct, texts
 from jtransfer.data.splits import hold_out_a_fifth, hold_out_the_last
 from jtransfer.errors import InputError, nearest
 
+log = logging.getLogger("jtransfer")
+
 KEYS = ("images", "labels", "captions", "test_images", "test_labels", "test_captions", "classes")
+
+STEP = 1 / 255
+"""One of 8 bits; what leaves 0..1 by less than half of it is rounding, and not another scale."""
+
+DARK = 0.25
+"""Images whose brightest value is below this are, more often than not, of another scale."""
 
 
 def read(name: str, file: str) -> Dataset:
     """The dataset in a file, with the keys that `sources.load` describes.
 
+    Images stay what they are in the file, so that they take no more memory than there; see `dataset.Images`.
+
     Raises:
         InputError: the file is missing, damaged, or holds something else.
     """
-    arrays = _arrays(file)
+    arrays = open_npz(file)
     _check_keys(file, arrays, "labels")
-    images, labels = _floats(_images(file, arrays, "")), _labels(file, arrays, "")
-    if "test_images" in arrays:
-        test_images, test_labels = _floats(_images(file, arrays, "test_")), _labels(file, arrays, "test_")
-        _check_sides(file, images, test_images)
-    else:
-        test_images, test_labels = images[:0], labels[:0]
-
-    if test_labels.shape[1:] != labels.shape[1:]:
+    prefixes = ("", "test_") if "test_images" in arrays else ("",)
+    for prefix in prefixes:
+        _check_shape(file, arrays, prefix)
+    labels = [_labels(file, arrays, prefix) for prefix in prefixes]
+    if labels[-1].shape[1:] != labels[0].shape[1:]:
         raise InputError(
-            f"{file}: 'test_labels' has shape {list(test_labels.shape)}, 'labels' {list(labels.shape)}; expected the "
+            f"{file}: 'test_labels' has shape {list(labels[1].shape)}, 'labels' {list(labels[0].shape)}; expected the "
             f"same but for the rows"
         )
-    several = labels.ndim > 1
-    count = labels.shape[1] if several else max(labels.max(), test_labels.max(initial=0)) + 1
-    classes = _classes(file, arrays, count)
-    if several and len(classes) != count:
-        raise InputError(f"{file}: 'classes' has {len(classes)} names for the {count} columns of 'labels'")
-    for key, values in (("labels", labels), ("test_labels", test_labels)):
-        _check_range(file, key, values, len(classes))
-    if not several and len(np.unique(labels)) < 2:
-        raise InputError(f"{file}: 'labels' hold only class {labels[0]}; at least two classes are expected")
-
-    if "test_images" in arrays:
-        pool, test = np.arange(len(labels)), len(labels) + np.arange(len(test_labels))
+    classes, labels = (columns if labels[0].ndim > 1 else distinct)(file, _names(file, arrays), labels)
+    images = _images(file, arrays, prefixes)
+    if len(prefixes) > 1:
+        pool, test = np.split(np.arange(len(images)), [len(labels[0])])
     else:
-        pool, test = hold_out_a_fifth(labels, file, "'test_images' and 'test_labels'")
-    labels = np.concatenate([labels, test_labels]).astype(np.int32)
+        pool, test = hold_out_a_fifth(labels[0], file, "'test_images' and 'test_labels'")
     captions = _captions(file, arrays) if "captions" in arrays else None
-    return Dataset(name, np.concatenate([images, test_images]), labels, classes, pool, test, captions=captions)
+    return Dataset(name, images, np.concatenate(labels), classes, pool, test, captions=captions)
 
 
 def read_pairs(name: str, file: str) -> Dataset:
@@ -62,25 +61,28 @@ def read_pairs(name: str, file: str) -> Dataset:
     Raises:
         InputError: as `read`, or no captions.
     """
-    arrays = _arrays(file)
+    arrays = open_npz(file)
     _check_keys(file, arrays, "captions")
-    images = _bytes(file, arrays, "")
-    pool, test = hold_out_the_last(len(images))
-    if "test_images" in arrays:
-        test_images = _bytes(file, arrays, "test_")
-        _check_sides(file, images, test_images)
-        pool, test = np.arange(len(images)), len(images) + np.arange(len(test_images))
-        images = np.concatenate([images, test_images])
-    lazy = Lazy(len(images), lambda rows: list(images[rows]), hashlib.sha256(images).hexdigest()[:16])
-    labels = np.zeros(len(images), np.int8)
-    return Dataset(name, lazy, labels, ("",), pool, test, captions=_captions(file, arrays))
+    prefixes = ("", "test_") if "test_images" in arrays else ("",)
+    for prefix in prefixes:
+        _check_shape(file, arrays, prefix)
+    images, captions = _images(file, arrays, prefixes), _captions(file, arrays)
+    if len(prefixes) > 1:
+        pool, test = np.split(np.arange(len(images)), [len(images.parts[0])])
+    else:
+        pool, test = hold_out_the_last(len(images))
+    digest = hashlib.sha256()
+    for block in blocks(images):
+        digest.update(_bytes(block))
+    lazy = Lazy(len(images), lambda rows: list(_bytes(images[rows])), digest.hexdigest()[:16])
+    return Dataset(name, lazy, np.zeros(len(images), np.int8), ("",), pool, test, captions=captions)
 
 
-def _check_keys(file: str, arrays: dict, needed: str) -> None:
+def _check_keys(file: str, arrays: Mapping[str, Array], needed: str) -> None:
     """Refuse keys that nothing reads, and a file without `images`, without those that are needed, or half a test."""
     for key in arrays:
         if key not in KEYS:
-            raise InputError(f"{file}: unknown key {key!r}; {nearest(key, KEYS)}")
+            raise InputError(f"{file}: unknown key {key[:80]!r}; {nearest(key[:80], KEYS)}")
     for key in ("images", needed):
         if key not in arrays:
             raise InputError(f"{file}: key {key!r} is missing; found {', '.join(sorted(arrays)) or 'no keys'}")
@@ -92,137 +94,133 @@ def _check_keys(file: str, arrays: dict, needed: str) -> None:
         )
 
 
-def _check_sides(file: str, images: np.ndarray, test_images: np.ndarray) -> None:
-    if test_images.shape[1:] != images.shape[1:]:
-        raise InputError(
-            f"{file}: 'test_images' are {list(test_images.shape[1:])} each, expected {list(images.shape[1:])} "
-            f"as in 'images' [height, width, channels]"
-        )
-
-
-def _captions(file: str, arrays: dict) -> Lazy:
-    """Of each row, those of the test split last, a list of texts; empty ones fill up rows that have fewer."""
-    rows, digest = [], hashlib.sha256()
-    for prefix in ("", "test_") if "test_images" in arrays else ("",):
-        key, count = f"{prefix}captions", len(arrays[f"{prefix}images"])
-        found = arrays[key]
-        if found.ndim not in (1, 2) or found.dtype.kind != "U":
-            raise InputError(
-                f"{file}: {key!r} has shape {list(found.shape)} and dtype {found.dtype}; expected strings, [n] or "
-                f"[n, captions]"
-            )
-        if len(found) != count:
-            raise InputError(
-                f"{file}: '{prefix}images' has {count} rows and {key!r} has {len(found)}; expected as many"
-            )
-        rows += np.atleast_2d(found.T).T.tolist()
-        digest.update(np.ascontiguousarray(found))
-    texts = [[text for text in row if text.strip()] or row[:1] for row in rows]
-    return Lazy(len(texts), lambda asked: [texts[row] for row in asked], digest.hexdigest()[:16])
-
-
-def _arrays(file: str) -> dict[str, np.ndarray]:
-    from etils import epath
-
-    path = epath.Path(file)
-    if not file or not path.exists():
-        raise InputError(f"{file or 'npz:'}: no such file; expected npz:FILE with a path to an .npz file")
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror or error})") from error
-    if not zipfile.is_zipfile(io.BytesIO(data)):
-        raise InputError(f"{file}: not an .npz file, or a truncated one; expected what numpy.savez writes")
-    arrays, key = {}, "?"
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            for key in archive.files:
-                arrays[key] = archive[key]
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-        raise InputError(f"{file}: key {key!r} is damaged ({error}); write the file again") from error
-    except ValueError as error:
-        if "allow_pickle" in str(error):
-            raise InputError(
-                f"{file}: key {key!r} is a pickled object array; expected plain numbers or strings"
-            ) from error
-        raise InputError(f"{file}: key {key!r} is damaged ({error}); write the file again") from error
-    return {key: np.asarray(value) for key, value in arrays.items()}
-
-
-def _images(file: str, arrays: dict, prefix: str) -> np.ndarray:
-    """Images [n, h, w, c] of one split, uint8 or float32."""
+def _check_shape(file: str, arrays: Mapping[str, Array], prefix: str) -> None:
+    """Refuse images of one split for what their header says."""
     key = f"{prefix}images"
-    images = arrays[key]
-    if images.ndim not in (3, 4):
+    (shape, dtype, _), (others, _, _) = arrays[key], arrays["images"]
+    if len(shape) not in (3, 4):
         raise InputError(
-            f"{file}: {key!r} has shape {list(images.shape)}; "
-            f"expected [n, height, width] or [n, height, width, channels]"
+            f"{file}: {key!r} has shape {list(shape)}; expected [n, height, width] or [n, height, width, channels]"
         )
-    if not images.size:
-        raise InputError(f"{file}: {key!r} is empty, shape {list(images.shape)}; expected at least one pixel")
-    if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
-        raise InputError(f"{file}: {key!r} has dtype {images.dtype}; expected uint8 (0..255) or float (0..1)")
-    if images.dtype != np.uint8:
-        with np.errstate(over="ignore"):  # what overflows float32 is reported as infinite just below
-            images = images.astype(np.float32)
-    broken = ~np.isfinite(images).reshape(len(images), -1).all(axis=1)
-    if broken.any():
-        raise InputError(f"{file}: {key!r} row {broken.argmax()} holds NaN or infinite values; expected finite ones")
-    return images if images.ndim == 4 else images[..., None]
-
-
-def _floats(images: np.ndarray) -> np.ndarray:
-    return images.astype(np.float32) / 255 if images.dtype == np.uint8 else images
-
-
-def _bytes(file: str, arrays: dict, prefix: str) -> np.ndarray:
-    images = _images(file, arrays, prefix)
-    if images.dtype == np.uint8:
-        return images
-    if not (images.min() >= 0 and images.max() <= 1):
+    if 0 in shape:
+        raise InputError(f"{file}: {key!r} is empty, shape {list(shape)}; expected at least one pixel")
+    if len(shape) == 4 and shape[1] in (1, 3, 4) and shape[2] > 4 and shape[3] > 4:
         raise InputError(
-            f"{file}: '{prefix}images' are floats from {images.min():.4g} to {images.max():.4g}; expected 0 to 1, or "
-            f"uint8 (0..255)"
+            f"{file}: {key!r} has shape {list(shape)}, channels first; expected [n, height, width, channels]: save "
+            f"{key}.transpose(0, 2, 3, 1)"
         )
+    if dtype != np.uint8 and not np.issubdtype(dtype, np.floating):
+        raise InputError(f"{file}: {key!r} has dtype {dtype}; expected uint8 (0..255) or float (0..1)")
+    one, other = ([*shape[1:], 1][:3] for shape in (shape, others))
+    if one != other:
+        raise InputError(
+            f"{file}: 'test_images' are {one} each, expected {other} as in 'images' [height, width, channels]"
+        )
+
+
+def _images(file: str, arrays: Mapping[str, Array], prefixes: Sequence[str]) -> Images:
+    """The images [n, h, w, c] of all splits, if their values are of the scale that they are read by."""
+    parts = []
+    for key in (f"{prefix}images" for prefix in prefixes):
+        array = arrays[key].read()
+        part = array if array.ndim == 4 else array[..., None]
+        low, high = _range(file, key, Images((part,)))
+        if low < -STEP / 2 or high > 1 + STEP / 2:
+            raise InputError(
+                f"{file}: {key!r} are floats from {low:.4g} to {high:.4g}; expected 0 to 1, or uint8 (0..255): save "
+                f"{_mended(key, low, high)}"
+            )
+        if 0 < high < 1.001 * STEP:
+            raise InputError(
+                f"{file}: {key!r} hold no value above 1 of 255, which is black; expected uint8 (0..255) or float "
+                f"(0..1): save {key} * 255"
+            )
+        if 0 < high < DARK:
+            log.warning(
+                "%s: the brightest value of '%s' is %.0f of 255; are they of another scale?", file, key, high * 255
+            )
+        parts.append(part)
+    return Images(tuple(parts))
+
+
+def _range(file: str, key: str, images: Images) -> tuple[float, float]:
+    """The least and the largest value."""
+    (part,) = images.parts
+    if part.dtype == np.uint8:
+        return 0.0, float(part.max()) / 255
+    low, high, start = np.inf, -np.inf, 0
+    with np.errstate(over="ignore"):  # what overflows float32 is reported as infinite
+        for block in blocks(images):
+            finite = np.isfinite(block).reshape(len(block), -1).all(axis=1)
+            if not finite.all():
+                row = start + int((~finite).argmax())
+                raise InputError(f"{file}: {key!r} row {row} holds NaN or infinite values; expected finite ones")
+            low, high, start = min(low, block.min()), max(high, block.max()), start + len(block)
+    return float(low), float(high)
+
+
+def _mended(key: str, low: float, high: float) -> str:
+    """How images of another scale become floats of 0 to 1."""
+    if low >= -0.25 and high <= 1.25:
+        return f"np.clip({key}, 0, 1)"
+    if low >= -1 - STEP and high <= 1 + STEP:
+        return f"({key} + 1) / 2"
+    scale = next((scale for scale in (16, 255, 65535) if high <= scale), 0)
+    return f"{key} / {scale}" if low >= 0 and scale else "them as they were before they were normalised"
+
+
+def _bytes(images: np.ndarray) -> np.ndarray:
     return (images * 255).round().astype(np.uint8)
 
 
-def _labels(file: str, arrays: dict, prefix: str) -> np.ndarray:
-    """Labels [n] or [n, classes] of one split, whatever their range."""
+def _labels(file: str, arrays: Mapping[str, Array], prefix: str) -> np.ndarray:
+    """Labels [n] or [n, classes] of one split, whatever their range; texts for classes by name."""
     images_key, key = f"{prefix}images", f"{prefix}labels"
-    labels, count = arrays[key], len(arrays[images_key])
-    if labels.ndim != 1 and (labels.ndim != 2 or labels.shape[1] < 2):
+    (shape, dtype, read), count = arrays[key], arrays[images_key].shape[0]
+    if len(shape) != 1 and (len(shape) != 2 or shape[1] < 2):
         raise InputError(
-            f"{file}: {key!r} has shape {list(labels.shape)}; expected [n], one integer a row, or [n, classes] "
+            f"{file}: {key!r} has shape {list(shape)}; expected [n], one integer a row, or [n, classes] "
             f"of 0 and 1, several labels a row"
         )
-    if count != len(labels):
-        raise InputError(f"{file}: {images_key!r} has {count} rows and {key!r} has {len(labels)}; expected as many")
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise InputError(f"{file}: {key!r} has dtype {labels.dtype}; expected integers")
-    return labels
-
-
-def _classes(file: str, arrays: dict, count: int) -> tuple[str, ...]:
-    """The names in the file, or "0", "1", ... up to the largest label."""
-    if "classes" not in arrays:
-        return tuple(map(str, range(count)))
-    names = arrays["classes"]
-    if names.ndim != 1 or names.dtype.kind not in "US":
+    if count != shape[0]:
+        raise InputError(f"{file}: {images_key!r} has {count} rows and {key!r} has {shape[0]}; expected as many")
+    if not np.issubdtype(dtype, np.integer) and (dtype.kind not in "US" or len(shape) > 1):
         raise InputError(
-            f"{file}: 'classes' has shape {list(names.shape)} and dtype {names.dtype}; expected a list of strings"
+            f"{file}: {key!r} has dtype {dtype}; expected integers{', or names of classes' if len(shape) == 1 else ''}"
         )
-    names = tuple(n.decode() if isinstance(n, bytes) else str(n) for n in names.tolist())
-    twice = next((n for i, n in enumerate(names) if n in names[:i]), None)
-    if twice is not None:
-        raise InputError(f"{file}: 'classes' names {twice!r} twice; expected each name once")
+    return read()
+
+
+def _names(file: str, arrays: Mapping[str, Array]) -> tuple[str, ...]:
+    """The names of classes in the file; none where it has none."""
+    if "classes" not in arrays:
+        return ()
+    shape, dtype, read = arrays["classes"]
+    if len(shape) != 1 or dtype.kind not in "US":
+        raise InputError(f"{file}: 'classes' has shape {list(shape)} and dtype {dtype}; expected a list of strings")
+    names = texts(file, "classes", read())
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise InputError(f"{file}: 'classes' names {name!r} twice; expected each name once")
+        seen.add(name)
     return names
 
 
-def _check_range(file: str, key: str, labels: np.ndarray, count: int) -> None:
-    several = labels.ndim > 1
-    outside = (labels < 0) | (labels >= (2 if several else count))
-    if outside.any():
-        row, value = np.argwhere(outside)[0][0], labels[outside][0]
-        expected = "0 or 1 in each column" if several else f"0..{count - 1} ({count} classes)"
-        raise InputError(f"{file}: {key!r} row {row} {'holds' if several else 'is'} {value}; expected {expected}")
+def _captions(file: str, arrays: Mapping[str, Array]) -> Lazy:
+    """Of each row, those of the test split last, a list of texts; empty ones fill up rows that have fewer."""
+    rows, digest = [], hashlib.sha256()
+    for prefix in ("", "test_") if "test_images" in arrays else ("",):
+        key, count = f"{prefix}captions", arrays[f"{prefix}images"].shape[0]
+        shape, dtype, read = arrays[key]
+        if len(shape) not in (1, 2) or dtype.kind != "U":
+            raise InputError(
+                f"{file}: {key!r} has shape {list(shape)} and dtype {dtype}; expected strings, [n] or [n, captions]"
+            )
+        if shape[0] != count:
+            raise InputError(f"{file}: '{prefix}images' has {count} rows and {key!r} has {shape[0]}; expected as many")
+        found = read()
+        rows += np.atleast_2d(found.T).T.tolist()
+        digest.update(np.ascontiguousarray(found))
+    rows = [[text for text in row if text.strip()] or row[:1] for row in rows]
+    return Lazy(len(rows), lambda asked: [rows[row] for row in asked], digest.hexdigest()[:16])

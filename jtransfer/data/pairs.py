@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from jtransfer import files
 from jtransfer.data import glyphs, npz, tfds
 from jtransfer.data.dataset import check_whole, fingerprint
+from jtransfer.data.sources import directory
 from jtransfer.data.streams import Rows
 from jtransfer.data.subsets import epochs
 from jtransfer.errors import InputError, Once, nearest
@@ -114,7 +116,10 @@ def open_pairs(
             raise InputError(f"config.crop: the characters of {name} fill their images; leave it empty")
         return SOURCES[name](name, batch, share, seed, tuple(templates))
     prefix, _, rest = name.partition(":")
-    readers = {"tfds": partial(tfds.read_pairs, data_dir=data_dir), "npz": npz.read_pairs}
+    readers = {
+        "tfds": partial(tfds.read_pairs, data_dir=directory(data_dir)),
+        "npz": lambda name, file: npz.read_pairs(name, str(files.path(file, "npz:"))),
+    }
     if prefix not in readers or not rest:
         forms = [*SOURCES, "tfds:NAME?caption=FEATURE", "npz:FILE"]
         raise InputError(f"config.data: unknown pairs '{name}'; {nearest(name, forms)}")

@@ -184,5 +184,5 @@ def as_they_are(images: Any, shape: tuple[int, int, int]) -> dict[str, np.ndarra
         raise InputError(f"images have shape {list(array.shape)}; {expected}")
     if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
         raise InputError(f"images have dtype {array.dtype}; {expected}")
-    pixels = array.astype(np.float32)
-    return {"pixel_values": pixels / 255 if array.dtype == np.uint8 else pixels}
+    scaled = array.dtype == np.uint8
+    return {"pixel_values": np.divide(array, np.float32(255)) if scaled else array.astype(np.float32, copy=False)}

@@ -1,12 +1,15 @@
 """Named datasets: the embedded digits, an own `.npz` file or folder of images, or a prepared TensorFlow Dataset."""
 
+from dataclasses import replace
+
 import numpy as np
 
+from jtransfer import files
 from jtransfer.data import folder, npz, tfds
-from jtransfer.data.dataset import Dataset, Lazy, fingerprint
+from jtransfer.data.dataset import Dataset, Images, Lazy, fingerprint
 from jtransfer.errors import InputError, nearest
 
-__all__ = ["EMBEDDED", "READERS", "Dataset", "Lazy", "fingerprint", "forms", "load"]
+__all__ = ["EMBEDDED", "READERS", "Dataset", "Images", "Lazy", "fingerprint", "forms", "load"]
 
 
 def load(name: str, data_dir: str = "") -> Dataset:
@@ -15,17 +18,18 @@ def load(name: str, data_dir: str = "") -> Dataset:
     | name | what |
     |---|---|
     | one of `EMBEDDED` | in memory |
-    | `npz:FILE` | any path that etils.epath opens, in memory |
+    | `npz:FILE` | any path, in memory |
     | `folder:DIR` | `DIR/CLASS/*.png` (jpg, jpeg, webp), or `DIR/train/CLASS/...` and `DIR/test/CLASS/...` |
     | `tfds:NAME[:VERSION][?OPTIONS]` | prepared by TensorFlow Datasets, as `tfds:glue/rte?test=validation` |
 
     An `.npz` file holds `images` [n, height, width] or [n, height, width, channels], uint8 (scaled by 1/255) or float
-    (taken as they are), and `labels` [n] integers, or [n, classes] of 0 and 1 for several labels a row; optionally
-    `classes` (their names), `captions` ([n] or [n, k] texts), and `test_images` with the same keys of theirs. Where
-    there are no test rows, a fixed fifth of every class is held out for testing. The options of a prepared dataset,
-    joined by `&`, are `input` (a feature, or two texts as `input=a+b`), `label` (one of a row, or a sequence of them),
-    `caption` (texts that describe an image, as `caption=a+b`, or a sequence of them), `train` and `test` (splits, as
-    `train=train[:1000]`), `only` and `test_only` (classes that the rows of pool and test must have, as
+    of 0 to 1, and `labels`; optionally `classes` (their names), `captions` ([n] or [n, k] texts), and `test_images`
+    with the same keys of theirs. Labels are [n] indices into `classes`, or names, or without `classes` whatever
+    integers or texts, of which each distinct one becomes a class; or [n, classes] of 0 and 1 for several labels a row.
+    Where there are no test rows, a fixed fifth of every class is held out for testing. The options of a prepared
+    dataset, joined by `&`, are `input` (a feature, or two texts as `input=a+b`), `label` (one of a row, or a sequence
+    of them), `caption` (texts that describe an image, as `caption=a+b`, or a sequence of them), `train` and `test`
+    (splits, as `train=train[:1000]`), `only` and `test_only` (classes that the rows of pool and test must have, as
     `only=style:noto+twemoji`).
 
     Args:
@@ -39,9 +43,9 @@ def load(name: str, data_dir: str = "") -> Dataset:
         return EMBEDDED[name](name)
     prefix, colon, rest = name.partition(":")
     if prefix == "tfds" and colon:
-        return tfds.read(name, rest, data_dir)
+        return _counted(tfds.read(name, rest, directory(data_dir)))
     if prefix in READERS and colon:
-        return READERS[prefix](name, rest)
+        return _counted(READERS[prefix](name, str(files.path(rest, f"{prefix}:"))))
     file = name.rpartition(":")[2] if colon or name.endswith(".npz") else ""
     raise InputError(f"dataset {name!r} is unknown; {nearest(name, [*EMBEDDED, *forms(file)])}")
 
@@ -49,6 +53,28 @@ def load(name: str, data_dir: str = "") -> Dataset:
 def forms(rest: str = "") -> list[str]:
     """What the names of datasets with a prefix look like, with `rest` after it if that is known."""
     return [f"npz:{rest or 'FILE'}", f"folder:{rest or 'DIR'}", f"tfds:{rest or 'NAME'}"]
+
+
+def directory(data_dir: str) -> str:
+    """Where a config says that prepared datasets lie, with `~` as the home directory; empty for nowhere in particular.
+
+    Raises:
+        InputError: no path.
+    """
+    return str(files.path(data_dir, "config.data_dir")) if data_dir else ""
+
+
+def _counted(dataset: Dataset) -> Dataset:
+    """The same, with a note of the classes that have no row for training, or none for testing."""
+    if dataset.labels.ndim > 1:
+        return dataset
+    said = [dataset.note] if dataset.note else []
+    for what, rows in (("training", dataset.pool), ("testing", dataset.test)):
+        lacking = np.flatnonzero(np.bincount(dataset.labels[rows], minlength=len(dataset.classes)) == 0)
+        if len(rows) and len(lacking):
+            first = dataset.classes[lacking[0]]
+            said.append(f"{len(lacking)} of {len(dataset.classes)} classes, as '{first}', have no row for {what}.")
+    return replace(dataset, note=" ".join(said))
 
 
 def _digits(name: str) -> Dataset:

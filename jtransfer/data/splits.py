@@ -1,31 +1,57 @@
 """Which rows are for testing: a fifth where a dataset has no test rows of its own, or fewer than it has."""
 
+import logging
+from collections.abc import Iterator
+
 import numpy as np
 
 from jtransfer.errors import InputError
+
+log = logging.getLogger("jtransfer")
+
+
+def by_class(labels: np.ndarray, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Each class that some rows have, ascending, and its rows in their order: one sort, however many classes there are.
+
+    Args:
+        labels: [n] integers, all rows of the dataset.
+        rows: [r] row numbers.
+    """
+    order = np.argsort(labels[rows], kind="stable")
+    classes, starts = np.unique(labels[rows][order], return_index=True)
+    for label, places in zip(classes.tolist(), np.split(order, starts[1:]), strict=False):
+        yield label, rows[places]
 
 
 def hold_out_a_fifth(labels: np.ndarray, where: str, without: str) -> tuple[np.ndarray, np.ndarray]:
     """Pool and test rows: a fifth of each class (rounded down, one at least) is test, the same rows every time.
 
+    A class with a single row keeps it in the pool, which is logged: it is trained on, and not tested.
+
     Args:
         labels: [n] integers; or [n, classes], several labels a row, and then a fifth of all rows is test.
-        where: The file they are from, for the error.
-        without: What would make it unnecessary, for the error.
+        where: The file they are from, for messages.
+        without: What would make it unnecessary, for messages.
 
     Raises:
-        InputError: a class with a single row.
+        InputError: no class has two rows.
     """
-    test = []
+    test, single = [], []
     labels = labels if labels.ndim == 1 else np.zeros(len(labels), int)
-    for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
+    for label, rows in by_class(labels, np.arange(len(labels))):
         if len(rows) < 2:
-            raise InputError(
-                f"{where}: class {label} has a single row ({rows[0]}); without {without} every class needs two, one of "
-                f"them for testing"
-            )
+            single.append(rows[0])
+            continue
         test.append(np.random.default_rng([0, label]).permutation(rows)[: max(1, len(rows) // 5)])
+    if not test:
+        raise InputError(
+            f"{where}: no class has two rows; without {without} a class needs two, one of them for testing"
+        )
+    if single:
+        log.warning(
+            "%s: classes with a single row: %d (as of row %d), which are trained on and not tested; %s would test them",
+            *(where, len(single), single[0], without),
+        )
     test = np.sort(np.concatenate(test))
     return np.setdiff1d(np.arange(len(labels)), test), test
 
@@ -51,7 +77,7 @@ def stratified(labels: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
         [count] row numbers, ascending.
     """
     quantiles = np.empty(len(rows))
-    for label in np.unique(labels[rows]):
-        places = np.random.default_rng([0, label]).permutation(np.flatnonzero(labels[rows] == label))
+    for label, own in by_class(labels[rows], np.arange(len(rows))):
+        places = np.random.default_rng([0, label]).permutation(own)
         quantiles[places] = (np.arange(len(places)) + 0.5) / len(places)
     return np.sort(rows[np.argsort(quantiles, kind="stable")[:count]])

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from jtransfer.data.splits import by_class
 from jtransfer.errors import InputError
 
 
@@ -35,15 +36,18 @@ def few_shot(labels: np.ndarray, pool: np.ndarray, shots: int, seed: int) -> tup
     if seed < 0:
         raise InputError(f"seed is {seed}; expected 0 or more")
     kept = validation_shots(shots)
-    counts = np.bincount(labels[pool], minlength=labels.max() + 1)
-    if counts.min() < shots + kept:
+    groups = dict(by_class(labels, pool))
+    missing = next((label for label in range(int(labels.max()) + 1) if label not in groups), None)
+    label = min(groups, key=lambda own: len(groups[own])) if missing is None else missing
+    least = len(groups.get(label, ()))
+    if least < shots + kept:
         raise InputError(
-            f"shots is {shots}, but class {counts.argmin()} has {counts.min()} rows in the pool and "
-            f"{shots} + {kept} are needed (training + validation); the most shots possible are {_most(counts.min())}"
+            f"shots is {shots}, but class {label} has {least} rows in the pool and "
+            f"{shots} + {kept} are needed (training + validation); the most shots possible are {_most(least)}"
         )
     train, validation = [], []
-    for label in range(len(counts)):
-        rows = np.random.default_rng([seed, label]).permutation(pool[labels[pool] == label])
+    for label, own in groups.items():
+        rows = np.random.default_rng([seed, label]).permutation(own)
         train.append(rows[:shots])
         validation.append(rows[-kept:])
     return np.concatenate(train), np.concatenate(validation)

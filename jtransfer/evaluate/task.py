@@ -12,6 +12,7 @@ from jtransfer.checkpoints import Backbone
 from jtransfer.data import sources
 from jtransfer.data.dataset import check_whole
 from jtransfer.data.sources import Dataset
+from jtransfer.data.splits import by_class
 from jtransfer.errors import InputError
 from jtransfer.evaluate import checks
 from jtransfer.evaluate.features import Prepare, extract, of_preprocessing, widths_of
@@ -138,34 +139,58 @@ class Task:
 def split(dataset: Dataset, share: float) -> tuple[np.ndarray, np.ndarray, str]:
     """Rows to fit on and rows to choose on, class by class, and how they came about.
 
+    What is rare is fitted on: a class with a single row, and of several labels a row those that few rows have, or few
+    lack.
+
     Args:
         dataset: Whose pool is split.
         share: Of each class (rounded, one at least) that is set aside.
 
     Raises:
-        InputError: a share that leaves nothing on a side, a class with fewer than two rows, or no test rows; of several
-            labels a row, none that differs both among the rows to fit on and among those to choose on.
+        InputError: a share that leaves nothing on a side, a class without rows, or no test rows; of several labels a
+            row, none that differs both among the rows to fit on and among those to choose on.
     """
     if not 0 < share < 1:
         raise InputError(f"config.validation is {share}; expected a share between 0 and 1")
     if not len(dataset.test):
         raise InputError(f"dataset {dataset.name}: the test split is empty; expected at least one row")
-    kept = []
-    labels = dataset.labels[dataset.pool]
-    if labels.ndim > 1:  # several labels a row
-        rows = np.random.default_rng(0).permutation(dataset.pool)
-        count = max(1, round(share * len(rows)))
-        parts = np.sort(rows[count:]), np.sort(rows[:count])
-        if not np.all([np.ptp(dataset.labels[part], axis=0) for part in parts], axis=0).any():  # no AUROC to choose by
-            raise InputError(
-                f"dataset {dataset.name}: no label is 0 in some rows and 1 in others, both of the {len(parts[0])} to "
-                f"fit on and of the {count} to choose on; config.validation={share} may be too small"
-            )
-        return *parts, f"{share:.0%} of the training rows, drawn with seed 0"
-    checks.shots(labels, 2, f"dataset {dataset.name}: training and validation", len(dataset.classes))
-    for label, members in enumerate(checks.members(labels, len(dataset.classes))):
-        rows = np.random.default_rng([0, label]).permutation(dataset.pool[members])
+    what = f"dataset {dataset.name}: training and validation"
+    if dataset.labels.ndim > 1:
+        return _split_several(dataset, share)
+    checks.shots(dataset.labels[dataset.pool], 1, what, len(dataset.classes))
+    kept, single = [], 0
+    for label, own in by_class(dataset.labels, dataset.pool):
+        rows = np.random.default_rng([0, label]).permutation(own)
         kept.append(rows[: min(max(1, round(share * len(rows))), len(rows) - 1)])
+        single += len(rows) == 1
     validation = np.sort(np.concatenate(kept))
+    if not len(validation):
+        raise InputError(f"{what}: every class has a single row; expected a class with two, one of them to choose on")
     how = f"{share:.0%} of each class of the training rows, drawn with seed 0"
+    if single:
+        how += f" (nothing of the {single} with a single row)"
     return np.setdiff1d(dataset.pool, validation), validation, how
+
+
+def _split_several(dataset, share):
+    rows = np.random.default_rng(0).permutation(dataset.pool)
+    count = max(1, round(share * len(rows)))
+    chosen_on = np.arange(len(rows)) < count
+    labels = dataset.labels[rows]
+    moved = 0
+    for column in labels.T:
+        for value in (0, 1):
+            own = column == value
+            if own.any() and not own[~chosen_on].any():
+                chosen_on[np.flatnonzero(own)[-1]] = False
+                moved += 1
+    train, validation = np.sort(rows[~chosen_on]), np.sort(rows[chosen_on])
+    if not np.all([np.ptp(dataset.labels[part], axis=0) for part in (train, validation)], axis=0).any():
+        raise InputError(  # there is no AUROC to choose by
+            f"dataset {dataset.name}: no label is 0 in some rows and 1 in others, both of the {len(train)} to fit on "
+            f"and of the {len(validation)} to choose on; config.validation={share} may be too small"
+        )
+    how = f"{share:.0%} of the training rows, drawn with seed 0"
+    if moved:
+        how += f" ({moved} of them fitted on instead, as no other row has their label)"
+    return train, validation, how

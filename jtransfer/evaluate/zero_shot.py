@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from jtransfer import files
+from jtransfer import arrays, files
 from jtransfer.checkpoints import Backbone
 from jtransfer.errors import InputError
 from jtransfer.evaluate import checks, metrics
@@ -95,10 +95,9 @@ def load(path: epath.PathLike, backbone: Backbone | None = None) -> TextClassifi
         InputError: no such file, another one, or one that other weights made.
     """
     try:
-        content = io.BytesIO(files.read(files.path(path, "text classifier"), 1 << 32))
-        with np.load(content, allow_pickle=False) as archive:
-            found = {name: archive[name] for name in FIELDS}
-    except UNREADABLE as error:
+        there = arrays.open_npz(files.path(path, "text classifier"))
+        found = {name: there[name].read() for name in FIELDS}
+    except (InputError, KeyError) as error:
         raise InputError(f"{path}: expected a text classifier, as its save() writes it ({error})") from None
     texts = {name: tuple(found[name].tolist()) for name in ("names", "templates")}
     classifier = TextClassifier(**found | texts | {"fingerprint": str(found["fingerprint"])})

@@ -206,10 +206,15 @@ def broken(vit, backbone, tmp_path_factory):
     ("arrays", "protocol", "message"),
     [
         ({}, "episodes(ways=3, shots=60)", "test labels of npz:.*: class 0 has 3 examples, 75 are needed"),
-        ({"labels": np.r_[2, np.arange(47) % 2]}, "probe", "own.npz: class 2 has a single row"),
+        ({"labels": np.arange(48)}, "probe", "own.npz: no class has two rows"),
         ({"labels": np.zeros(48, int)}, "probe", "'labels' hold only class 0; at least two classes are expected"),
         ({"images": np.zeros((48, 8, 8))}, "knn(k=(1,))", "features of .* are constant: all 48 rows are the same"),
-        ({"labels": np.array(["cat", "dog"] * 24)}, "probe", "'labels' has dtype <U3; expected integers"),
+        ({"labels": np.array([0.5, 1.5] * 24)}, "probe", "'labels' has dtype float64; expected integers"),
+        (
+            {"images": np.linspace(0, 16, 48 * 64).reshape(48, 8, 8), "labels": np.arange(48) % 3},
+            "probe",
+            "floats from 0 to 16; expected 0 to 1",
+        ),
         ({"classes": ["cat", "dog", "cat"]}, "probe", "'classes' names 'cat' twice; expected each name once"),
         ({"test_images": np.zeros((0, 8, 8)), "test_labels": [0][:0]}, "probe", "'test_images' is empty"),
         ("NaN weights", "probe", "features of .*: row 0 holds NaN or infinite values"),

@@ -1,14 +1,12 @@
 """Protocols that need no label of the task: class names read by a text tower, captions, and attributes."""
 
-import io
 import json
-import zipfile
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
-from jtransfer import files
+from jtransfer import arrays, files
 from jtransfer.data.dataset import Lazy
 from jtransfer.data.sources import fingerprint
 from jtransfer.errors import InputError, finite
@@ -244,13 +242,9 @@ def _attributes(file, classes):
     if not file:
         raise InputError("attributes: file is missing; name an .npz file with 'attributes' and 'unseen'")
     try:
-        content = io.BytesIO(files.read(files.path(file, "attributes: file"), texts.LARGEST))
-        with zipfile.ZipFile(content) as archive:  # a small file may unpack to a large one
-            if sum(part.file_size for part in archive.infolist()) > texts.LARGEST:
-                raise ValueError(f"unpacks to more than {texts.LARGEST:,} bytes")
-        with np.load(content, allow_pickle=False) as archive:
-            matrix, unseen = archive["attributes"], archive["unseen"]
-    except texts.UNREADABLE as error:
+        there = arrays.open_npz(files.path(file, "attributes: file"))
+        matrix, unseen = there["attributes"].read(), there["unseen"].read()
+    except (InputError, KeyError) as error:
         raise InputError(f"attributes: {file} does not hold 'attributes' and 'unseen' ({error})") from None
     matrix = checks.attributes(matrix)
     if len(matrix) != len(classes):

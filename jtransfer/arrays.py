@@ -1,0 +1,173 @@
+"""NumPy's `.npz` files from anywhere: every header is checked against the file before a byte of its array is read.
+
+A zip archive of `.npy` members can claim whatever it likes: a shape of 10^17 values, pickled objects that run code, or
+gigabytes that are packed into a megabyte. So the headers are read first, and an array is only made where the size that
+it claims, the size of its member and the size of the file agree. An array is read once, into its own memory.
+"""
+
+import io
+import math
+import os
+import zipfile
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+
+from jtransfer import files
+from jtransfer.errors import InputError
+
+MOST_ARRAYS = 4096
+"""In one file; the largest checkpoints in this format have some hundreds."""
+
+LONGEST_DIRECTORY = 1 << 21
+"""Bytes of a zip archive's list of members, which is read as a whole."""
+
+LONGEST_HEADER = 10_000
+"""Bytes of the header of one array; NumPy's own limit."""
+
+UNQUESTIONED, PACKED = 1 << 28, 100
+"""An archive that unpacks to more bytes than the first may unpack to the second times its size."""
+
+CHUNK = 1 << 20
+"""Bytes that are read at once."""
+
+
+class Array(NamedTuple):
+    """One array of a file: `read()` gives it."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+
+def open_npz(path: epath.PathLike) -> dict[str, Array]:
+    """The arrays of an `.npz` file by key, of which nothing but the headers is read yet.
+
+    Args:
+        path: Of the file, on a disk or in an object store.
+
+    Raises:
+        InputError: no plain file, no `.npz` file, a damaged one, or an array that is pickled, or larger than the file
+            allows. An array's `read` raises it too: what it reads is compared with its checksum.
+    """
+    path = epath.Path(path)
+    try:
+        length = files.length(path)
+        file = path.open("rb")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; expected a path to an .npz file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    try:
+        directory = _directory(file, length)
+        if directory > LONGEST_DIRECTORY:
+            raise InputError(f"{path}: its list of arrays has {directory:,} bytes; at most {LONGEST_DIRECTORY:,}")
+        archive = zipfile.ZipFile(file)
+        members = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
+        file.close()
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: not an .npz file, or a truncated one; expected what numpy.savez writes") from None
+    if len(members) > MOST_ARRAYS:
+        raise InputError(f"{path}: holds {len(members):,} arrays; at most {MOST_ARRAYS:,} are read")
+    if sum(member.compress_size for member in members) > length:
+        raise InputError(f"{path}: damaged, its arrays claim more bytes than the file has; write the file again")
+    unpacked = sum(member.file_size for member in members)
+    if unpacked > max(UNQUESTIONED, PACKED * length):
+        raise InputError(
+            f"{path}: {length:,} bytes that unpack to {unpacked:,}; at most {PACKED} times its size is unpacked; "
+            f"write it with numpy.savez, which does not pack"
+        )
+    arrays: dict[str, Array] = {}
+    for member in members:
+        key = member.filename.removesuffix(".npy")
+        if key in arrays:
+            raise InputError(f"{path}: key {key[:80]!r} stands twice; write the file again")
+        arrays[key] = _array(f"{path}: key {key[:80]!r}", archive, member)
+    return arrays
+
+
+def _directory(file: Any, length: int) -> int:
+    """How many bytes the list of members has, as the end of a zip archive says (APPNOTE.TXT 4.3.14 and 4.3.16)."""
+    file.seek(max(0, length - (1 << 16) - 98))
+    tail = file.read()
+    end = tail.rfind(b"PK\5\6")
+    if end < 0:
+        raise zipfile.BadZipFile("no end")
+    size = int.from_bytes(tail[end + 12 : end + 16], "little")
+    if tail[max(0, end - 76) :].startswith(b"PK\6\6") and tail[end - 20 : end].startswith(b"PK\6\7"):
+        size = int.from_bytes(tail[end - 36 : end - 28], "little")  # of the record for numbers above 32 bits
+    return size
+
+
+def _array(what: str, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
+    """The header of one member, if it can be believed."""
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or member.flag_bits & 1:
+        raise InputError(f"{what} is packed or encrypted in another way than numpy.savez and savez_compressed do")
+    try:
+        with archive.open(member) as file:
+            head = io.BytesIO(file.read(LONGEST_HEADER + 12))
+        version = np.lib.format.read_magic(head)
+        # Version 3 differs from 2 in the names of fields alone, and no array with fields is read.
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(head, max_header_size=LONGEST_HEADER)
+    except Exception as error:  # of zlib, of Python's parser, of NumPy's dtypes
+        reason = next(iter(str(error).splitlines()), "")[:120] or type(error).__name__
+        raise InputError(f"{what} is damaged ({reason}); write the file again") from None
+    if dtype.hasobject:
+        raise InputError(f"{what} is a pickled object array; expected plain numbers or strings")
+    if dtype.names is not None or dtype.subdtype is not None:
+        raise InputError(f"{what} is an array of records ({len(dtype.names or ())} fields); expected plain numbers")
+    if version > (3, 0) or not all(type(side) is int and side >= 0 for side in shape):
+        raise InputError(f"{what} is damaged (version {version}, shape {_short(shape)}); write the file again")
+    claimed, there = math.prod(shape) * dtype.itemsize, member.file_size - head.tell()
+    if claimed != there or (not claimed and math.prod(shape)):
+        raise InputError(
+            f"{what} claims the shape {_short(shape)} of {dtype.name}, {_count(claimed)} bytes, but {there:,} are "
+            f"there; write the file again"
+        )
+    return Array(shape, dtype, partial(_read, what, archive, member, head.tell(), shape, fortran, dtype))
+
+
+def _read(what, archive, member, start, shape, fortran, dtype) -> np.ndarray:
+    size = math.prod(shape) * dtype.itemsize
+    if size > (memory := _memory()):
+        raise InputError(f"{what} needs {size:,} bytes of memory; this machine has {memory:,}")
+    try:
+        flat = np.empty(math.prod(shape), dtype)
+        into, at = flat.view(np.uint8) if size else flat, 0
+        with archive.open(member) as file:
+            file.read(start)
+            while part := file.read(CHUNK):  # the checksum is compared at the end
+                into[at : at + len(part)] = np.frombuffer(part, np.uint8)
+                at += len(part)
+        if at != size:
+            raise EOFError(f"{at:,} bytes of {size:,}")
+        return flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape)
+    except MemoryError:
+        raise InputError(f"{what} needs {size:,} bytes of memory, which are not free") from None
+    except Exception as error:  # of zlib and of the file
+        reason = next(iter(str(error).splitlines()), "")[:120] or type(error).__name__
+        raise InputError(f"{what} is damaged ({reason}); write the file again") from None
+
+
+def _short(shape) -> str:
+    """A shape in a message, however many or long its numbers are."""
+    text = str(list(shape))
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+def _count(size: int) -> str:
+    return f"{size:,}" if size < 10**24 else "more than 10^24"
+
+
+def _memory() -> int:
+    """Bytes of memory that the machine has."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # a system that does not say
+        return 1 << 62
