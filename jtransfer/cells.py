@@ -1,5 +1,6 @@
 """Finished parts of a run, one small object each: what was stopped goes on, and what has grown does only the rest."""
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterable
@@ -13,6 +14,8 @@ from jtransfer import files
 from jtransfer.errors import Damaged
 
 log = logging.getLogger("jtransfer")
+LONGEST = 200
+"""Characters of a cell's name that its file's name begins with."""
 
 
 @dataclass(frozen=True)
@@ -60,4 +63,7 @@ class Cells:
         return content
 
     def _path(self, name):
-        return self.directory / "cells" / f"{quote(name, safe='')}.json"
+        file = quote(name, safe="")
+        if len(file) > LONGEST:  # 255 bytes are what disks take
+            file = f"{file[:LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+        return self.directory / "cells" / f"{file}.json"

@@ -124,7 +124,7 @@ def show_advice(page: str, command: str, directory: str) -> None:
 
     Console().print(Markdown(page))
     print(f"\nRun next: {plain(command)}")
-    print(f"Written to {directory}: advice.md, advice.json, curve.py, trial/")
+    print(f"Written to {plain(directory)}: advice.md, advice.json, curve.py, trial/")
 
 
 class TrainProgress(Live):

@@ -11,6 +11,7 @@ from jtransfer.advice import run as advise
 from jtransfer.cli import main
 from jtransfer.data import sources
 from jtransfer.data.dataset import Dataset, Lazy
+from jtransfer.errors import InputError
 
 SEEDS = np.random.default_rng(0).normal(0.8, 0.05, 20)
 NOISE = np.random.default_rng(1).normal(0, 0.02, 20)
@@ -238,3 +239,37 @@ def test_a_mistake_gets_one_line_and_writes_nothing(capsys, file, tmp_path, over
     captured = capsys.readouterr()
     assert message in captured.err and captured.err.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_that_cannot_be_used_is_known_before_anything_is_loaded(file, advised, tmp_path, monkeypatch, capsys):
+    (tmp_path / "taken").write_text("a file")
+    monkeypatch.setattr(sources, "load", lambda *args: pytest.fail("loads the data"))
+    for place, flag, message in (
+        (tmp_path / "taken" / "here", "steps=30", "taken/here/trial cannot be written: Not a directory"),
+        (advised[0], "steps=31", "belongs to another config: steps is 31 here and 30 there"),
+        (advised[0], "batch=8", "belongs to another config: batch is 8 here and 9 there"),
+    ):
+        assert main(["advise", f"--config={file}", f"--workdir={place}", f"--config.{flag}"]) == 2
+        said = capsys.readouterr().err
+        assert message in said and said.count("\n") == 1
+
+
+def test_seeds_that_diverged_are_compared_for_no_method_and_a_trial_without_seeds_says_so(
+    advised, tmp_path, monkeypatch
+):
+    _, plan, advice, _ = advised
+    rows = [
+        {"method": name, "shots": advice["shots"], "seed": seed, "test_accuracy": accuracy, "hyper": {"rate": 0.01}}
+        for name, own in advice["accuracies"].items()
+        for seed, accuracy in enumerate(own)
+    ]
+    lost = [row | {"test_accuracy": None} if row["seed"] == 3 and row["method"] == "probe" else row for row in rows]
+    monkeypatch.setattr(curves, "run", lambda *args: [row | {"hyper": {"rate": 0.01, "decay": 0.0}} for row in lost])
+    evidence = advise.Evidence(advice["evidence"], 0.5, None)
+    found = advise.run(plan, evidence, tmp_path, lambda *cell: None)
+    for name, own in advice["accuracies"].items():
+        assert found["accuracies"][name] == own[:3] + own[4:]
+    assert "19 seeds (1 more diverged)" in (tmp_path / "advice.md").read_text()
+    monkeypatch.setattr(curves, "run", lambda *args: [row | {"test_accuracy": None} for row in rows])
+    with pytest.raises(InputError, match="the trial compares nothing: in 20 of 20 seeds every rate diverged"):
+        advise.run(plan, evidence, tmp_path, lambda *cell: None)

@@ -334,3 +334,69 @@ def test_a_damaged_image_is_named_before_anything_is_written(file, tmp_path):
 def test_what_texts_cannot_do_is_refused(file, reviews, bert, overrides, message):
     with pytest.raises(InputError, match=message):
         prepared(file, f"backbone={bert}", "data=tfds:reviews", f"data_dir={reviews}", "shots=1", *overrides)
+
+
+ONE_ARM = ("methods=pixels", "seeds=1", "hyper.pixels.steps=5")
+
+
+def test_where_every_rate_diverges_there_is_no_number_and_the_protocol_says_so(file, tmp_path):
+    keys = ("shots=1", "hyper.pixels.rate=(3e38,)", *ONE_ARM)
+    rows, _ = run(file, tmp_path, *keys)
+    assert (rows[0]["test_accuracy"], rows[0]["val_accuracy"], rows[0]["hyper"]) == (None, None, {})
+    protocol = curves.protocol(prepared(file, *keys), rows)
+    assert "pixels: diverged at every hyper-parameter in 1 of 1 seeds at 1 per class, which no mean counts." in protocol
+    assert run(file, tmp_path, *keys) == (rows, []), "and it is not done again"
+
+
+def test_what_stands_twice_is_done_once_and_the_corrected_list_goes_on(file, tmp_path):
+    rows, did = run(file, tmp_path, "methods=pixels,pixels", "shots=(1,2,1)", *ONE_ARM[1:])
+    assert did == [("pixels", 1), ("pixels", 2)] and len(rows) == 2
+    again, did = run(file, tmp_path, "shots=(2,1)", *ONE_ARM)
+    assert did == [] and again == rows
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["shots"] == [1, 2] and written["methods"] == ["pixels"]
+
+
+def test_a_workdir_in_which_an_older_run_wrote_a_list_with_something_twice_goes_on(file, tmp_path):
+    from jtransfer import files
+
+    rows, _ = run(file, tmp_path, "shots=1", *ONE_ARM)
+    path = tmp_path / "config.json"
+    _, values = files.read_record(path, "")
+    files.write_record(path, values | {"shots": [1, 1], "methods": ["pixels", "pixels"]})
+    assert run(file, tmp_path, "shots=1", *ONE_ARM) == (rows, [])
+
+
+@pytest.mark.parametrize("key", ["methods", "shots"])
+def test_an_empty_list_is_refused_before_anything_is_loaded_or_claimed(file, tmp_path, key):
+    given = config.load("curve", file, [])[1]
+    given[key] = ()
+    for call in (lambda: curves.prepare(given), lambda: curves.check(given, tmp_path / "run")):
+        with pytest.raises(InputError, match=rf"config.{key}"):
+            call()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_method_that_fails_takes_no_other_s_cells_with_it_and_claims_nothing_alone(file, tmp_path, monkeypatch):
+    from jtransfer.errors import Unfinished
+
+    def fails(*args):
+        raise InputError("prototypes: features are constant")
+
+    monkeypatch.setattr(curves.fitted, "cell", lambda *args: fails)
+    with pytest.raises(Unfinished, match="not done: prototypes: prototypes: features are constant$") as error:
+        run(file, tmp_path / "run", "methods=prototypes", "shots=1", "seeds=1")
+    assert not (tmp_path / "run").exists() and error.value.rows == []
+    both = ("methods=prototypes,pixels", "shots=1", *ONE_ARM[1:])
+    with pytest.raises(Unfinished, match="the others are, and what they found is written"):
+        run(file, tmp_path / "run", *both)
+    assert (tmp_path / "run" / "results.jsonl").read_text().count("\n") == 1
+    monkeypatch.undo()
+    assert run(file, tmp_path / "run", *both)[1] == [("prototypes", 1)]
+
+
+def test_a_directory_of_another_config_is_known_before_anything_is_loaded(file, finished, monkeypatch):
+    monkeypatch.setattr(curves.sources, "load", lambda *args: pytest.fail("loads the data"))
+    with pytest.raises(InputError, match="belongs to another config: steps is 6 here and 5 there"):
+        curves.check(config.load("curve", file, ["--config.steps=6"])[1], finished[0])
+    curves.check(config.load("curve", file, ["--config.shots=(1,2)", "--config.methods=pixels"])[1], finished[0])

@@ -340,3 +340,22 @@ def test_a_report_needs_no_jax_and_no_pyplot_and_imports_its_libraries_late(tmp_
     root = Path(__file__).parent.parent
     run = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert run.stdout == "[]\n[]\n"
+
+
+DIVERGED = [*cell("probe", 1, 0.5, 0.7, None), *cell("probe", 5, 0.8, 0.8, 0.8), *cell("finetune", 1, None, None)]
+
+
+def test_a_cell_that_diverged_has_no_mean_and_seeds_that_did_are_in_none():
+    points = report.gather(DIVERGED)
+    assert points["probe", 1] == report.Point(*report.interval([0.5, 0.7]), 2, 1)
+    assert math.isnan(points["finetune", 1].mean) and points["finetune", 1].diverged == 2
+    table = report.table_markdown(DIVERGED, [])
+    assert "– (2 diverged)" in table and "60.0 ± " in table and "nan" not in table
+    assert "3 seeds" in table and "2 seeds at 1" in table
+
+
+@pytest.mark.parametrize("rows", [DIVERGED, cell("finetune", 1, None, None)], ids=["some", "all"])
+def test_what_diverged_is_drawn_nowhere_and_breaks_no_report(rows, tmp_path):
+    report.write(rows, tmp_path, [], TITLE)
+    assert {path.name for path in tmp_path.iterdir()} == {"curve.png", "curve.svg", "table.md"}
+    assert "nan" not in (tmp_path / "curve.svg").read_text().lower()

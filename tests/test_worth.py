@@ -56,3 +56,12 @@ def test_the_interval_holds_the_truth_as_often_as_it_says():
 def test_nothing_is_said_without_a_reference_and_nothing_of_a_single_number_of_shots():
     assert worth(results("probe", s0=(0.4, 0.5, 0.7, 0.8))) == {}
     assert worth([*ZERO, {"method": "probe", "shots": 5, "seed": 0, "test_accuracy": 0.7}]) == {}
+
+
+def test_seeds_that_diverged_count_for_no_method():
+    def rows(method, shots, *accuracies):
+        return [{"method": method, "shots": shots, "seed": i, "test_accuracy": x} for i, x in enumerate(accuracies)]
+
+    curve = [*rows("zero_shot", 0, 0.6), *rows("probe", 1, 0.5, 0.5), *rows("probe", 4, 0.7, 0.7)]
+    lost = [*curve, *rows("probe", 1, 0, 0, None)[2:], *rows("lora", 1, None), *rows("lora", 4, None)]
+    assert worth(lost) == worth(curve) and worth(curve)["probe"].labels == pytest.approx(2)

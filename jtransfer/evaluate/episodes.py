@@ -101,6 +101,7 @@ def check(labels: np.ndarray, ways: int, shots: int, queries: int, episodes: int
     for name, (value, least) in numbers.items():
         if value < least:
             raise InputError(f"{name} is {value}; expected at least {least}")
+    checks.fits(episodes * ways * (shots + queries), f"rows of {episodes} episodes", "draw fewer")
     classes = int(labels.max()) + 1
     if classes < ways:
         raise InputError(f"{what} have {classes} classes; expected at least ways={ways}")

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from jtransfer import expressions
-from jtransfer.evaluate import heads
+from jtransfer.evaluate import checks, heads
 from jtransfer.evaluate import logistic as logistics
 from jtransfer.evaluate import prototypes as means
 from jtransfer.evaluate import ridge as ridges
@@ -58,12 +58,14 @@ class Fit:
 
 def ridge(l2: tuple = RIDGE) -> Fit:
     """Ridge regression as big_vision fits it; λ, on the sum over rows, by validation."""
+    checks.penalties(l2)
     how = f"whitened features, targets 1 and -1, λ on the sum of {len(l2)} from {min(l2):g} to {max(l2):g}"
     return Fit(_path(ridges.ridge_path, l2), how)
 
 
 def logistic(l2: tuple = LOGISTIC) -> Fit:
     """L2-regularised logistic regression at its optimum; λ, on the mean loss, by validation."""
+    checks.penalties(l2)
     how = f"cross-entropy, λ on the mean of {len(l2)} from {min(l2):g} to {max(l2):g}"
     return Fit(_path(logistics.few_shot_paths, l2), how)
 

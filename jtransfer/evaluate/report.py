@@ -94,11 +94,14 @@ def write(rows: Rows, workdir: epath.PathLike, about: Sequence[str], title: str)
     contents["results.png"] = render(figure(rows, title), "png")
     for protocol in dict.fromkeys(row["protocol"] for row in rows):
         own = [row for row in rows if row["protocol"] == protocol]
+        stem = slug(protocol)[:100]
+        if any(file.startswith(f"{stem}.") or file.startswith(f"{stem}-") for file in contents):  # spelt otherwise
+            stem += f"-{len(contents)}"
         if any("series" in row for row in own):
-            contents[f"{slug(protocol)}.png"] = render(_lines(own, title), "png")
+            contents[f"{stem}.png"] = render(_lines(own, title), "png")
         for row in own:
             for number, (name, matrix) in enumerate(row.get("matrix", {}).items()):
-                contents[f"{slug(protocol)}-{number or 'map'}.png"] = render(_map(name, matrix), "png")
+                contents[f"{stem}-{number or 'map'}.png"] = render(_map(name, matrix), "png")
     for name, content in contents.items():
         files.write(epath.Path(workdir) / name, content)
     return list(contents)

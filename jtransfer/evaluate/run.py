@@ -138,10 +138,12 @@ def about(evaluation: Evaluation) -> list[str]:
     """What all numbers have in common, in sentences."""
     task = evaluation.task
     dataset = task.dataset
+    empty = len(dataset.classes) - len(np.unique(dataset.labels[dataset.test])) if dataset.labels.ndim == 1 else 0
     prints = f"({task.backbone.fingerprint}); data {sources.fingerprint(dataset)}"
     return [
         f"Data: {dataset.name}, {len(dataset.classes)} classes: {len(task.train)} rows to fit on, "
         f"{len(task.validation)} to choose on ({task.held_out}), {len(dataset.test)} to test on, which chose nothing."
+        + (f" {empty} classes have no test row, and no mean over classes counts them." if empty else "")
         + f" {dataset.note}".rstrip(),
         f"Backbone: {task.backbone.name} {prints}, preprocessing {task.reader.origin(dataset, '').preprocessing}.",
     ]

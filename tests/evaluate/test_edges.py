@@ -335,3 +335,70 @@ def test_nothing_is_claimed_before_there_is_something_to_keep(evaluation, tmp_pa
     assert len(attempt("prototypes", validation=0.2)) == 1
     with pytest.raises(InputError, match="belongs to another config: validation is 0.1 here and 0.2 there"):
         attempt("knn(k=(1,))", validation=0.1)
+
+
+def attributes(path, rows, unseen):
+    np.savez(path, attributes=rows, unseen=unseen)
+    return f"attributes(file='{path}', method='eszsl', folds=2)"
+
+
+SIX = np.arange(60) % 6
+SAID = np.array([[0, 0, 1], [0, 1, 0], [0, 1, 1], [1, 0, 0], [1, 0, 1], [1, 1, 0]])
+
+
+def test_an_unseen_class_without_a_test_row_is_a_candidate_and_in_no_mean(tmp_path):
+    text = attributes(tmp_path / "a.npz", SAID, [4, 5])
+    row = only(text, task(SIX, SIX[SIX != 5], width=6))
+    assert "2 unseen ones" in row["how"] and "; 1 classes have no test row and are in no mean" in row["how"]
+    assert all(0 <= value <= 1 for value in row["metrics"].values())
+    with pytest.raises(InputError, match="no test row of made is of a seen class, or none of an unseen one"):
+        protocols.parse(text)(task(SIX, SIX[SIX < 4], width=6))
+
+
+@pytest.mark.parametrize(
+    ("rows", "unseen", "message"),
+    [
+        (SAID * [1, 1, 0], [4], "column 2 is 0 for every class"),
+        (np.where(np.arange(6)[:, None] < 4, [0, 1, 1], SAID), [4, 5], "seen classes all have the same attributes"),
+        (SAID, [False, True], "names the unseen class False"),
+        (SAID, [4.0], "names the unseen class 4.0"),
+        (SAID.astype(str), [4], "attributes have .*expected"),
+        (SAID, np.array([{}], object), "does not hold 'attributes' and 'unseen'"),
+    ],
+)
+def test_attributes_from_which_nothing_is_learned_are_refused_before_anything_is_read(tmp_path, rows, unseen, message):
+    with pytest.raises(InputError, match=message):
+        protocols.parse(attributes(tmp_path / "a.npz", rows, unseen))(task(SIX, SIX, width=6))
+
+
+def test_a_file_of_attributes_that_unpacks_to_gigabytes_or_never_ends_is_refused_at_once(tmp_path):
+    import os
+    import zipfile
+
+    os.mkfifo(tmp_path / "pipe")
+    deflated = zipfile.ZipFile(tmp_path / "large.npz", "w", zipfile.ZIP_DEFLATED)
+    with deflated as archive, archive.open("attributes.npy", "w") as member:
+        for _ in range(257):
+            member.write(bytes(1 << 20))
+    with zipfile.ZipFile(tmp_path / "claims.npz", "w") as archive:
+        header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (100000000, 1000000000), }"
+        archive.writestr("attributes.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+        archive.writestr("unseen.npy", b"")
+    for name in ("pipe", "large.npz", "claims.npz", ""):
+        with pytest.raises(InputError, match="does not hold 'attributes' and 'unseen'"):
+            protocols.parse(f"attributes(file='{tmp_path / name}')")(task(SIX, SIX, width=6))
+
+
+def test_a_protocol_whose_name_is_longer_than_a_file_s_may_be_is_kept_and_not_done_twice(tmp_path, monkeypatch):
+    from ml_collections import ConfigDict
+
+    on = task(THREE, THREE)
+    text = f"knn(k=({', '.join(['1'] * 120)}))"
+    did, config = [], ConfigDict({"protocols": (text,), "layers": ("features",)})
+    work = protocols.parse("knn(k=(1,))")(on)
+    monkeypatch.setattr(run.sources, "fingerprint", lambda dataset: "d")
+    rows = [
+        run.run(run.Evaluation(config, on, {text: lambda: did.append(1) or work()}), tmp_path, lambda *_: None)
+        for _ in range(2)
+    ]
+    assert rows[0] == rows[1] and did == [1]

@@ -305,3 +305,21 @@ def test_what_stands_behind_the_path_of_a_config_becomes_its_keys():
     }
     with pytest.raises(InputError, match="'probe': expected key=value"):
         config.arguments("probe")
+
+
+def test_the_command_writes_the_table_of_what_is_done_and_says_the_rest_with_exit_code_2(
+    names, images, tmp_path, capsys
+):
+    grey = {"test_images": np.full((9, 8, 8), 0.5, np.float32), "test_labels": np.arange(9) % 3}
+    np.savez(tmp_path / "grey.npz", images=images[0], labels=images[1], **grey)
+    keys = names | {"data": f"npz:{tmp_path / 'grey.npz'}", "protocols": "clusters+prototypes+prototypes"}
+    text = ",".join(f"{key}={value}" for key, value in keys.items())
+    command = ["evaluate", f"--config=configs/evaluate.py:{text}", f"--workdir={tmp_path / 'run'}"]
+    for _ in range(2):
+        assert cli.main(command) == 2
+        out, said = capsys.readouterr()
+        assert re.fullmatch("jtransfer: error: not done: clusters: features are constant: .*; the others are.*\n", said)
+        assert "prototypes" in out
+        table = (tmp_path / "run" / "table.md").read_text()
+        assert table.count("\n| `") == 1 and "- clusters: not done: features are constant" in table
+    assert cli.main([part.replace("clusters+", "") for part in command]) == 0, "it may be left out"

@@ -190,3 +190,21 @@ def test_a_photograph_is_written_on_as_viewers_show_it():
     (ours,) = typographic.overlay([Image.open(content)], ["a"], 0)
     (theirs,) = typographic.overlay([array[::-1, ::-1]], ["a"], 0)
     np.testing.assert_array_equal(ours, theirs)
+
+
+def test_names_that_cannot_be_written_are_told_before_any_image_is_read():
+    typographic.check(["cat", "naïve Ω"], 0.2)
+    for names, size, message in (
+        (["cat", "東京"], 0.2, "has no '東', as in '東京'"),
+        (typographic.NEUTRAL, 0.2, "class names hold all of"),
+        (["cat", "dog"], 0.0, "size is 0.0"),
+        (["cat", "dog"], float("nan"), "size is nan"),
+    ):
+        with pytest.raises(InputError, match=message):
+            typographic.check(names, size)
+
+
+def test_images_of_one_class_are_written_on_and_a_single_class_has_no_wrong_name():
+    assert set(typographic.wrong_classes([1, 1, 1], ["cat", "dog"], 0)) == {0}
+    with pytest.raises(InputError, match="'cat' alone; expected another"):
+        typographic.wrong_classes([0, 0], ["cat"], 0)

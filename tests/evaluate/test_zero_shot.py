@@ -346,3 +346,29 @@ def test_a_dual_encoder_whose_texts_cannot_be_read_is_refused_before_anything_ru
     keys = dual | {"protocols": f"zero_shot(names='{tmp_path / 'names.txt'}')", "store": str(tmp_path)}
     with pytest.raises(InputError, match="names.txt has 2 names, npz:.* 3 classes"):
         run.prepare(resolved("evaluate", keys))
+
+
+def test_a_file_of_texts_that_is_none_is_refused_at_once_and_a_mark_at_its_beginning_is_no_letter(tmp_path):
+    import os
+
+    def file(name, content):
+        (tmp_path / name).write_bytes(content)
+        return tmp_path / name
+
+    os.mkfifo(tmp_path / "pipe")
+    with (tmp_path / "large").open("wb") as large:
+        large.truncate(zero_shot.LARGEST + 1)
+    for path, message in (
+        (tmp_path / "pipe", "a pipe or device, not a file"),
+        (tmp_path, "a directory, not a file"),
+        (tmp_path / "large", "at most 268,435,456 are read"),
+        (file("latin", "café".encode("latin-1")), "can't decode"),
+        (file("deep.json", b"[" * 100_000), "recursion"),
+        (file("half.json", b'["a", '), "Expecting value"),
+        (file("numbers.json", b"[1, 2]"), "expected a JSON list of texts"),
+        (file("object.json", b'{"a": 1}'), "expected a JSON list of texts"),
+    ):
+        with pytest.raises(InputError, match=message) as error:
+            zero_shot.read_texts(path)
+        assert "\n" not in str(error.value)
+    assert zero_shot.read_texts(file("marked", b"\xef\xbb\xbfcat\r\ndog\r\n")) == ("cat", "dog")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jtransfer import methods, models
+from jtransfer.errors import InputError
 from jtransfer.objectives import classification
 from jtransfer.train import Optimiser, TrainState, costs, make_step, predict
 from jtransfer.tree import flat, partition, select
@@ -150,3 +151,27 @@ def test_label_smoothing_and_mixup_follow_their_formulas(small, images):
     targets = weight * np.eye(3)[labels] + (1 - weight) * np.roll(np.eye(3)[labels], 1, axis=0)
     blended = weight * inputs + (1 - weight) * np.roll(inputs, 1, axis=0)
     assert mixed == pytest.approx(float(-(targets * log_probabilities(blended)).sum(1).mean()), rel=1e-5)
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: make_step(None, None, ema=NAN), "ema is nan; expected a number of at least 0 and below 1"),
+        (lambda: make_step(None, None, ema=1.0), "ema is 1.0; expected a number of at least 0 and below 1"),
+        (lambda: make_step(None, None, accumulate=0), "accumulate is 0; expected a whole number of at least 1"),
+        (lambda: make_step(None, None, accumulate=2.0), "accumulate is 2.0; expected a whole number"),
+        (lambda: TrainState.create(None, {}, {}, None, ema=-0.1), "ema is -0.1"),
+        (lambda: classification(None, smoothing=2), "smoothing is 2; expected a number of at least 0 and below 1"),
+        (lambda: classification(None, smoothing=NAN), "smoothing is nan"),
+        (lambda: classification(None, mixup=-1), "mixup is -1; expected a number of at least 0"),
+        (lambda: classification(None, mixup=float("inf")), "mixup is inf"),
+        (lambda: classification(None, mixup="0.2"), "mixup is '0.2'"),
+        (lambda: classification(None, smoothing=True), "smoothing is True"),
+    ],
+)
+def test_numbers_that_would_train_to_nothing_are_refused_before_anything_is_compiled(call, message):
+    with pytest.raises(InputError, match=message):
+        call()
