@@ -5,6 +5,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,8 @@ _names: list[str] = []
 
 HEARTBEAT = 50
 """Seconds after which JAX gives up a process that is there and does nothing, as after SIGSTOP."""
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -106,6 +109,35 @@ def agree() -> Callable[[int], tuple[int, str]]:
         return agreed % 128, _names[agreed // 128] if agreed else ""
 
     return of_all
+
+
+def first_does(work: Callable[[], T]) -> T | None:
+    """Let the first process do something, and end all where it is refused.
+
+    Args:
+        work: Called on the first process alone.
+
+    Returns:
+        What it returns there, None elsewhere.
+
+    Raises:
+        InputError: on every process, where `work` raises it.
+    """
+    found = refused = None
+    if is_first():
+        try:
+            found = work()
+        except InputError as error:
+            refused = error
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        fine = multihost_utils.broadcast_one_to_all(np.int32(refused is None))
+        if not fine and refused is None:
+            raise InputError("the first process ends this run; its line says why")
+    if refused:
+        raise refused
+    return found
 
 
 def is_first() -> bool:
