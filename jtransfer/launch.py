@@ -43,7 +43,7 @@ def launch() -> Launch:
             raise InputError(
                 f"JAX_NUM_PROCESSES={number}, but JAX_COORDINATOR_ADDRESS is not set; expected host:port of process 0"
             )
-        return Launch(index, number, *_address(env.get("JAX_COORDINATOR_ADDRESS", "")), "JAX_NUM_PROCESSES")
+        return Launch(index, number, *_address(env.get("JAX_COORDINATOR_ADDRESS", "")), "JAX_COORDINATOR_ADDRESS")
     if "," in (names := env.get("TPU_WORKER_HOSTNAMES", "")):
         hosts = [name.strip() for name in names.split(",")]
         slices = _whole("MEGASCALE_NUM_SLICES", 1, default=1)

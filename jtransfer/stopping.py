@@ -53,6 +53,7 @@ def guard() -> None:
     writer.setblocking(False)
     signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(reader, writer), daemon=True).start()
+    sys.unraisablehook = _unraisable
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
             signal.signal(number, _raise)
@@ -116,12 +117,25 @@ def _flush():
             stream.flush()
 
 
+_raised: list[int] = []
+
+
 def _raise(number: int, frame: FrameType | None) -> None:
+    if _raised and _seen:  # the way out is under way, and `_watch` sees what comes after it
+        return
+    _raised.append(number)
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             _end_of(number)
         frame = frame.f_back
     raise Stopped(number)
+
+
+def _unraisable(what):
+    """A signal that came where Python lets no exception through, as in a finaliser."""
+    if isinstance(what.exc_value, Stopped):
+        _end_of(what.exc_value.code - 128)
+    sys.__unraisablehook__(what)
 
 
 def _end_of(number):

@@ -52,7 +52,7 @@ def together() -> Iterator[None]:
         yield
     except BaseException as error:
         if isinstance(error, Stopped) and error.agreed:
-            link.leave()
+            _leave(link)
             raise
         # Where another process is gone, whatever failed here failed of that.
         missing = link.missing() if isinstance(error, Exception) else None
@@ -62,7 +62,14 @@ def together() -> Iterator[None]:
         known = isinstance(error, InputError | MachineError | Stopped)
         link.tell(line if known else f"{type(error).__name__}: {line}", _code(error))
         raise
+    _leave(link)
+
+
+def _leave(link):
+    """End JAX's part together; what it says last goes through this process, if it is the first."""
     link.leave()
+    jax.distributed.shutdown()
+    link.leave(seconds=10)
 
 
 def _code(error):

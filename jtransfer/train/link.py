@@ -9,6 +9,7 @@ on this side when the other one is gone: this process ends by our line, and not 
 
 import contextlib
 import json
+import os
 import socket
 import threading
 import time
@@ -46,7 +47,7 @@ class Link:
         self.launch, self.hosts = launch, []
         self._why: Gone | None = None
         self._known, self._all_done = threading.Event(), threading.Event()
-        self._done, self._lock = {launch.index}, threading.Lock()
+        self._done, self._lock = set(), threading.Lock()
         self._closing = False
         deadline = time.monotonic() + COME
         _resolve(launch)
@@ -57,25 +58,25 @@ class Link:
         threading.Thread(target=self._pass_on, args=(door,), daemon=True).start()
 
     def tell(self, line: str, code: int) -> None:
-        """Tell the others that this process ends, and why."""
+        """Tell the others that this process ends, and why; it does so by itself, or is made to."""
         self._closing = True
         why = f"process {self.launch.index} on {self.hosts[self.launch.index]} ended: {line}"
         self._send({"why": why, "code": code})
+        threading.Thread(target=lambda: (time.sleep(LEAVE), stopping.end("", code)), daemon=True).start()
 
     def missing(self, seconds: float = 2.0) -> Gone | None:
         """Why the run has to end, if that is known within some seconds."""
         self._known.wait(seconds)
         return self._why
 
-    def leave(self) -> None:
-        """Wait until all processes have done their work: none is missed after that."""
+    def leave(self, seconds: float | None = None) -> None:
+        """Wait until all processes are here: none is missed after that."""
         if self.launch.index:
             self._send({"done": True})
-            self._all_done.wait()
         else:
             self._is_done(0)
-            self._all_done.wait()
-        self._closing = True
+        self._all_done.wait(seconds)
+        self._all_done.clear()
 
     def _send(self, message):
         for peer in self._peers.values():
@@ -87,6 +88,7 @@ class Link:
             self._done.add(index)
             if len(self._done) < self.launch.number:
                 return
+            self._done.clear()
         self._closing = True
         self._send({"done": True})
         self._all_done.set()
@@ -165,7 +167,7 @@ def _receive(launch, hosts, deadline):
     except OSError as error:
         raise InputError(
             f"port {launch.port} of this host, at which process 0 is met (from {launch.said}), cannot be opened: "
-            f"{error.strerror}; choose another one"
+            f"{os.strerror(error.errno)}; choose another one"
         ) from None
     names, peers = {0: socket.gethostname()}, {}
 
