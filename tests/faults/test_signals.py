@@ -163,7 +163,7 @@ def test_an_environment_that_names_no_launch_is_refused_by_the_variable(env, nam
     ("env", "expected"),
     [
         (
-            {"SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_STEP_NODELIST": "gpu[007-009],x", "SLURM_JOB_ID": "5"},
+            {"SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_STEP_NODELIST": "gpu[007-9]", "SLURM_JOB_ID": "5"},
             61445,
         ),
         ({"JAX_COORDINATOR_ADDRESS": "[gpu007]:99", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}, 99),
@@ -187,9 +187,8 @@ def test_what_one_process_does_is_refused_in_a_second_one(command, monkeypatch, 
 
 
 def test_a_signal_is_noted_for_the_step_and_raised_where_nothing_can_be_saved():
-    with stopping.after_a_step() as signalled:
-        with pytest.raises(stopping.Stopped, match="stopped by SIGTERM; the same command goes on"):
-            signal.raise_signal(signal.SIGTERM)
+    with stopping.after_a_step(), pytest.raises(stopping.Stopped, match="stopped by SIGTERM; the same command goes on"):
+        signal.raise_signal(signal.SIGTERM)
     stopping._raised.clear()
     with stopping.after_a_step() as signalled:
         assert signalled() == 0
