@@ -35,24 +35,53 @@ EPILOG = """examples:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command and return the exit code: 0, 2 for input to put right, 74 for a full disk, 130 when interrupted."""
-    argv = sys.argv[1:] if argv is None else argv
-    arguments, overrides = _parse(argv)
-    from jtransfer.errors import InputError, MachineError
+    """Run a command and return its exit code; without arguments, those of this process, which then ends with it.
+
+    0, 2 for input to put right, 74 for a full disk, 75 when another process of the run is gone, 130 and 143 when
+    stopped by SIGINT and SIGTERM.
+    """
+    if argv is not None:
+        return _command(argv)
+    from jtransfer import stopping
+
+    stopping.guard()
+    try:
+        code = _command(sys.argv[1:])
+    except Exception:
+        if (number := stopping.first()) is None:
+            import traceback
+
+            traceback.print_exc()
+        else:  # what a signal came to in the middle of somebody else's code
+            print(f"jtransfer: {stopping.Stopped(number)}", file=sys.stderr)
+        code = 1 if number is None else 128 + number
+    jax = sys.modules.get("jax")
+    if code or (jax and jax.distributed.is_initialized()):
+        stopping.end("", code)  # waits for no thread that compiles, and for no process that is gone
+    return code
+
+
+def _command(argv: list[str]) -> int:
+    from jtransfer.errors import Gone, InputError, MachineError
 
     try:
-        from jtransfer import commands
+        arguments, overrides = _parse(argv)
+        from jtransfer import commands, launch
 
+        if arguments.command != "train":
+            launch.alone(f"jtransfer {arguments.command}")
         return getattr(commands, arguments.command)(arguments, overrides) or 0
     except InputError as error:
-        print(f"jtransfer: error: {error}", file=sys.stderr)
-        return 2
+        code, line = 2, f"error: {error}"
+    except Gone as error:
+        code, line = error.code, f"error: {error}"
     except (MachineError, OSError) as error:
-        print(f"jtransfer: error: {error}", file=sys.stderr)
-        return MachineError.CODE
-    except KeyboardInterrupt:
-        print("jtransfer: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+        code, line = MachineError.CODE, f"error: {error}"
+    except KeyboardInterrupt as stopped:
+        code = getattr(stopped, "code", 130)
+        line = str(stopped) or "stopped; the same command goes on from here"
+    print(f"jtransfer: {line}", file=sys.stderr)
+    return code
 
 
 def run(*arguments: str) -> None:

@@ -79,13 +79,13 @@ def train(arguments, overrides: list[str]) -> None:
     from jtransfer import display
     from jtransfer.train import hosts, loop
 
-    hosts.join()
-    run = loop.prepare(config)
-    first = hosts.is_first()
-    with display.TrainProgress(config.steps, f"{run.task.stream.kind}s", quiet=not first) as progress:
-        rows = loop.train(run, arguments.workdir, progress)
-    if first:
-        display.show_train(rows, arguments.workdir)
+    with hosts.together():
+        run = loop.prepare(config)
+        first = hosts.is_first()
+        with display.TrainProgress(config.steps, f"{run.task.stream.kind}s", quiet=not first) as progress:
+            rows = loop.train(run, arguments.workdir, progress)
+        if first:
+            display.show_train(rows, arguments.workdir)
 
 
 def inspect(arguments, overrides: list[str]) -> None:

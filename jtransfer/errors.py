@@ -40,6 +40,20 @@ class MachineError(RuntimeError):
     """EX_IOERR of sysexits.h: nothing in the input has to change, the same command goes on when there is room."""
 
 
+class Gone(RuntimeError):
+    """Another process of the same run did not come, or is gone. The message names its host.
+
+    Attributes:
+        code: The exit code: that of the other process if it said why, else 75, EX_TEMPFAIL of sysexits.h.
+    """
+
+    CODE = 75
+
+    def __init__(self, message: str, code: int = CODE):
+        super().__init__(message)
+        self.code = code
+
+
 class Once:
     """A warning that is logged the first time alone."""
 

@@ -19,6 +19,7 @@ from jtransfer.config import resolved
 from jtransfer.data.streams import ahead
 from jtransfer.errors import Damaged, InputError, Once
 from jtransfer.models import SOURCE_HEAD, STATISTICS
+from jtransfer.stopping import Stopped, after_a_step
 from jtransfer.train import hosts, sharding
 from jtransfer.train.optimiser import Optimiser
 from jtransfer.train.state import TrainState
@@ -111,20 +112,22 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], No
     Raises:
         InputError: the directory belongs to another config or is in use, or a checkpoint is damaged.
         Diverged: the loss became NaN; the checkpoints before that are kept.
+        Stopped: a signal came. The state is saved, and the next call ends as if there had been none.
     """
     directory, config, mesh = epath.Path(directory), run.config, run.mesh
     of = workdir.fingerprint(workdir.claim(directory, resolved(config) | {"fingerprints": run.fingerprints}))
     step, state, frozen, evaluate = _programs(run)
 
     with (
+        after_a_step() as signalled,
         _held(directory) as still_held,
         Store(directory / "checkpoints") as store,
         _board(directory, store.latest or 0) as board,
     ):
-        rows, start = [], store.latest or 0
+        rows, pending, start = [], [], store.latest or 0
         if start:
-            state, rows = _restore(store, start, state, directory, of)
-        pending, timed, began, warn = [], 0, math.nan, Once()
+            state, rows, pending = _restore(store, start, state, directory, of)
+        timed, began, warn, agreed = 0, math.nan, Once(), hosts.agree()
         batches = ahead(map(run.task.ready, run.task.stream.batches(start)))
         try:
             for number in range(start + 1, config.steps + 1):
@@ -136,22 +139,26 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], No
                     began = time.perf_counter()
                 else:
                     timed += 1
-                if number % config.log_every and number not in (1, config.steps):
-                    continue
-                row = _row(number, pending, store)
-                speed = timed * config.batch / (time.perf_counter() - began) if timed else math.nan
-                if number % config.eval_every == 0 or number == config.steps:
-                    row |= evaluate(state, frozen)
-                rows.append(row)
-                board(row | ({f"{run.task.stream.kind}s_per_second": speed} if timed else {}))
-                on_row(row, speed)
-                if said := run.task.notice(row):
-                    warn("%s", said)
-                if number % config.checkpoint_every == 0 or number == config.steps:
+                jax.block_until_ready(pending[-2:-1])  # a step ahead of the devices and no more: a signal can wait
+                stop, where = agreed(signalled())
+                if number % config.log_every == 0 or number in (1, config.steps):
+                    row = _row(number, pending, store)
+                    speed = timed * config.batch / (time.perf_counter() - began) if timed else math.nan
+                    if number % config.eval_every == 0 or number == config.steps:
+                        row |= evaluate(state, frozen)
+                    rows.append(row)
+                    board(row | ({f"{run.task.stream.kind}s_per_second": speed} if timed else {}))
+                    on_row(row, speed)
+                    if said := run.task.notice(row):
+                        warn("%s", said)
+                    pending, timed, began = [], 0, time.perf_counter()
+                if number % config.checkpoint_every == 0 or number == config.steps or stop:
                     still_held()
                     _write(directory / "metrics.jsonl", rows)
-                    store.save(number, state, {"metrics": rows, "config": of})
-                pending, timed, began = [], 0, time.perf_counter()
+                    about = {"metrics": rows, "pending": _finite(number, pending, store), "config": of}
+                    store.save(number, state, about)
+                if stop and number < config.steps:
+                    raise Stopped(stop, f"{where} at step {number}; saved", agreed=True)
         finally:  # after a NaN or Ctrl-C too; what comes after the newest checkpoint is written again by the next run
             batches.close()
             _write(directory / "metrics.jsonl", rows)
@@ -172,7 +179,7 @@ def restored(run: Run, directory: epath.PathLike) -> tuple[int, Tree]:
     with Store(directory, reading=True) as store:
         if (step := store.latest) is None:
             raise InputError(f"workdir {directory.parent}: there is no checkpoint yet")
-        state, _ = _restore(store, step, state, directory.parent)
+        state, *_ = _restore(store, step, state, directory.parent)
     return step, merge(state.average, frozen, _statistics(state))
 
 
@@ -210,7 +217,13 @@ def _programs(run: Run):
 
 
 def _row(number: int, pending: list[dict], store: Store) -> Row:
-    """The mean of each metric over the steps since the last row; the first step that is not finite is an error."""
+    """The mean of each metric over the steps since the last row."""
+    pending = _finite(number, pending, store)
+    return {"step": number} | {name: float(np.mean([metrics[name] for metrics in pending])) for name in pending[0]}
+
+
+def _finite(number: int, pending: list[dict], store: Store) -> list[dict[str, float]]:
+    """The metrics of the steps up to `number` as numbers; the first step that is not finite is an error."""
     pending = [{name: float(value) for name, value in metrics.items()} for metrics in jax.device_get(pending)]
     for i, metrics in enumerate(pending):
         bad = [name for name in WATCHED if not np.isfinite(metrics.get(name, 0))]
@@ -218,7 +231,7 @@ def _row(number: int, pending: list[dict], store: Store) -> Row:
             at = number - len(pending) + 1 + i
             kept = f"the checkpoint of step {store.latest} is kept" if store.latest else "there is no checkpoint yet"
             raise Diverged(f"{bad[0]} is {metrics[bad[0]]} at step {at}; {kept}; try a lower config.optimiser.rate")
-    return {"step": number} | {name: float(np.mean([metrics[name] for metrics in pending])) for name in pending[0]}
+    return pending
 
 
 def _abstract(state: TrainState) -> TrainState:
@@ -227,8 +240,8 @@ def _abstract(state: TrainState) -> TrainState:
 
 def _restore(
     store: Store, step: int, state: TrainState, directory: epath.Path, of: str | None = None
-) -> tuple[TrainState, list[Row]]:
-    """The state at a step, in the layout of `state`, and the rows of metrics up to it.
+) -> tuple[TrainState, list[Row], list[dict[str, float]]]:
+    """The state at a step, in the layout of `state`, the rows of metrics up to it, and the metrics since the last row.
 
     The rows come from the checkpoint, so that nothing depends on `metrics.jsonl`, which is written for others to read;
     checkpoints of format 1 did not have them.
@@ -245,7 +258,7 @@ def _restore(
     if of and about.get("config", of) != of:
         raise Damaged(f"checkpoint {store.directory / str(step)} is of another config; choose another --workdir")
     rows = about["metrics"] if "metrics" in about else _rows_of_1(directory / "metrics.jsonl")
-    return state, [row for row in rows if row["step"] <= step]
+    return state, [row for row in rows if row["step"] <= step], about.get("pending", [])
 
 
 def _rows_of_1(path):
