@@ -20,7 +20,7 @@ from etils import epath
 from jtransfer import arms, checkpoints, fitted, methods
 from jtransfer.arms import PIXELS, ZERO_SHOT, Arm, Examples, Row
 from jtransfer.cells import Cells
-from jtransfer.config import resolved
+from jtransfer.config import check, resolved
 from jtransfer.data import sources, splits
 from jtransfer.data.subsets import few_shot, validation_shots
 from jtransfer.errors import InputError, nearest
@@ -72,11 +72,7 @@ def prepare(config, dataset: sources.Dataset | None = None) -> Curve:
     Raises:
         InputError: whatever in the config cannot be run, before any compilation.
     """
-    for key, least in {"shots": 1, "seeds": 1, "steps": 1, "batch": 1, "parallel": 0, "test_rows": 0}.items():
-        for value in config[key] if key == "shots" else (config[key],):
-            if not isinstance(value, int) or value < least:
-                expected = "whole numbers above 0" if least else "a whole number, 0 for all"
-                raise InputError(f"config.{key}: expected {expected}, found {value!r}")
+    check("curve", config)
     names = list(dict.fromkeys(config.methods))
     for name in names:
         if fitted.is_fit(name):

@@ -8,11 +8,10 @@ from typing import Any
 
 from etils import epath
 
-from jtransfer import checkpoints
+from jtransfer import checkpoints, files
 from jtransfer.cells import Cells
-from jtransfer.config import resolved
+from jtransfer.config import check, resolved
 from jtransfer.data import sources
-from jtransfer.errors import InputError
 from jtransfer.evaluate import protocols
 from jtransfer.evaluate.features import Layer
 from jtransfer.evaluate.protocols.rows import Row, Run
@@ -50,18 +49,14 @@ def prepare(config, progress: Progress = lambda what, done, rows: None) -> Evalu
     Raises:
         InputError: whatever in the config cannot be run.
     """
-    if not isinstance(config.batch, int) or config.batch < 1:
-        raise InputError(f"config.batch: expected a whole number above 0, found {config.batch!r}")
-    for key in ("protocols", "layers"):
-        if not config[key]:
-            raise InputError(f"config.{key} is empty; expected at least one")
+    check("evaluate", config)
     for layer in config.layers:
         Layer.parse(layer)
     wanted = {text: protocols.parse(text) for text in config.protocols}
     dataset = sources.load(config.data, config.data_dir)
     train, validation, held_out = split(dataset, config.validation)
     backbone, make_inputs = checkpoints.load_for(config.backbone, config.load, dataset, tower=False)
-    store = Store(epath.Path(config.store) if config.store else default_store())
+    store = Store(files.path(config.store, "config.store") if config.store else default_store())
     reader = Reader(backbone, make_inputs, store, config.batch, dict(config.mesh), progress)
     layers = tuple(dict.fromkeys(config.layers))
     task = Task(dataset, train, validation, held_out, reader, layers, dict(config.load), config.data_dir)
