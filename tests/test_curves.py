@@ -197,11 +197,11 @@ def test_the_protocol_counts_the_validation_labels_and_says_which_rates_lie_at_a
         (["methods=finetun"], "unknown method 'finetun'; did you mean 'finetune'"),
         (["methods=top_blocks(9)"], "k=9 is more than the 2 blocks"),
         (["shots=96"], "class 4 has 98 rows in the pool|shots is 96"),
-        (["shots=0"], "config.shots: expected whole numbers above 0, found 0"),
-        (["shots=a"], "config.shots: expected whole numbers above 0, found 'a'"),
+        (["shots=0"], "config.shots: expected a list of at least one item, each a whole number from 1 .*, found 0"),
+        (["shots=a"], "config.shots: expected a list .*, found 'a'"),
         (["hyper.probe.rate=fast"], r"config.hyper.probe.rate: expected a list of .* number above 0, found 'fast'"),
         (["hyper.pixels.steps=0"], "config.hyper.pixels.steps: expected a whole number from 1 to 1,000,000, found 0"),
-        (["seeds=0"], "config.seeds: expected whole numbers above 0, found 0"),
+        (["seeds=0"], "config.seeds: expected a whole number from 1 to 10,000, found 0"),
     ],
 )
 def test_what_cannot_run_is_refused_before_any_compile(file, overrides, message):

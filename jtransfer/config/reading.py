@@ -42,10 +42,6 @@ def load(command: str | None, file: str, overrides: list[str]) -> tuple[str, Con
     """
     path, values = _read(file)
     flags = [(flag, *_split(flag)) for flag in overrides]
-    if twice := [flag for i, (flag, keys, _) in enumerate(flags) if keys in [other for _, other, _ in flags[:i]]]:
-        raise InputError(
-            f"'{twice[0]}': the flag is given twice; expected it once, with the items of a list joined by commas"
-        )
     command = command or ("train" if values.keys() & (train_defaults().keys() - curve_defaults().keys()) else "curve")
     for flag, keys, text in flags:
         _put(values, keys, None, flag)  # so that the table knows a new entry of `hyper`

@@ -64,7 +64,7 @@ def top_blocks(k: Annotated[int, whole(1)]) -> Method:
     def learns(paths):
         blocks = {found[0] for path in paths if (found := re.match(r"(.*/)?block_\d+(?=/)", path))}
         towers: dict[str, list[str]] = {}
-        for block in sorted(blocks, key=lambda block: [int(number) for number in re.findall(r"\d+", block)]):
+        for block in sorted(blocks, key=lambda block: [int(part) for part in re.findall(r"\d+", block)]):
             towers.setdefault(re.sub(r"\d+", "", block), []).append(block)
         depth = min(map(len, towers.values()), default=0)
         if k > depth:

@@ -249,7 +249,7 @@ def test_on_the_terminal_bad_input_is_one_line_and_exit_code_2(
         ({"layers": "featurs"}, "no such output; did you mean 'features'?"),
         ({"layers": "hidden_1.cls"}, "has no class token; choose one of mean, max, last"),
         ({"layers": "hidden_9.mean"}, "has the hidden states 0"),
-        ({"validation": 2}, "config.validation is 2; expected a share between 0 and 1"),
+        ({"validation": 2}, "config.validation: expected a number above 0 and below 1, found 2"),
         ({"batch": 0}, "config.batch: expected a whole number from 1 to 1,048,576, found 0"),
         ({"protocol": "knn"}, "unknown key 'config.protocol'; did you mean 'protocols'?"),
         ({"data": "digit"}, "dataset 'digit' is unknown; did you mean 'digits'?"),
