@@ -59,7 +59,7 @@ class Optimiser:
 
     def __post_init__(self):
         for name, kind in KINDS.items():
-            kinds.check(getattr(self, name), kind, f"optimiser: {name}")
+            kinds.check(getattr(self, name), kind, f"optimiser.{name}")
 
     def rate_at(self, steps: int) -> optax.Schedule:
         """The factor on the peak rate at each of `steps` steps."""
