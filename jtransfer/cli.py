@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 import shlex
 import sys
 
@@ -38,18 +39,23 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command and return the exit code: 0, 2 for input to put right, 74 for a full disk, 130 when interrupted."""
     argv = sys.argv[1:] if argv is None else argv
     arguments, overrides = _parse(argv)
-    from jtransfer.errors import InputError, MachineError
+    from jtransfer.errors import refusal
 
     try:
         from jtransfer import commands
 
-        return getattr(commands, arguments.command)(arguments, overrides) or 0
-    except InputError as error:
-        print(f"jtransfer: error: {error}", file=sys.stderr)
-        return 2
-    except (MachineError, OSError) as error:
-        print(f"jtransfer: error: {error}", file=sys.stderr)
-        return MachineError.CODE
+        code = getattr(commands, arguments.command)(arguments, overrides) or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # as of `| head`, which wants no more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
+        return 141
+    except Exception as error:
+        if (said := refusal(error)) is None:
+            raise  # a fault of ours, with its traceback
+        line, code = said
+        print(f"jtransfer: error: {line}", file=sys.stderr)
+        return code
     except KeyboardInterrupt:
         print("jtransfer: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
@@ -109,6 +115,9 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         parser.error(f"unknown command '{argv[0]}'; {hint}")
     arguments, rest = parser.parse_known_args(argv)
     flags = FLAGS[arguments.command]
+    names = [word.partition("=")[0] for word in argv if word.startswith("--")]
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        parser.error(f"the flag {twice[0]} is given twice; expected it once, with the items of a list joined by commas")
     for flag in rest:
         if "--config.KEY" not in flags or not flag.startswith("--config."):
             close = difflib.get_close_matches(flag.partition("=")[0], flags, n=1)

@@ -1,9 +1,11 @@
 """Files on a disk or in an object store: where they are, written whole, and read back only as they were written."""
 
 import ctypes
+import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
@@ -27,7 +29,7 @@ def path(words: epath.PathLike, what: str) -> epath.Path:
         what: What names it, for errors, as "--workdir".
 
     Raises:
-        InputError: no words, a user or an object store that is not known, or a character that no path can have.
+        InputError: no words, a user or an object store that is not known, or a character that such a path cannot have.
     """
     text = os.fspath(words)
     if not text.strip():
@@ -38,6 +40,8 @@ def path(words: epath.PathLike, what: str) -> epath.Path:
     if colon and (scheme not in SCHEMES or not rest.strip("/")):
         expected = ", ".join(f"{name}://BUCKET/..." for name in SCHEMES)
         raise InputError(f"{what} {text}: expected a path on a disk, or {expected}")
+    if colon and any(mark in rest for mark in "*?["):
+        raise InputError(f"{what} {text} holds '*', '?' or '[', which clients of object stores take for a pattern")
     if not colon and text.startswith("~"):
         text = os.path.expanduser(text)
         if text.startswith("~"):
@@ -61,7 +65,7 @@ def write(path: epath.PathLike, content: bytes | str) -> None:
         if "://" in os.fspath(path):
             path.write_bytes(content)
             return
-        draft = path.parent / f".{path.name}.{os.getpid()}.draft"
+        draft = path.parent / f".{secrets.token_hex(6)}.draft"  # hosts that share a disk share process numbers
         try:
             draft.write_bytes(content)
             _sync(draft)
@@ -72,19 +76,26 @@ def write(path: epath.PathLike, content: bytes | str) -> None:
 
 
 @contextmanager
-def writing(path: epath.PathLike) -> Iterator[None]:
-    """What the machine refuses within this block, said as one line that names the path and what to do.
+def writing(path: epath.PathLike | str) -> Iterator[None]:
+    """What is refused within this block, said as one line that names the path and what to do.
 
     Raises:
-        MachineError: for any `OSError`, and for an object store whose client is not installed.
+        InputError: this can be no such path: something is in the way, or an object store's client is not installed.
+        MachineError: any other `OSError`, as of a full disk.
     """
     try:
         yield
     except (OSError, ImportError) as error:
         why = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), type(error).__name__)
+        if getattr(error, "errno", None) in NO_PATH or isinstance(error, ImportError):
+            raise InputError(f"{path} cannot be written: {why}; choose another place") from error
         raise MachineError(
             f"{path} cannot be written: {why}; make room or choose another place, and the same command goes on"
         ) from error
+
+
+NO_PATH = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENOTEMPTY)
+"""What is wrong with a path itself, whatever the machine does."""
 
 
 def read(path: epath.PathLike, most: int) -> bytes:
@@ -127,43 +138,51 @@ LARGEST_JSON = 1 << 28
 """Bytes; the largest `tokenizer.json` on the hub has a tenth of that."""
 
 FORMAT, SEAL = "format", "sha256"
-"""Keys of a sealed record: the version of what it is part of, and the SHA-256 of the rest."""
+"""Keys of a sealed record: the version of its format, and the SHA-256 of the rest."""
+
+VERSION = 2
+"""Of the formats that docs/formats.md describes; in 1 nothing was sealed."""
 
 
-def seal(values: Mapping[str, Any], version: int) -> dict[str, Any]:
+def seal(values: Mapping[str, Any], version: int = VERSION) -> dict[str, Any]:
     """A record with its version and the SHA-256 of its values as canonical JSON, so that a change to it shows."""
     whole = {FORMAT: version, **values}
     return whole | {SEAL: _digest(whole)}
 
 
-def unseal(values: Any, where: epath.PathLike, way_out: str) -> tuple[int, dict[str, Any]]:
+def unseal(values: Any, where: epath.PathLike, way_out: str, bare: tuple[type, ...] = (dict,)) -> tuple[int, Any]:
     """The version of a record and its values; 1 for one that was written before there were seals.
 
     Args:
         values: As they were read.
         where: Of what, for errors.
         way_out: What the user can do, for errors.
+        bare: What the values were before there were seals: objects, or lists as well.
 
     Raises:
         Damaged: no record, or not as it was sealed.
     """
-    if not isinstance(values, dict):
-        raise Damaged(f"{where} is damaged (not an object); {way_out}")
+    if not isinstance(values, bare):
+        raise Damaged(f"{where} is damaged ({type(values).__name__} where an object is due); {way_out}")
+    if isinstance(values, list):
+        return 1, values
     if FORMAT not in values and not isinstance(values.get(SEAL), str):
         return 1, values
     whole = {key: value for key, value in values.items() if key != SEAL}
     version = whole.get(FORMAT)
     if values.get(SEAL) != _digest(whole) or type(version) is not int:
         raise Damaged(f"{where} is damaged (its checksum differs); {way_out}")
+    if version > VERSION:
+        raise Damaged(f"{where} is of format {version}, which a newer jtransfer wrote; this one reads up to {VERSION}")
     return version, {key: value for key, value in whole.items() if key != FORMAT}
 
 
-def write_record(path: epath.PathLike, values: Mapping[str, Any], version: int) -> None:
+def write_record(path: epath.PathLike, values: Mapping[str, Any], version: int = VERSION) -> None:
     """Write a sealed record as a file."""
     write(path, json.dumps(seal(values, version), indent=2) + "\n")
 
 
-def read_record(path: epath.Path, way_out: str) -> tuple[int, dict[str, Any]]:
+def read_record(path: epath.Path, way_out: str, bare: tuple[type, ...] = (dict,)) -> tuple[int, Any]:
     """The version and the values of a record's file.
 
     Raises:
@@ -175,7 +194,7 @@ def read_record(path: epath.Path, way_out: str) -> tuple[int, dict[str, Any]]:
         raise Damaged(
             f"{path} is damaged ({next(iter(str(error).splitlines()), type(error).__name__)}); {way_out}"
         ) from None
-    return unseal(values, path, way_out)
+    return unseal(values, path, way_out, bare)
 
 
 def _once(pairs):
@@ -186,7 +205,8 @@ def _once(pairs):
 
 
 def _digest(values) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    as_read = json.loads(json.dumps(values))  # keys as texts, before they are sorted
+    return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
 
 
 RECORD = "jtransfer.json"
@@ -271,18 +291,21 @@ def _clear(target):
     """Remove the drafts that calls left behind whose process was killed."""
     for draft in target.parent.glob(f".{target.name}.*.jtransfer-draft"):
         process = draft.name.split(".")[-2]
-        if process.isdigit() and not _runs(int(process)):
+        if process.isdigit() and not runs(int(process)):
             shutil.rmtree(draft, ignore_errors=True)
 
 
-def _runs(process):
+def runs(process: int) -> bool:
+    """Whether another process of this number runs on this machine; one that ended and was not waited for does not."""
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError, TypeError):
         return False
     except PermissionError:  # there is one, of another user
         return True
-    return process != os.getpid()
+    status = Path(f"/proc/{process}/stat")
+    ended = status.exists() and status.read_text().rpartition(")")[2].split()[0] in "ZX"
+    return process != os.getpid() and not ended
 
 
 def _files(directory):

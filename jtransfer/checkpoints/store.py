@@ -1,6 +1,10 @@
-"""Checkpoints of a run: Orbax on disk, with a checksum of our own, because a flipped bit restores without a word."""
+"""Checkpoints of a run: Orbax on disk, with checksums of our own, because a flipped bit restores without a word."""
 
+import glob
 import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -8,85 +12,140 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from jtransfer.errors import InputError
+from jtransfer import files
+from jtransfer.checkpoints.sums import sums
+from jtransfer.errors import Damaged, MachineError
 
 
 class Store:
-    """The checkpoints of a run under a directory, newest two kept. Use it as a context: leaving it waits for writes."""
+    """The checkpoints of a run under a directory, newest two kept. Use it as a context: leaving it waits for writes.
 
-    def __init__(self, directory: epath.PathLike, keep: int = 2):
+    Args:
+        directory: Local or in an object store.
+        keep: How many of the newest are kept.
+        reading: Nothing is made, written or removed; somebody else may be writing.
+    """
+
+    def __init__(self, directory: epath.PathLike, keep: int = 2, reading: bool = False):
         self.directory = epath.Path(directory)
-        policy = ocp.checkpoint_managers.LatestN(keep)
-        options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
-        self.manager = ocp.CheckpointManager(self.directory.resolve(), options=options)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=ocp.checkpoint_managers.LatestN(keep),
+            cleanup_tmp_directories=not reading,
+            read_only=reading,
+            create=not reading,
+        )
+        where = self.directory.resolve()
+        self.alias = _alias(where) if os.fspath(where) != glob.escape(os.fspath(where)) else None
+        with files.writing(self.directory):
+            if not reading:
+                self.directory.mkdir(parents=True, exist_ok=True)
+            self.manager = ocp.CheckpointManager(
+                epath.Path(self.alias.name) / "it" if self.alias else where, options=options
+            )
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *error):
-        self.manager.wait_until_finished()
-        self.manager.close()
+    def __exit__(self, kind, *error):
+        try:
+            self.manager.wait_until_finished()
+        except Exception as refused:
+            if kind is None:  # an error that is on its way says more than what came of it
+                raise self._not_written(self.directory, refused) from refused
+        finally:
+            self.manager.close()
+            if self.alias:
+                self.alias.cleanup()
 
     @property
     def latest(self) -> int | None:
         """The step of the newest checkpoint."""
         return self.manager.latest_step()
 
-    def save(self, step: int, tree: Any) -> None:
+    def save(self, step: int, tree: Any, about: Mapping[str, Any] | None = None) -> None:
         """Write a pytree of arrays as the checkpoint of a step.
+
+        Args:
+            step: Above the newest.
+            tree: The same structure on every process, which each has its part of.
+            about: More to keep with it, as JSON has it.
 
         Raises:
             RuntimeError: Orbax declined, as it silently does for a step at or below the newest.
+            MachineError: it cannot be written.
         """
         tree = jax.tree.map(_raw, tree)
-        about = {"sha256": checksum(tree)}
-        arguments = ocp.args.Composite(state=ocp.args.StandardSave(tree), about=ocp.args.JsonSave(about))
-        if not self.manager.save(step, args=arguments):
+        record = files.seal({"sums": sums(tree), "about": dict(about or {})})
+        arguments = ocp.args.Composite(state=ocp.args.StandardSave(tree), about=ocp.args.JsonSave(record))
+        try:
+            written = self.manager.save(step, args=arguments)
+        except Exception as error:
+            raise self._not_written(self.directory / str(step), error) from error
+        if not written:
             raise RuntimeError(f"checkpoint of step {step} was not written; the newest is {self.latest}")
 
-    def restore(self, step: int, like: Any) -> Any:
-        """Read the checkpoint of a step.
+    def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        """Read the checkpoint of a step, whatever the mesh and the number of processes that wrote it.
 
         Args:
             step: One that exists.
             like: A pytree of `jax.ShapeDtypeStruct` with shardings, of the structure that was saved.
 
+        Returns:
+            The pytree, and what was kept with it.
+
         Raises:
-            InputError: the checkpoint is damaged or of another structure.
+            Damaged: the checkpoint is not as it was written, or of another structure.
         """
         abstract = jax.tree.map(_raw_shape, like)
         arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), about=ocp.args.JsonRestore())
-        where = self.directory / str(step)
+        where, way_out = self.directory / str(step), "remove it to go on from the one before"
         try:
             restored = self.manager.restore(step, args=arguments)
         except Exception as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise InputError(
-                f"checkpoint {where} cannot be read ({lines[0]}); remove it to go on from the one before"
-            ) from error
+            raise Damaged(f"checkpoint {where} cannot be read ({_first_line(error)}); {way_out}") from error
+        record = restored.about
+        # Format 1 had the SHA-256 of everything, and none where there were several hosts.
+        earlier = isinstance(record, dict) and record.keys() == {"sha256"}
+        about = {} if earlier else files.unseal(record, f"checkpoint {where}", way_out)[1]
         wrong = [
             x.dtype
             for x, a in zip(jax.tree.leaves(restored.state), jax.tree.leaves(abstract), strict=True)
             if x.dtype != a.dtype
         ]
-        if wrong or checksum(restored.state) != restored.about["sha256"]:
-            raise InputError(
-                f"checkpoint {where} is damaged (its checksum differs); remove it to go on from the one before"
-            )
-        return jax.tree.map(_typed, restored.state, like)
+        if wrong or not (_is_of_1(restored.state, record) if earlier else about.get("sums") == sums(restored.state)):
+            raise Damaged(f"checkpoint {where} is damaged (its checksum differs); {way_out}")
+        return jax.tree.map(_typed, restored.state, like), about.get("about", {})
+
+    def _not_written(self, where, error):
+        return MachineError(
+            f"checkpoint {where} cannot be written: {_first_line(error)}; make room or choose another place, and the "
+            f"same command goes on from step {self.latest or 0}"
+        )
 
 
-def checksum(tree: Any) -> str | None:
-    """SHA-256 over every array of a pytree; None where an array does not lie wholly within reach of this process."""
+def _alias(directory):
+    """A directory with a link `it` to another one: Orbax looks for files by patterns, and `lr[1e-3]` is one."""
+    made = tempfile.TemporaryDirectory()
+    os.symlink(directory, os.path.join(made.name, "it"), target_is_directory=True)
+    return made
+
+
+def _first_line(error):
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _is_of_1(tree, record):
+    """Whether a checkpoint of format 1 has its checksum, if it has one and all of the tree is within reach."""
     leaves = jax.tree.leaves(tree)
-    if not all(getattr(leaf, "is_fully_addressable", True) for leaf in leaves):
-        return None
+    if record["sha256"] is None or not all(getattr(leaf, "is_fully_addressable", True) for leaf in leaves):
+        return True
     digest = hashlib.sha256()
     for leaf in leaves:
         array = np.asarray(leaf)
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array))
-    return digest.hexdigest()
+    return digest.hexdigest() == record["sha256"]
 
 
 def _raw(leaf):

@@ -1,14 +1,12 @@
 """`jtransfer evaluate`: every protocol of a config on one backbone and one dataset; what is done is not done again."""
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from etils import epath
 
-from jtransfer import checkpoints, files
+from jtransfer import checkpoints, files, workdir
 from jtransfer.cells import Cells
 from jtransfer.config import check, resolved
 from jtransfer.data import sources
@@ -17,7 +15,6 @@ from jtransfer.evaluate.features import Layer
 from jtransfer.evaluate.protocols.rows import Row, Run
 from jtransfer.evaluate.store import Store, default_store
 from jtransfer.evaluate.task import Progress, Reader, Task, split
-from jtransfer.workdir import claim
 
 GROWS = ("protocols",)
 WITHOUT_EFFECT = ("batch", "mesh", "store", "data_dir")
@@ -78,10 +75,9 @@ def run(evaluation: Evaluation, directory: epath.PathLike, on_rows: Callable[[st
     directory, task = epath.Path(directory), evaluation.task
     fingerprints = {"data": sources.fingerprint(task.dataset), "backbone": task.backbone.fingerprint}
     plain = resolved(evaluation.config) | {"fingerprints": fingerprints}
-    config = claim(directory, {k: v for k, v in plain.items() if k not in WITHOUT_EFFECT}, GROWS)
-    identity = {key: value for key, value in config.items() if key not in GROWS}
-    fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    cells = Cells(directory)
+    config = workdir.claim(directory, {k: v for k, v in plain.items() if k not in WITHOUT_EFFECT}, GROWS)
+    fingerprint = workdir.fingerprint(config, GROWS)
+    cells = Cells(directory, fingerprint)
     done = cells.read(config["protocols"])
     for text, work in evaluation.runs.items():
         if text in done:

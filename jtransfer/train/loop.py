@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,11 @@ import jax
 import numpy as np
 from etils import epath
 
-from jtransfer import checkpoints, files, methods
+from jtransfer import checkpoints, files, locks, methods, workdir
 from jtransfer.checkpoints.store import Store
 from jtransfer.config import check, resolved
 from jtransfer.data.streams import ahead
-from jtransfer.errors import InputError, Once
+from jtransfer.errors import Damaged, InputError, Once
 from jtransfer.models import SOURCE_HEAD, STATISTICS
 from jtransfer.train import hosts, sharding
 from jtransfer.train.optimiser import Optimiser
@@ -25,7 +25,6 @@ from jtransfer.train.state import TrainState
 from jtransfer.train.step import make_step
 from jtransfer.train.tasks import Task, build_task
 from jtransfer.tree import Tree, merge, partition
-from jtransfer.workdir import claim
 
 log = logging.getLogger("jtransfer")
 
@@ -108,18 +107,21 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], No
         The rows of `metrics.jsonl`.
 
     Raises:
-        InputError: the directory belongs to another config, or a checkpoint is damaged.
+        InputError: the directory belongs to another config or is in use, or a checkpoint is damaged.
         Diverged: the loss became NaN; the checkpoints before that are kept.
     """
     directory, config, mesh = epath.Path(directory), run.config, run.mesh
-    claim(directory, resolved(config) | {"fingerprints": run.fingerprints})
+    of = workdir.fingerprint(workdir.claim(directory, resolved(config) | {"fingerprints": run.fingerprints}))
     step, state, frozen, evaluate = _programs(run)
 
-    with Store(directory / "checkpoints") as store, _board(directory, store.latest or 0) as board:
+    with (
+        _held(directory) as still_held,
+        Store(directory / "checkpoints") as store,
+        _board(directory, store.latest or 0) as board,
+    ):
         rows, start = [], store.latest or 0
         if start:
-            state = store.restore(start, _abstract(state))
-            rows = [row for row in _read(directory / "metrics.jsonl") if row["step"] <= start]
+            state, rows = _restore(store, start, state, directory, of)
         pending, timed, began, warn = [], 0, math.nan, Once()
         batches = ahead(map(run.task.ready, run.task.stream.batches(start)))
         try:
@@ -144,8 +146,9 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], No
                 if said := run.task.notice(row):
                     warn("%s", said)
                 if number % config.checkpoint_every == 0 or number == config.steps:
+                    still_held()
                     _write(directory / "metrics.jsonl", rows)
-                    store.save(number, state)
+                    store.save(number, state, {"metrics": rows, "config": of})
                 pending, timed, began = [], 0, time.perf_counter()
         finally:  # after a NaN or Ctrl-C too; what comes after the newest checkpoint is written again by the next run
             batches.close()
@@ -164,11 +167,18 @@ def restored(run: Run, directory: epath.PathLike) -> tuple[int, Tree]:
     if not directory.exists():  # which opening it would make
         raise InputError(f"workdir {directory.parent}: there is no checkpoint yet")
     _, state, frozen, _ = _programs(run)
-    with Store(directory) as store:
+    with Store(directory, reading=True) as store:
         if (step := store.latest) is None:
             raise InputError(f"workdir {directory.parent}: there is no checkpoint yet")
-        state = store.restore(step, _abstract(state))
+        state, _ = _restore(store, step, state, directory.parent)
     return step, merge(state.average, frozen, _statistics(state))
+
+
+@contextmanager
+def _held(directory: epath.Path) -> Iterator[Callable[[], None]]:
+    """The lock of a directory, held by the first process for all; what `locks.held` gives."""
+    with ExitStack() as stack:
+        yield hosts.first_does(lambda: stack.enter_context(locks.held(directory))) or (lambda: None)
 
 
 def _programs(run: Run):
@@ -213,8 +223,39 @@ def _abstract(state: TrainState) -> TrainState:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
 
 
-def _read(path: epath.Path) -> list[Row]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def _restore(
+    store: Store, step: int, state: TrainState, directory: epath.Path, of: str | None = None
+) -> tuple[TrainState, list[Row]]:
+    """The state at a step, in the layout of `state`, and the rows of metrics up to it.
+
+    The rows come from the checkpoint, so that nothing depends on `metrics.jsonl`, which is written for others to read;
+    checkpoints of format 1 did not have them.
+
+    Raises:
+        Damaged: it is not as it was written, of another step, or of a run of another config than that `of`.
+    """
+    state, about = store.restore(step, _abstract(state))
+    if int(state.step) != step:
+        raise Damaged(
+            f"checkpoint {store.directory / str(step)} is that of step {int(state.step)}, renamed; give it its name "
+            "back, or remove it"
+        )
+    if of and about.get("config", of) != of:
+        raise Damaged(f"checkpoint {store.directory / str(step)} is of another config; choose another --workdir")
+    rows = about["metrics"] if "metrics" in about else _rows_of_1(directory / "metrics.jsonl")
+    return state, [row for row in rows if row["step"] <= step]
+
+
+def _rows_of_1(path):
+    if not path.exists():
+        return []
+    try:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        if sorted({row["step"] for row in rows}) != [row["step"] for row in rows]:
+            raise ValueError("its steps do not rise")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise Damaged(f"{path} is damaged ({error}); remove it to go on without what it holds") from None
+    return rows
 
 
 def _write(path: epath.Path, rows: list[Row]) -> None:

@@ -150,9 +150,10 @@ def test_a_flipped_bit_in_a_checkpoint_is_noticed(tmp_path):
     tree = {"head/kernel": jax.numpy.arange(4096.0), "key": jax.random.key(3)}
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
     with Store(tmp_path / "store") as store:
-        store.save(1, tree)
+        store.save(1, tree, {"why": "a test"})
     with Store(tmp_path / "store") as store:
-        restored = store.restore(1, like)
+        restored, about = store.restore(1, like)
+        assert about == {"why": "a test"}
         assert (restored["head/kernel"] == tree["head/kernel"]).all()
         assert (jax.random.key_data(restored["key"]) == jax.random.key_data(tree["key"])).all()
         with pytest.raises(RuntimeError, match="step 1 was not written"):
