@@ -5,6 +5,7 @@ import difflib
 import os
 import shlex
 import sys
+import threading
 
 COMMANDS = {
     "curve": "accuracy against labels per class, for each method",
@@ -41,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments, overrides = _parse(argv)
     from jtransfer.errors import refusal
 
+    _hush()
     try:
         from jtransfer import commands
 
@@ -51,7 +53,9 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
         return 141
     except Exception as error:
-        if (said := refusal(error)) is None:
+        if (
+            said := refusal(error, f"a file in {arguments.workdir}" if getattr(arguments, "workdir", "") else "a file")
+        ) is None:
             raise  # a fault of ours, with its traceback
         line, code = said
         print(f"jtransfer: error: {line}", file=sys.stderr)
@@ -59,6 +63,20 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("jtransfer: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
+
+
+def _hush() -> None:
+    """Leave it to `main` to say what failed: Orbax's and TensorBoard's threads log each failure with its traceback."""
+    import logging
+
+    import absl.logging
+
+    from jtransfer.errors import refusal
+
+    absl.logging.set_verbosity(absl.logging.FATAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    loud = threading.excepthook
+    threading.excepthook = lambda raised: None if refusal(raised.exc_value) else loud(raised)
 
 
 def run(*arguments: str) -> None:
