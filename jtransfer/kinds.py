@@ -212,5 +212,7 @@ TEXT = Kind("a text without control characters", _is_text)
 NAME = Kind("a text that is not empty", lambda x: _is_text(x) and bool(x.strip()))
 PATTERN = Kind("a regular expression", _is_pattern)
 SHARE = number(least=0, below=1)
+POSITIVE, SEED = number(above=0), whole(0, 2**32 - 1)
+POSITIVES = several(POSITIVE, 1)
 LIST = several(ANY)
 PLAIN = {int: whole(), float: number(), bool: FLAG, str: TEXT, tuple: LIST, list: LIST, type(None): NONE}

@@ -13,7 +13,7 @@ LARGEST = 2**31 - 1
 """The largest whole number that JAX holds by default."""
 
 FLOATS = choice("float32", "bfloat16", "float16", "float64")
-RATE, AXIS = number(above=0), either(whole(-1, -1), whole(1, LARGEST))
+AXIS = either(whole(-1, -1), whole(1, LARGEST))
 BATCH, STEPS = whole(1, 2**20), whole(1, LARGEST)
 RULE = Kind(
     "a pair of a regular expression and 'replicated', 'fsdp' or a list of the mesh's axes and None",
@@ -49,7 +49,7 @@ CURVE = TRANSFER | {
     "smoothing": SHARE,
     "mixup": number(least=0),
 }
-SEARCHED = {"rate": several(RATE, 1), "decay": several(number(least=0), 1), "steps": CURVE["steps"]}
+SEARCHED = {"rate": kinds.POSITIVES, "decay": several(number(least=0), 1), "steps": CURVE["steps"]}
 TABLES: dict[str, dict[str, Any]] = {
     "curve": CURVE,
     "train": TRANSFER
@@ -64,7 +64,7 @@ TABLES: dict[str, dict[str, Any]] = {
         "crop": either(several(number(above=0, most=1), 2, 2), Kind("empty", lambda x: x in ((), []))),
         "temperature_limit": number(least=0),
         "method": NAME,
-        "seed": whole(0, 2**32 - 1),
+        "seed": kinds.SEED,
         "batch": BATCH,
         "steps": STEPS,
         "accumulate": BATCH,

@@ -9,6 +9,7 @@ from pathlib import Path
 from etils import epath
 from tokenizers import pre_tokenizers
 
+from jtransfer import files as file_paths
 from jtransfer.data import text
 from jtransfer.errors import InputError, nearest
 
@@ -30,7 +31,7 @@ def files(name: str) -> Files:
     """
     if name == BYTES:
         return _byte_pairs([])
-    path = epath.Path(name)
+    path = file_paths.path(name, "config.tokenizer")
     if path.is_file():
         try:
             lines = gzip.decompress(path.read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
