@@ -159,7 +159,7 @@ def by_name(kind: Kind) -> Kind:
     """A mapping from texts to values of one kind."""
     return Kind(
         f"a mapping from names to values, each {kind.expected}",
-        lambda x: isinstance(x, Mapping) and all(TEXT.takes(key) and kind.takes(value) for key, value in x.items()),
+        lambda x: hasattr(x, "items") and all(TEXT.takes(key) and kind.takes(value) for key, value in x.items()),
     )
 
 
@@ -214,5 +214,7 @@ PATTERN = Kind("a regular expression", _is_pattern)
 SHARE = number(least=0, below=1)
 POSITIVE, SEED = number(above=0), whole(0, 2**32 - 1)
 POSITIVES = several(POSITIVE, 1)
+AXES = by_name(either(whole(-1, -1), whole(1)))
+"""Axes of a mesh and their sizes, -1 for what is left."""
 LIST = several(ANY)
 PLAIN = {int: whole(), float: number(), bool: FLAG, str: TEXT, tuple: LIST, list: LIST, type(None): NONE}

@@ -13,7 +13,6 @@ LARGEST = 2**31 - 1
 """The largest whole number that JAX holds by default."""
 
 FLOATS = choice("float32", "bfloat16", "float16", "float64")
-AXIS = either(whole(-1, -1), whole(1, LARGEST))
 BATCH, STEPS = whole(1, 2**20), whole(1, LARGEST)
 RULE = Kind(
     "a pair of a regular expression and 'replicated', 'fsdp' or a list of the mesh's axes and None",
@@ -71,7 +70,7 @@ TABLES: dict[str, dict[str, Any]] = {
         "ema": SHARE,
         "smoothing": SHARE,
         "mixup": number(least=0),
-        "mesh": by_name(AXIS),
+        "mesh": kinds.AXES,
         "sharding": either(choice("replicated", "fsdp"), several(RULE, 1)),
         "log_every": STEPS,
         "eval_every": STEPS,
@@ -83,7 +82,7 @@ TABLES: dict[str, dict[str, Any]] = {
         "layers": several(NAME, 1),
         "validation": number(above=0, below=1),
         "batch": BATCH,
-        "mesh": by_name(AXIS),
+        "mesh": kinds.AXES,
         "store": TEXT,
     },
     "advise": CURVE

@@ -6,6 +6,7 @@ behind the path and a colon is given to it as a text.
 
 import ast
 import contextlib
+import os
 import re
 import sys
 import types
@@ -138,7 +139,7 @@ def _read(file: str) -> tuple[str, dict[str, Any]]:
 def _parts(file: str) -> tuple[str, str | None]:
     """A path and what stands behind it and a colon; the path may have colons of its own, where there is such a file."""
     ends = [found.start() for found in re.finditer(":|$", file)]
-    name = next((file[:end] for end in ends if Path(file[:end]).is_file()), "")
+    name = next((file[:end] for end in ends if os.path.isfile(file[:end])), "")
     if not name:
         found = re.match(r"(.*?\.py)(?::|$)", file)
         name = found[1] if found else file if "://" in file else file.partition(":")[0]

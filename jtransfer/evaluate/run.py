@@ -15,6 +15,7 @@ from jtransfer.evaluate.features import Layer
 from jtransfer.evaluate.protocols.rows import Row, Run
 from jtransfer.evaluate.store import Store, default_store
 from jtransfer.evaluate.task import Progress, Reader, Task, split
+from jtransfer.train.sharding import make_mesh
 
 GROWS = ("protocols",)
 WITHOUT_EFFECT = ("batch", "mesh", "store", "data_dir")
@@ -47,6 +48,7 @@ def prepare(config, progress: Progress = lambda what, done, rows: None) -> Evalu
         InputError: whatever in the config cannot be run.
     """
     check("evaluate", config)
+    make_mesh(config.mesh)  # which refuses one that does not fit the devices
     for layer in config.layers:
         Layer.parse(layer)
     wanted = {text: protocols.parse(text) for text in config.protocols}
