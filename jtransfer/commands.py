@@ -25,7 +25,7 @@ def place(words: str, flag: str = "--workdir") -> epath.Path:
     while not os.path.lexists(there):
         there = there.parent
     if not there.is_dir():
-        found = "a link to nothing" if not there.exists() else "a file" if there.is_file() else "a pipe or device"
+        found = "a link to nothing" if not there.exists() else "a file" if os.path.isfile(there) else "a pipe or device"
         raise InputError(f"{flag} {words}: {there} is {found}; expected a directory, or nothing at all")
     if not os.access(there, os.W_OK | os.X_OK):
         with files.writing(f"{flag} {words}"):

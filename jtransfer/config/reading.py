@@ -45,7 +45,7 @@ def load(command: str | None, file: str, overrides: list[str]) -> tuple[str, Con
     flags = [(flag, *_split(flag)) for flag in overrides]
     command = command or ("train" if values.keys() & (train_defaults().keys() - curve_defaults().keys()) else "curve")
     for flag, keys, text in flags:
-        _put(values, keys, None, flag)  # so that the table knows a new entry of `hyper`
+        _put(values, keys, text, flag)  # so that the table knows a new entry of `hyper`
         _put(values, keys, _value(text, keys[-1], _kind(command, values, keys), flag), flag)
     defaults = DEFAULTS[command]()
     if "model" in defaults:
@@ -102,8 +102,18 @@ def slug(name: str) -> str:
 
 
 def _outside(mark: str, text: str) -> list[str]:
-    """The parts of a text between marks that stand in no parentheses."""
-    return [part.strip() for part in re.split(rf"{re.escape(mark)}(?![^(]*\))", text) if part.strip()]
+    """The parts of a text between marks that stand in no brackets."""
+    parts, depth, quote = [""], 0, ""
+    for letter in text:
+        if depth and letter in "'\"" and quote in ("", letter):
+            quote = "" if quote else letter
+        if not quote:
+            depth = max(0, depth + (letter in "([{") - (letter in ")]}"))
+        if letter == mark and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts if part.strip()]
 
 
 def _literal(text: str) -> Any:
