@@ -1,6 +1,7 @@
 """The command line. Nothing heavy is imported before a command runs, so that `--help` and typos answer at once."""
 
 import argparse
+import contextlib
 import difflib
 import os
 import shlex
@@ -58,7 +59,8 @@ def main(argv: list[str] | None = None) -> int:
         ) is None:
             raise  # a fault of ours, with its traceback
         line, code = said
-        print(f"jtransfer: error: {line}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # stderr may lie on the disk that is full
+            print(f"jtransfer: error: {line}", file=sys.stderr)
         return code
     except KeyboardInterrupt:
         print("jtransfer: interrupted; the same command goes on from here", file=sys.stderr)
