@@ -52,6 +52,8 @@ def evaluate(arguments, overrides: list[str]) -> None:
     """`jtransfer evaluate`: do the protocols that are missing in the workdir, then show the table and what it means."""
     workdir = None if arguments.workdir is None else place(arguments.workdir)
     _, config = configs.load("evaluate", arguments.config, overrides)
+    if config.store:
+        place(config.store, "config.store")
     from jtransfer import display
     from jtransfer.evaluate import report, run
 
@@ -68,6 +70,8 @@ def advise(arguments, overrides: list[str]) -> None:
     """`jtransfer advise`: gather what is missing in the workdir, then show the advice and its evidence."""
     workdir = place(arguments.workdir)
     _, config = configs.load("advise", arguments.config, overrides)
+    if config.store:
+        place(config.store, "config.store")
     from jtransfer import display
     from jtransfer.advice import page, run
 
