@@ -170,8 +170,6 @@ def _contrastive(config, mesh) -> Task:
         start, stream, left_out = pairs.cached(start, stream, rates)
     pair_loss = partial(objectives.contrastive, name=config.objective, parts=config.accumulate, mesh=mesh)
     highest = config.temperature_limit if config.objective == "clip" else 0.0
-    if highest and highest < 1:
-        raise InputError(f"config.temperature_limit is {highest:g}; expected at least 1, or 0 for none")
     return Task(
         stream,
         _told_of_one_caption(start.ready),
