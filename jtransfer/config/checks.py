@@ -61,7 +61,7 @@ TABLES: dict[str, dict[str, Any]] = {
         "preprocessor": by_name(kinds.ANY),
         "templates": several(NAME),
         "crop": either(several(number(above=0, most=1), 2, 2), Kind("empty", lambda x: x in ((), []))),
-        "temperature_limit": either(whole(0, 0), number(least=1)),
+        "temperature_limit": either(number(least=0, most=0), number(least=1)),
         "method": NAME,
         "seed": kinds.SEED,
         "batch": BATCH,
