@@ -148,9 +148,12 @@ def check(command: str, config: Any, place=lambda key: "") -> None:
         raise InputError(f"config: expected an ml_collections.ConfigDict, found {kinds.shown(config)}")
     values = config.to_dict()
     expected = table(command, values)
-    if missing := [key for key in DEFAULTS[command]() if key not in values]:
-        raise InputError(f"config.{missing[0]} is missing; jtransfer.config.{command}_defaults() has every key")
+    missing = [key for key in DEFAULTS[command]() if key not in values]
+    for name in {"load", "towers"} & TABLES[command].keys() & values.keys():
+        missing += [f"{name}.{key}" for key in TABLES[command][name] if key not in _section(values, name)]
     _walk(expected, values, "", place)
+    if missing:
+        raise InputError(f"config.{missing[0]} is missing; jtransfer.config.{command}_defaults() has every key")
     _refuse_unused(command, values)
 
 
@@ -205,7 +208,7 @@ def _refuse_unused(command: str, values: Mapping[str, Any]) -> None:
 
     def set_among(keys, section="", but=()):
         own, other = (values[section], defaults[section]) if section else (values, defaults)
-        return [key for key in keys if _plain(own.get(key)) not in (_plain(other[key]), *but)]
+        return [key for key in keys if _plain(own.get(key, other[key])) not in (_plain(other[key]), *but)]
 
     if command == "train":
         objective = values["objective"]
