@@ -24,6 +24,7 @@ setup(
         "safetensors>=0.5",  # writing; files are read by our own stricter reader
         "huggingface_hub>=0.30",
         "tokenizers>=0.20",
+        "ftfy>=6.1",  # CLIP's tokenizer repairs texts by it
         "pillow>=10",
         "ml_dtypes>=0.4",
         "numpy>=2.0",

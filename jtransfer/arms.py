@@ -129,8 +129,10 @@ def trained(config, arm: Arm, examples: Examples, seeds: int) -> Cell:
         chosen = jnp.where(results.accuracy == accuracy, results.loss, jnp.inf).argmin()
         learned, state = jax.tree.map(lambda leaf: leaf[chosen], (results.trainable, results.state))
         tree, _ = adapted.start(jax.random.split(key)[0], base)
-        right = predict_rows(adapted, tree | learned, state, inputs, test).argmax(-1) == labels[test]
-        return chosen, accuracy, right.mean()
+        logits = predict_rows(adapted, tree | learned, state, inputs, test)
+        right = logits.argmax(-1) == labels[test]
+        finite = (accuracy >= 0) & jnp.isfinite(logits).all()
+        return chosen, accuracy, right.mean(), finite
 
     @jax.jit
     def program(keys, grid, base, inputs, labels, data):
@@ -153,16 +155,16 @@ def trained(config, arm: Arm, examples: Examples, seeds: int) -> Cell:
         if len(seeds) not in compiled:  # where some seeds are done already, a cell has fewer
             compiled[len(seeds)] = program.lower(*call).compile()
         started = time.perf_counter()
-        chosen, accuracy, test_accuracy = map(np.asarray, compiled[len(seeds)](*call))
+        chosen, accuracy, test_accuracy, finite = map(np.asarray, compiled[len(seeds)](*call))
         seconds = (time.perf_counter() - started) / (len(seeds) * len(arm.grid))
         return [
             {
                 "method": arm.name,
                 "shots": shots,
                 "seed": seed,
-                "hyper": arm.grid[chosen[i]],
-                "val_accuracy": max(float(accuracy[i]), 0.0),
-                "test_accuracy": float(test_accuracy[i]),
+                "hyper": arm.grid[chosen[i]] if finite[i] else {},
+                "val_accuracy": float(accuracy[i]) if finite[i] else None,
+                "test_accuracy": float(test_accuracy[i]) if finite[i] else None,
                 "trainable": trainable,
                 "flops_per_step": flops,
                 "seconds": seconds,
@@ -192,6 +194,8 @@ def zero_shot(config, examples: Examples, backbone: checkpoints.Backbone) -> Cel
             logits = by_names.text_classifier(backbone, examples.dataset.classes, _templates(config))(outputs)
         else:
             logits = outputs[:, source_columns(examples.dataset, backbone)]
+        if not np.isfinite(logits).all():
+            raise InputError(f"{ZERO_SHOT}: outputs of {backbone.name} hold NaN or infinite values")
         return [
             {
                 "method": ZERO_SHOT,

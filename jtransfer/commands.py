@@ -8,7 +8,7 @@ from etils import epath
 
 from jtransfer import config as configs
 from jtransfer import files
-from jtransfer.errors import InputError
+from jtransfer.errors import InputError, Unfinished
 
 
 def place(words: str, flag: str = "--workdir") -> epath.Path:
@@ -39,13 +39,16 @@ def curve(arguments, overrides: list[str]) -> None:
     _, config = configs.load("curve", arguments.config, overrides)
     from jtransfer import curves, display, report
 
+    curves.check(config, workdir)
     plan = curves.prepare(config)
     with display.CurveProgress() as progress:
-        rows = curves.run(plan, workdir, progress)
-    protocol = curves.protocol(plan, rows)
+        rows, unfinished = _rows(curves.run, plan, workdir, progress)
+    protocol = curves.protocol(plan, rows) + _lost(unfinished)
     title = f"{plan.backbone.name} on {plan.dataset.name}"
     report.write(rows, workdir, protocol, title)
     display.show_curve(rows, protocol, workdir)
+    if unfinished:
+        raise unfinished
 
 
 def evaluate(arguments, overrides: list[str]) -> None:
@@ -58,12 +61,29 @@ def evaluate(arguments, overrides: list[str]) -> None:
     from jtransfer.evaluate import report, run
 
     workdir = workdir or place(f"runs/evaluate/{configs.slug(config.backbone)}-{configs.slug(config.data)}")
+    run.check(config, workdir)
     with display.EvaluateProgress() as progress:
         evaluation = run.prepare(config, progress.extracting)
-        rows = run.run(evaluation, workdir, progress)
-    about = run.about(evaluation)
+        rows, unfinished = _rows(run.run, evaluation, workdir, progress)
+    about = run.about(evaluation) + _lost(unfinished)
     written = report.write(rows, workdir, about, f"{config.backbone} on {config.data}")
     display.show_evaluation(rows, about, workdir, written)
+    if unfinished:
+        raise unfinished
+
+
+def _rows(run, *arguments):
+    """The rows of a run, and what is raised once they are shown, as parts of it could not be done."""
+    try:
+        return run(*arguments), None
+    except Unfinished as error:
+        if not error.rows:
+            raise
+        return error.rows, error
+
+
+def _lost(unfinished):
+    return [f"{name}: not done: {why}." for name, why in unfinished.failed.items()] if unfinished else []
 
 
 def advise(arguments, overrides: list[str]) -> None:
@@ -72,11 +92,13 @@ def advise(arguments, overrides: list[str]) -> None:
     _, config = configs.load("advise", arguments.config, overrides)
     if config.store:
         place(config.store, "config.store")
-    from jtransfer import display
+    from jtransfer import curves, display
     from jtransfer.advice import page, run
 
+    run.check(config, workdir)
     with display.EvaluateProgress() as progress:
         plan = run.prepare(config, progress.extracting)
+        curves.check_prepared(plan.curve, workdir / "trial")
         evidence = run.measure(plan)
     with display.CurveProgress() as progress:
         advice = run.run(plan, evidence, workdir, progress)
@@ -118,11 +140,15 @@ def export(arguments, overrides: list[str]) -> None:
 
     workdir, out = files.path(arguments.workdir, "--workdir"), place(arguments.out, "--out")
     inside, around = (os.path.realpath(path) for path in (out, workdir))
-    if os.path.commonpath([inside, around]) in (inside, around):
-        raise InputError(
-            f"--out {arguments.out}: expected a directory outside --workdir {arguments.workdir}, and not above it"
-        )
+    shared = os.path.commonpath([inside, around])
+    refused = InputError(
+        f"--out {arguments.out}: expected a directory outside --workdir {arguments.workdir}, and not above"
+    )
+    if shared == inside != around:
+        raise refused
     exports.check(out, arguments.format, arguments.adapters)
+    if shared == around and (workdir / "config.json").exists():
+        raise refused
     step, result, beside = results.result(workdir)
     about = {"workdir": str(workdir), "step": step}
     exports.write(out, result, arguments.format, arguments.adapters, beside, **about)

@@ -12,16 +12,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 from etils import epath
+from ml_collections import ConfigDict
 
 from jtransfer import arms, checkpoints, fitted, methods, workdir
+from jtransfer import config as configs
 from jtransfer.arms import PIXELS, ZERO_SHOT, Arm, Examples, Row
 from jtransfer.cells import Cells
-from jtransfer.config import check, resolved
+from jtransfer.config import resolved
 from jtransfer.data import sources, splits
 from jtransfer.data.subsets import few_shot, validation_shots
-from jtransfer.errors import InputError, nearest
+from jtransfer.errors import InputError, Unfinished, nearest
 from jtransfer.evaluate import few_shot as fits
 from jtransfer.fitted import Fitted
 from jtransfer.objectives import check_mixup
@@ -69,8 +72,9 @@ def prepare(config, dataset: sources.Dataset | None = None) -> Curve:
     Raises:
         InputError: whatever in the config cannot be run, before any compilation.
     """
-    check("curve", config)
-    names = list(dict.fromkeys(config.methods))
+    configs.check("curve", config)
+    config = once(config)
+    names = config.methods
     for name in names:
         if fitted.is_fit(name):
             fits.parse(name)
@@ -108,6 +112,39 @@ def prepare(config, dataset: sources.Dataset | None = None) -> Curve:
     return Curve(config, examples, backbone, built, fingerprints)
 
 
+def once(config) -> ConfigDict:
+    """A config with every method and number of shots once.
+
+    Raises:
+        InputError: there are none, or something that is no list.
+    """
+    config = ConfigDict(config)
+    for key in ("methods", "shots"):
+        if not isinstance(config[key], tuple | list) or not config[key]:
+            raise InputError(f"config.{key} is {config[key]!r}; expected a list of at least one")
+        config[key] = tuple(dict.fromkeys(config[key]))
+    return config
+
+
+def check(config, directory: epath.PathLike) -> None:
+    """Refuse a directory that a config cannot have, before anything is loaded.
+
+    Raises:
+        InputError: it belongs to another config, or it is none.
+        MachineError: nothing can be written there.
+    """
+    workdir.check(epath.Path(directory), _plain(once(config)), GROWS, later=("fingerprints",))
+
+
+def check_prepared(curve: Curve, directory: epath.PathLike) -> None:
+    """`check` of a curve that is prepared, and of its data and backbone too."""
+    workdir.check(epath.Path(directory), _plain(curve.config) | {"fingerprints": curve.fingerprints}, GROWS)
+
+
+def _plain(config) -> dict[str, Any]:
+    return {key: value for key, value in resolved(config).items() if key not in FREE}
+
+
 def run(curve: Curve, directory: epath.PathLike, on_cell: OnCell) -> list[Row]:
     """Do the cells that are missing in a directory, and return every row that it then holds.
 
@@ -119,11 +156,11 @@ def run(curve: Curve, directory: epath.PathLike, on_cell: OnCell) -> list[Row]:
 
     Raises:
         InputError: the directory belongs to another config, or a file of the data cannot be read.
+        Unfinished: some methods cannot be run on this data; the rows of the others are written, and in the error.
     """
+    directory, plain = epath.Path(directory), _plain(curve.config) | {"fingerprints": curve.fingerprints}
+    config = workdir.check(directory, plain, GROWS)
     _ = curve.examples.inputs  # what cannot be read is refused before anything is written
-    directory = epath.Path(directory)
-    plain = {key: value for key, value in resolved(curve.config).items() if key not in FREE}
-    config = workdir.claim(directory, plain | {"fingerprints": curve.fingerprints}, GROWS)
     fingerprint = workdir.fingerprint(config, GROWS)
     cells, every = Cells(directory, fingerprint), [_name(*key) for key in _keys(config)]
     done = cells.read(every)
@@ -134,15 +171,21 @@ def run(curve: Curve, directory: epath.PathLike, on_cell: OnCell) -> list[Row]:
         if seeds := [seed for seed in range(curve.config.seeds) if _name(arm.name, shots, seed) not in done]:
             todo.append((arm, shots, seeds))
 
+    failed: dict[str, str] = {}
     left, plan = len(todo), [list(some) for _, some in itertools.groupby(todo, key=lambda cell: id(cell[0]))]
     with _ahead(lambda arm, _, seeds: _cell(curve, arm, len(seeds)), plan) as compiling:
         for some, compiled in zip(plan, compiling, strict=True):
             name = some[0][0].name if some[0][0] else ZERO_SHOT
             on_cell(name, None, [], left)
-            cell = compiled.result()
             for _, shots, seeds in some:
-                on_cell(name, shots, [], left)
-                rows = [row | {"fingerprint": fingerprint} for row in cell(shots, seeds)]
+                try:
+                    cell = compiled.result()
+                    on_cell(name, shots, [], left)
+                    rows = [row | {"fingerprint": fingerprint} for row in cell(shots, seeds)]
+                except (InputError, MemoryError, jax.errors.JaxRuntimeError) as error:
+                    failed[name] = next(iter(str(error).splitlines()), "") or type(error).__name__
+                    break
+                config = workdir.claim(directory, plain, GROWS)  # not before there is something to keep
                 for row in rows:
                     key = _name(row["method"], row["shots"], row["seed"])
                     cells.write(key, row)
@@ -151,7 +194,10 @@ def run(curve: Curve, directory: epath.PathLike, on_cell: OnCell) -> list[Row]:
                 left -= 1
                 on_cell(name, shots, rows, left)
     rows = [done[key] for key in every if key in done]
-    cells.gather(rows)
+    if rows:
+        cells.gather(rows)
+    if failed:
+        raise Unfinished(rows, failed)
     return rows
 
 
@@ -179,11 +225,26 @@ def _keys(config: dict[str, Any]) -> list[Key]:
     for name in config["methods"]:
         trained = itertools.product([name], config["shots"], range(config["seeds"]))
         keys += [(ZERO_SHOT, 0, 0)] if name == ZERO_SHOT else trained
-    return keys
+    return list(dict.fromkeys(keys))
 
 
 def _name(method: str, shots: int, seed: int) -> str:
     return f"{method}-{shots}-{seed}"
+
+
+def diverged(name: str, rows: list[Row]) -> list[str]:
+    """In a sentence, which seeds of a method have no accuracy, because no trial of them stayed finite."""
+    of_each: dict[int, int] = {}
+    for row in rows:
+        if row["test_accuracy"] is None:
+            of_each[row["shots"]] = of_each.get(row["shots"], 0) + 1
+    if not of_each:
+        return []
+    where = ", ".join(
+        f"{count} of {sum(row['shots'] == shots for row in rows)} seeds at {shots} per class"
+        for shots, count in of_each.items()
+    )
+    return [f"{name}: diverged at every hyper-parameter in {where}, which no mean counts."]
 
 
 def protocol(curve: Curve, rows: list[Row]) -> list[str]:
@@ -214,6 +275,8 @@ def protocol(curve: Curve, rows: list[Row]) -> list[str]:
             lines.append(f"{arm.name}: fitted on frozen features; {arm.fit.how}.")
             continue
         mine = [row for row in rows if row["method"] == arm.name]
+        lines += diverged(arm.name, mine)
+        mine = [row for row in mine if row["test_accuracy"] is not None]
         searched = {key: sorted({point[key] for point in arm.grid}) for key in arm.grid[0]}
         grid = "; ".join(f"{key} of {', '.join(f'{v:g}' for v in values)}" for key, values in searched.items())
         edges = {

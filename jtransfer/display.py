@@ -16,10 +16,14 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from jtransfer.texts import plain
+
 
 def _line(console, text):
-    """Print a line as it is; a file gets it as one."""
-    console.print(text, highlight=False, markup=False, soft_wrap=not console.is_terminal)
+    """Print a line as it is, below those empty ones that it begins with; a file gets it as one."""
+    for _ in range(len(text) - len(text.lstrip("\n"))):
+        console.print()
+    console.print(plain(text.lstrip("\n")), highlight=False, markup=False, soft_wrap=not console.is_terminal)
 
 
 class Live:
@@ -61,8 +65,10 @@ class CurveProgress(Live):
             return self.progress.update(self.task, description=f"{method}: compiling")
         if not rows:
             return self.progress.update(self.task, description=f"{method}, {shots} per class")
-        accuracy = sum(row["test_accuracy"] for row in rows) / len(rows)
-        self.say_when(f"{method:<24} {shots:>3} per class  {100 * accuracy:5.1f}%")
+        reached = [row["test_accuracy"] for row in rows if row["test_accuracy"] is not None]
+        mean = f"{100 * sum(reached) / len(reached):5.1f}%" if reached else "    –"
+        lost = f"  {len(rows) - len(reached)} of {len(rows)} seeds diverged" if len(reached) < len(rows) else ""
+        self.say_when(f"{method:<24} {shots:>3} per class  {mean}{lost}")
         return self.progress.advance(self.task)
 
 
@@ -97,7 +103,7 @@ class EvaluateProgress(Live):
     def __call__(self, protocol, rows):
         for row in rows:
             name, value = next(iter(row["metrics"].items()))
-            self.say_when(f"{protocol:<32} {row['layer']:<20} {name} {value:.4g}")
+            self.say_when(f"{protocol:<32} {row['layer']:<20} {name} {'–' if value is None else f'{value:.4g}'}")
 
 
 def show_evaluation(rows: list[dict], about: list[str], directory: str, written: list[str]) -> None:
@@ -117,7 +123,7 @@ def show_advice(page: str, command: str, directory: str) -> None:
     from rich.markdown import Markdown
 
     Console().print(Markdown(page))
-    print(f"\nRun next: {command}")
+    print(f"\nRun next: {plain(command)}")
     print(f"Written to {directory}: advice.md, advice.json, curve.py, trial/")
 
 

@@ -3,8 +3,10 @@
 import difflib
 import errno
 import logging
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from numbers import Integral, Real
 from typing import Any
 
 
@@ -14,6 +16,23 @@ class InputError(ValueError):
 
 class Damaged(InputError):
     """A file that a run wrote, and that is not as it was written. The message names it and the way out."""
+
+
+class Unfinished(InputError):
+    """Parts of a run that could not be done, where all others were.
+
+    Attributes:
+        rows: Of the others; they are kept, and the same command does only what is missing.
+        failed: Why each part could not be done, by its name.
+    """
+
+    def __init__(self, rows: list[dict[str, Any]], failed: Mapping[str, str]):
+        self.rows, self.failed = rows, dict(failed)
+        reasons: dict[str, list[str]] = {}
+        for name, why in failed.items():
+            reasons.setdefault(why, []).append(name)
+        said = "; ".join(f"{', '.join(names)}: {why}" for why, names in reasons.items())
+        super().__init__(f"not done: {said}" + ("; the others are, and what they found is written" if rows else ""))
 
 
 class MachineError(RuntimeError):
@@ -78,6 +97,18 @@ class Once:
         if not self.said:
             self.said = True
             logging.getLogger("jtransfer").warning(f"{message}; this is said once", *values)
+
+
+def finite(value: Any, what: str, least: float = 0.0, below: float = math.inf, *, whole: bool = False) -> None:
+    """Refuse what is no finite number from `least` to below `below`.
+
+    Raises:
+        InputError: naming `what` it is.
+    """
+    kind = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+    if not (kind and math.isfinite(value) and least <= value < below):
+        upper = "" if math.isinf(below) else f" and below {below:g}"
+        raise InputError(f"{what} is {value!r}; expected a {'whole ' * whole}number of at least {least:g}{upper}")
 
 
 MOST = 40

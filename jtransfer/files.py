@@ -89,14 +89,15 @@ def writing(path: epath.PathLike | str) -> Iterator[None]:
         yield
     except (OSError, ImportError) as error:
         why = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), type(error).__name__)
-        if getattr(error, "errno", None) in NO_PATH or isinstance(error, ImportError):
+        if getattr(error, "errno", None) in NO_PATH or isinstance(error, IN_THE_WAY):
             raise InputError(f"{path} cannot be written: {why}; choose another place") from error
         raise MachineError(
             f"{path} cannot be written: {why}; make room or choose another place, and the same command goes on"
         ) from error
 
 
-NO_PATH = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENOTEMPTY)
+IN_THE_WAY = (FileExistsError, NotADirectoryError, IsADirectoryError, ImportError)
+NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENOTEMPTY)
 """What is wrong with a path itself, whatever the machine does."""
 
 
@@ -109,16 +110,23 @@ def read(path: epath.PathLike, most: int) -> bytes:
         OSError: it cannot be read, or is no plain file, or is larger.
     """
     path = epath.Path(path)
-    if "://" not in os.fspath(path):
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(f"{'a directory' if stat.S_ISDIR(status.st_mode) else 'a pipe or device'}, not a file")
-        length = status.st_size
-    else:
-        length = path.stat().length
-    if length > most:
+    if (length := _length(path)) > most:
         raise OSError(f"{length:,} bytes; at most {most:,} are read")
     return path.read_bytes()
+
+
+def _length(path):
+    """The bytes of a plain file.
+
+    Raises:
+        OSError: it is none.
+    """
+    if "://" in os.fspath(path):
+        return path.stat().length
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(f"{'a directory' if stat.S_ISDIR(status.st_mode) else 'a pipe or device'}, not a file")
+    return status.st_size
 
 
 def read_json(path: epath.Path) -> dict[str, Any]:
@@ -139,7 +147,7 @@ def read_json(path: epath.Path) -> dict[str, Any]:
 LARGEST_JSON = 1 << 28
 """Bytes; the largest `tokenizer.json` on the hub has a tenth of that."""
 
-FORMAT, SEAL = "format", "sha256"
+FORMAT, SEAL = "version", "sha256"
 """Keys of a sealed record: the version of its format, and the SHA-256 of the rest."""
 
 VERSION = 2
@@ -212,7 +220,55 @@ def _digest(values) -> str:
 
 
 RECORD = "jtransfer.json"
-"""The file in a directory that says which others in it were written together with it."""
+"""The file in a directory that says which others in it were written together with it, and the SHA-256 of each."""
+
+
+def write_together(directory: epath.PathLike, contents: Mapping[str, bytes]) -> None:
+    """Write some files of a directory, local or in an object store, and a record of them, by which `verify` knows them.
+
+    Raises:
+        MachineError: one of them cannot be written.
+    """
+    directory = epath.Path(directory)
+    for name, content in contents.items():
+        write(directory / name, content)
+    of_each = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(contents.items())}
+    write_record(directory / RECORD, {"files": of_each})
+
+
+def verify(directory: epath.PathLike) -> None:
+    """Check the files of a directory against the record that was written with them, if there is one.
+
+    Raises:
+        Damaged: one of them is not as it was written.
+    """
+    record = epath.Path(directory) / RECORD
+    if not record.exists():
+        return
+    way_out = f"write the directory again, or remove its {RECORD} if you changed it yourself"
+    version, values = read_record(record, way_out)
+    of_each = values.get("files") if version > 1 else {}
+    if not isinstance(of_each, dict):
+        raise Damaged(f"{record} is damaged (it lists no files); {way_out}")
+    for name, sha256 in of_each.items():
+        path = record.parent / name
+        if os.path.isabs(name) or ".." in Path(name).parts:
+            raise Damaged(f"{record} names {name!r}, which is outside its directory; {way_out}")
+        try:
+            _length(path)
+            same = _sha256(path) == sha256
+        except OSError as error:
+            raise Damaged(f"{path}, which was written with {record}, cannot be read ({error}); {way_out}") from error
+        if not same:
+            raise Damaged(f"{path} is damaged (its checksum differs); {way_out}")
+
+
+def _sha256(path):
+    digest = hashlib.sha256()
+    with epath.Path(path).open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 @contextmanager
@@ -225,34 +281,34 @@ def replacing(directory: epath.PathLike, about: Mapping[str, Any]) -> Iterator[P
 
     Args:
         directory: On a disk.
-        about: What the record in it says, beside the names of the files.
+        about: What the record in it says, beside the files and the SHA-256 of each.
 
     Raises:
         InputError: an object store, which cannot do this; or there is something at this place that was not written by
             an earlier call.
+        MachineError: it cannot be written.
     """
     check_replaceable(directory)
     target = Path(os.path.realpath(directory))
     aside = target.parent / f".{target.name}.jtransfer-old"
     draft = target.parent / f".{target.name}.{os.getpid()}.jtransfer-draft"
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _settle(target, aside)
-        _clear(target)
-        draft.mkdir()
-        yield draft
-        record = dict(about) | {"files": sorted(_files(draft) | {RECORD})}
-        (draft / RECORD).write_text(json.dumps(record, indent=2) + "\n")
-        for path in [*draft.rglob("*"), draft]:
-            _sync(path)
-        if not target.exists():
-            draft.rename(target)
-        elif not _exchange(draft, target):
-            target.rename(aside)
-            draft.rename(target)
-        _sync(target.parent)
-    except OSError as error:
-        raise InputError(f"{directory} cannot be written: {error}") from error
+        with writing(directory):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _settle(target, aside)
+            _clear(target)
+            draft.mkdir()
+            yield draft
+            of_each = {name: _sha256(draft / name) for name in sorted(_files(draft))}
+            (draft / RECORD).write_text(json.dumps(seal(dict(about) | {"files": of_each}), indent=2) + "\n")
+            for path in [*draft.rglob("*"), draft]:
+                _sync(path)
+            if not target.exists():
+                draft.rename(target)
+            elif not _exchange(draft, target):
+                target.rename(aside)
+                draft.rename(target)
+            _sync(target.parent)
     finally:
         _settle(target, aside)
         shutil.rmtree(draft, ignore_errors=True)  # the old directory, if it changed places with the new one
@@ -274,8 +330,9 @@ def check_replaceable(directory: epath.PathLike) -> None:
     there = _files(target)
     if there and not (target / RECORD).exists():
         raise InputError(f"{directory} is not empty, and holds no earlier export; choose another place")
-    written = read_json(target / RECORD).get("files") if there else []
-    extra = sorted(there.difference(map(str, written if isinstance(written, list) else [])))
+    written = read_record(target / RECORD, "move it away")[1].get("files") if there else ()
+    known = {RECORD, *map(str, written if isinstance(written, list | dict) else ())}  # a list in format 1
+    extra = sorted(there - known)
     if extra:
         raise InputError(
             f"{directory} holds more than an earlier export ({', '.join(extra[:5])}), which would be lost; move it away"

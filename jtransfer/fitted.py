@@ -73,7 +73,7 @@ def cell(config: Any, arm: Fitted, examples: Examples) -> Cell:
     @jax.jit
     def right(kernels, biases):
         logits = jnp.einsum("nd,sdc->snc", features[test], kernels) + biases[:, None]
-        return (logits.argmax(-1) == labels[test]).mean(-1)
+        return (logits.argmax(-1) == labels[test]).mean(-1), jnp.isfinite(logits).all((-1, -2))
 
     def run(shots, seeds):
         started = time.perf_counter()
@@ -83,7 +83,9 @@ def cell(config: Any, arm: Fitted, examples: Examples) -> Cell:
             for part, size in zip(zip(*draws, strict=True), (most, validation_shots(most)), strict=True)
         ]
         heads = arm.fit.call(features, np.asarray(labels), classes, *padded)
-        accuracy = np.asarray(right(heads.kernels, heads.biases))
+        accuracy, finite = map(np.asarray, right(heads.kernels, heads.biases))
+        if not finite.all():
+            raise InputError(f"{arm.name}: the heads of {shots} per class are not finite on the test rows")
         seconds = (time.perf_counter() - started) / len(seeds)
         return [
             {

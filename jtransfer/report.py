@@ -1,7 +1,8 @@
 """Results -> table and figure: the transfer curve of each method, with its cost and an honest interval.
 
 Results are rows, one for each (method, shots, seed). A report reads these fields of a row:
-`method`, `shots` (training labels a class; 0 without labels), `seed`, `test_accuracy` (0..1), `trainable`
+`method`, `shots` (training labels a class; 0 without labels), `seed`, `test_accuracy` (0..1; None where every trial
+diverged), `trainable`
 (parameters that learn) and `flops_per_step` (of one compiled training step, or None where the compiler tells none).
 """
 
@@ -21,6 +22,7 @@ from etils import epath
 from jtransfer import files
 from jtransfer.data.subsets import validation_shots
 from jtransfer.errors import InputError
+from jtransfer.texts import code, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,14 +44,16 @@ class Point:
     """Test accuracy of one method at one number of shots.
 
     Attributes:
-        mean: Over seeds, 0..1.
+        mean: Over seeds, 0..1; nan where all diverged.
         half: Half width of the 95% interval of the mean, in the same unit; nan for one seed.
-        n: Number of seeds.
+        n: Number of seeds in the mean.
+        diverged: Number of seeds that are not, as none of their trials stayed finite.
     """
 
     mean: float
     half: float
     n: int
+    diverged: int = 0
 
 
 def interval(values: Iterable[float]) -> tuple[float, float]:
@@ -80,11 +84,11 @@ def gather(results: Results) -> dict[tuple[str, int], Point]:
         InputError: no rows, a seed that stands twice in a cell (it would narrow the interval for nothing), or an
             accuracy outside 0..1.
     """
-    cells: dict[tuple[str, int], dict[int, float]] = {}
+    cells: dict[tuple[str, int], dict[int, float | None]] = {}
     for row in results:
         method, shots, seed, accuracy = (row[name] for name in ("method", "shots", "seed", "test_accuracy"))
         place = f"method '{method}', shots {shots}, seed {seed}"
-        if not 0 <= accuracy <= 1:
+        if accuracy is not None and not 0 <= accuracy <= 1:
             raise InputError(f"test_accuracy of {place} is {accuracy}; expected 0..1")
         seeds = cells.setdefault((method, shots), {})
         if seed in seeds:
@@ -92,7 +96,12 @@ def gather(results: Results) -> dict[tuple[str, int], Point]:
         seeds[seed] = accuracy
     if not cells:
         raise InputError("results are empty; expected at least one row to report")
-    return {cell: Point(*interval(seeds.values()), len(seeds)) for cell, seeds in cells.items()}
+    points = {}
+    for cell, seeds in cells.items():
+        reached = [accuracy for accuracy in seeds.values() if accuracy is not None]
+        mean, half = interval(reached) if reached else (math.nan, math.nan)
+        points[cell] = Point(mean, half, len(reached), len(seeds) - len(reached))
+    return points
 
 
 def table_markdown(results: Results, protocol: Sequence[str]) -> str:
@@ -108,8 +117,8 @@ def table_markdown(results: Results, protocol: Sequence[str]) -> str:
     shots = _shots(points)
     lines = [["method", "trainable parameters", f"{unit} / step", *map(str, shots)]]
     for method in _methods(points):
-        # Code marks, because a method's name may hold a pattern; a table needs its pipes escaped even there.
-        line = [f"`{method}`".replace("|", r"\|"), _trainable(results, method), _flops(results, method, scale)]
+        # Code marks, because a method's name may hold a pattern.
+        line = [code(method), _trainable(results, method), _flops(results, method, scale)]
         for cell in ((method, k) for k in shots):
             line.append(f"**{_percent(points[cell])}**" if cell in best else _percent(points.get(cell)))
         lines.append(line)
@@ -120,7 +129,7 @@ def table_markdown(results: Results, protocol: Sequence[str]) -> str:
         for line in (lines[0], rule, *lines[1:])
     ]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    bullets = "".join(f"- {line}\n" for line in protocol)
+    bullets = "".join(f"- {plain(line)}\n" for line in protocol)
     return f"{table}\n\n{_caption(results, points)}\n" + (f"\n{bullets}" if bullets else "")
 
 
@@ -142,7 +151,7 @@ def terminal_table(results: Results) -> "Table":
     for method in _methods(points):
         line = [Text(method), _trainable(results, method), _flops(results, method, scale)]
         for cell in ((method, k) for k in _shots(points)):
-            mean, *half = _percent(points.get(cell)).split(" ± ")
+            mean, *half = _percent(points.get(cell)).replace(" (", "\n(").split(" ± ")
             text = Text(mean, style="bold" if cell in best else "")
             line.append(text.append(f"\n±{half[0]}", "not bold dim") if half else text)
         table.add_row(*line)
@@ -157,7 +166,7 @@ def figure(results: Results, title: str) -> "Figure":
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    points = gather(results)
+    points = {cell: point for cell, point in gather(results).items() if point.n}
     shots = [k for k in _shots(points) if k]
     with style():
         figure = Figure(figsize=(8, 5), dpi=150)
@@ -165,8 +174,9 @@ def figure(results: Results, title: str) -> "Figure":
         axes = figure.add_axes((0.085, 0.13, 0.6, 0.73), xscale="log")
         _tick(axes, shots)
         ends = [_draw(axes, points, method, look) for method, look in _looks(points).items()]
-        _limit(axes, points, shots)
-        _name(figure, axes, ends)
+        if ends:
+            _limit(axes, points, shots)
+            _name(figure, axes, ends)
         axes.set_xlabel("labels per class (training + validation)")
         axes.set_ylabel("test accuracy (%)")
         size = min(13, 13 * 74 / max(len(title), 1))  # some 74 characters fill the width at 13 points
@@ -205,7 +215,7 @@ def _shots(points) -> list[int]:
 def _best(points) -> set[tuple[str, int]]:
     """The cells that show the highest mean of their column; a cell alone in its column beats nobody."""
     shown = {cell: f"{100 * point.mean:.1f}" for cell, point in points.items()}
-    columns = [[cell for cell in points if cell[1] == shots] for shots in _shots(points)]
+    columns = [[cell for cell in points if cell[1] == shots and points[cell].n] for shots in _shots(points)]
     tops = [max(column, key=lambda cell: points[cell].mean) for column in columns if len(column) > 1]
     return {cell for cell in points for top in tops if cell[1] == top[1] and shown[cell] == shown[top]}
 
@@ -213,6 +223,8 @@ def _best(points) -> set[tuple[str, int]]:
 def _percent(point: Point | None) -> str:
     if point is None:
         return MISSING
+    if not point.n:
+        return f"{MISSING} ({point.diverged} diverged)"
     return f"{100 * point.mean:.1f}" + ("" if math.isnan(point.half) else f" ± {100 * point.half:.1f}")
 
 
@@ -254,6 +266,7 @@ def _seeds(n: int) -> str:
 
 def _caption(results, points) -> str:
     """What the numbers are; the usual number of seeds, then each column or cell that has another."""
+    points = {cell: point for cell, point in points.items() if point.n} or points
     columns = {k: {cell: point.n for cell, point in points.items() if cell[1] == k} for k in _shots(points)}
     counts = Counter(n for k, column in columns.items() if k or len(columns) == 1 for n in column.values())
     usual = max(counts, key=lambda n: (counts[n], n))
@@ -278,6 +291,8 @@ def _caption(results, points) -> str:
 
 
 def _subtitle(points) -> str:
+    if not points:
+        return "every trial diverged"
     counts = {point.n for (_, k), point in points.items() if k} or {point.n for point in points.values()}
     many = _seeds(max(counts)) if len(counts) == 1 else f"{min(counts)} to {_seeds(max(counts))}"
     return f"{many}, no interval" if counts == {1} else f"mean over {many} and its 95% Student-t interval"

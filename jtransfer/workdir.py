@@ -2,12 +2,18 @@
 
 import hashlib
 import json
+import os
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from etils import epath
 
 from jtransfer import files
 from jtransfer.errors import Damaged, InputError
+
+MOST = 10
+"""Keys that an error names."""
 
 
 def claim(workdir: epath.Path, config: dict[str, Any], may_grow: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -22,12 +28,36 @@ def claim(workdir: epath.Path, config: dict[str, Any], may_grow: tuple[str, ...]
         The config with what was there before.
 
     Raises:
-        InputError: any other key differs (the error names each), or the directory cannot be used.
+        InputError: as `check`.
         Damaged: `config.json` is not as it was written.
     """
+    config = check(workdir, config, may_grow)
+    files.write_record(workdir / "config.json", config)
+    return config
+
+
+def check(
+    workdir: epath.Path, config: dict[str, Any], may_grow: tuple[str, ...] = (), later: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """What `claim` checks, without a trace: so that a bad directory is known before anything is loaded or computed.
+
+    Args:
+        workdir: The directory.
+        config: As of `claim`.
+        may_grow: As of `claim`.
+        later: Keys that the config does not have yet, and that are not compared.
+
+    Returns:
+        The config with what was there before.
+
+    Raises:
+        InputError: any other key differs (the error names each), or there is a file in the directory's place.
+        Damaged: `config.json` is not as it was written.
+        MachineError: nothing can be written there.
+    """
     path = workdir / "config.json"
+    _writable(workdir)
     with files.writing(f"workdir {workdir}"):
-        workdir.mkdir(parents=True, exist_ok=True)
         there = path.exists()
     if there:
         _, before = files.read_record(
@@ -37,22 +67,54 @@ def claim(workdir: epath.Path, config: dict[str, Any], may_grow: tuple[str, ...]
             f"{key} is {json.dumps(ours)} here and {json.dumps(theirs)} there"
             for key, (ours, theirs) in _differences(config, before)
             if key not in may_grow
+            and key.partition(".")[0] not in later
+            and not (key == DATA and same_data(ours, theirs))
         )
         if differing:
+            more = f"; and {len(differing) - MOST} keys more" if len(differing) > MOST else ""
             raise InputError(
-                f"workdir {workdir} belongs to another config: {'; '.join(differing)}; choose another --workdir"
+                f"workdir {workdir} belongs to another config: {'; '.join(differing[:MOST])}{more}; choose another "
+                "--workdir"
             )
         if odd := [key for key in may_grow if type(before.get(key)) is not type(config[key])]:
             raise Damaged(f"{path} is damaged ({odd[0]} is {before.get(odd[0])!r}); choose another --workdir")
         config = config | {key: _union(before[key], config[key]) for key in may_grow}
-    files.write_record(path, config)
+        if "fingerprints" in config:
+            config["fingerprints"] = config["fingerprints"] | {"data": before["fingerprints"]["data"]}
     return config
+
+
+DATA = "fingerprints.data"
+
+
+def _writable(workdir):
+    """Refuse a path in which no directory can be written, by the nearest part of it that is there."""
+    if "://" in os.fspath(workdir):
+        return
+    place = Path(os.path.abspath(workdir))
+    with files.writing(f"workdir {workdir}"):
+        while True:
+            try:
+                os.lstat(place)
+                break
+            except FileNotFoundError:
+                place = place.parent
+        tempfile.TemporaryFile(dir=place).close()
 
 
 def fingerprint(config: dict[str, Any], may_grow: tuple[str, ...] = ()) -> str:
     """16 hexadecimal digits over what may not differ between two runs in one directory."""
     fixed = {key: value for key, value in config.items() if key not in may_grow}
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def same_data(ours: Any, theirs: Any) -> bool:
+    """Whether a fingerprint of data is the one that a run was started with.
+
+    Where names and sizes stand for the data, a digest of all bytes follows after a dot. Format 1 had what stands
+    before the dot alone: then that counts, and the run keeps it.
+    """
+    return theirs in (ours, str(ours).partition(".")[0])
 
 
 def _differences(ours: Any, theirs: Any, prefix: str = ""):

@@ -53,6 +53,7 @@ def worth(rows: Sequence[Mapping], reference: str = ZERO_SHOT) -> dict[str, Wort
     """
     from scipy.special import ndtri, stdtrit  # quantiles, as those of scipy.stats, whose import takes a second
 
+    rows = [row for row in rows if row["test_accuracy"] is not None]  # what diverged says nothing
     level = [row["test_accuracy"] for row in rows if row["method"] == reference]
     found = {}
     for method in dict.fromkeys(row["method"] for row in rows if level):

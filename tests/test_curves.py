@@ -160,7 +160,7 @@ def test_a_workdir_that_cannot_be_used_is_refused_before_any_compile(file, tmp_p
     with pytest.raises(InputError, match="workdir .*taken/run cannot be written: .*Not a directory"):
         run(file, tmp_path / "taken" / "run")
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(InputError, match="config.json is damaged: not JSON"):
+    with pytest.raises(InputError, match="config.json is damaged"):
         run(file, tmp_path)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from jtransfer.advice import rules
 from jtransfer.config import curve_defaults
 from jtransfer.data.subsets import validation_shots
+from jtransfer.texts import cell, code, documented, plain
 
 SHOTS = (1, 2, 5, 10, 25, 50, 100)
 SEEDS = 5
@@ -22,23 +23,24 @@ OTHER = {"few": "many", "many": "few", "near": "far", "far": "near"}
 
 def markdown(advice: dict[str, Any]) -> str:
     """The page, from what `advice.json` holds."""
-    method, alternative, seeds = advice["method"], advice["alternative"], advice["config"]["seeds"]
-    paired = "; ".join(f"`{name}` {_points(own)} points" for name, own in advice["trial"].items())
+    method, alternative, seeds = advice["method"], advice["alternative"], _compared(advice)
+    lost = advice["config"]["seeds"] - seeds
+    paired = "; ".join(f"{code(name)} {_points(own)} points" for name, own in advice["trial"].items())
     parts = [
-        f"# Use `{method}` for {advice['target']} with {advice['backbone']}",
+        f"# Use {code(method)} for {plain(advice['target'])} with {plain(advice['backbone'])}",
         f"{HARM[advice['negative_transfer']]}. At {advice['shots']} labels of each class, minus scratch: {paired}.",
         _list(advice["because"]),
-        f"`{method}` {_cost(advice, method)}; the alternative, `{alternative}`, {_cost(advice, alternative)}.",
+        f"{code(method)} {_cost(advice, method)}; the alternative, {code(alternative)}, {_cost(advice, alternative)}.",
         "## Where the task stands",
         _table(["", "near task", "far task"], [_quadrants(advice, size) for size in ("few", "many")]),
         "## Evidence",
-        _table(["what", "value", "how"], advice["evidence"]),
+        _table(["what", "value", "how"], [map(cell, line) for line in advice["evidence"]]),
         "## Trial against scratch",
         _table(["method", "accuracy, %", "minus scratch, points", "negative transfer"], _trial(advice)),
         f"Trained on {advice['shots']} labels of each class, and {validation_shots(advice['shots'])} more that choose "
-        f"the rate; {seeds} seeds; accuracy on {advice['held_out']:,} training rows held out from all of them. ± is "
-        "half the 95% Student-t interval of the differences seed by seed: it covers draws of labels and starts, on "
-        "these held-out rows. No test row was read.",
+        f"the rate; {seeds} seeds{f' ({lost} more diverged)' if lost else ''}; accuracy on {advice['held_out']:,} "
+        "training rows held out from all of them. ± is half the 95% Student-t interval of the differences seed by "
+        "seed: it covers draws of labels and starts, on these held-out rows. No test row was read.",
         _list(advice["protocol"]),
         "## Cost of a training step",
         _table(["method", "parameters that learn", "MFLOP", "optimiser, bytes"], _costs(advice)),
@@ -60,13 +62,18 @@ def next_config(advice: dict[str, Any]) -> str:
     lines = pprint.pformat(values, width=112, sort_dicts=False).replace("\n", "\n        ")
     return (
         f'"""What `jtransfer advise` recommends, its alternative and scratch, against labels per class.\n\n'
-        f'{advice["next"]}\n"""\n\nfrom ml_collections import ConfigDict\n\n\n'
+        f'{documented(advice["next"])}\n"""\n\nfrom ml_collections import ConfigDict\n\n\n'
         f"def get_config():\n    return ConfigDict(\n        {lines}\n    )\n"
     )
 
 
+def _compared(advice):
+    """Seeds in which every method of the trial stayed finite."""
+    return len(advice["accuracies"][rules.SCRATCH])
+
+
 def _list(lines):
-    return "\n".join(f"- {line}" for line in lines)
+    return "\n".join(f"- {plain(line)}" for line in lines)
 
 
 def _table(names, rows):
@@ -76,7 +83,7 @@ def _table(names, rows):
 def _quadrants(advice, size):
     cells = []
     for gap in ("near", "far"):
-        name = f"`{advice['table'][f'{size} {gap}']}`"
+        name = code(advice["table"][f"{size} {gap}"])
         cells.append(f"**{name} ← here**" if (size, gap) == (advice["labels"], advice["gap"]) else name)
     return [f"{size} labels", *cells]
 
@@ -85,8 +92,7 @@ def _trial(advice):
     base = advice["accuracies"][rules.SCRATCH]
     first = [f"`{rules.SCRATCH}`", f"{100 * math.fsum(base) / len(base):.1f}", "", ""]
     return [first] + [
-        [f"`{name}`", f"{100 * own['accuracy']:.1f}", _points(own), own["harm"]]
-        for name, own in advice["trial"].items()
+        [code(name), f"{100 * own['accuracy']:.1f}", _points(own), own["harm"]] for name, own in advice["trial"].items()
     ]
 
 
@@ -105,12 +111,12 @@ def _costs(advice):
     for name, own in advice["costs"].items():
         shown = (f"{own['trainable']:,}", f"{own['flops_per_step'] / 1e6:,.1f}", f"{own['optimiser_bytes']:,}")
         shares = (own[key] / whole[key] for key in ("trainable", "flops_per_step", "optimiser_bytes"))
-        rows.append([f"`{name}`", *(f"{text} ({share:.2g})" for text, share in zip(shown, shares, strict=True))])
+        rows.append([code(name), *(f"{text} ({share:.2g})" for text, share in zip(shown, shares, strict=True))])
     return rows
 
 
 def _changes(advice):
-    labels, gap, shots, seeds = advice["labels"], advice["gap"], advice["shots"], advice["config"]["seeds"]
+    labels, gap, shots, seeds = advice["labels"], advice["gap"], advice["shots"], _compared(advice)
     lines = []
     for name, own in advice["trial"].items():
         if own["harm"] == rules.UNDECIDED and own["difference"]:

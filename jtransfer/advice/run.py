@@ -5,6 +5,7 @@ and compares on others. The test rows of the dataset are never read.
 """
 
 import json
+import shlex
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -13,10 +14,11 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from jtransfer import arms, checkpoints, curves, files, methods
+from jtransfer import config as configs
 from jtransfer.advice import page, rules
-from jtransfer.config import check, curve_defaults, resolved
+from jtransfer.config import curve_defaults, resolved
 from jtransfer.data import sources, splits
-from jtransfer.data.dataset import Dataset, Lazy
+from jtransfer.data.dataset import Dataset, Lazy, damaged
 from jtransfer.data.subsets import validation_shots
 from jtransfer.errors import InputError
 from jtransfer.evaluate import transferability as scores
@@ -24,6 +26,7 @@ from jtransfer.evaluate.protocols import structure
 from jtransfer.evaluate.protocols.rows import Run
 from jtransfer.evaluate.store import Store, default_store
 from jtransfer.evaluate.task import Progress, Reader, Task, split
+from jtransfer.texts import plain
 from jtransfer.train import costs
 from jtransfer.tree import partition, size
 
@@ -83,7 +86,7 @@ def prepare(config, progress: Progress = lambda what, done, rows: None) -> Plan:
     Raises:
         InputError: whatever in the config cannot be run.
     """
-    check("advise", config)
+    configs.check("advise", config)
     if config.seeds < LEAST_SEEDS:
         raise InputError(f"config.seeds is {config.seeds!r}; expected at least {LEAST_SEEDS}, to compare in pairs")
     without = [name for name in config.methods if not methods.parse(name).pretrained]
@@ -97,9 +100,8 @@ def prepare(config, progress: Progress = lambda what, done, rows: None) -> Plan:
     drawn, held_out, _ = split(pool, config.validation)
     least = np.bincount(pool.labels[drawn], minlength=len(pool.classes)).min()
     possible = [k for k in range(1, MOST_SHOTS + 1) if k + validation_shots(k) <= least]
-    trial = {key: config[key] for key in curve_defaults()}
-    trial |= {"methods": (rules.SCRATCH, *config.methods), "shots": (config.shots or max(possible, default=1),)}
-    curve = curves.prepare(ConfigDict(trial), replace(pool, pool=drawn, test=held_out))
+    trial = _trial(config, config.shots or max(possible, default=1))
+    curve = curves.prepare(trial, replace(pool, pool=drawn, test=held_out))
 
     rows = pool.pool
     scored = subset(pool, splits.stratified(pool.labels, rows, MOST_ROWS)) if len(rows) > MOST_ROWS else pool
@@ -119,10 +121,31 @@ def prepare(config, progress: Progress = lambda what, done, rows: None) -> Plan:
     return Plan(config, curve, task, transferability, domain_gap, built, small)
 
 
+def check(config, directory: epath.PathLike) -> None:
+    """Refuse a directory that a config cannot have, before anything is loaded.
+
+    Raises:
+        InputError: its trial is of another config, or it is none.
+        MachineError: nothing can be written there.
+    """
+    curves.check(_trial(config, config.shots or 1), epath.Path(directory) / "trial")
+
+
+def _trial(config, shots):
+    trial = {key: config[key] for key in curve_defaults()}
+    return ConfigDict(trial | {"methods": (rules.SCRATCH, *config.methods), "shots": (shots,)})
+
+
 def subset(dataset: Dataset, rows: np.ndarray) -> Dataset:
     """Some rows of a dataset, numbered anew, as pool and as test rows alike; the others are out of reach."""
-    identity = f"{sources.fingerprint(dataset)} {len(rows)} rows"
-    lazy = Lazy(len(rows), lambda places: dataset.inputs[rows[places]], identity)
+    named, *contents = sources.fingerprint(dataset).split(".")
+    lazy = Lazy(
+        len(rows),
+        lambda places: dataset.inputs[rows[places]],
+        f"{named} {len(rows)} rows",
+        *contents,
+        damaged=lambda places: damaged(dataset.inputs, rows[places]),
+    )
     every = np.arange(len(rows))
     return replace(dataset, inputs=lazy, labels=dataset.labels[rows], pool=every, test=every)
 
@@ -158,7 +181,8 @@ def measure(plan: Plan) -> Evidence:
         ),
     ]
     for row in plan.transferability():
-        lines += [(name, f"{value:.3g}", row["how"]) for name, value in row["metrics"].items()]
+        shown = {name: "–" if value is None else f"{value:.3g}" for name, value in row["metrics"].items()}
+        lines += [(name, value, row["how"]) for name, value in shown.items()]
     if plan.domain_gap is None:
         lines.append(("domain gap", "unknown", "config.source names no source: the classes explained stand for it"))
         return Evidence(lines, explained, error)
@@ -221,6 +245,13 @@ def run(plan: Plan, evidence: Evidence, directory: epath.PathLike, on_cell: curv
     rows = curves.run(curve, directory / "trial", on_cell)
     (shots,) = curve.config.shots
     rows = [row for row in rows if row["shots"] == shots and row["seed"] < config.seeds]
+    lost = {row["seed"]: row["method"] for row in rows if row["test_accuracy"] is None}
+    rows = [row for row in rows if row["seed"] not in lost]  # methods are compared on the same seeds
+    if len({row["seed"] for row in rows}) < 2:
+        raise InputError(
+            f"the trial compares nothing: in {len(lost)} of {config.seeds} seeds every rate diverged, as with "
+            f"'{next(iter(lost.values()))}'; give lower ones in config.hyper, and another --workdir"
+        )
     accuracies = {arm.name: [row["test_accuracy"] for row in rows if row["method"] == arm.name] for arm in curve.arms}
     counts = np.bincount(curve.dataset.labels, minlength=len(curve.dataset.classes))
     of_each = {name: _cost(arm, config) for name, arm in plan.arms.items()}
@@ -247,13 +278,17 @@ def run(plan: Plan, evidence: Evidence, directory: epath.PathLike, on_cell: curv
         "fewest": int(counts.min()),
         "held_out": len(curve.examples.test),
         "costs": of_each,
-        "next": f"jtransfer curve --config={directory / 'curve.py'} --workdir={directory / 'curve'}",
+        "next": shlex.join(
+            ["jtransfer", "curve", f"--config={directory / 'curve.py'}", f"--workdir={directory / 'curve'}"]
+        ),
         "config": resolved(config),
         "fingerprints": curve.fingerprints,
     }
     files.write(directory / "curve.py", page.next_config(advice))
     files.write(directory / "advice.json", json.dumps(advice, indent=2) + "\n")
-    files.write(directory / "advice.md", page.markdown(advice) + f"\n## What to run next\n\n    {advice['next']}\n")
+    files.write(
+        directory / "advice.md", page.markdown(advice) + f"\n## What to run next\n\n    {plain(advice['next'])}\n"
+    )
     return advice
 
 

@@ -87,15 +87,16 @@ class Backbone:
                 sixteen at a time, for few shapes to compile, or every one where the new tokens need the place.
             key: To draw tokens with, at a temperature above 0.
             **options: Of `models.generation.generate`: `max_new_tokens`, `temperature`, `top_k`, `top_p`,
-                `eos_token_id`, `pad_token_id`; the last two are by default the checkpoint's.
+                `eos_token_id`, `pad_token_id`; all but the first are by default the checkpoint's, as in transformers:
+                where its `generation_config.json` has `do_sample`, tokens are drawn unless `temperature=0`.
 
         Returns:
             `[batch, tokens + max_new_tokens]`, the prompts and what follows: `[:, -max_new_tokens:]` is what follows,
             and `preprocess.decode` makes it texts.
 
         Raises:
-            InputError: a backbone without a head of language modelling, padding on the right, or options that are
-                unknown or cannot be.
+            InputError: a backbone without a head of language modelling, padding on the right, options that are unknown
+                or cannot be, or a checkpoint that asks for another way of generating.
         """
         inputs = calls.checked(self, batch)
         if unknown := inputs.keys() - {"input_ids", "attention_mask"}:
@@ -105,9 +106,7 @@ class Backbone:
         if type(new := options.get("max_new_tokens")) is not int:
             raise InputError(f"generate needs max_new_tokens=..., a whole number; found {new!r}")
         inputs = calls.without_padding(inputs, new, self.config.positions)
-        ends = options.pop("eos_token_id", getattr(self.config, "eos_tokens", ()))
-        options["eos_token_id"] = (ends,) if isinstance(ends, int) else tuple(ends or ())
-        options.setdefault("pad_token_id", getattr(self.config, "pad_token", None))
+        options = calls.generation_options(self, options)
         return _generate(self.whole, tuple(sorted(options.items())), self.params, inputs, key)
 
     def tower(self, name: str) -> "Backbone":
@@ -280,8 +279,11 @@ def save(
     tree: Tree,
     classes: tuple[str, ...] = (),
     preprocessor: Mapping[str, Any] | None = None,
+    beside: Mapping[str, bytes] | None = None,
 ) -> None:
     """Write a backbone (with `head/` for `classes`, if any) in our own layout: `config.json` and `model.safetensors`.
+
+    `jtransfer.json` beside them has the SHA-256 of each, by which `load` tells damage.
 
     Args:
         directory: Where; files there are replaced.
@@ -290,14 +292,16 @@ def save(
         classes: Names of the head's classes.
         preprocessor: What makes the model's inputs of images, in the keys of Hugging Face's
             `preprocessor_config.json`; None where they are taken as they are.
+        beside: More files, as a tokenizer's.
     """
     from safetensors.numpy import save as to_bytes
 
     config = described(model.config) | {"classes": list(classes)}
     config |= {"preprocessor": dict(preprocessor)} if preprocessor else {}
-    content = to_bytes({path: np.asarray(leaf, order="C") for path, leaf in sorted(tree.items())})
-    files.write(epath.Path(directory) / "model.safetensors", content)
-    files.write(epath.Path(directory) / "config.json", json.dumps(config, indent=2) + "\n")
+    weights = to_bytes({path: np.asarray(leaf, order="C") for path, leaf in sorted(tree.items())})
+    described_as = (json.dumps(config, indent=2) + "\n").encode()
+    contents = {"model.safetensors": weights, "config.json": described_as}
+    files.write_together(directory, contents | dict(beside or {}))
 
 
 def _same(x):

@@ -7,7 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from jtransfer import files
+from jtransfer.data import keys
 from jtransfer.errors import InputError, nearest
+from jtransfer.models import check_ids, tables
 
 
 def parameters(backbone: Any) -> Mapping[str, inspect.Parameter]:
@@ -46,7 +49,21 @@ def checked(backbone: Any, batch: Any) -> dict[str, Any]:
     whole = [max(axis) for axis in zip(*texts.values(), strict=True)]
     if any(shape not in (whole, [1, *whole[1:]]) for shape in texts.values()):  # one row may serve the whole batch
         raise InputError(f"{what}: expected one shape, found {', '.join(f'{k} {v}' for k, v in texts.items())}")
+    rows = tables(backbone.config)
+    for name, x in arrays.items():
+        if isinstance(x, jax.core.Tracer) or (isinstance(x, jax.Array) and not x.is_fully_addressable):
+            continue  # a number without a row is NaN there
+        if name in rows:
+            check_ids(what, name, x, rows[name])
+        elif name == "attention_mask" and not np.isin(x, (0, 1)).all():
+            raise InputError(f"{what}: attention_mask holds {_strange(x)}; expected 1 for a token, 0 for padding")
     return arrays
+
+
+def _strange(mask):
+    """The first value of a mask that is neither 0 nor 1."""
+    mask = np.asarray(mask)
+    return mask[~np.isin(mask, (0, 1))][0]
 
 
 def _array(what, x, example):
@@ -104,3 +121,47 @@ def without_padding(inputs: Mapping[str, Any], new: int, positions: int, step: i
     if mask.shape[1] - (start - start % step) + new <= positions:
         start -= start % step
     return {name: x[:, start:] for name, x in inputs.items()}
+
+
+SAMPLING = {"temperature": 1.0, "top_k": 50, "top_p": 1.0}
+"""What transformers draws tokens with where a checkpoint says `do_sample` and nothing more."""
+
+
+def generation_options(backbone: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of `generate`, and where they leave one out what the checkpoint says of it.
+
+    As in transformers, that is `generation_config.json` if there is one, and else `config.json`: tokens are drawn only
+    where `do_sample` is true, or a temperature above 0 is among the options.
+
+    Args:
+        backbone: Whose checkpoint it is.
+        options: Of a call.
+
+    Raises:
+        InputError: the checkpoint asks for a way of generating that is not here, as `repetition_penalty`.
+    """
+    file, values, config = None, {}, backbone.config
+    said: dict[str, Any] = {
+        "eos_token_id": getattr(config, "eos_tokens", ()),
+        "pad_token_id": getattr(config, "pad_token", None),
+    }
+    if backbone.origin is not None and backbone.origin.layout == "huggingface":
+        file = backbone.origin.directory / "generation_config.json"
+        if file.exists():
+            values = files.read_json(file)
+            said = {key: values.get(key) for key in said}
+            keys.check(file, values, keys.GENERATION)
+        else:
+            file = backbone.origin.directory / "config.json"
+            known = (*keys.GENERATION.only, "do_sample", *SAMPLING)
+            values = {key: x for key, x in backbone.origin.values.items() if key in known}
+            keys.check(file, values, keys.GENERATION)
+    given = {key: values[key] for key in SAMPLING if values.get(key) is not None}
+    if wrong := [key for key, x in given.items() if isinstance(x, bool) or not isinstance(x, int | float)]:
+        raise InputError(f"{file}: {wrong[0]} is {given[wrong[0]]!r}; expected a number")
+    given = SAMPLING | given if values.get("do_sample") else given | {"temperature": 0.0}
+    if options.get("temperature", given["temperature"]) == 0:
+        given = {"temperature": 0.0}
+    ends = (said | options)["eos_token_id"]
+    ends = (ends,) if isinstance(ends, int) else tuple(ends or ())
+    return given | said | dict(options) | {"eos_token_id": ends}

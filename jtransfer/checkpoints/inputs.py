@@ -1,6 +1,7 @@
 """A backbone for a dataset, and what makes its inputs of the dataset's: the checkpoint's own processor or tokenizer."""
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ from jtransfer.checkpoints.backbone import Backbone, load
 from jtransfer.data import preprocess
 from jtransfer.errors import InputError
 from jtransfer.models import check_images
+
+log = logging.getLogger("jtransfer")
 
 BLOCK = 256
 """Rows that are decoded at once."""
@@ -37,12 +40,11 @@ class Texts:
     tokens: int
 
     def __call__(self, inputs: list) -> Arrays:
-        return self.tokenizer(*_columns(inputs), length=self.tokens)
+        return self.tokenizer.read(*_columns(inputs), length=self.tokens)[0]
 
     def cut(self, inputs: list) -> int:
         """How many of some texts are longer than `tokens`."""
-        texts, pairs = _columns(inputs)
-        return sum(cut for _, _, cut in self.tokenizer.encode(texts, pairs, self.tokens))
+        return sum(was_cut for _, _, was_cut in self.tokenizer.rows(*_columns(inputs), self.tokens))
 
 
 def load_for(
@@ -121,14 +123,16 @@ def example(arrays: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
 
 def tokenizer_files(backbone: Backbone) -> dict[str, bytes]:
     """The files of a backbone's tokenizer by name, to lie beside a model that was trained from it."""
-    from jtransfer.data.text import FILES
+    from jtransfer.data.text import files_in
     from jtransfer.data.tokenizer_files import OF_MODELS
 
-    there = backbone.origin.directory
-    found = {path.name: path.read_bytes() for pattern in FILES for path in there.glob(pattern)}
+    found = files_in(backbone.origin.directory)
     # The class that transformers would take, which our own config does not tell.
     kind = OF_MODELS.get(backbone.origin.values.get("model_type"), "CLIPTokenizer")
     found.setdefault("tokenizer_config.json", json.dumps({"tokenizer_class": kind}).encode())
+    if clean := preprocess.cleaning_of(backbone.origin):  # which open_clip's own config says elsewhere
+        values = json.loads(found["tokenizer_config.json"]) | {"clean": clean}
+        found["tokenizer_config.json"] = json.dumps(values, indent=2).encode()
     return found
 
 
@@ -152,17 +156,16 @@ def _for_texts(backbone: Backbone, data: Any, tokens: int) -> Texts:
     tokenizer = backbone.preprocess
     if tokens > tokenizer.limit:
         raise InputError(f"config.load.tokens is {tokens}; backbone '{backbone.name}' takes {tokenizer.limit} at most")
-    if tokenizer.whole:
-        tokens = tokens or tokenizer.limit
-    if not tokens:
-        longest = 1
-        for start in range(0, len(data.inputs), BLOCK):
-            texts, pairs = _columns(data.inputs[np.arange(start, min(start + BLOCK, len(data.inputs)))])
-            longest = max(longest, *(len(ids) for ids, _, _ in tokenizer.encode(texts, pairs, tokenizer.limit)))
+    limit, longest, cut = tokens or tokenizer.limit, 1, 0
+    for start in range(0, len(data.inputs), BLOCK):
+        columns = _columns(data.inputs[np.arange(start, min(start + BLOCK, len(data.inputs)))])
+        rows = tokenizer.rows(*columns, limit)  # which refuses a token that the model has no row for
+        longest, cut = max(longest, *(len(ids) for ids, _, _ in rows)), cut + sum(was_cut for _, _, was_cut in rows)
+    if cut:
+        log.warning("%s: %d of %d texts are longer than %d tokens and are cut", data.name, cut, len(data.inputs), limit)
+    if not tokens and not tokenizer.whole:
         tokens = min(-(-longest // TOKENS) * TOKENS, tokenizer.limit)
-    made = Texts(tokenizer, tokens)
-    made(data.inputs[np.arange(1)])
-    return made
+    return Texts(tokenizer, tokens or tokenizer.limit)
 
 
 def _columns(inputs: list) -> tuple[list[str], list[str] | None]:

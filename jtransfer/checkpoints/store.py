@@ -131,8 +131,13 @@ def _alias(directory):
     return made
 
 
+LONGEST = 300
+"""Characters that are shown of what Orbax says, which may hold its whole configuration."""
+
+
 def _first_line(error):
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."
 
 
 def _is_of_1(tree, record):

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from jtransfer.errors import InputError
+
 
 @dataclass(frozen=True, eq=False)
 class Lazy:
@@ -20,11 +22,15 @@ class Lazy:
         read: From row numbers `[n]` to a list of n inputs: uint8 images `[height, width, channels]` of any sizes,
             texts, or pairs of texts.
         identity: What stands for all the bytes in a fingerprint.
+        contents: Digest of all the bytes where `identity` does not change with each of them; "" where it does.
+        damaged: From row numbers to what is wrong with those rows that cannot be read, found without decoding them.
     """
 
     count: int
     read: Callable[[np.ndarray], list]
     identity: str
+    contents: str = ""
+    damaged: Callable[[np.ndarray], list[str]] = lambda rows: []
 
     def __len__(self) -> int:
         return self.count
@@ -74,16 +80,54 @@ def each(call: Callable, *items: Iterable) -> list:
     return list(_threads().map(call, *items))
 
 
+def refused(call: Callable, *items: Iterable) -> list[str]:
+    """What a call says of those items that it refuses; it has `each` apply it to all."""
+
+    def said(*own):
+        try:
+            call(*own)
+        except InputError as error:
+            return str(error)
+
+    return list(filter(None, each(said, *items)))
+
+
+def check_whole(dataset: Dataset, rows: np.ndarray) -> None:
+    """Refuse damaged rows before a run starts, which would meet them in its middle.
+
+    Raises:
+        InputError: the first of them, how many there are, and the names of some.
+    """
+    found = damaged(dataset.inputs, rows)
+    if len(found) > 1:
+        others = "; ".join(found[1 : 1 + SHOWN])
+        found[0] += f"; in all {len(found)} of the {len(rows)} rows of {dataset.name} cannot be read: {others}"
+        found[0] += ", ..." if len(found) > 1 + SHOWN else ""
+    if found:
+        raise InputError(found[0])
+
+
+def damaged(inputs: Any, rows: np.ndarray) -> list[str]:
+    """What is wrong with those rows of inputs that cannot be read; nothing is wrong with arrays."""
+    return inputs.damaged(rows) if isinstance(inputs, Lazy) else []
+
+
+SHOWN = 3
+"""Damaged rows that an error lists beside the first."""
+
+
 def fingerprint(dataset: Dataset) -> str:
     """16 hex digits of a SHA-256 over arrays, dtypes, shapes, classes and splits; the name does not count.
 
-    Of `Lazy` inputs it covers their `identity` alone, and not every byte.
+    Of `Lazy` inputs it covers their `identity`; after a dot follow their `contents`, if they have any. Versions that
+    knew no contents wrote what stands before the dot, see `workdir.same`.
     """
     digest = hashlib.sha256(repr(dataset.classes).encode())
     lazy = isinstance(dataset.inputs, Lazy)
     if lazy:
-        digest.update(dataset.inputs.identity.encode())
+        digest.update(dataset.inputs.identity.encode("utf-8", "surrogateescape"))
     for array in (*(() if lazy else (dataset.inputs,)), dataset.labels, dataset.pool, dataset.test):
         digest.update(f"{array.dtype.str}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array))
-    return digest.hexdigest()[:16]
+    contents = dataset.inputs.contents if lazy else ""
+    return ".".join(filter(None, (digest.hexdigest()[:16], contents)))

@@ -1,104 +1,223 @@
 """A folder of image files as a dataset: one directory for each class, each file read when its row is asked for."""
 
-import io
-import re
-from collections.abc import Iterable
+import hashlib
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from etils import epath
 
-from jtransfer.data.dataset import Dataset, Lazy, each
+from jtransfer import files
+from jtransfer.data.dataset import Dataset, Lazy, each, refused
+from jtransfer.data.downloads import Places, entries, printable, shown
 from jtransfer.data.splits import hold_out_a_fifth
 from jtransfer.errors import InputError, nearest
 
-SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
+log = logging.getLogger("jtransfer")
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+"""Of the formats that `pictures` decodes, in small or capital letters."""
+
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
+"""What directories of splits are called, in small or capital letters, and what is meant."""
+
+BLOCK = 4096
+"""Files that are handed to the threads at once."""
+
+
+class Folder(NamedTuple):
+    """A folder while it is read: where it is, which of its directories were entered, and what was left out of it."""
+
+    root: str
+    places: Places
+    left_out: Counter
 
 
 def read(name: str, directory: str) -> Dataset:
     """The dataset in a folder, with the layouts that `sources.load` describes.
 
-    Classes are the names of directories, in the order of the alphabet. Names that begin with a dot, and files with
-    other endings, are left out.
+    Classes are the names of directories, in the order of the alphabet; a class has all images in its directory and in
+    those below it. Names that begin with a dot, and files with other endings, are left out; the note counts them. Every
+    file is read once, for the fingerprint of the data; it is decoded when its row is asked for.
 
     Raises:
-        InputError: there is no such folder, or one that holds no two classes of images.
+        InputError: there is no such folder, or one that holds no two classes of images; something in it is no file,
+            cannot be read, or leads out of the folder.
     """
-    root = epath.Path(directory)
-    if not directory or not root.is_dir():
-        raise InputError(f"{directory or name}: no such directory; expected folder:DIR with one directory a class")
-    entries = _directories(root)
-    splits = [entry.name for entry in entries if entry.name in ("train", "test") and _directories(entry)]
-    if splits and len(splits) < 2:
-        (lone,) = splits
-        other = {"train": "test", "test": "train"}[lone]
-        raise InputError(f"{directory}: '{lone}' holds classes, but there is no '{other}' that does; give both or none")
-    parts = [_files(root / split) for split in ("train", "test")] if splits else [_files(root)]
+    root = files.path(directory, name) if directory else None
+    if root is None or not _is_directory(root):
+        raise InputError(
+            f"{shown(directory or name)}: no such directory; expected folder:DIR with one directory a class"
+        )
+    folder = Folder(os.fspath(root), Places(), Counter())
+    splits, notes = _splits(folder)
+    ways = [splits[split] for split in ("train", "test", "val") if split in splits]
+    parts = [_classes(folder, way) for way in ways[:2] or [folder.root]]
     classes = tuple(parts[0])
     if len(classes) < 2:
         found = ", ".join(classes) or "none"
-        raise InputError(f"{root / 'train' if splits else root}: expected at least two classes, found {found}")
-    if splits and (unknown := [label for label in parts[1] if label not in classes]):
-        raise InputError(f"{root / 'test'}: class '{unknown[0]}' is not in 'train'; {nearest(unknown[0], classes)}")
-    files = [file for part in parts for label in part for file in part[label]]
-    labels = np.array([classes.index(label) for part in parts for label in part for _ in part[label]], np.int32)
+        raise InputError(f"{shown((ways or [folder.root])[0])}: expected at least two classes, found {found}")
+    if unknown := [label for part in parts[1:] for label in part if label not in parts[0]]:
+        raise InputError(f"{shown(ways[1])}: class '{unknown[0]}' is not in 'train'; {nearest(unknown[0], classes)}")
+    numbers = {label: number for number, label in enumerate(classes)}
+    paths = [path for part in parts for own in part.values() for path in own]
+    labels = np.array([numbers[label] for part in parts for label, own in part.items() for _ in own], np.int32)
     if splits:
-        pool, test = np.split(np.arange(len(files)), [sum(map(len, parts[0].values()))])
+        pool, test = np.split(np.arange(len(paths)), [sum(map(len, parts[0].values()))])
     else:
         pool, test = hold_out_a_fifth(labels, directory, "DIR/train and DIR/test")
+    for way in ways[2:]:
+        count = len(_images(folder, way))
+        notes += [f"The {count} images of '{os.path.basename(way)}' are not used: the test rows are those of 'test'."]
+    notes += _said_of(folder)
+    identity, contents = _identified(paths, folder.root)
+    return Dataset(name, _lazy(paths, identity, contents), labels, classes, pool, test, note=" ".join(notes))
+
+
+def _lazy(paths: list[str], identity: str, contents: str) -> Lazy:
+    from jtransfer.data import pictures
 
     def read_rows(rows: np.ndarray) -> list[np.ndarray]:
-        return each(lambda row: decode(_content(files[row]), str(files[row])), rows)
+        return each(lambda row: pictures.decode(_content(paths[row]), shown(paths[row])), rows)
 
-    identity = "\n".join(f"{file.relative_to(root)} {file.stat().length}" for file in files)
-    note = "The fingerprint of the data is over names and sizes of its files, not over every byte."
-    return Dataset(name, Lazy(len(files), read_rows, identity), labels, classes, pool, test, note=note)
+    def damaged(rows: np.ndarray) -> list[str]:
+        def refuse(row):
+            pictures.check(_content(paths[row]), shown(paths[row]))
+
+        return [said for block in _blocks(rows) for said in refused(refuse, block)]
+
+    return Lazy(len(paths), read_rows, identity, contents, damaged)
 
 
-def decode(content: bytes, what: str) -> np.ndarray:
-    """An image file as uint8 [height, width, 3], or [height, width, 1] if it is grey; transparent parts become white.
-
-    Args:
-        content: Of the file, in any format that PIL reads.
-        what: Its name, for the error.
-
-    Raises:
-        InputError: it is damaged, no image, or one of more than 8 bits a channel.
-    """
-    from PIL import Image
-
-    from jtransfer.data.images import to_pil
-
+def _is_directory(root: epath.Path) -> bool:
     try:
-        image = Image.open(io.BytesIO(content))
-    except Exception as error:  # each format has its own, and a picture that is too large another
-        reason = re.sub(r" <.*>", "", str(error)) or type(error).__name__
-        raise InputError(f"image {what} cannot be read ({reason})") from None
-    channels = 1 if image.mode in ("1", "L") and "transparency" not in image.info else 3
-    array = np.asarray(to_pil(image, what, channels))
-    return array.reshape(*array.shape[:2], channels)
+        return root.is_dir()
+    except OSError as error:
+        raise InputError(f"{shown(root)} cannot be read ({error.strerror or error})") from None
 
 
-def _directories(path: epath.Path) -> list[epath.Path]:
-    return sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+def _splits(folder: Folder) -> tuple[dict[str, str], list[str]]:
+    """The directories of splits by what is meant (none where those in the folder are classes), and what to say."""
+    there = [entry for entry in entries(folder.root, folder.root) if entry.kind == "directory" and not entry.hidden]
+    found: dict[str, str] = {}
+    for entry in there:
+        meant = SPLITS.get(entry.name.lower())
+        if meant and any(own.kind == "directory" and not own.hidden for own in entries(entry.path, folder.root)):
+            if meant in found:
+                one, other = os.path.basename(found[meant]), entry.name
+                raise InputError(f"{shown(folder.root)}: '{one}' and '{other}' both hold classes; keep one of them")
+            found[meant] = entry.path
+    if not found:
+        return {}, []
+    if "train" not in found or len(found) < 2:
+        missing = "'test' or 'val'" if "train" in found else "'train'"
+        holding = " and ".join(f"'{os.path.basename(path)}'" for path in found.values())
+        verb = "hold" if len(found) > 1 else "holds"
+        raise InputError(
+            f"{shown(folder.root)}: {holding} {verb} classes, but there is no {missing} that does; give both or none"
+        )
+    notes = []
+    if "test" not in found:
+        name = os.path.basename(found["val"])
+        notes = [f"The test rows are those of '{name}', as there is no 'test'."]
+    if others := [entry.name for entry in there if entry.path not in found.values()]:
+        listed = ", ".join(f"'{shown(name)}'" for name in others[:5]) + (", ..." if len(others) > 5 else "")
+        folder.left_out[f"of the directories beside the splits ({listed})"] = len(others)
+    return found, notes
 
 
-def _files(path: epath.Path) -> dict[str, list[epath.Path]]:
-    """The image files of each class."""
-    found = {entry.name: sorted(filter(_is_image, entry.iterdir())) for entry in _directories(path)}
-    if empty := [label for label, files in found.items() if not files]:
-        raise InputError(f"{path / empty[0]} holds no images; expected files ending in {_listed(SUFFIXES)}")
+def _classes(folder: Folder, directory: str) -> dict[str, list[str]]:
+    """The image files of each class, in the order of their names."""
+    found = {}
+    for entry in entries(directory, folder.root):
+        if entry.kind != "directory" or entry.hidden:
+            _leave_out(folder, entry, "beside the classes")
+            continue
+        if not printable(entry.name):
+            raise InputError(
+                f"{shown(directory)}: class {entry.name!a} is not UTF-8, or has control characters; rename it"
+            )
+        found[entry.name] = _images(folder, entry.path)
+        if not found[entry.name]:
+            raise InputError(f"{shown(entry.path)} holds no images; expected files ending in {_listed(SUFFIXES)}")
     return found
 
 
-def _is_image(path: epath.Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+def _images(folder: Folder, directory: str) -> list[str]:
+    images, todo = [], [directory]
+    while todo:
+        for entry in entries(folder.places.enter(todo.pop()), folder.root):
+            if entry.kind == "directory" and not entry.hidden:
+                todo.append(entry.path)
+            elif entry.hidden or not entry.name.lower().endswith(SUFFIXES):
+                _leave_out(folder, entry)
+            elif entry.kind == "other":
+                raise InputError(f"{shown(entry.path)} is a pipe, a socket or a device; expected an image file")
+            else:
+                images.append(entry.path)
+    return sorted(images, key=lambda path: path.split("/"))
 
 
-def _content(path: epath.Path) -> bytes:
+def _leave_out(folder, entry, where=""):
+    """Count what is left out, by its ending or place."""
+    if entry.kind == "directory" and entry.hidden:
+        folder.left_out["hidden directories"] += 1
+    elif entry.hidden:
+        folder.left_out["hidden"] += 1
+    else:
+        folder.left_out[where or f"{shown(os.path.splitext(entry.name)[1].lower()) or 'without an ending'}"] += 1
+
+
+def _said_of(folder: Folder) -> list[str]:
+    """A sentence that counts what was left out, which is logged too where it is more than hidden files."""
+    if not folder.left_out:
+        return []
+    listed = ", ".join(f"{count} {what}" for what, count in folder.left_out.most_common(8))
+    more = len(folder.left_out) - 8
+    said = f"Left out: {listed}" + (f", and others of {more} endings." if more > 0 else ".")
+    if any(not what.startswith("hidden") for what in folder.left_out):
+        log.warning("%s: %s Images end in %s", shown(folder.root), said, _listed(SUFFIXES))
+    return [said]
+
+
+def _identified(paths: list[str], root: str) -> tuple[str, str]:
+    """Names and sizes of files, which told a folder from another in earlier versions, and a digest of every byte."""
+    lines, whole = [], hashlib.sha256()
+    for block in _blocks(paths):
+        for path, (size, digest) in zip(block, each(_measured, block), strict=True):
+            lines.append(f"{path[len(root.rstrip('/')) + 1 :]} {size}")
+            whole.update(digest)
+    return "\n".join(lines), whole.hexdigest()[:16]
+
+
+def _measured(path: str) -> tuple[int, bytes]:
+    content = _content(path)
+    return len(content), hashlib.sha256(content).digest()
+
+
+def _content(path: str) -> bytes:
+    from jtransfer.data.pictures import LARGEST_FILE
+
     try:
-        return path.read_bytes()
+        return files.read(path, LARGEST_FILE)
     except OSError as error:
-        raise InputError(f"image {path} cannot be read ({error.strerror or error})") from None
+        raise InputError(f"image {shown(path)} cannot be read ({error.strerror or error})") from None
+
+
+def _blocks(items: Sequence) -> Iterator[Sequence]:
+    return (items[start : start + BLOCK] for start in range(0, len(items), BLOCK))
 
 
 def _listed(words: Iterable[str]) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from jtransfer.data.dataset import each
+from jtransfer.data.pictures import to_pil
 from jtransfer.errors import InputError, nearest
 
 HALF = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
@@ -66,9 +67,6 @@ REFUSED = ("do_pad", "do_flip_channel_order", "use_square_size", "rescale_offset
 
 LARGEST = 16384
 """The longest side, in pixels, that an image is resized or cropped to."""
-
-DEEP = ("I", "F")
-"""What the modes of PIL images with more than 8 bits a channel begin with."""
 
 
 @dataclass(frozen=True)
@@ -263,47 +261,6 @@ def check_images(images: Any) -> Sequence:
     if not len(images):
         raise InputError(f"there are no images; {expected}")
     return images
-
-
-def to_pil(image: Any, row: int | str, channels: int) -> Image.Image:
-    """An image in mode "RGB" (3 channels) or "L" (1), transparent parts on white.
-
-    Raises:
-        InputError: it is no image of 8 bits a channel.
-    """
-    if not isinstance(image, Image.Image):
-        image = _from_array(image, row)
-    try:
-        image.load()
-    except (OSError, ValueError, SyntaxError) as error:  # a file is read when its pixels are first asked for
-        raise InputError(f"image {row} cannot be read ({error})") from None
-    if 0 in image.size:
-        raise InputError(f"image {row} has no pixels: {image.size[1]}x{image.size[0]}")
-    if image.mode.startswith(DEEP):
-        raise InputError(f"image {row} has mode '{image.mode}', more than 8 bits; scale it to 0..255 first")
-    if "A" in image.getbands() or image.info.get("transparency") is not None:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB" if channels == 3 else "L")
-
-
-def _from_array(image, row):
-    if not hasattr(image, "__array__"):
-        kind = type(image).__name__
-        raise InputError(f"image {row} is of type {kind}; expected a PIL image or a uint8 array [height, width, 3]")
-    array = np.asarray(image)
-    if array.dtype != np.uint8:
-        raise InputError(
-            f"image {row} has dtype {array.dtype}; expected uint8 (0..255): for 0..1, (255 * x).round().astype('u1')"
-        )
-    if array.ndim == 3 and array.shape[-1] == 1:
-        array = array[..., 0]
-    if not array.size or not (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (3, 4))):
-        raise InputError(
-            f"image {row} has shape {list(array.shape)}; expected [height, width, 3], [height, width, 1] "
-            f"or [height, width]"
-        )
-    return Image.fromarray(array)
 
 
 def _steps(settings, with_crop_pct) -> tuple[Step, ...]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from jtransfer.data import glyphs, npz, tfds
-from jtransfer.data.dataset import fingerprint
+from jtransfer.data.dataset import check_whole, fingerprint
 from jtransfer.data.streams import Rows
 from jtransfer.data.subsets import epochs
 from jtransfer.errors import InputError, Once, nearest
@@ -123,7 +123,7 @@ def open_pairs(
 
 def _captioned(dataset, batch, share, seed, templates, crop) -> PairStream:
     """The pool of a dataset whose rows have captions."""
-
+    check_whole(dataset, np.concatenate([dataset.pool, dataset.test]))
     warn = Once()
 
     def described(rows, number):
@@ -162,8 +162,9 @@ def _captioned(dataset, batch, share, seed, templates, crop) -> PairStream:
         what = f"called '{names[0]}'" if len(names) else "without a caption"
         raise InputError(f"config.data: the rows that {dataset.name} holds out are all {what}; two names are needed")
     held_out = HeldOut("test", Rows(dataset.inputs, test), tuple(names.tolist()), labels.astype(np.int32), templates)
-    digest = f"{fingerprint(dataset)}\n{dataset.captions.identity}\n{templates} {crop}"
-    identity = hashlib.sha256(digest.encode()).hexdigest()[:16]
+    named, *contents = fingerprint(dataset).split(".")
+    digest = f"{named}\n{dataset.captions.identity}\n{templates} {crop}"
+    identity = ".".join([hashlib.sha256(digest.encode()).hexdigest()[:16], *contents])
 
     def over(inputs):
         changed = _captioned(dataclasses.replace(dataset, inputs=inputs), batch, share, seed, templates, ())

@@ -1,5 +1,6 @@
 """What a checkpoint's own image processor and tokenizer do, found beside its weights when they are first asked for."""
 
+import dataclasses
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
@@ -8,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from jtransfer.data import keys
 from jtransfer.errors import InputError
 from jtransfer.files import read_json
+from jtransfer.models import tables
 
 log = logging.getLogger("jtransfer")
 
@@ -107,6 +110,7 @@ def _processor_values(origin):
         values = read_json(file)
     if not isinstance(values, Mapping):
         raise InputError(f"{file}: expected an object under 'image_processor'")
+    keys.check(file, values, keys.PREPROCESSOR)
     return values, file
 
 
@@ -121,7 +125,29 @@ def _text(name, origin, config):
     longest = getattr(of_text, "longest", None) or of_text.positions
     reads_last = getattr(of_text, "pool", "") == "last"
     with _errors_of(origin.directory):
-        return text.tokenizer(origin.directory, origin.values, tuple(config.inputs), longest, whole=reads_last)
+        names, clean = tuple(config.inputs), cleaning_of(origin)
+        made = text.tokenizer(
+            origin.directory, origin.values, names, longest, whole=reads_last, tables=tables(config), clean=clean
+        )
+        # BERT's positions count padding: on the left it would give a text other numbers than it has alone.
+        return dataclasses.replace(made, side="right") if hasattr(of_text, "shifted") else made
+
+
+def cleaning_of(origin: Any) -> str:
+    """What open_clip does to texts before they become words, as a key of `cleaning.CLEANERS`; "" for other layouts.
+
+    Raises:
+        InputError: its config asks for what is not done here.
+    """
+    if origin.layout != "open_clip":
+        return ""
+    file = origin.directory / "open_clip_config.json"
+    options = (origin.values.get("model_cfg") or {}).get("text_cfg") or {}
+    if mode := options.get("tokenizer_mode"):
+        raise InputError(f"{file}: tokenizer_mode is {mode!r}, which is not done here; take it out to do without")
+    given = options.get("tokenizer_kwargs") or {}
+    keys.check(file, given, keys.OPEN_CLIP_TOKENIZER)
+    return given.get("clean") or ("whitespace" if options.get("hf_tokenizer_name") else "lower")
 
 
 @contextmanager

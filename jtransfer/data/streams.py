@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from jtransfer.data import sources
+from jtransfer.data.dataset import check_whole
 from jtransfer.data.subsets import epochs
 from jtransfer.errors import InputError, nearest
 
@@ -71,7 +72,7 @@ def open_stream(name: str, batch: int, seed: int, process: int = 0, processes: i
     The examples of a batch do not depend on the number of processes; `data_dir` is as for `sources.load`.
 
     Raises:
-        InputError: an unknown name, several labels a row, or a batch that the processes do not divide.
+        InputError: an unknown name, several labels a row, damaged rows, or a batch that the processes do not divide.
     """
     if batch % processes:
         raise InputError(f"config.batch {batch} is not a multiple of the {processes} processes")
@@ -88,6 +89,7 @@ def open_stream(name: str, batch: int, seed: int, process: int = 0, processes: i
         ) from None
     if dataset.labels.ndim > 1:
         raise InputError(f"dataset {name} has several labels a row; expected one")
+    check_whole(dataset, np.concatenate([dataset.pool, dataset.test]))
 
     def from_step(step):
         for rows in epochs(dataset.pool, batch, seed, step):

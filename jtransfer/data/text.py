@@ -12,10 +12,15 @@ from typing import Any
 import numpy as np
 import tokenizers
 from etils import epath
-from tokenizers import models
+from tokenizers import decoders, models, normalizers
 
-from jtransfer.data.tokenizer_files import content, optional, read, reason
+from jtransfer.data import keys
+from jtransfer.data.cleaning import cleaner
+from jtransfer.data.tokenizer_files import content, one_line, optional, read, reason, settings_of
 from jtransfer.errors import InputError, Once, nearest
+from jtransfer.files import LARGEST_JSON
+from jtransfer.files import read as read_bytes
+from jtransfer.models import check_ids
 
 LENGTHS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 """What texts are padded to, up to the model's own longest: few shapes, so that jit compiles a model a few times.
@@ -37,9 +42,31 @@ FILES = (
     "vocab.json",
     "merges.txt",
     "*.model",
-    "sentence_bert_config.json",
+    "sentence_*_config.json",
+    "config_sentence_transformers.json",
 )
 """What a tokenizer is read from."""
+
+SENTENCES = tuple(
+    f"sentence_{name}_config.json" for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta")
+)
+"""What sentence-transformers says of its tokenizer, by the names that the file has had."""
+
+
+def files_in(directory: epath.Path) -> dict[str, bytes]:
+    """The files of the tokenizer in a directory, by name.
+
+    Raises:
+        InputError: one of them is no plain file, or larger than any such file is.
+    """
+    found = {}
+    for path in (path for pattern in FILES for path in directory.glob(pattern)):
+        try:
+            found[path.name] = read_bytes(path, LARGEST_JSON)
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error})") from None
+    return found
+
 
 Encoded = tuple[list[int], list[int], bool]
 """Ids and types of the tokens of a text (or pair), and whether some were cut off."""
@@ -65,6 +92,10 @@ class Tokenizer:
         pad: Id of the padding.
         side: Where it goes, one of `SIDES`.
         where: The file, for messages.
+        tables: Rows of the model's table for each array that is given back, by its name, as `models.tables`; an array
+            without an entry is not checked.
+        prompts: What texts may be begun with, by name.
+        prompt: What they are begun with if none is named.
     """
 
     encode: Encode
@@ -76,6 +107,9 @@ class Tokenizer:
     pad: int
     side: str
     where: str
+    tables: Mapping[str, int] = field(default_factory=dict)
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    prompt: str = ""
     _warn: Once = field(default_factory=Once, repr=False)
 
     def __call__(
@@ -85,6 +119,7 @@ class Tokenizer:
         *,
         length: int | None = None,
         side: str | None = None,
+        prompt: str | None = None,
     ) -> dict[str, np.ndarray]:
         """The model's input for some texts.
 
@@ -94,47 +129,78 @@ class Tokenizer:
             length: Pad and cut to this number of tokens, instead of padding to the shortest of `LENGTHS` and `limit`
                 that holds all of them.
             side: Of the padding, instead of the checkpoint's own: "left" for prompts that `generate` continues.
+            prompt: The name of one of the checkpoint's own prompts (`prompts` of `config_sentence_transformers.json`),
+                as "query", which every text is begun with; "" for none. None is the checkpoint's default prompt.
 
         Returns:
             Arrays `[n, length]` int32: `input_ids`, and `attention_mask` and `token_type_ids` where the model takes
             them and its tokenizer gives them.
 
         Raises:
-            InputError: something that is no list of texts, or a length that the model has no positions for.
+            InputError: something that is no list of texts, a length that the model has no positions for, a prompt that
+                the checkpoint has not, or a token that the model's table has no row for.
         """
-        return self.read(texts, pairs, length, side)[0]
+        arrays, cut = self.read(texts, pairs, length, side, prompt)
+        if cut.any():
+            self._warn("%s: %d of %d texts were cut off", self.where, cut.sum(), len(cut))
+        return arrays
 
-    def read(self, texts, pairs=None, length=None, side=None) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """What a call gives, and which of the texts were cut `[n]`."""
-        texts = check_texts(texts, "texts")
-        if pairs is not None and len(check_texts(pairs, "pairs")) != len(texts):
-            raise InputError(f"there are {len(texts)} texts, but {len(pairs)} pairs")
+    def read(self, texts, pairs=None, length=None, side=None, prompt=None) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """What a call gives, and which of the texts were cut `[n]`, of which nothing is logged."""
         if length is not None and not (self.limit if self.whole else 1) <= length <= self.limit:
             raise InputError(f"length={length}: expected {'' if self.whole else '1..'}{self.limit}, as the model takes")
         if side not in (None, *SIDES):
             raise InputError(f"side: unknown '{side}'; {nearest(str(side), SIDES)}")
         limit = length or self.limit
-        try:
-            encoded = self.encode(texts, pairs, limit)
-        except Exception as error:  # of the tokenizers library, which has no type of its own for them
-            raise InputError(f"{self.where}: the texts cannot be tokenized ({reason(error)})") from error
-        longest = max(len(ids) for ids, _, _ in encoded)
-        if longest > limit:
-            raise InputError(f"{limit} tokens are too few for the special ones alone")
+        rows = self.rows(texts, pairs, limit, prompt)
+        longest = max(len(ids) for ids, _, _ in rows)
         if length is None and not self.whole:
             limit = min(limit, next((fixed for fixed in LENGTHS if fixed >= longest), limit))
-        cut = np.array([was_cut for _, _, was_cut in encoded])
-        if cut.any():
-            self._warn("%s: %d of %d texts were cut off", self.where, cut.sum(), len(texts))
-        shape = len(texts), limit
+        shape = len(rows), limit
         arrays = {"input_ids": np.full(shape, self.pad, np.int32), "attention_mask": np.zeros(shape, np.int32)}
         arrays["token_type_ids"] = np.zeros(shape, np.int32)
-        for row, (ids, types, _) in enumerate(encoded):
+        for row, (ids, types, _) in enumerate(rows):
             at = row, slice(limit - len(ids), None) if (side or self.side) == "left" else slice(len(ids))
             arrays["input_ids"][at] = ids
             arrays["attention_mask"][at] = 1
             arrays["token_type_ids"][at] = types
-        return {name: arrays[name] for name in self.names}, cut
+        if any(len(ids) < limit for ids, _, _ in rows):
+            self._check("padding", "input_ids", [self.pad])
+        return {name: arrays[name] for name in self.names}, np.array([was_cut for _, _, was_cut in rows])
+
+    def rows(self, texts, pairs=None, limit=None, prompt=None) -> list[Encoded]:
+        """The tokens of each text (or pair), at most `limit`, without padding; the model has a row for each of them."""
+        texts = check_texts(texts, "texts")
+        if pairs is not None and len(check_texts(pairs, "pairs")) != len(texts):
+            raise InputError(f"there are {len(texts)} texts, but {len(pairs)} pairs")
+        limit, start = limit or self.limit, self._start(prompt)
+        with one_line(lambda: f"{self.where}: the texts cannot be tokenized"):
+            found = self.encode([start + text for text in texts] if start else texts, pairs, limit)
+        if max(len(ids) for ids, _, _ in found) > limit:
+            raise InputError(f"{limit} tokens are too few for the special ones alone")
+        for place, name in enumerate(("input_ids", "token_type_ids")):
+            if name in self.tables and any(max(row[place], default=0) >= self.tables[name] for row in found):
+                for number, row in enumerate(found):
+                    self._check(f"text {number}", name, row[place])
+        return found
+
+    def _check(self, what, name, ids):
+        if name in self.tables:
+            named = self._named if name == "input_ids" else None
+            check_ids(f"{self.where}: {what}", name, ids, self.tables[name], named)
+
+    def _start(self, prompt):
+        """What texts are begun with."""
+        if prompt is None or prompt == "":
+            return self.prompt if prompt is None else ""
+        if prompt not in self.prompts:
+            raise InputError(f"{self.where}: unknown prompt {prompt!r}; {nearest(str(prompt), self.prompts)}")
+        return self.prompts[prompt]
+
+    def _named(self, number):
+        """A token that the model's table has no row for, in words."""
+        token = next((token for token, i in self.words().items() if i == number), "")
+        return f" ('{token}', which was added to the tokenizer alone: resize the model's embeddings too)"
 
     def decode(self, ids: Any) -> list[str]:
         """The texts that tokens stand for, as `batch_decode(ids, skip_special_tokens=True)` of transformers.
@@ -153,7 +219,8 @@ class Tokenizer:
             raise InputError("ids: expected rows of whole numbers, [n, tokens]; one row alone is decode([ids])")
         if any((row < 0).any() for row in rows):
             raise InputError("ids: expected numbers of tokens, there are negative ones")
-        return self.back([row.astype(int).tolist() for row in rows])
+        with one_line(lambda: f"{self.where}: the ids cannot be made texts"):
+            return self.back([row.astype(int).tolist() for row in rows])
 
 
 def check_texts(texts: Any, name: str) -> Sequence[str]:
@@ -174,12 +241,19 @@ def check_texts(texts: Any, name: str) -> Sequence[str]:
 
 
 def tokenizer(
-    directory: epath.Path, values: Mapping[str, Any], names: Sequence[str], longest: int, whole: bool
+    directory: epath.Path,
+    values: Mapping[str, Any],
+    names: Sequence[str],
+    longest: int,
+    whole: bool,
+    tables: Mapping[str, int] | None = None,
+    clean: str = "",
 ) -> Tokenizer:
     """The tokenizer in a directory.
 
-    The most tokens that it keeps is the smallest of `longest`, `model_max_length` of `tokenizer_config.json` and
-    `max_seq_length` of `sentence_bert_config.json` (as sentence-transformers does; transformers does not read it).
+    The most tokens that it keeps is `max_seq_length` of `sentence_bert_config.json`, as sentence-transformers has it,
+    or else `model_max_length` of `tokenizer_config.json`, and never more than `longest`. What sentence-transformers
+    does to texts beside (`do_lower_case`, the default prompt) is done.
 
     Args:
         directory: With the files.
@@ -187,23 +261,31 @@ def tokenizer(
         names: Of the model's inputs.
         longest: The most tokens that the model has positions for.
         whole: Pad to the full length always, and give no mask: SigLIP reads the last token, padding or not.
+        tables: Rows of the model's tables, by the names of its inputs.
+        clean: What is done to texts first, a key of `cleaning.CLEANERS`; "" for what `tokenizer_config.json` says of it
+            in a key of our own, `clean`, and that is nothing for a checkpoint of transformers.
 
     Raises:
-        InputError: there is no tokenizer, or its files are damaged.
+        InputError: there is no tokenizer, its files are damaged, or they ask for what is not done here.
     """
-    settings = optional(directory / "special_tokens_map.json") | optional(directory / "tokenizer_config.json")
-    file, ours = read(directory, values, settings)
+    settings = settings_of(directory)
+    file, ours, settings = read(directory, values, settings)
+    sentences, prompts, prompt = sentence_settings(directory)
+    clean = clean or settings.get("clean") or ""
     if ours is None:
-        encode, back, words, pad, typed = _by_transformers(directory, settings)
+        encode, back, words, pad, typed = _by_transformers(directory, settings, sentences)
     else:
-        encode, back = _by_tokenizers(ours, settings.get("truncation_side", "right")), ours.decode_batch
+        if clean == "lower":
+            ours.normalizer = None  # all of it is done by the cleaner
+        if sentences.get("do_lower_case"):
+            ours.normalizer = _lowered(ours.normalizer)
+        encode, back = _by_tokenizers(ours, settings.get("truncation_side", "right")), _decoded(ours, settings)
         words, pad, typed = ours.get_vocab, ours.token_to_id, isinstance(ours.model, models.WordPiece)
     given = settings.get("model_input_names") or ["input_ids", "attention_mask", *(["token_type_ids"] if typed else [])]
-    sentences = optional(directory / "sentence_bert_config.json")
-    limits = longest, settings.get("model_max_length"), sentences.get("max_seq_length")
-    limit = int(min(x for x in limits if isinstance(x, int | float) and x >= 1))
+    limit = sentences.get("max_seq_length") or settings.get("model_max_length")
+    limit = int(min(longest, limit)) if isinstance(limit, int | float) and limit >= 1 else longest
     return Tokenizer(
-        encode,
+        _cleaned(encode, cleaner(clean)) if clean else encode,
         back,
         words,
         tuple(name for name in names if name in given and not (whole and name != "input_ids")),
@@ -212,7 +294,66 @@ def tokenizer(
         _pad(pad, settings, file),
         "left" if settings.get("padding_side") == "left" else "right",
         str(file),
+        tables or {},
+        prompts,
+        prompt,
     )
+
+
+def sentence_settings(directory: epath.Path) -> tuple[dict[str, Any], dict[str, str], str]:
+    """What sentence-transformers does to texts: `sentence_bert_config.json`, the prompts by name, the default prompt.
+
+    Raises:
+        InputError: a damaged file, or a key that asks for what is not done here.
+    """
+    file = next((directory / name for name in SENTENCES if (directory / name).exists()), directory / SENTENCES[0])
+    values = optional(file)
+    keys.check(file, values, keys.SENTENCE_BERT)
+    length, lower = values.get("max_seq_length"), values.get("do_lower_case")
+    if not (length is None or (type(length) is int and length >= 1)) or not isinstance(lower, bool | None):
+        raise InputError(f"{file}: max_seq_length is {length!r}, do_lower_case is {lower!r}; expected a number, a flag")
+    file = directory / "config_sentence_transformers.json"
+    said = optional(file)
+    keys.check(file, said, keys.SENTENCE_TRANSFORMERS)
+    given, name = said.get("prompts") or {}, said.get("default_prompt_name")
+    if not isinstance(given, dict) or not all(isinstance(prompt, str | None) for prompt in given.values()):
+        raise InputError(f"{file}: prompts: expected texts by name, found {given!r:.60}")
+    prompts = {"query": "", "document": ""} | {key: prompt or "" for key, prompt in given.items()}
+    if name is not None and name not in prompts:
+        raise InputError(f"{file}: default_prompt_name is {name!r}; {nearest(str(name), prompts)}")
+    return values, prompts, prompts[name] if name is not None else ""
+
+
+def _lowered(normalizer):
+    return normalizers.Sequence([normalizers.Lowercase(), *([normalizer] if normalizer else [])])
+
+
+def _cleaned(encode, clean) -> Encode:
+    def cleaned(texts, pairs, limit):
+        return encode([clean(x) for x in texts], pairs and [clean(x) for x in pairs], limit)
+
+    return cleaned
+
+
+JOINED = {" .": ".", " ?": "?", " !": "!", " ,": ",", " ' ": "'", " n't": "n't", " 'm": "'m", " 's": "'s"}
+JOINED |= {" 've": "'ve", " 're": "'re"}
+"""What `clean_up_tokenization_spaces` replaces in a text that is made of tokens, in this order."""
+
+
+def _decoded(tokenizer, settings) -> Decode:
+    end = getattr(tokenizer.model, "end_of_word_suffix", None)
+    # BPE keeps spaces as they were, and transformers leaves them.
+    tidy = settings.get("clean_up_tokenization_spaces") and not isinstance(tokenizer.model, models.BPE)
+
+    def back(rows):
+        texts = tokenizer.decode_batch(rows)
+        if end and isinstance(tokenizer.decoder, decoders.ByteLevel):  # CLIP's, whose words end with a mark
+            texts = [text.replace(end, " ").strip() for text in texts]
+        for apart, together in JOINED.items() if tidy else ():
+            texts = [text.replace(apart, together) for text in texts]
+        return texts
+
+    return back
 
 
 def _pad(to_id, settings, file):
@@ -228,6 +369,7 @@ def _by_tokenizers(tokenizer, side) -> Encode:
     @lru_cache(maxsize=4)
     def cutting(limit):
         own = tokenizers.Tokenizer.from_str(tokenizer.to_str())  # limits are state, and calls may run side by side
+        own.encode_special_tokens = tokenizer.encode_special_tokens  # which is not written
         own.no_padding()
         own.enable_truncation(limit, direction=side)
         return own
@@ -239,11 +381,14 @@ def _by_tokenizers(tokenizer, side) -> Encode:
     return encode
 
 
-def _by_transformers(directory, settings):
+def _by_transformers(directory, settings, sentences):
+    files_in(directory)  # a pipe would keep transformers waiting
     try:
         from transformers import AutoTokenizer
 
-        theirs = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
+        theirs = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False, local_files_only=True)
+        if sentences.get("do_lower_case"):
+            theirs.backend_tokenizer.normalizer = _lowered(theirs.backend_tokenizer.normalizer)
     except Exception as error:  # any of its many optional dependencies
         kind = settings.get("tokenizer_class", "the tokenizer")
         raise InputError(

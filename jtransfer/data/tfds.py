@@ -1,45 +1,27 @@
 """Prepared TensorFlow Datasets, read record by record and without TensorFlow: `tfds:NAME[:VERSION][?OPTIONS]`.
 
 Only what a directory holds that TFDS prepared is used, never the code that made it, and nothing is ever downloaded.
+What the directory says of itself is read by `prepared.py`.
 """
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from etils import epath
 
-from jtransfer.data.dataset import Dataset, Lazy, each
-from jtransfer.data.folder import decode
+from jtransfer.data import records
+from jtransfer.data.dataset import Dataset, Lazy
+from jtransfer.data.prepared import Prepared, describe
 from jtransfer.data.splits import hold_out_a_fifth, hold_out_the_last
 from jtransfer.errors import InputError, nearest
 
 RESTRICTIONS = ("only", "test_only")
 OPTIONS = ("input", "label", "caption", "train", "test", *RESTRICTIONS)
 BLOCK = 4096
-"""Records that are read at once."""
-
-
-class Prepared(NamedTuple):
-    """A prepared dataset: the name that it was asked for by, the library, and TFDS's reader of its directory."""
-
-    name: str
-    tfds: Any
-    builder: Any
-
-    @property
-    def features(self) -> dict[str, Any]:
-        return dict(sorted(self.builder.info.features.items()))  # their own order changes from run to run
-
-    @property
-    def supervised(self) -> tuple:
-        return tuple(self.builder.info.supervised_keys or ())
-
-    @property
-    def splits(self) -> Mapping[str, Any]:
-        return self.builder.info.splits
+"""Records whose labels are read at once."""
 
 
 def read(name: str, rest: str, data_dir: str = "") -> Dataset:
@@ -69,23 +51,22 @@ def read(name: str, rest: str, data_dir: str = "") -> Dataset:
         test, test_labels = _labels(data, label, "test", ways)
         _check_disjoint(data, train, test)
         pool, held_out = np.arange(len(labels)), len(labels) + np.arange(len(test_labels))
-        labels, source = np.concatenate([labels, test_labels]), _records(data, f"{train}+{test}")
+        labels, whole = np.concatenate([labels, test_labels]), f"{train}+{test}"
         tested = f"'{test}'" + (f" (the labels of '{ways[0]}' are hidden)" if test != ways[0] else "")
     else:
         pool, held_out = hold_out_a_fifth(labels, name, "a split for testing")
-        source, tested = _records(data, train), f"a fifth of each class of '{train}'"
+        whole, tested = train, f"a fifth of each class of '{train}'"
+    source = records.of_split(data, whole)
     pool, held_out = _restricted(data, source, options, pool, held_out)
-    about = (directory / "dataset_info.json").read_text()
     restrictions = (f"{key}={options[key]}" for key in RESTRICTIONS if key in options)
-    identity = "\n".join((data.builder.info.full_name, about, label, *inputs, train, tested, *restrictions))
+    identity = "\n".join((data.about.full_name, data.about.text, label, *inputs, train, tested, *restrictions))
     note = (
         f"{name} is version {directory.name}, {' + '.join(inputs)} with {label}: few-shot sets are drawn from "
-        f"'{train}', the test rows are {tested}. The fingerprint of the data is over its description, labels and "
-        f"splits, not over every byte."
+        f"'{train}', the test rows are {tested}.{_unused(data, train, tested)}"
     )
     feature = _of_class(data, label)
     classes = tuple(feature.names or map(str, range(feature.num_classes)))
-    lazy = Lazy(len(labels), _reader(data, source, inputs, kind), identity)
+    lazy = records.lazy(data, source, inputs, kind, identity, records.contents(data, whole))
     captions = _captions(data, source, options["caption"], lazy) if "caption" in options else None
     return Dataset(name, lazy, labels, classes, pool, held_out, kind, note, captions)
 
@@ -116,19 +97,27 @@ def read_pairs(name: str, rest: str, data_dir: str = "") -> Dataset:
         _check_split(data, "test", test)
         _check_disjoint(data, train, test)
         pool, held_out = np.arange(count), count + np.arange(data.splits[test].num_examples)
-        source, tested = _records(data, f"{train}+{test}"), f"'{test}'"
+        whole, tested = f"{train}+{test}", f"'{test}'"
     else:
         pool, held_out = hold_out_the_last(count)
-        source, tested = _records(data, train), f"the last {len(held_out)} of '{train}'"
+        whole, tested = train, f"the last {len(held_out)} of '{train}'"
+    source = records.of_split(data, whole)
     total = count if not test else len(pool) + len(held_out)
     pool, held_out = _restricted(data, source, options, pool, held_out)
-    about = (directory / "dataset_info.json").read_text()
     restrictions = (f"{key}={options[key]}" for key in RESTRICTIONS if key in options)
-    identity = "\n".join((data.builder.info.full_name, about, *inputs, train, tested, *restrictions))
-    lazy = Lazy(total, _reader(data, source, inputs, kind), identity)
+    identity = "\n".join((data.about.full_name, data.about.text, *inputs, train, tested, *restrictions))
+    lazy = records.lazy(data, source, inputs, kind, identity, records.contents(data, whole))
     note = f"{name} is version {directory.name}: pairs are drawn from '{train}', those held out are {tested}."
     captions = _captions(data, source, options["caption"], lazy)
     return Dataset(name, lazy, np.zeros(total, np.int8), ("",), pool, held_out, kind, note, captions)
+
+
+def _unused(data: Prepared, train: str, tested: str) -> str:
+    """A sentence on the splits for validation and testing that nothing is read of; empty where all are."""
+    left = [name for name in ("validation", "test") if name in data.splits and name not in f"{train} {tested}"]
+    return (
+        f" Not used: {', '.join(f'{name!r} ({data.splits[name].num_examples} rows)' for name in left)}." if left else ""
+    )
 
 
 def _restricted(data: Prepared, source: Any, options: Mapping[str, str], *rows: np.ndarray) -> list[np.ndarray]:
@@ -149,7 +138,7 @@ def _only(data: Prepared, source: Any, rows: np.ndarray, asked: str | None) -> n
     wanted = [labels[key].str2int(name) for name in names.split("+")]
     only = data.tfds.features.FeaturesDict({key: labels[key]})
     blocks = (rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK))
-    found = [only.deserialize_example_np(record)[key] for block in blocks for record in _get(data, source, block)]
+    found = [parts[key] for block in blocks for parts in records.parsed(data, only, source, block)]
     if not len(kept := rows[np.isin(found, wanted)]):
         raise InputError(f"{data.name}: no row has '{key}' {names}")
     return kept
@@ -162,10 +151,9 @@ def _opened(name: str, rest: str, data_dir: str) -> tuple[Prepared, epath.Path, 
     options = _options(name, query)
     directory = _directory(name, which, data_dir)
     try:
-        data = Prepared(name, tfds, tfds.builder_from_directory(directory))
-        _ = data.features
+        data = Prepared(name, tfds, describe(tfds, directory))
     except Exception as error:  # of its many parsers
-        raise InputError(f"{name}: {directory} cannot be read ({_reason(error)})") from None
+        raise InputError(f"{name}: {directory} cannot be read ({records.reason(error)})") from None
     return data, directory, options
 
 
@@ -225,7 +213,11 @@ def _label(data: Prepared, asked: str | None) -> str:
     labels = [key for key in classes if asked or _of_class(data, key) is data.features[key]] or classes
     if asked is not None and asked not in labels:
         found = data.features.get(asked)
-        what = "there is no" if found is None else f"expected a ClassLabel, found the {type(found).__name__}"
+        what = (
+            "there is no"
+            if found is None
+            else f"expected a ClassLabel, found the {getattr(found, 'kind', type(found).__name__)}"
+        )
         raise InputError(f"{data.name}: {what} '{asked}'; {nearest(asked, labels)}")
     for choice in (asked, *data.supervised[1:], "label"):
         if choice in labels:
@@ -274,7 +266,7 @@ def _captions(data: Prepared, source: Any, asked: str, lazy: Lazy) -> Lazy:
     only = features.FeaturesDict({key: data.features[key] for key in names})
 
     def read_rows(rows: np.ndarray) -> list[list[str]]:
-        found = [only.deserialize_example_np(record) for record in _get(data, source, rows)]
+        found = records.parsed(data, only, source, rows)
         return [[x.decode("utf-8", "replace") for key in names for x in np.ravel(parts[key])] for parts in found]
 
     return Lazy(lazy.count, read_rows, f"{lazy.identity}\n{asked}")
@@ -285,9 +277,9 @@ def _labels(data: Prepared, label: str, what: str, ways: list[str]) -> tuple[str
     only = data.tfds.features.FeaturesDict({label: data.features[label]})
     for split in ways:
         _check_split(data, what, split)
-        source = _records(data, split)
+        source = records.of_split(data, split)
         blocks = (range(start, min(start + BLOCK, len(source))) for start in range(0, len(source), BLOCK))
-        found = (only.deserialize_example_np(record)[label] for rows in blocks for record in _get(data, source, rows))
+        found = (parts[label] for rows in blocks for parts in records.parsed(data, only, source, rows))
         if _of_class(data, label) is data.features[label]:
             labels = np.fromiter(found, np.int32, len(source))
         else:
@@ -318,9 +310,10 @@ def _check_split(data: Prepared, what: str, split: str) -> None:
     try:
         count = data.splits[split].num_examples
     except Exception as error:  # of its parser
-        raise InputError(f"{data.name}: split '{split}' cannot be read ({_reason(error)})") from None
+        raise InputError(f"{data.name}: split '{split}' cannot be read ({records.reason(error)})") from None
     if not count:
         raise InputError(f"{data.name}: split '{split}' is empty")
+    records.check_shards(data, split)
 
 
 def _check_disjoint(data: Prepared, train: str, test: str) -> None:
@@ -332,42 +325,3 @@ def _check_disjoint(data: Prepared, train: str, test: str) -> None:
     for file, start, end in ranges(train):
         if any(file == other and start < last and first < end for other, first, last in ranges(test)):
             raise InputError(f"{data.name}: '{train}' and '{test}' share rows; what is tested on is never trained on")
-
-
-def _records(data: Prepared, split: str) -> Any:
-    """The undecoded records of a split, by row."""
-    try:
-        return data.builder.as_data_source(split, deserialize_method=data.tfds.decode.DeserializeMethod.RAW_BYTES)
-    except NotImplementedError:
-        raise InputError(
-            f"{data.name}: {data.builder.data_dir} is in the format '{data.builder.info.file_format.value}', which has "
-            f"no random access; prepare it again with --file_format=array_record"
-        ) from None
-    except Exception as error:  # of files that are missing
-        raise InputError(f"{data.name}: split '{split}' cannot be read ({_reason(error)})") from None
-
-
-def _get(data: Prepared, source: Any, rows: Sequence[int]) -> list[bytes]:
-    try:
-        return source.__getitems__([int(row) for row in rows])
-    except Exception as error:  # of files that are damaged
-        raise InputError(f"{data.name}: rows {rows[0]}..{rows[-1]} cannot be read ({_reason(error)})") from None
-
-
-def _reader(data: Prepared, source: Any, inputs: tuple[str, ...], kind: str) -> Callable[[np.ndarray], list]:
-    """From row numbers to inputs. Of a record nothing else is decoded; images always by PIL, TFDS prefers OpenCV."""
-    only = data.tfds.features.FeaturesDict({key: data.features[key] for key in inputs})
-    skip = dict.fromkeys(inputs, data.tfds.decode.SkipDecoding())
-
-    def read_rows(rows: np.ndarray) -> list:
-        found = [only.deserialize_example_np(record, decoders=skip) for record in _get(data, source, rows)]
-        if kind == "image":
-            return each(lambda row, parts: decode(parts[inputs[0]], f"{row} of {data.name}"), rows, found)
-        texts = [tuple(parts[key].decode("utf-8", "replace") for key in inputs) for parts in found]
-        return [own if len(own) > 1 else own[0] for own in texts]
-
-    return read_rows
-
-
-def _reason(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

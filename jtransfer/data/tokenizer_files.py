@@ -1,72 +1,113 @@
 """Tokenizers of the `tokenizers` library from a checkpoint's files: `tokenizer.json`, or what there was before it."""
 
 import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import tokenizers
 from etils import epath
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
+from jtransfer.data import keys
 from jtransfer.errors import InputError
-from jtransfer.files import read_json
+from jtransfer.files import LARGEST_JSON, read_json
+from jtransfer.files import read as read_bytes
+
+
+def settings_of(directory: epath.Path) -> dict[str, Any]:
+    """What `tokenizer_config.json` says, and `special_tokens_map.json`, which a newer config makes needless.
+
+    Raises:
+        InputError: a damaged file, or a key that asks for what is not done here.
+    """
+    file = directory / "tokenizer_config.json"
+    values = optional(file)
+    keys.check(file, values, keys.TOKENIZER)
+    if "added_tokens_decoder" not in values:
+        values |= optional(directory / "special_tokens_map.json")
+    return values
 
 
 def read(
     directory: epath.Path, values: dict[str, Any], settings: dict[str, Any]
-) -> tuple[epath.Path, tokenizers.Tokenizer | None]:
-    """The file that was read, and its tokenizer; None for one that only transformers reads.
+) -> tuple[epath.Path, tokenizers.Tokenizer | None, dict[str, Any]]:
+    """The file that was read, its tokenizer (None for one that only transformers reads), and the settings.
 
     Args:
         directory: With the files.
         values: Of `config.json`.
-        settings: Of `special_tokens_map.json` and `tokenizer_config.json`.
+        settings: As `settings_of`; those that `tokenizer.json` has are added to what is given back.
 
     Raises:
         InputError: there is none, or it is damaged.
     """
-    kind = settings.get("tokenizer_class") or OF_MODELS.get(values.get("model_type"), "CLIPTokenizer")
-    kind = kind.removesuffix("Fast")
+    named = settings.get("tokenizer_class") or OF_MODELS.get(values.get("model_type"), "")
+    kind = str(named or "CLIPTokenizer").removesuffix("Fast")
+    if "AutoTokenizer" in (settings.get("auto_map") or ()) and kind not in (*GENERIC, *SPECIAL):
+        where = directory / "tokenizer_config.json"
+        raise InputError(f"{where}: {kind} is code of the checkpoint's own (auto_map), which is never run here")
     file, words = directory / "tokenizer.json", directory / "vocab.txt"
     pieces, merges = directory / "vocab.json", directory / "merges.txt"
-    try:
+    found, written = None, ""
+    with one_line(lambda: f"{file}: this is no tokenizer that can be read"):
         if file.exists():
             spec = _as_configured(read_json(file), kind, settings)
+            _check_growth(file, spec)
             found = tokenizers.Tokenizer.from_str(json.dumps(spec))
-            if (spec.get("decoder") or {}).get("type") == "ByteLevel" and spec["model"].get("end_of_word_suffix"):
-                found.decoder = _without_ends()
-            return file, _specials(found, settings)
-        if kind in WORDPIECE and words.exists():
+            settings, written = _own_sides(spec) | settings, json.dumps(spec.get("post_processor"))
+            kind = kind if named else ""
+        elif kind in WORDPIECE and words.exists():
             file = words
-            return file, _added(_wordpiece(_lines(file), settings), directory, settings)
-        if kind in BPE and pieces.exists() and merges.exists():
+            found = _wordpiece(_lines(file), settings)
+        elif kind in BPE and pieces.exists() and merges.exists():
             file = pieces
             pairs = [tuple(line.split(" ")) for line in _lines(merges) if line and not line.startswith("#version")]
-            return file, _added(BPE[kind](read_json(file), pairs, settings), directory, settings)
-    except InputError:
-        raise
-    except Exception as error:  # of the tokenizers library, which has no type of its own for them
-        raise InputError(f"{file}: this is no tokenizer that can be read ({reason(error)})") from error
+            found = BPE[kind](read_json(file), pairs, settings)
+        if found is not None:
+            _add_tokens(found, directory, settings, SPECIAL.get(kind, {}))
+            _set_ends(found, kind, settings, written)
+            found.encode_special_tokens = bool(settings.get("split_special_tokens", False))
+            return file, found, settings
     if "tokenizer_class" in settings or list(directory.glob("*.model")):
-        return directory / "tokenizer_config.json", None
+        return directory / "tokenizer_config.json", None, settings
     raise InputError(
         f"{file} is not there, nor vocab.txt, nor vocab.json with merges.txt: the checkpoint came without a tokenizer; "
         f"copy its files from the hub"
     )
 
 
+@contextmanager
+def one_line(what: Callable[[], str]) -> Iterator[None]:
+    """Whatever the tokenizers library raises, as one line: it has no type for its errors, and a panic is no Exception.
+
+    Raises:
+        InputError: with what failed, and why.
+    """
+    try:
+        yield
+    except (InputError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise InputError(f"{what()} ({reason(error)})") from error
+
+
 def _lines(file):
     """Words may hold what else ends a line in Unicode."""
-    return file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    return read_bytes(file, LARGEST_JSON).decode("utf-8").removesuffix("\n").split("\n")
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """The first line of what a library says."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def optional(file: epath.Path) -> dict[str, Any]:
     """What a file of settings says, nothing where it is not there."""
-    return read_json(file) if file.exists() else {}
+    dangling = os.path.islink(file)  # which is there to be read, and cannot be
+    return read_json(file) if file.exists() or dangling else {}
 
 
 def content(token: str | dict[str, Any] | None) -> str | None:
@@ -76,6 +117,9 @@ def content(token: str | dict[str, Any] | None) -> str | None:
 
 GENERIC = ("PreTrainedTokenizer", "TokenizersBackend")
 """Classes of transformers (but for "Fast") that leave a `tokenizer.json` as it is."""
+
+BERT = {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True}
+"""What the classes of `WORDPIECE` do where `tokenizer_config.json` does not say."""
 
 BERT_NORMALIZER = {
     "do_lower_case": "lowercase",
@@ -87,83 +131,149 @@ BERT_NORMALIZER = {
 
 def _as_configured(spec, kind, settings):
     """`tokenizer.json` with what `tokenizer_config.json` changes of it."""
+    if "dropout" in spec.get("model", {}):
+        spec["model"]["dropout"] = None  # it makes the words of training vary, and would those of features
     if kind in GENERIC:
         return spec
     normalizer, splitter = spec.get("normalizer"), spec.get("pre_tokenizer")
     if normalizer and normalizer["type"] == "BertNormalizer":
-        normalizer |= {ours: settings[theirs] for theirs, ours in BERT_NORMALIZER.items() if theirs in settings}
+        said = (BERT if kind in WORDPIECE else {}) | settings
+        normalizer |= {ours: said[theirs] for theirs, ours in BERT_NORMALIZER.items() if theirs in said}
     if splitter and splitter["type"] == "ByteLevel" and "add_prefix_space" in settings:
         splitter["add_prefix_space"] = settings["add_prefix_space"]
+    if kind in WORDPIECE and (unknown := content(settings.get("unk_token"))):
+        spec["model"]["unk_token"] = unknown
     if kind == "Siglip2Tokenizer":  # the tokenizer of Gemma, which the model was trained with on lowercase texts
         rest = [normalizer] if normalizer else []
         spec["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, *rest]}
     return spec
 
 
-def _specials(tokenizer, settings):
-    """The same, with the tokens that the settings name recognised in texts, as far as the vocabulary has them."""
+def _own_sides(spec):
+    """What `tokenizer.json` says of padding and cutting, over which `tokenizer_config.json` has the say."""
+    padding, cutting = spec.get("padding") or {}, spec.get("truncation") or {}
+    said = {"padding_side": padding.get("direction"), "truncation_side": cutting.get("direction")}
+    said = {key: str(value).lower() for key, value in said.items() if value} | {"pad_token": padding.get("pad_token")}
+    return {key: value for key, value in said.items() if value}
+
+
+MOST_GROWTH = 100
+"""How many times longer the replacements of a normalizer may make a text; those on the hub keep its length."""
+
+
+def _check_growth(file, spec):
+    """Refuse replacements that make texts so long that they fill the memory."""
+    if _growth(spec.get("normalizer") or {}) > MOST_GROWTH:
+        raise InputError(f"{file}: its replacements make a text more than {MOST_GROWTH} times as long")
+
+
+def _growth(normalizer):
+    steps = [_growth(step) for step in normalizer.get("normalizers") or ()]
+    return math.prod(steps) * max(1, len(normalizer.get("content") or ""))
+
+
+NAMED = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+"""Keys of special tokens, in the order in which transformers numbers those that are new."""
+
+
+def _add_tokens(tokenizer, directory, settings, defaults):
+    """Let a tokenizer recognise the tokens that the files add, with the numbers that they give them, and name."""
+    where, given = "tokenizer_config.json", settings.get("added_tokens_decoder")
+    added = {int(number): _token(token) for number, token in (given or {}).items()}
+    extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
+    others = [key for key in settings if key.endswith("_token") and key not in NAMED]
+    words = [*(settings.get(key) for key in (*NAMED, *others)), *(extra.values() if isinstance(extra, dict) else extra)]
+    named = [_token(token, special=True) for token in words if isinstance(token, str | dict)]
+    if given is None:
+        where, special = "added_tokens.json", {token.content for token in named}
+        for word, number in optional(directory / where).items():
+            added[number] = AddedToken(word, normalized=word not in special, special=word in special)
+    for number, token in sorted(added.items()):
+        tokenizer.add_tokens([token])
+        if tokenizer.token_to_id(token.content) != number:
+            raise InputError(f"{directory / where}: '{token.content}' cannot be added as number {number}")
     there = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    named = [content(token) for key, token in settings.items() if key.endswith("_token")]
-    new = {token for token in named if isinstance(token, str) and token not in there}
-    tokenizer.add_special_tokens(sorted(token for token in new if tokenizer.token_to_id(token) is not None))
-    return tokenizer
+    rest = [word for key, word in defaults.items() if not content(settings.get(key))]
+    known = [_token(word, special=True) for word in rest if tokenizer.token_to_id(word) is not None]
+    for token in (*named, *known):
+        if token.content not in there:
+            tokenizer.add_special_tokens([token])
+            there.add(token.content)
 
 
-def _added(tokenizer, directory, settings):
-    """The same, with the tokens of `added_tokens.json`, which has the ids that follow the vocabulary."""
-    extra = optional(directory / "added_tokens.json")
-    for token, number in sorted(extra.items(), key=lambda item: item[1]):
-        tokenizer.add_tokens([AddedToken(token, normalized=True)])
-        if tokenizer.token_to_id(token) != number:
-            raise InputError(f"{directory / 'added_tokens.json'}: '{token}' cannot be added as number {number}")
-    return _specials(tokenizer, settings)
+def _token(value, special=False):
+    """A token of a file, which has it as its text or as an object with its flags."""
+    if isinstance(value, str):
+        return AddedToken(value, special=special, normalized=not special)
+    flags = {key: bool(value[key]) for key in ("lstrip", "rstrip", "single_word", "normalized") if key in value}
+    return AddedToken(value["content"], special=bool(value.get("special", special)), **flags)
+
+
+def _set_ends(tokenizer, kind, settings, written):
+    """Let a tokenizer put the tokens around a text that its class puts there.
+
+    Args:
+        tokenizer: With these tokens in its vocabulary.
+        kind: Its class.
+        settings: Which name the tokens.
+        written: What `tokenizer.json` says of them, which stays unless the settings name other tokens; "" without one.
+    """
+    keys_of_ends, processor = ENDS.get(kind, ((), None))
+    tokens = [content(settings.get(key)) or SPECIAL[kind][key] for key in keys_of_ends]
+    ends = [(token, tokenizer.token_to_id(token)) for token in tokens]
+    if written and (all(json.dumps(token) in written for token in tokens) or any(i is None for _, i in ends)):
+        return
+    if made := processor and processor(*ends, settings, bool(written)):
+        tokenizer.post_processor = made
+
+
+def _bert_ends(first, last, settings, whole):
+    return processors.TemplateProcessing(
+        single=f"{first[0]} $A {last[0]}",
+        pair=f"{first[0]} $A {last[0]} $B:1 {last[0]}:1",
+        special_tokens=[first, last],
+    )
+
+
+def _roberta_ends(first, last, settings, whole):
+    return processors.RobertaProcessing(last, first, add_prefix_space=settings.get("add_prefix_space", False))
+
+
+def _clip_ends(first, last, settings, whole):
+    return processors.RobertaProcessing(last, first, trim_offsets=False, add_prefix_space=False)
+
+
+def _gpt2_ends(first, last, settings, whole):
+    """None but those that the settings ask for; with a `tokenizer.json`, which says it, these are not read."""
+    before, after = bool(settings.get("add_bos_token")), bool(settings.get("add_eos_token"))
+    if whole or not (before or after):
+        return None
+    one = f"{first[0]} " * before + "$A" + f" {last[0]}" * after
+    return processors.TemplateProcessing(
+        single=one, pair=f"{one} {one.replace('$A', '$B')}", special_tokens=[first] * before + [last] * after
+    )
 
 
 def _wordpiece(words, settings):
-    settings = {f"{name}_token": f"[{name.upper()}]" for name in ("unk", "cls", "sep", "pad", "mask")} | settings
-    unknown, first, last = (content(settings[f"{name}_token"]) for name in ("unk", "cls", "sep"))
+    said = BERT | settings
+    unknown = content(said.get("unk_token")) or SPECIAL["BertTokenizer"]["unk_token"]
     tokenizer = tokenizers.Tokenizer(models.WordPiece({w: i for i, w in enumerate(words)}, unk_token=unknown))
-    tokenizer.normalizer = normalizers.BertNormalizer(
-        lowercase=settings.get("do_lower_case", True),
-        strip_accents=settings.get("strip_accents"),
-        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
-    )
+    options = {ours: said[theirs] for theirs, ours in BERT_NORMALIZER.items()}
+    tokenizer.normalizer = normalizers.BertNormalizer(**options)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{first} $A {last}",
-        pair=f"{first} $A {last} $B:1 {last}:1",
-        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (first, last)],
-    )
-    return _specials(tokenizer, settings)
+    return tokenizer
 
 
 def _gpt2(vocabulary, merges, settings):
     tokenizer = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=settings.get("add_prefix_space", False))
     tokenizer.decoder = decoders.ByteLevel()
-    return _specials(tokenizer, {"eos_token": "<|endoftext|>"} | settings)
-
-
-def _roberta(vocabulary, merges, settings):
-    settings = {"cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>", "mask_token": "<mask>"} | settings
-    tokenizer = _gpt2(vocabulary, merges, settings)
-    tokenizer.post_processor = processors.RobertaProcessing(
-        *((token, vocabulary[token]) for token in (content(settings[key]) for key in ("sep_token", "cls_token"))),
-        add_prefix_space=settings.get("add_prefix_space", False),
-    )
     return tokenizer
 
 
-def _without_ends():
-    """CLIP's decoder: bytes, and a space for the mark at the end of each word."""
-    ends = decoders.Replace("</w>", " "), decoders.Strip(" ", 0, 1)
-    return decoders.Sequence([decoders.ByteLevel(), *ends])
-
-
 def _clip(vocabulary, merges, settings):
-    settings = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>"} | settings
-    first, last = content(settings["bos_token"]), content(settings["eos_token"])
+    last = content(settings.get("unk_token")) or SPECIAL["CLIPTokenizer"]["unk_token"]
     tokenizer = tokenizers.Tokenizer(models.BPE(vocabulary, merges, end_of_word_suffix="</w>", unk_token=last))
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
@@ -172,18 +282,32 @@ def _clip(vocabulary, merges, settings):
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(words), "removed", invert=True), pre_tokenizers.ByteLevel(False, use_regex=False)]
     )
-    tokenizer.decoder = _without_ends()
-    tokenizer.post_processor = processors.RobertaProcessing(
-        (last, vocabulary[last]), (first, vocabulary[first]), trim_offsets=False, add_prefix_space=False
-    )
-    return _specials(tokenizer, settings)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
 
 
 WORDPIECE = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")
 """Classes of transformers whose `vocab.txt` is read as BERT's."""
 
-BPE = {"CLIPTokenizer": _clip, "RobertaTokenizer": _roberta, "GPT2Tokenizer": _gpt2}
+BPE = {"CLIPTokenizer": _clip, "RobertaTokenizer": _gpt2, "GPT2Tokenizer": _gpt2}
 """What builds a tokenizer from `vocab.json` and `merges.txt`, by its class in transformers."""
+
+OF_BERT = {f"{name}_token": f"[{name.upper()}]" for name in ("unk", "cls", "sep", "pad", "mask")}
+OF_ROBERTA = {"bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>"}
+OF_CLIP = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+SPECIAL = dict.fromkeys(WORDPIECE, OF_BERT) | {
+    "RobertaTokenizer": OF_ROBERTA | {"unk_token": "<unk>", "pad_token": "<pad>", "mask_token": "<mask>"},
+    "CLIPTokenizer": OF_CLIP | {"pad_token": "<|endoftext|>"},
+    "GPT2Tokenizer": dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>"),
+}
+"""The special tokens of each class where no file names others."""
+
+ENDS = dict.fromkeys(WORDPIECE, (("cls_token", "sep_token"), _bert_ends)) | {
+    "RobertaTokenizer": (("cls_token", "sep_token"), _roberta_ends),
+    "CLIPTokenizer": (("bos_token", "eos_token"), _clip_ends),
+    "GPT2Tokenizer": (("bos_token", "eos_token"), _gpt2_ends),
+}
+"""The keys of the tokens around a text, and what puts them there, by class."""
 
 OF_MODELS = {
     "bert": "BertTokenizer",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import io
 import json
 import tempfile
 from pathlib import Path
@@ -12,10 +13,14 @@ from tokenizers import pre_tokenizers
 from jtransfer import files as file_paths
 from jtransfer.data import text
 from jtransfer.errors import InputError, nearest
+from jtransfer.files import read as read_bytes
 
 BYTES = "bytes"
 START, END = "<|startoftext|>", "<|endoftext|>"
 Files = dict[str, bytes]
+
+LARGEST_MERGES = 1 << 24
+"""Bytes of a file of merges, packed or not; CLIP's has 3 million."""
 
 
 def files(name: str) -> Files:
@@ -34,12 +39,12 @@ def files(name: str) -> Files:
     path = file_paths.path(name, "config.tokenizer")
     if path.is_file():
         try:
-            lines = gzip.decompress(path.read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
-            return _byte_pairs([tuple(line.split()) for line in lines])
+            lines = _unpacked(path).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
+            return _byte_pairs([tuple(line.split()) for line in lines], clean="lower")
         except (OSError, ValueError, EOFError) as error:
             raise InputError(f"config.tokenizer: {name} is no gzip file of merges ({error})") from None
     directory = path if path.is_dir() else _from_hub(name)
-    found = {file.name: file.read_bytes() for pattern in text.FILES for file in directory.glob(pattern)}
+    found = text.files_in(directory)
     if not found:
         raise InputError(f"config.tokenizer: {name} has no tokenizer.json, nor another file of a tokenizer")
     if found.keys() == {"vocab.txt"}:  # as the first checkpoints of BERT, whose config.json alone says so
@@ -59,12 +64,25 @@ def tokenizer(found: Files, names: tuple[str, ...], longest: int, whole: bool) -
     return dataclasses.replace(made, where="config.tokenizer")
 
 
-def _byte_pairs(merges: list[tuple[str, str]]) -> Files:
-    """CLIP's: the bytes, the bytes that end a word, the merges in their order, and two special tokens."""
+def _unpacked(path):
+    """What is in a gzip file, which may claim to be any size."""
+    with gzip.GzipFile(fileobj=io.BytesIO(read_bytes(path, LARGEST_MERGES))) as file:
+        content = file.read(LARGEST_MERGES + 1)
+    if len(content) > LARGEST_MERGES:
+        raise ValueError(f"it unpacks to more than {LARGEST_MERGES:,} bytes")
+    return content
+
+
+def _byte_pairs(merges: list[tuple[str, str]], clean: str = "") -> Files:
+    """CLIP's: the bytes, the bytes that end a word, the merges in their order, and two special tokens.
+
+    With `clean` the settings name what is done to texts first, in a key of our own that transformers does not read.
+    """
     # OpenAI's order: the printable bytes first, then the others, which stand for themselves from 256 on.
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet(), key=lambda letter: (ord(letter) >= 256, ord(letter)))
     words = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *("".join(pair) for pair in merges), START, END]
     settings = {"tokenizer_class": "CLIPTokenizer", "bos_token": START, "eos_token": END, "pad_token": END}
+    settings |= {"clean": clean} if clean else {}
     return {
         "vocab.json": json.dumps({word: i for i, word in enumerate(words)}).encode(),
         "merges.txt": "\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges)]).encode() + b"\n",

@@ -39,9 +39,7 @@ def dap(features, labels, attributes, queries, l2: float | np.ndarray = 1e-3) ->
         InputError: attributes other than 0 and 1, and what `checked` refuses.
     """
     features, labels, attributes, queries = checked(features, labels, attributes, queries)
-    if (other := ~np.isin(attributes, (0, 1))).any():
-        row, column = np.argwhere(other)[0]
-        raise InputError(f"attributes: row {row}, column {column} is {attributes[row, column]:g}; dap expects 0 or 1")
+    check(attributes, np.unique(labels), binary=True)
     prior = attributes[np.unique(labels)].mean(axis=0)
     known = (prior > 0) & (prior < 1)
     # The same number of columns whichever are known, so that no draw of seen classes compiles anew.
@@ -127,26 +125,47 @@ def checked(features, labels, attributes, queries):
     features, queries = checks.features(features), checks.features(queries, "queries", alike=True)
     checks.same_width(queries, features, ("queries", "features"))
     attributes = checks.attributes(attributes)
-    if (same := np.ptp(attributes, axis=0) == 0).any():
-        column = int(same.argmax())
-        raise InputError(f"attributes: column {column} is {attributes[0, column]:g} for every class; leave it out")
+    _varied(attributes)
     count = int(np.max(labels, initial=-1)) + 1 if np.asarray(labels).dtype.kind in "iu" else 0
     if count > len(attributes):
         raise InputError(
             f"attributes have {len(attributes)} rows, but labels name class {count - 1}; expected a row each"
         )
     labels = checks.labels(labels, len(features), len(attributes))
-    seen = np.unique(labels)
-    if not np.ptp(attributes[seen], axis=0).any():
-        raise InputError(f"the {len(seen)} seen classes all have the same attributes; nothing can be learned from them")
+    check(attributes, np.unique(labels))
     features = checks.floats(features)
     return features, labels, attributes.astype(features.dtype), jnp.asarray(queries, features.dtype)
 
 
+def check(attributes: np.ndarray, seen: np.ndarray, binary: bool = False) -> None:
+    """Refuse an attribute matrix from which nothing can be learned.
+
+    Args:
+        attributes: `[classes, m]` numbers.
+        seen: Classes that have images to fit on.
+        binary: Whether it must hold 0 and 1, as for `dap`.
+
+    Raises:
+        InputError: an attribute that all classes share, seen classes that are all alike, or other numbers than 0 and 1.
+    """
+    _varied(attributes)
+    if not np.ptp(attributes[seen], axis=0).any():
+        raise InputError(f"the {len(seen)} seen classes all have the same attributes; nothing can be learned from them")
+    if binary and (other := ~np.isin(attributes, (0, 1))).any():
+        row, column = np.argwhere(other)[0]
+        raise InputError(f"attributes: row {row}, column {column} is {attributes[row, column]:g}; dap expects 0 or 1")
+
+
+def _varied(attributes):
+    if (same := attributes.min(axis=0) == attributes.max(axis=0)).any():
+        column = int(same.argmax())
+        raise InputError(f"attributes: column {column} is {attributes[0, column]:g} for every class; leave it out")
+
+
 def _positive(x, what, dtype):
     x = jnp.asarray(x, dtype)
-    if not np.all(np.asarray(x) > 0):
-        raise InputError(f"{what} is {np.asarray(x).tolist()}; expected above 0")
+    if not (np.isfinite(x) & (np.asarray(x) > 0)).all():
+        raise InputError(f"{what} is {np.asarray(x).tolist()}; expected above 0, and finite")
     return x
 
 

@@ -20,7 +20,8 @@ def features(x: Any, what: str = "features", *, alike: bool = False) -> Any:
         alike: Whether all rows may be the same, as those of queries may.
 
     Raises:
-        InputError: another shape or type, no row, NaN or infinity, or rows that are all alike.
+        InputError: another shape or type, no row, NaN or infinity, rows that are all alike, or numbers so large that
+            their squares overflow.
     """
     x = x if hasattr(x, "dtype") and hasattr(x, "shape") else np.asarray(x)
     if x.ndim != 2 or not all(x.shape):
@@ -34,9 +35,17 @@ def features(x: Any, what: str = "features", *, alike: bool = False) -> Any:
         if not finite.all():
             raise InputError(f"{what}: row {start + int((~finite).argmax())} holds NaN or infinite values")
         spread = max(spread, float(np.abs(block - first).max()))
+        largest = np.abs(block).max(axis=1)
+        if largest.max() > LARGE:
+            row = int(largest.argmax())
+            raise InputError(f"{what}: row {start + row} holds {largest[row]:.3g}; above {LARGE:g} squares overflow")
     if len(x) > 1 and not spread and not alike:
         raise InputError(f"{what} are constant: all {len(x)} rows are the same, so they tell no class from another")
     return x
+
+
+LARGE = 1e16
+"""The largest feature whose squares float32 can sum."""
 
 
 def same_width(x: Any, y: Any, what: tuple[str, str]) -> None:
@@ -54,7 +63,11 @@ def floats(x: Any) -> jax.Array:
     return jnp.asarray(x, jnp.result_type(x, jnp.float32))
 
 
-def labels(y: Any, rows: int, classes: int | None = None, what: str = "labels") -> np.ndarray:
+CLASSES = 2**16
+"""Classes that labels may speak of by their largest number alone, however few rows there are."""
+
+
+def labels(y: Any, rows: int, classes: int | None = None, what: str = "labels", *, alike: bool = False) -> np.ndarray:
     """Labels `[n]` as int32, if each is an index of a class and at least two classes are there.
 
     Args:
@@ -62,10 +75,14 @@ def labels(y: Any, rows: int, classes: int | None = None, what: str = "labels") 
         rows: How many there must be.
         classes: How many classes there are; None for as many as the largest label says.
         what: What they are, for the error.
+        alike: Whether all may be of one class, as those of queries may.
 
     Raises:
-        InputError: strings or floats, another number of them, a number out of range, or a single class.
+        InputError: strings or floats, another number of them, a number out of range, or a single class; or numbers that
+            stand for things, and not for one class after another.
     """
+    if classes is not None and not (isinstance(classes, int | np.integer) and 1 <= classes < 2**31):
+        raise InputError(f"{what}: classes is {classes!r}; expected a whole number above 0")
     y = np.asarray(y)
     if y.dtype.kind in "OSU":
         raise InputError(
@@ -80,9 +97,60 @@ def labels(y: Any, rows: int, classes: int | None = None, what: str = "labels") 
     if outside.any():
         row = int(outside.argmax())
         raise InputError(f"{what}: row {row} is {y[row]}; expected 0..{count - 1} ({count} classes)")
-    if len(np.unique(y)) < 2:
+    if classes is None:
+        one_after_another(count, len(y), what)
+    if not alike and len(np.unique(y)) < 2:
         raise InputError(f"{what} hold only class {y[0] if len(y) else 'none'}; at least two classes are expected")
     return y.astype(np.int32)
+
+
+def one_after_another(count: int, rows: int, what: str) -> None:
+    """Refuse labels whose largest number would make far more classes than there are rows, as catalogue numbers.
+
+    Raises:
+        InputError: saying how to make labels of them.
+    """
+    if count > max(CLASSES, rows):
+        raise InputError(
+            f"{what}: the largest is {count - 1}, of {rows} rows; expected 0..classes-1: np.unique(..., "
+            "return_inverse=True)"
+        )
+
+
+def members(y: np.ndarray, classes: int) -> list[np.ndarray]:
+    """The rows of each class, ascending, in time that does not grow with rows times classes."""
+    order = np.argsort(y, kind="stable")
+    return np.split(order, np.cumsum(np.bincount(y, minlength=classes))[:-1])
+
+
+NUMBERS = 2**30
+"""That one array of an evaluation may hold: 4 GiB in float32."""
+
+
+def fits(count: int, what: str, instead: str) -> None:
+    """Refuse to hold more than `NUMBERS` numbers at once.
+
+    Raises:
+        InputError: with what can be done instead.
+    """
+    if count > NUMBERS:
+        raise InputError(f"{what} are {count:,} numbers, at most {NUMBERS:,} are held at once; {instead}")
+
+
+def penalties(values: Any, what: str = "l2 is") -> np.ndarray:
+    """Penalties `[k]` in float64, if each is finite and above 0.
+
+    Raises:
+        InputError: something else, or none.
+    """
+    try:
+        found = np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        found = np.zeros(0)
+    if found.ndim != 1 or not len(found) or not (np.isfinite(found) & (found > 0)).all():
+        shown = values.tolist() if isinstance(values, np.ndarray) else values if np.isscalar(values) else list(values)
+        raise InputError(f"{what} {shown!r}; expected a list of positive numbers")
+    return found
 
 
 def targets(y: Any, rows: int, what: str = "labels") -> np.ndarray:

@@ -44,12 +44,22 @@ def kmeans(key: jax.Array, features, k: int, restarts: int = 10, iterations: int
         InputError: features that cannot be used, or a number out of range.
     """
     x = checks.features(features)
-    if not 1 <= k <= len(x):
-        raise InputError(f"k is {k}; expected 1..{len(x)}, as there are {len(x)} rows")
-    if restarts < 1:
-        raise InputError(f"restarts is {restarts}; expected at least 1")
+    check(len(x), k, restarts)
     side_by_side = max(1, min(restarts, FLOATS // (len(x) * k)))
     return _best(jax.random.split(key, restarts), checks.floats(x), k, iterations, side_by_side)
+
+
+def check(rows: int, k: int, restarts: int, what: str = "rows") -> None:
+    """Refuse numbers of which no clusters can be made.
+
+    Raises:
+        InputError: as `kmeans`, with `what` the rows are.
+    """
+    if not isinstance(k, int | np.integer) or not 1 <= k <= rows:
+        raise InputError(f"k is {k}; expected 1..{rows}, as there are {rows} {what}")
+    if restarts < 1:
+        raise InputError(f"restarts is {restarts}; expected at least 1")
+    checks.fits(rows * k, f"distances of {rows} rows and {k} centres", "use fewer rows")
 
 
 def lloyd(features, centres, iterations: int = 300) -> Clusters:
@@ -126,6 +136,7 @@ def contingency(a, b) -> np.ndarray:
             f"labelings have shapes {list(a.shape)} and {list(b.shape)}; expected [n] twice, of the same rows"
         )
     (left, a), (right, b) = (np.unique(x, return_inverse=True) for x in (a, b))
+    checks.fits(len(left) * len(right), f"counts of {len(left)} labels with {len(right)}", "group them first")
     return np.bincount(a * len(right) + b, minlength=len(left) * len(right)).reshape(len(left), len(right))
 
 

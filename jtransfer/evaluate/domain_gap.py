@@ -47,7 +47,7 @@ def mmd(x, y, permutations: int = 1000, bandwidth: float | None = None, most: in
         InputError: features that cannot be used, of different width, or a number out of range.
     """
     x, y = _pair(x, y)
-    if permutations < 1 or most < 2 or (bandwidth is not None and not bandwidth > 0):
+    if permutations < 1 or most < 2 or (bandwidth is not None and not 0 < bandwidth < np.inf):
         raise InputError(
             f"mmd: permutations={permutations}, most={most}, bandwidth={bandwidth};"
             " expected at least 1, at least 2, and a positive number"

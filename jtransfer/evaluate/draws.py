@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jtransfer.errors import InputError
+from jtransfer.errors import InputError, finite
 from jtransfer.evaluate import checks
 
 SHOTS = (1, 5, 10, 25)
@@ -41,13 +41,16 @@ def draws(
     classes = classes or int(labels.max()) + 1
     if not len(shots) or min(shots) < 1:
         raise InputError(f"shots are {list(shots)}; expected numbers of at least 1")
+    for seed in seeds:
+        finite(seed, "seed", whole=True)
     checks.shots(labels, max(shots), "labels", classes)
     rows = np.zeros((len(shots), len(seeds), classes * max(shots)), np.int32)
+    of_each = checks.members(labels, classes)
     for j, seed in enumerate(seeds):
         generator = np.random.default_rng(seed)
-        shuffled = [generator.permutation(np.flatnonzero(labels == label)) for label in range(classes)]
-        for i, number in enumerate(shots):
-            rows[i, j, : classes * number] = np.concatenate([own[:number] for own in shuffled])
+        shuffled = [generator.permutation(own) for own in of_each]
+        for i, count in enumerate(shots):
+            rows[i, j, : classes * count] = np.concatenate([own[:count] for own in shuffled])
     weights = np.arange(rows.shape[-1]) < classes * np.array(shots)[:, None, None]
     return rows, np.broadcast_to(weights, rows.shape).astype(np.float32)
 
@@ -57,7 +60,7 @@ def labelled(
 ) -> tuple[jax.Array, np.ndarray, int]:
     """Checked features as an array of at least float32, checked labels, and the number of classes."""
     features = checks.floats(checks.features(features, alike=alike))
-    labels = checks.labels(labels, len(features), classes)
+    labels = checks.labels(labels, len(features), classes, alike=alike)
     return features, labels, classes or int(labels.max()) + 1
 
 

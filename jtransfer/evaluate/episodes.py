@@ -1,6 +1,7 @@
 """N-way K-shot episodes on stored features: hundreds of small problems, drawn and classified in one program."""
 
 import math
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -63,10 +64,8 @@ def episodes(
             cannot be used.
     """
     sizes = ways, shots, queries, episodes
-    options = prototypes.checked_options(classifier, CLASSIFIERS, options)
+    options = check_classifier(classifier, ways, shots, queries, options)
     neighbours = options.pop("neighbours", NEIGHBOURS)
-    if classifier == "laplacian_shot" and not 1 <= neighbours <= ways * queries:
-        raise InputError(f"{classifier}: neighbours={neighbours}; expected 1 to the {ways * queries} queries there are")
     features, labels, _ = labelled(features, labels, None)
     check(labels, *sizes)
     prototypes.check_spread(classifier, options, ways * shots, shots, features.shape[1] + ways)
@@ -76,6 +75,20 @@ def episodes(
     accuracies = np.asarray(_episodes(key, *table, options, *sizes, classifier, neighbours))
     half = 1.96 * accuracies.std(ddof=1) / np.sqrt(episodes)
     return Episodes(accuracies, float(accuracies.mean()), float(half))
+
+
+def check_classifier(classifier: str, ways: int, shots: int, queries: int, options: Mapping[str, Any]) -> dict:
+    """The options of a classifier, if it can classify episodes of these sizes with them.
+
+    Raises:
+        InputError: as `episodes`.
+    """
+    options = prototypes.checked_options(classifier, CLASSIFIERS, options)
+    neighbours = options.get("neighbours", NEIGHBOURS)
+    if classifier == "laplacian_shot" and not 1 <= neighbours <= ways * queries:
+        raise InputError(f"{classifier}: neighbours={neighbours}; expected 1 to the {ways * queries} queries there are")
+    prototypes.check_spread(classifier, {}, ways * shots, shots, 0)
+    return options
 
 
 def check(labels: np.ndarray, ways: int, shots: int, queries: int, episodes: int, what: str = "labels") -> None:

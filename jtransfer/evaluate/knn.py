@@ -56,9 +56,10 @@ def knn(
     labels = checks.labels(labels, len(keys), classes)
     classes = classes or int(labels.max()) + 1
     others = len(keys) - (queries is None)
-    if not len(k) or min(k) < 1 or max(k) > others:
-        raise InputError(f"k is {list(k)}; expected numbers from 1 to the {others} keys there are")
-    if temperature <= 0 or block < 1:
+    if np.ndim(k) != 1 or not len(k) or not all(isinstance(n, int | np.integer) and 0 < n <= others for n in k):
+        shown = list(k) if np.ndim(k) == 1 else k
+        raise InputError(f"k is {shown!r}; expected numbers from 1 to the {others} keys there are")
+    if not 0 < temperature < np.inf or block < 1:
         raise InputError(f"temperature={temperature} and block={block}; expected both above 0")
     own = np.arange(len(keys)) if queries is None else np.full(len(queries), -1)
     queries = keys if queries is None else checks.features(queries, "queries", alike=True)

@@ -144,16 +144,18 @@ def linear_grid(
     Raises:
         InputError: features, labels, rows or options that cannot be used; or that no head is finite in the end.
     """
-    blocks, rates = _blocks(blocks), np.asarray(rates, np.float64)
-    if rates.ndim != 1 or not len(rates) or not (np.isfinite(rates) & (rates > 0)).all():
-        raise InputError(f"rates are {rates.tolist()}; expected a list of positive numbers")
     if steps < 1 or seed < 0:
         raise InputError(f"steps is {steps} and seed {seed}; expected at least 1 and at least 0")
+    blocks, rates = check(blocks, rates, steps, batch)
     found = _alike(features, layers(max(blocks)), blocks)
     labels = checks.labels(labels, len(found[0]), classes)
     train, validation = _apart(train, validation, len(labels))
     checks.labels(labels[train], len(train), classes, "labels of the training rows")
     classes, width = classes or int(labels.max()) + 1, found[0].shape[1]
+    heads = 2 * len(blocks) * len(rates)
+    checks.fits(
+        heads * width * (max(blocks) + 1) * classes, f"{heads} heads of {classes} classes", "give fewer rates or blocks"
+    )
     batches = subsets.batches(np.arange(len(train)), batch, steps, seed).astype(np.int32)
     groups = tuple(product(blocks, (False, True)))
     # Side by side, the layers are the class tokens from the earliest block on and then the patches, so that the columns
@@ -223,6 +225,18 @@ def _train(kernels, rates, batches, train, validation, spans):
         reached = jax.lax.map(lambda head, x=x[:, first:end]: accuracy(x, *head), (kernel, bias))
         trained.append((reached, kernel, bias))
     return trained
+
+
+def check(blocks: Sequence[int], rates: Sequence[float], steps: int, batch: int) -> tuple[tuple[int, ...], np.ndarray]:
+    """Blocks and rates, if a grid can be trained with them.
+
+    Raises:
+        InputError: naming what cannot be used.
+    """
+    for what, value in (("steps", steps), ("batch", batch)):
+        if not isinstance(value, int | np.integer) or value < 1:
+            raise InputError(f"{what} is {value!r}; expected at least 1")
+    return _blocks(blocks), checks.penalties(rates, "rates are")
 
 
 def _blocks(blocks):

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jtransfer.errors import InputError
+from jtransfer.errors import InputError, finite
 from jtransfer.evaluate import checks, lbfgs
 from jtransfer.evaluate.draws import drawn
 
@@ -116,10 +116,14 @@ def few_shot_paths(
 
 
 def objectives(features: Any, labels: Any, l2: Any, kernels: Any, biases: Any) -> np.ndarray:
-    """The value `[k]` that `logistic_path` minimises, for each penalty, in float64 NumPy."""
-    x, y = np.asarray(features, np.float64), np.asarray(labels)
-    found = []
-    for penalty, kernel, bias in zip(np.asarray(l2, np.float64), kernels, biases, strict=True):
+    """The value `[k]` that `logistic_path` minimises, for each penalty, in float64 NumPy.
+
+    Raises:
+        InputError: features, labels or penalties that cannot be used.
+    """
+    x, y, _ = _checked(features, labels, np.shape(kernels)[-1])
+    x, found = np.asarray(x, np.float64), []
+    for penalty, kernel, bias in zip(checks.penalties(l2), kernels, biases, strict=True):
         logits = x @ np.asarray(kernel, np.float64) + np.asarray(bias, np.float64)
         if y.ndim == 2:
             loss = np.logaddexp(0, (1 - 2 * y) * logits).sum(1)
@@ -162,10 +166,7 @@ def _checked(features, labels, classes):
 
 def _penalties(l2):
     """Ascending, each once, and where each of those given stands among them."""
-    l2 = np.asarray(l2, np.float64)
-    if l2.ndim != 1 or not len(l2) or not (np.isfinite(l2) & (l2 > 0)).all():
-        raise InputError(f"l2 is {l2.tolist()}; expected a list of positive numbers")
-    return np.unique(l2, return_inverse=True)
+    return np.unique(checks.penalties(l2), return_inverse=True)
 
 
 def _dtype(x):
@@ -173,6 +174,7 @@ def _dtype(x):
 
 
 def _tolerance(tolerance, dtype):
+    finite(0 if tolerance is None else tolerance, "tolerance")
     return (1e-8 if dtype == np.float32 else 1e-10) if tolerance is None else tolerance
 
 
@@ -238,14 +240,14 @@ def _plan(l2, classes, dtype):
     places += places[-1:] * (-len(places) % size)
     groups = np.reshape(places, (-1, size))
     factors = np.zeros((*groups.shape, count), dtype)
-    for number, group in enumerate(groups[1:], 1):
-        solved = np.unique(groups[:number])
+    for turn, group in enumerate(groups[1:], 1):
+        solved = np.unique(groups[:turn])
         for slot, place in enumerate(group):
             near = solved[np.argsort(np.abs(x[solved] - x[place]), kind="stable")]
             near = near[: NEIGHBOURS if solved[0] < place < solved[-1] else 2]
             for i in near:
                 others = near[near != i]
-                factors[number, slot, i] = np.prod((x[place] - x[others]) / (x[i] - x[others]))
+                factors[turn, slot, i] = np.prod((x[place] - x[others]) / (x[i] - x[others]))
     return l2.astype(dtype), groups, factors
 
 

@@ -4,9 +4,13 @@ Predictions are `[n, classes]` logits, of which the first of the largest counts,
 themselves. Every function raises InputError for rows that do not match, no rows, NaN, or labels that are no classes.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import numpy as np
 
 from jtransfer.errors import InputError
+from jtransfer.evaluate.checks import one_after_another
 
 
 def accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
@@ -32,10 +36,7 @@ def top(logits: np.ndarray, labels: np.ndarray, k: int) -> float:
     """
     if k < 1:
         raise InputError(f"top-k with k={k}; expected at least 1")
-    logits, labels = _logits(logits, labels)
-    own = np.take_along_axis(logits, labels[:, None], axis=1)
-    before = (logits > own).sum(1) + ((logits == own) & (np.arange(logits.shape[1]) < labels[:, None])).sum(1)
-    return float((before < k).mean())
+    return float((_before(*_logits(logits, labels)) < k).mean())
 
 
 def per_class(predicted: np.ndarray, labels: np.ndarray, classes: int | None = None) -> np.ndarray:
@@ -50,7 +51,7 @@ def per_class(predicted: np.ndarray, labels: np.ndarray, classes: int | None = N
     """
     outputs = np.shape(predicted)[1] if np.ndim(predicted) == 2 else 0
     predicted, labels = _predictions(predicted, labels)
-    classes = classes or outputs or int(max(predicted.max(), labels.max())) + 1
+    classes = classes or outputs or _largest(predicted, labels)
     if labels.max() >= classes:
         raise InputError(f"labels: row {labels.argmax()} is {labels.max()}; expected 0..{classes - 1}")
     counts, right = (np.bincount(rows, minlength=classes) for rows in (labels, labels[predicted == labels]))
@@ -71,7 +72,7 @@ def matthews(predicted: np.ndarray, labels: np.ndarray) -> float:
     `(c n - Σ t_k p_k) / √((n² - Σ p_k²) (n² - Σ t_k²))`; 0 where one of the two has a single class.
     """
     predicted, labels = _predictions(predicted, labels)
-    classes, n = int(max(predicted.max(), labels.max())) + 1, len(labels)
+    classes, n = _largest(predicted, labels), len(labels)
     p, t = (np.bincount(x, minlength=classes).astype(np.float64) for x in (predicted, labels))
     norm = np.sqrt((n**2 - p @ p) * (n**2 - t @ t))
     return float(((predicted == labels).sum() * n - t @ p) / norm) if norm else 0.0
@@ -127,15 +128,72 @@ def ece(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
         raise InputError(
             f"probabilities: row {row} sums to {probabilities[row].sum():.4g}, expected 1; logits need softmax"
         )
-    confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
-    bin_of = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidence)
-    return float(np.abs(np.bincount(bin_of, weights=correct - confidence)).sum() / len(labels))
+    return _calibration(probabilities.max(1), probabilities.argmax(1) == labels, bins)
 
 
 def nll(logits: np.ndarray, labels: np.ndarray) -> float:
     """Mean negative log-likelihood of the labels `[n]` under the softmax of `logits` `[n, classes]`, in nats."""
     logits, labels = _logits(logits, labels)
     return float(-np.take_along_axis(log_softmax(logits), labels[:, None], axis=1).mean())
+
+
+class Judged(NamedTuple):
+    """Predictions of many rows for many classes, told row by row, so that not all logits are held at once.
+
+    Attributes:
+        predicted: Class of the largest logit `[n]`.
+        before: How many classes come before the label `[n]`; see `top`.
+        confidence: The largest probability under softmax `[n]`.
+        likelihood: Logarithm of the label's probability `[n]`.
+        classes: How many there are.
+    """
+
+    predicted: np.ndarray
+    before: np.ndarray
+    confidence: np.ndarray
+    likelihood: np.ndarray
+    classes: int
+
+    def top(self, k: int) -> float:
+        """As the function `top`."""
+        return float((self.before < k).mean())
+
+    def ece(self, labels: np.ndarray, bins: int = 15) -> float:
+        """As the function `ece` of the softmax."""
+        return _calibration(self.confidence, self.predicted == labels, bins)
+
+
+BLOCK = 2**25
+"""Logits that are judged at once."""
+
+
+def judge(call: Callable[[slice], np.ndarray], labels: np.ndarray, rows: int, classes: int) -> Judged:
+    """Judge the logits of many rows, a block of rows at a time.
+
+    Args:
+        call: From a slice of rows to their logits `[rows, classes]`.
+        labels: `[n]`.
+        rows: n.
+        classes: How many there are.
+    """
+    labels, parts = _integers(labels, "labels", rows), []
+    size = max(1, BLOCK // classes)
+    for start in range(0, len(labels), size):
+        logits, own = _logits(call(slice(start, start + size)), labels[start : start + size])
+        logs = log_softmax(logits)
+        likelihood = np.take_along_axis(logs, own[:, None], axis=1)[:, 0]
+        parts.append((logits.argmax(1), _before(logits, own), np.exp(logs).max(1), likelihood))
+    return Judged(*map(np.concatenate, zip(*parts, strict=True)), classes)
+
+
+def _before(logits, labels):
+    own = np.take_along_axis(logits, labels[:, None], axis=1)
+    return (logits > own).sum(1) + ((logits == own) & (np.arange(logits.shape[1]) < labels[:, None])).sum(1)
+
+
+def _calibration(confidence, correct, bins):
+    bin_of = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidence)
+    return float(np.abs(np.bincount(bin_of, weights=correct - confidence)).sum() / len(correct))
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -152,6 +210,13 @@ def _predictions(predicted, labels):
         return logits.argmax(1), labels
     labels = _integers(labels, "labels")
     return _integers(predicted, "predictions", len(labels)), labels
+
+
+def _largest(predicted, labels):
+    """As many classes as the largest of both says."""
+    count = int(max(predicted.max(), labels.max())) + 1
+    one_after_another(count, len(labels), "labels")
+    return count
 
 
 def _logits(logits, labels, what="logits"):

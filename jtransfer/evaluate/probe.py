@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from jtransfer.errors import InputError, nearest
-from jtransfer.evaluate import metrics
+from jtransfer.evaluate import checks, metrics
 from jtransfer.evaluate.logistic import logistic_path
 
 PER = ("sum", "mean")
@@ -68,6 +68,8 @@ class Probe(NamedTuple):
         tried: The penalties that could be chosen, ascending.
         scores: Of each on the validation rows: accuracy, or the mean AUROC of several labels.
         at_edge: Whether it is the first or last of them, so that a wider range might be better.
+        fitted: Which columns are fitted `[c]`: of several labels a row, those that some of the rows have and some have
+            not. The others are 0.
     """
 
     kernel: np.ndarray
@@ -76,6 +78,7 @@ class Probe(NamedTuple):
     tried: np.ndarray
     scores: np.ndarray
     at_edge: bool
+    fitted: np.ndarray
 
 
 def probe(
@@ -109,27 +112,41 @@ def probe(
     if not len(validation):
         raise InputError("validation has no rows; expected some to choose the penalty on")
     both = np.sort(np.concatenate([train, validation]))
-    if labels.ndim == 1 and classes is None and labels.dtype.kind in "iub":
-        classes = int(labels[both].max()) + 1
+    if labels.ndim == 1 and classes is None:
+        classes = int(checks.labels(labels[both], len(both)).max()) + 1
+    columns = labels.shape[1] if labels.ndim == 2 else classes
+    checks.fits(
+        len(l2) * (features.shape[1] + 1) * columns, f"{len(l2)} heads of {columns} classes", "give fewer in search"
+    )
     halves = 2 if labels.ndim == 1 and classes == 2 else 1
     scale = float(np.std(features[train], dtype=np.float64)) if how.scaled else 1.0  # a shift is the intercept's
 
     def solve(rows, l2):
         x = np.asarray(features[rows], np.float64 if how.double else None) / scale
+        fitted = np.ones(columns, bool) if labels.ndim == 1 else np.ptp(labels[rows], axis=0) > 0
+        if not fitted.any():
+            raise InputError(f"no label is 0 in some of the {len(rows)} rows and 1 in others; there is nothing to fit")
+        y, count = (labels[rows], columns) if labels.ndim == 1 else (labels[rows][:, fitted], int(fitted.sum()))
         with jax.enable_x64(how.double or jax.config.jax_enable_x64):
-            kernels, biases = logistic_path(x, labels[rows], halves * l2 / len(rows), classes=classes)
-        return kernels / scale, biases
+            found = logistic_path(x, y, halves * l2 / len(rows), classes=count)
+        if count == columns:
+            return found[0] / scale, found[1], fitted
+        kernels, biases = np.zeros((len(l2), x.shape[1], columns), x.dtype), np.zeros((len(l2), columns), x.dtype)
+        kernels[..., fitted], biases[..., fitted] = found[0] / scale, found[1]
+        return kernels, biases, fitted
 
-    kernels, biases = solve(train, l2)
+    kernels, biases, fitted = solve(train, l2)
     held_out = np.asarray(features[validation])
-    scores = np.array([_score(held_out @ k + b, labels[validation]) for k, b in zip(kernels, biases, strict=True)])
+    scores = np.array(
+        [_score(held_out @ k + b, labels[validation], fitted) for k, b in zip(kernels, biases, strict=True)]
+    )
     visited = clip_walk(scores) if how.walk else np.arange(len(l2))
     l2, scores = l2[visited], scores[visited]
     best = int(np.flatnonzero(scores == scores.max())[-1])  # the strongest penalty among equals
     kernel, bias = kernels[visited[best]], biases[visited[best]]
     if refit:
-        (kernel,), (bias,) = solve(both, l2[[best]])
-    return Probe(kernel, bias, float(l2[best]), l2, scores, best in (0, len(l2) - 1))
+        (kernel,), (bias,), fitted = solve(both, l2[[best]])
+    return Probe(kernel, bias, float(l2[best]), l2, scores, best in (0, len(l2) - 1), fitted)
 
 
 def clip_walk(scores: np.ndarray) -> np.ndarray:
@@ -149,7 +166,7 @@ def checked_search(search: str | Sequence[float], per: str, rows: int) -> Search
     """The search of a name, or of a list of penalties for `rows` rows.
 
     Raises:
-        InputError: an unknown name.
+        InputError: an unknown name, or penalties that are none.
     """
     if per not in PER:
         raise InputError(f"per is '{per}'; {nearest(str(per), PER)}")
@@ -157,14 +174,14 @@ def checked_search(search: str | Sequence[float], per: str, rows: int) -> Search
         if search not in SEARCHES:
             raise InputError(f"search '{search}' is unknown; {nearest(search, SEARCHES)}, or a list of penalties")
         return SEARCHES[search]
-    l2 = np.sort(np.asarray(search, np.float64)) * (rows if per == "mean" else 1)
+    l2 = np.sort(checks.penalties(search, "search is")) * (rows if per == "mean" else 1)
     return Search(tuple(l2), how=f"{len(l2)} values of λ on the {per} of the losses")
 
 
-def _score(logits, labels) -> float:
+def _score(logits, labels, fitted) -> float:
     if labels.ndim == 1:
         return metrics.accuracy(logits, labels)
-    areas = metrics.auroc(logits, labels)
+    areas = np.where(fitted, metrics.auroc(logits, labels), np.nan)
     if np.isnan(areas).all():
         raise InputError("validation: no label is 0 in some rows and 1 in others, so there is no AUROC to choose by")
     return float(np.nanmean(areas))

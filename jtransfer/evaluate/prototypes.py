@@ -158,7 +158,7 @@ def checked_options(kind: str, kinds: Mapping[str, Callable], options: Mapping[s
     for name, value in options.items():
         if name not in known:
             raise InputError(f"{kind} has no option '{name}'; {nearest(name, known)}")
-        if value is not None and not 0 <= value <= LIMITS[name]:
+        if value is not None and not (np.isfinite(value) and 0 <= value <= LIMITS[name]):
             raise InputError(f"{kind}: {name}={value}; expected 0 to {LIMITS[name]:g}")
     return {name: value for name, value in options.items() if value is not None}
 

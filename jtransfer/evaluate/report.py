@@ -9,6 +9,7 @@ from etils import epath
 from jtransfer import files
 from jtransfer.config import slug
 from jtransfer.report import COLOURS, MARKERS, render, style
+from jtransfer.texts import cell, code, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,9 +38,9 @@ SHOWN = 3
 """Metrics of a row that the terminal shows beside the first."""
 
 
-def shown(name: str, value: float) -> str:
+def shown(name: str, value: float | None) -> str:
     """A metric as text: shares in % with one digit, others with four significant ones."""
-    if not math.isfinite(value):
+    if value is None or not math.isfinite(value):
         return "–"
     if any(name.startswith(share) or name.endswith(share) for share in SHARES):
         return f"{100 * value:.1f}"
@@ -57,10 +58,10 @@ def table_markdown(rows: Rows, about: Sequence[str]) -> str:
     for row in rows:
         (first, value), *others = row["metrics"].items()
         more = ", ".join(f"{name} {shown(name, number)}" for name, number in others)
-        name = row["protocol"].replace("|", r"\|")
-        lines.append(f"| `{name}` | {row['layer']} | {first} {shown(first, value)} | {more} | {chosen(row)} |")
+        parts = row["layer"], f"{first} {shown(first, value)}", more, chosen(row)
+        lines.append(f"| {code(row['protocol'])} | {' | '.join(map(cell, parts))} |")
     sentences = [*about, *_hows(rows)]
-    return "\n".join(lines) + "\n\nShares in %.\n\n" + "".join(f"- {line}\n" for line in sentences)
+    return "\n".join(lines) + "\n\nShares in %.\n\n" + "".join(f"- {plain(line)}\n" for line in sentences)
 
 
 def terminal_table(rows: Rows) -> "Table":
@@ -76,10 +77,10 @@ def terminal_table(rows: Rows) -> "Table":
     table.add_column("result", overflow="fold", ratio=1)
     for row in rows:
         (first, value), *others = row["metrics"].items()
-        result = Text(f"{first} {shown(first, value)}", style="bold")
-        more = ", ".join(f"{name} {shown(name, number)}" for name, number in others[:SHOWN])
+        result = Text(plain(f"{first} {shown(first, value)}"), style="bold")
+        more = plain(", ".join(f"{name} {shown(name, number)}" for name, number in others[:SHOWN]))
         result.append(f"\n{more}" if more else "", "not bold dim")
-        table.add_row(Text(row["protocol"]), *[row["layer"]] * layers, result)
+        table.add_row(Text(plain(row["protocol"])), *[row["layer"]] * layers, result)
     return table
 
 
@@ -106,7 +107,7 @@ def write(rows: Rows, workdir: epath.PathLike, about: Sequence[str], title: str)
 def figure(rows: Rows, title: str) -> "Figure":
     """The first metric of each row as a dot, where it is a share; a line for each protocol, a colour for each layer."""
     dots = [(row, *next(iter(row["metrics"].items()))) for row in rows]
-    dots = [(row, name, value) for row, name, value in dots if shown(name, 0.5) == "50.0" and math.isfinite(value)]
+    dots = [(row, name, value) for row, name, value in dots if shown(name, 0.5) == "50.0" and shown(name, value) != "–"]
     labels = list(dict.fromkeys(f"{row['protocol']}\n{name}" for row, name, _ in dots))
     layers = list(dict.fromkeys(row["layer"] for row, _, _ in dots))
     with style():

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jtransfer.errors import InputError
+from jtransfer.errors import finite
+from jtransfer.evaluate import checks
 from jtransfer.evaluate.draws import drawn, each_draw, labelled
 
 L2 = 2.0**10
@@ -49,10 +50,12 @@ def ridge_path(
         InputError: features, labels, draws or λ that cannot be used.
     """
     features, labels, classes = labelled(features, labels, classes)
-    l2 = np.atleast_1d(np.asarray(l2, np.float64))
-    if l2.ndim != 1 or not len(l2) or not (np.isfinite(l2) & (l2 > 0)).all():
-        raise InputError(f"l2 is {l2.tolist()}; expected a list of positive numbers")
+    l2 = checks.penalties(np.atleast_1d(np.asarray(l2)))
+    finite(bias, "bias")
     rows, weights = drawn(rows, weights, len(features))
+    fitted = len(features) if rows is None else rows.shape[-1]
+    checks.fits(fitted * classes, f"targets of {fitted} rows and {classes} classes", "use prototypes or fewer rows")
+    checks.fits(len(l2) * features.shape[1] * classes, f"heads of {classes} classes", "give fewer l2")
     return _ridge_paths(features, labels, rows, weights, l2.astype(features.dtype), bias, classes)
 
 

@@ -4,12 +4,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+import numpy as np
 from etils import epath
+from ml_collections import ConfigDict
 
 from jtransfer import checkpoints, files, workdir
+from jtransfer import config as configs
 from jtransfer.cells import Cells
-from jtransfer.config import check, resolved
+from jtransfer.config import resolved
 from jtransfer.data import sources
+from jtransfer.errors import InputError, Unfinished
 from jtransfer.evaluate import protocols
 from jtransfer.evaluate.features import Layer
 from jtransfer.evaluate.protocols.rows import Row, Run
@@ -20,6 +25,8 @@ from jtransfer.train.sharding import make_mesh
 GROWS = ("protocols",)
 WITHOUT_EFFECT = ("batch", "mesh", "store", "data_dir")
 """Keys that no number depends on."""
+OF_THE_INPUT = (InputError, ArithmeticError, np.linalg.LinAlgError, MemoryError, jax.errors.JaxRuntimeError)
+"""What a protocol may end in on data that it was not made for; anything else is a fault of ours, and is raised."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +54,9 @@ def prepare(config, progress: Progress = lambda what, done, rows: None) -> Evalu
     Raises:
         InputError: whatever in the config cannot be run.
     """
-    check("evaluate", config)
+    configs.check("evaluate", config)
     make_mesh(config.mesh)  # which refuses one that does not fit the devices
+    config = _once(config)
     for layer in config.layers:
         Layer.parse(layer)
     wanted = {text: protocols.parse(text) for text in config.protocols}
@@ -57,10 +65,30 @@ def prepare(config, progress: Progress = lambda what, done, rows: None) -> Evalu
     backbone, make_inputs = checkpoints.load_for(config.backbone, config.load, dataset, tower=False)
     store = Store(files.path(config.store, "config.store") if config.store else default_store())
     reader = Reader(backbone, make_inputs, store, config.batch, dict(config.mesh), progress)
-    layers = tuple(dict.fromkeys(config.layers))
-    task = Task(dataset, train, validation, held_out, reader, layers, dict(config.load), config.data_dir)
-    reader.check(dataset, *layers)
+    task = Task(dataset, train, validation, held_out, reader, config.layers, dict(config.load), config.data_dir)
+    reader.check(dataset, *config.layers)
     return Evaluation(config, task, {text: put_on(task) for text, put_on in wanted.items()})
+
+
+def check(config, directory: epath.PathLike) -> None:
+    """Refuse a directory that a config cannot have, before anything is loaded.
+
+    Raises:
+        InputError: it belongs to another config, or it is none.
+        MachineError: nothing can be written there.
+    """
+    plain = {key: value for key, value in resolved(_once(config)).items() if key not in WITHOUT_EFFECT}
+    workdir.check(epath.Path(directory), plain, GROWS, later=("fingerprints",))
+
+
+def _once(config):
+    """The config with every protocol and layer once."""
+    config = ConfigDict(config)
+    for key in ("protocols", "layers"):
+        if not config[key]:
+            raise InputError(f"config.{key} is empty; expected at least one")
+        config[key] = tuple(dict.fromkeys(config[key]))
+    return config
 
 
 def run(evaluation: Evaluation, directory: epath.PathLike, on_rows: Callable[[str, list[Row]], None]) -> list[Row]:
@@ -73,29 +101,39 @@ def run(evaluation: Evaluation, directory: epath.PathLike, on_rows: Callable[[st
 
     Raises:
         InputError: the directory belongs to another config.
+        Unfinished: some protocols cannot be done on this data; the rows of the others are written, and in the error.
     """
     directory, task = epath.Path(directory), evaluation.task
     fingerprints = {"data": sources.fingerprint(task.dataset), "backbone": task.backbone.fingerprint}
     plain = resolved(evaluation.config) | {"fingerprints": fingerprints}
-    config = workdir.claim(directory, {k: v for k, v in plain.items() if k not in WITHOUT_EFFECT}, GROWS)
+    mine = {k: v for k, v in plain.items() if k not in WITHOUT_EFFECT}
+    config = workdir.check(directory, mine, GROWS)
     fingerprint = workdir.fingerprint(config, GROWS)
     cells = Cells(directory, fingerprint)
-    done = cells.read(config["protocols"])
+    done, failed = cells.read(config["protocols"]), {}
     for text, work in evaluation.runs.items():
         if text in done:
             continue
         on_rows(text, [])
-        done[text] = [{"protocol": text} | found | {"fingerprint": fingerprint} for found in work()]
+        try:
+            done[text] = [{"protocol": text} | found | {"fingerprint": fingerprint} for found in work()]
+        except OF_THE_INPUT as error:
+            failed[text] = next(iter(str(error).splitlines()), "") or type(error).__name__
+            continue
+        config = workdir.claim(directory, mine, GROWS)  # not before there is something to keep
         cells.write(text, done[text])
         cells.gather(_ordered(done, config))
         on_rows(text, done[text])
     rows = _ordered(done, config)
-    cells.gather(rows)
+    if rows:
+        cells.gather(rows)
+    if failed:
+        raise Unfinished(rows, failed)
     return rows
 
 
 def _ordered(done, config):
-    return [row for text in config["protocols"] for row in done.get(text, ())]
+    return [row for text in dict.fromkeys(config["protocols"]) for row in done.get(text, ())]
 
 
 def about(evaluation: Evaluation) -> list[str]:

@@ -15,6 +15,9 @@ import numpy as np
 from jtransfer.errors import InputError
 from jtransfer.evaluate import checks
 
+LEAST = 4
+"""Rows that the debiased form needs."""
+
 
 def cka(x, y, debiased: bool = True) -> float:
     """Linear CKA of two representations: 1 if they are equal up to rotation and scale, about 0 if they share nothing.
@@ -54,8 +57,8 @@ def cka_matrix(xs: Sequence, ys: Sequence | None = None, debiased: bool = True) 
         raise InputError("there are no features to compare; expected at least one representation a side")
     if len(set(rows)) > 1:
         raise InputError(f"features have {', '.join(map(str, rows))} rows; expected the same examples in each")
-    if rows[0] < 4:
-        raise InputError(f"features have {rows[0]} rows; CKA needs at least 4")
+    if rows[0] < LEAST:
+        raise InputError(f"features have {rows[0]} rows; CKA needs at least {LEAST}")
 
     norms = [np.array([_norm(z, debiased) for z in zs]) for zs in checked.values()]
     if ys is None:
@@ -75,9 +78,10 @@ def alignment(images, texts) -> float:
         texts: `[n, d]`, one for each image.
 
     Raises:
-        InputError: embeddings of different shape.
+        InputError: embeddings that cannot be used, or of different shape.
     """
-    if np.shape(images) != np.shape(texts):
+    images, texts = (checks.features(x, what, alike=True) for x, what in ((images, "images"), (texts, "texts")))
+    if images.shape != texts.shape:
         raise InputError(
             f"images have shape {list(np.shape(images))}, texts {list(np.shape(texts))}; expected the same"
         )
@@ -90,7 +94,11 @@ def uniformity(embeds, rows: int = 2048) -> float:
     Args:
         embeds: `[n, d]`, of length 1.
         rows: At most so many are used, evenly spread.
+
+    Raises:
+        InputError: embeddings that cannot be used.
     """
+    embeds = checks.features(embeds, "embeddings", alike=True)
     embeds = np.asarray(embeds)[np.linspace(0, len(embeds) - 1, min(rows, len(embeds))).astype(int)]
     squared = 2 - 2 * (embeds @ embeds.T)[~np.eye(len(embeds), dtype=bool)]
     return float(np.log(np.mean(np.exp(-2 * squared, dtype=np.float64)))) if len(embeds) > 1 else 0.0

@@ -10,6 +10,7 @@ import numpy as np
 from jtransfer import checkpoints
 from jtransfer.checkpoints import Backbone
 from jtransfer.data import sources
+from jtransfer.data.dataset import check_whole
 from jtransfer.data.sources import Dataset
 from jtransfer.errors import InputError
 from jtransfer.evaluate import checks
@@ -63,12 +64,14 @@ class Reader:
         return found
 
     def check(self, dataset: Dataset, *layers: str) -> None:
-        """Refuse layers that the backbone does not have.
+        """Refuse layers that the backbone does not have, and damaged rows if any layer is still to be extracted.
 
         Raises:
-            InputError: with the nearest that it has.
+            InputError: with the nearest layer that it has, or the names of damaged rows.
         """
         widths_of(self.backbone, layers, self.prepare(dataset.inputs[np.arange(1)]))
+        if any(self.store.read(self.origin(dataset, layer)) is None for layer in layers):
+            check_whole(dataset, np.arange(len(dataset.inputs)))
 
     def origin(self, dataset: Dataset, layer: str) -> Origin:
         """What the features of a layer are of."""
@@ -141,7 +144,7 @@ def split(dataset: Dataset, share: float) -> tuple[np.ndarray, np.ndarray, str]:
 
     Raises:
         InputError: a share that leaves nothing on a side, a class with fewer than two rows, or no test rows; of several
-            labels a row, one that all rows to fit on have, or none.
+            labels a row, none that differs both among the rows to fit on and among those to choose on.
     """
     if not 0 < share < 1:
         raise InputError(f"config.validation is {share}; expected a share between 0 and 1")
@@ -153,14 +156,15 @@ def split(dataset: Dataset, share: float) -> tuple[np.ndarray, np.ndarray, str]:
         rows = np.random.default_rng(0).permutation(dataset.pool)
         count = max(1, round(share * len(rows)))
         parts = np.sort(rows[count:]), np.sort(rows[:count])
-        what = f"dataset {dataset.name}: labels of the rows to"
-        checks.targets(dataset.labels[parts[0]], len(parts[0]), f"{what} fit on")
-        if not np.ptp(dataset.labels[parts[1]], axis=0).any():  # AUROC of no class is there to choose by
-            raise InputError(f"{what} choose on are all the same; expected a class that some have and some have not")
+        if not np.all([np.ptp(dataset.labels[part], axis=0) for part in parts], axis=0).any():  # no AUROC to choose by
+            raise InputError(
+                f"dataset {dataset.name}: no label is 0 in some rows and 1 in others, both of the {len(parts[0])} to "
+                f"fit on and of the {count} to choose on; config.validation={share} may be too small"
+            )
         return *parts, f"{share:.0%} of the training rows, drawn with seed 0"
     checks.shots(labels, 2, f"dataset {dataset.name}: training and validation", len(dataset.classes))
-    for label in range(len(dataset.classes)):
-        rows = np.random.default_rng([0, label]).permutation(dataset.pool[labels == label])
+    for label, members in enumerate(checks.members(labels, len(dataset.classes))):
+        rows = np.random.default_rng([0, label]).permutation(dataset.pool[members])
         kept.append(rows[: min(max(1, round(share * len(rows))), len(rows) - 1)])
     validation = np.sort(np.concatenate(kept))
     how = f"{share:.0%} of each class of the training rows, drawn with seed 0"

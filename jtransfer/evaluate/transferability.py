@@ -112,6 +112,7 @@ def logme(features, labels) -> float:
 def _present(labels, rows: int) -> tuple[np.ndarray, int]:
     """Labels renumbered so that there are none without a row, and their number."""
     found, y = np.unique(checks.labels(labels, rows), return_inverse=True)
+    checks.fits(len(found) * rows, f"targets of {rows} rows and {len(found)} classes", "use fewer rows")
     return y.astype(np.int32), len(found)
 
 

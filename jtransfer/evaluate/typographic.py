@@ -43,7 +43,9 @@ def wrong_classes(labels: np.ndarray, names: Sequence[str], seed: int) -> np.nda
         InputError: labels that are no classes, a single class, or a name that stands twice.
     """
     names = checks.names(names)
-    labels = checks.labels(labels, np.size(labels), len(names))
+    if len(names) < 2:
+        raise InputError(f"class names are {names[0]!r} alone; expected another that can be written on an image")
+    labels = checks.labels(labels, np.size(labels), len(names), alike=True)
     steps = [np.random.default_rng([seed, row]).integers(1, len(names)) for row in range(len(labels))]
     return (labels + np.array(steps, np.int32)) % len(names)
 
@@ -59,6 +61,25 @@ def neutral_words(texts: Sequence[str], names: Sequence[str]) -> list[str]:
     if not words:
         raise InputError(f"class names hold all of {', '.join(NEUTRAL)}; draw a word of your own with overlay")
     return [" ".join(min(words, key=lambda w: abs(len(w) - len(part))) for part in text.split()) for text in texts]
+
+
+def check(names: Sequence[str], size: float) -> None:
+    """Refuse what `overlay` could not write of classes, before any image is read.
+
+    Raises:
+        InputError: a size that is no share, no neutral word that names no class, or a letter that the font lacks.
+    """
+    _check_size(size)
+    neutral_words(names, names)
+    font = _default_font()
+    face = _face(font)
+    for name in names:
+        _letters(name, font, face)
+
+
+def _check_size(size):
+    if not 0 < size <= 1:
+        raise InputError(f"size is {size}; expected a share of the image's height, above 0 and at most 1")
 
 
 def overlay(
@@ -88,8 +109,7 @@ def overlay(
         InputError: another number of texts or rows than of images, images of another kind, a text that is empty or has
             letters that the font lacks.
     """
-    if not 0 < size <= 1:
-        raise InputError(f"size is {size}; expected a share of the image's height, above 0 and at most 1")
+    _check_size(size)
     images = np.asarray(images) if hasattr(images, "dtype") else images
     if not len(images):
         raise InputError("overlay: there are no images; expected at least one")
@@ -120,7 +140,11 @@ def _written(image, text, seed, size, font):
 
 
 def _checked(image):
-    """A copy `[height, width, channels]`."""
+    """A copy `[height, width, channels]`, of a photograph as viewers show it."""
+    if hasattr(image, "getexif"):
+        from jtransfer.data.pictures import upright
+
+        image = upright(image)
     image = np.array(image)
     plain = image.ndim == 3 and image.shape[2] in (1, 3) and image.size
     if not plain or not (image.dtype == np.uint8 or image.dtype.kind == "f"):
@@ -165,17 +189,12 @@ class _Drawing(NamedTuple):
 
 
 def _drawing(text, font):
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
     if not text.strip():
         raise InputError(f"overlay: a text is {text!r}; expected at least a letter")
-    try:
-        face = ImageFont.truetype(font, DRAWN)
-    except OSError as error:
-        raise InputError(f"{font}: this is no font that can be read ({error})") from None
-    unknown = bytes(face.getmask("\U0010ffff"))
-    if missing := [c for c in text if not c.isspace() and bytes(face.getmask(c)) == unknown]:
-        raise InputError(f"overlay: {Path(font).stem} has no {missing[0]!r}, as in {text!r}; name another font")
+    face = _face(font)
+    _letters(text, font, face)
     lines = text.split("\n")
     _, top, _, bottom = face.getbbox("dg", stroke_width=OUTLINE)
     size = int(max(map(face.getlength, lines))) + 2 * DRAWN, (len(lines) + 2) * (bottom - top)
@@ -188,6 +207,21 @@ def _drawing(text, font):
         masks.append(mask)
     box = masks[0].getbbox()
     return _Drawing(*(mask.crop(box) for mask in masks), bottom - top)
+
+
+def _face(font):
+    from PIL import ImageFont
+
+    try:
+        return ImageFont.truetype(font, DRAWN)
+    except OSError as error:
+        raise InputError(f"{font}: this is no font that can be read ({error})") from None
+
+
+def _letters(text, font, face):
+    unknown = bytes(face.getmask("\U0010ffff"))
+    if missing := [c for c in text if not c.isspace() and bytes(face.getmask(c)) == unknown]:
+        raise InputError(f"overlay: {Path(font).stem} has no {missing[0]!r}, as in {text!r}; name another font")
 
 
 class Typographic(NamedTuple):

@@ -70,23 +70,24 @@ def groups(seen: np.ndarray, folds: int, seed: int = 0) -> list[np.ndarray]:
     return np.array_split(np.random.default_rng(seed).permutation(seen), folds)
 
 
-def accuracy(scores, labels, classes) -> np.ndarray:
-    """Mean over `classes` of the accuracy on the images of each, when the search is among these classes.
+def accuracy(scores, labels, classes, among=None) -> np.ndarray:
+    """Mean over `classes` of the accuracy on the images of each, when the search is among these or more classes.
 
     So a class counts the same however many images it has (Xian et al. 2017, arXiv:1707.00600).
 
     Args:
         scores: `[..., n, all classes]`.
         labels: `[n]` integers, each one of `classes`.
-        classes: `[c]` the candidates, as the unseen classes.
+        classes: `[c]` those that have images, as the unseen classes.
+        among: The candidates, where there are more of them.
 
     Raises:
         InputError: a label outside `classes`, a class without an image, or NaN.
     """
-    return _accuracy(*_scored(scores, labels, classes), classes, classes)
+    return _accuracy(*_scored(scores, labels, classes), classes, classes if among is None else among)
 
 
-def generalised(scores, labels, seen, unseen, stacking: float | np.ndarray = 0.0) -> Generalised:
+def generalised(scores, labels, seen, unseen, stacking: float | np.ndarray = 0.0, among=None) -> Generalised:
     """Generalised zero-shot accuracy: images of seen and unseen classes, and the search is among all of both.
 
     Args:
@@ -97,6 +98,7 @@ def generalised(scores, labels, seen, unseen, stacking: float | np.ndarray = 0.0
         stacking: Subtracted from the scores of the seen classes, whose images the fit has favoured: a number, or an
             array that broadcasts with the leading axes of `scores` (calibrated stacking, Chao et al. 2016,
             arXiv:1605.04253). Choose it on held-out classes.
+        among: The candidates, where there are more of them than those that have images.
 
     Raises:
         InputError: no seen or no unseen class, one that is both, a label outside them, a class without an image, NaN.
@@ -109,7 +111,8 @@ def generalised(scores, labels, seen, unseen, stacking: float | np.ndarray = 0.0
     everything = np.concatenate([seen, unseen])
     scores, labels = _scored(scores, labels, everything)
     scores = scores - np.asarray(stacking)[..., None, None] * np.isin(np.arange(scores.shape[-1]), seen)
-    seen, unseen = (_accuracy(scores, labels, classes, everything) for classes in (seen, unseen))
+    candidates = everything if among is None else among
+    seen, unseen = (_accuracy(scores, labels, classes, candidates) for classes in (seen, unseen))
     return Generalised(seen, unseen, harmonic(seen, unseen))
 
 

@@ -8,6 +8,7 @@ From CLIP (Radford et al. 2021, arXiv:2103.00020, section 3.1.4, and the noteboo
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -73,6 +74,13 @@ class TextClassifier:
         files.write(path, buffer.getvalue())
 
 
+LARGEST = 1 << 28
+"""Bytes of a file of texts or attributes."""
+UNREADABLE = (
+    OSError, ValueError, TypeError, KeyError, EOFError, MemoryError, RecursionError, NotImplementedError, RuntimeError,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What reading a file that somebody else wrote may end in."""
 FIELDS = tuple(TextClassifier.__dataclass_fields__)
 
 
@@ -87,9 +95,10 @@ def load(path: epath.PathLike, backbone: Backbone | None = None) -> TextClassifi
         InputError: no such file, another one, or one that other weights made.
     """
     try:
-        with np.load(io.BytesIO(epath.Path(path).read_bytes()), allow_pickle=False) as archive:
+        content = io.BytesIO(files.read(files.path(path, "text classifier"), 1 << 32))
+        with np.load(content, allow_pickle=False) as archive:
             found = {name: archive[name] for name in FIELDS}
-    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise InputError(f"{path}: expected a text classifier, as its save() writes it ({error})") from None
     texts = {name: tuple(found[name].tolist()) for name in ("names", "templates")}
     classifier = TextClassifier(**found | texts | {"fingerprint": str(found["fingerprint"])})
@@ -198,9 +207,9 @@ def read_texts(path: epath.PathLike) -> tuple[str, ...]:
         InputError: no such file, or no such list in it.
     """
     try:
-        content = epath.Path(path).read_text(encoding="utf-8")
+        content = files.read(files.path(path, "file of texts"), LARGEST).decode("utf-8-sig")
         values = json.loads(content) if str(path).endswith(".json") else content.strip().split("\n")
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise InputError(f"{path}: expected a JSON list of texts, or one text a line ({error})") from None
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise InputError(f"{path}: expected a JSON list of texts")
@@ -238,13 +247,13 @@ def zero_shot(embeds: np.ndarray, labels: np.ndarray, classifier: TextClassifier
     Raises:
         InputError: embeddings of another width, or labels that are no classes.
     """
-    logits = classifier(embeds)
-    per_class = metrics.per_class(logits, labels)
+    found = metrics.judge(lambda rows: classifier(embeds[rows]), labels, len(embeds), len(classifier.names))
+    per_class = metrics.per_class(found.predicted, labels, len(classifier.names))
     return ZeroShot(
-        top1=metrics.accuracy(logits, labels),
-        top5=metrics.top(logits, labels, 5),
+        top1=metrics.accuracy(found.predicted, labels),
+        top5=found.top(5),
         mean_per_class=float(np.nanmean(per_class)),
         per_class=per_class,
-        ece=metrics.ece(np.exp(metrics.log_softmax(logits)), labels),
-        nll=metrics.nll(logits, labels),
+        ece=found.ece(labels),
+        nll=float(-found.likelihood.mean()),
     )

@@ -1,7 +1,7 @@
 """Flax modules, one file per architecture. They know nothing of methods, training or data."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import partial
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jtransfer.errors import InputError, nearest
 from jtransfer.models.bert import Bert, BertConfig
@@ -43,11 +44,13 @@ __all__ = [
     "ViTConfig",
     "apply",
     "build",
+    "check_ids",
     "check_images",
     "complete",
     "described",
     "of_config",
     "shapes_of",
+    "tables",
 ]
 
 MODELS = {
@@ -132,6 +135,38 @@ def complete(model: nn.Module, key: jax.Array, tree: Tree, example: Any) -> Tree
 def shapes_of(model: nn.Module, example: Any) -> Tree:
     """Shape and dtype of every leaf of a model, its statistics under `batch_stats/`."""
     return jax.eval_shape(partial(complete, model, tree={}, example=example), jax.random.key(0))
+
+
+def tables(config: Any) -> dict[str, int]:
+    """Rows of the table that each input of whole numbers is looked up in, by the name of the input.
+
+    >>> tables(BertConfig())
+    {'input_ids': 30522, 'token_type_ids': 2}
+    """
+    text = getattr(config, "text", config)
+    sizes = {"input_ids": "vocabulary", "token_type_ids": "types", "position_ids": "positions"}
+    return {name: getattr(text, key) for name, key in sizes.items() if name in config.inputs and hasattr(text, key)}
+
+
+def check_ids(what: str, name: str, ids: Any, rows: int, named: Callable[[int], str] | None = None) -> None:
+    """Refuse a number that a table has no row for, as PyTorch does.
+
+    Args:
+        what: That the ids are given to, for the error.
+        name: Of the input.
+        ids: `[n, tokens]`.
+        rows: Of the table.
+        named: What is said of such a number, for the error.
+
+    Raises:
+        InputError: with the first such number, its place, and the size of the table.
+    """
+    ids = np.asarray(ids)
+    if not ids.size or (ids.min() >= 0 and ids.max() < rows):
+        return
+    place = tuple(int(i) for i in np.argwhere((ids < 0) | (ids >= rows))[0])
+    found = f"{name}[{', '.join(map(str, place))}] is {ids[place]}{named(int(ids[place])) if named else ''}"
+    raise InputError(f"{what}: {found}; the model's table has {rows} rows: expected 0..{rows - 1}")
 
 
 def check_images(model: nn.Module, what: str, shape: tuple[int, ...]) -> None:

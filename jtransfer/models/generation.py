@@ -9,9 +9,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jtransfer.errors import InputError
-from jtransfer.models import Headed, apply
+from jtransfer.models import Headed, apply, check_ids
 from jtransfer.tree import Tree
 
 
@@ -52,8 +53,10 @@ def generate(
     """
     config = _config(model)
     _check(max_new_tokens, temperature, top_k, top_p, key)
-    ends = jnp.asarray(() if eos_token_id is None else eos_token_id, jnp.int32).reshape(-1)
-    pad = pad_token_id if pad_token_id is not None else ends[0] if len(ends) else 0
+    ends = np.asarray(() if eos_token_id is None else eos_token_id, np.int64).reshape(-1)
+    if len(ends) and pad_token_id is not None:  # which a row that has ended goes on with
+        check_ids("generate", "pad_token_id", [pad_token_id], config.vocabulary)
+    pad = pad_token_id if pad_token_id is not None else int(ends[0]) if len(ends) else 0
     batch, prompt = input_ids.shape
     size = prompt + max_new_tokens - 1  # what is read: the last token of all is not
     mask = jnp.ones_like(input_ids) if attention_mask is None else attention_mask

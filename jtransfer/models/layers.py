@@ -73,6 +73,9 @@ Dense = partial(nn.Dense, dot_general=flat_dot_general)
 class Embed(nn.Module):
     """A table `embedding [number, features]`; called with integers, it looks their rows up.
 
+    An integer that has no row gives NaN: where ids come from outside they are checked by name before anything compiles
+    (`models.check_ids`), and what is not checked there must not pass for another word.
+
     Compact, unlike `flax.linen.Embed`, so that a method can put leaves of its own beside the table.
     """
 
@@ -85,7 +88,8 @@ class Embed(nn.Module):
     def __call__(self, ids):
         init = nn.initializers.normal(0.02)
         table = self.param("embedding", init, (self.number, self.features), self.param_dtype)
-        return jnp.take(table, ids, axis=0, mode="clip").astype(self.dtype)
+        rows = jnp.asarray(table).at[ids].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        return rows.astype(self.dtype)
 
 
 class BatchNorm(nn.Module):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jtransfer import models
-from jtransfer.errors import InputError
+from jtransfer.errors import InputError, finite
 from jtransfer.tree import Tree, flat
 
 
@@ -26,7 +26,12 @@ def classification(model: nn.Module, smoothing: float = 0.0, mixup: float = 0.0)
 
     Returns:
         `loss(params, state, batch, key) -> (value, (metrics, state))`, flat trees in and out.
+
+    Raises:
+        InputError: `smoothing` outside 0..1, or `mixup` below 0 or not finite.
     """
+    finite(smoothing, "smoothing", below=1)
+    finite(mixup, "mixup")
 
     def loss(params: Tree, state: Tree, batch: dict[str, jax.Array], key: jax.Array):
         mix_key, dropout_key = jax.random.split(key)
@@ -59,6 +64,7 @@ def check_mixup(mixup: float, inputs: Any) -> None:
     Raises:
         InputError: naming the inputs.
     """
+    finite(mixup, "mixup")
     named = inputs if isinstance(inputs, Mapping) else {"inputs": inputs}
     whole = [name for name, x in sorted(named.items()) if not jnp.issubdtype(x.dtype, jnp.floating)]
     if mixup and whole:

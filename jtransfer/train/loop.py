@@ -288,9 +288,7 @@ def _save_model(run: Run, state: TrainState, frozen: Tree, directory: epath.Path
     whole = jax.jit(lambda x: x, out_shardings=sharding.everywhere(run.mesh))(tree)
     if hosts.is_first():
         task = run.task
-        checkpoints.save(directory, task.module, whole | task.left_out, task.classes, task.preprocessor)
-        for name, content in task.tokenizer.items():
-            files.write(directory / name, content)
+        checkpoints.save(directory, task.module, whole | task.left_out, task.classes, task.preprocessor, task.tokenizer)
 
 
 def _statistics(state: TrainState) -> Tree:

@@ -13,6 +13,7 @@ from jtransfer.files import read_record
 from jtransfer.models import STATISTICS, Headed
 from jtransfer.train import loop
 from jtransfer.tree import FROZEN
+from jtransfer.workdir import same_data
 
 
 def result(directory: epath.PathLike) -> tuple[int, Adapter, dict[str, bytes]]:
@@ -34,7 +35,7 @@ def result(directory: epath.PathLike) -> tuple[int, Adapter, dict[str, bytes]]:
     before = values.pop("fingerprints", {})
     here = {"mesh": {"data": 1, "rest": -1}, "sharding": "replicated"}
     run = loop.prepare(ConfigDict(train_defaults() | values | here))
-    if changed := [what for what, fingerprint in run.fingerprints.items() if before.get(what) != fingerprint]:
+    if changed := [what for what, own in run.fingerprints.items() if not same_data(own, before.get(what))]:
         raise InputError(f"workdir {directory}: the {' and the '.join(changed)} changed since the run was started")
     step, tree = loop.restored(run, directory)
     task = run.task

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jtransfer.errors import finite
 from jtransfer.train.state import EMA, TrainState
 from jtransfer.tree import Tree, merge, prefixed, select
 
@@ -32,7 +33,12 @@ def make_step(
             that of the whole batch.
         ema: Decay of the moving average of the trainable leaves; 0 keeps none.
         unroll: Write the parts of an accumulated step out, so that `cost_analysis` counts each.
+
+    Raises:
+        InputError: `accumulate` below 1, or `ema` outside 0..1.
     """
+    finite(accumulate, "accumulate", 1, whole=True)
+    finite(ema, "ema", below=1)
 
     def value_and_grad(trainable, frozen, state, batch, key):
         def of_trainable(trainable):

@@ -137,12 +137,15 @@ def test_what_needs_one_label_a_row_says_that_the_data_has_several(findings, pro
         run.prepare(resolved(findings, protocols=protocol))
 
 
-def test_a_finding_that_no_training_row_has_is_refused_by_its_column(names, images, tmp_path):
+def test_a_finding_that_no_training_row_has_leaves_the_numbers_of_the_others(names, images, tmp_path):
     labels = np.eye(4, dtype=int)[np.arange(48) % 3]
     np.savez(tmp_path / "rare.npz", images=images[0], labels=labels)
     data = {"data": f"npz:{tmp_path / 'rare.npz'}"}
-    with pytest.raises(InputError, match="rare.npz: labels of the rows to fit on: column 3 is 0 in every row"):
-        run.prepare(resolved(names | data, protocols="probe"))
+    rows, *_ = evaluate(names | data, tmp_path / "run", protocols="probe(search=(0.1, 1))")
+    metrics = rows[0]["metrics"]
+    assert metrics["AUROC of 3"] is None and "3 of 4 labels" in rows[0]["how"]
+    assert metrics["AUROC"] == pytest.approx(np.mean([metrics[f"AUROC of {i}"] for i in range(3)]))
+    assert "AUROC of 3 –" in report.table_markdown(rows, [])
 
 
 @pytest.fixture(scope="module")

@@ -463,11 +463,12 @@ def test_flags_that_are_wrong_are_refused_by_the_parser(place, capsys):
 
 def test_an_export_that_cannot_be_is_refused_first(place, capsys):
     Path("run").mkdir()
+    Path("run/config.json").write_text("{}")
     Path("file").write_text("")
     for workdir, format, out, message in [
         ("run", "hff", "out", "did you mean 'hf'?"),
         ("run", "hf", "/", "outside --workdir"),
-        ("run", "hf", "run", "outside --workdir"),
+        ("run", "hf", "run", "is not empty"),
         ("run", "hf", "run/out", "outside --workdir"),
         ("run", "hf", ".", "outside --workdir"),
         ("run", "hf", "", "--out is empty"),

@@ -152,7 +152,7 @@ def test_what_is_written_of_it_is_read_by_transformers_and_pools_the_same_when_r
         (flags(max_tokens=True), (), "the pooling 'max_tokens' is not supported"),
         (flags(mean_sqrt_len_tokens=True), (), "the pooling 'mean_sqrt_len_tokens' is not supported"),
         (flags(cls_token=True, mean_tokens=True), (), r"the pooling 'cls_token\+mean_tokens' is not supported"),
-        (flags(mean_tokens=True), ("Dense",), "the module 'Dense' is not supported; choose one of Normalize, Pooling"),
+        (flags(mean_tokens=True), ("Dense",), "the module 'Dense' is not supported; choose one of Dropout, Normalize"),
         (flags(), (), "expected a list of modules"),
     ],
 )

@@ -1,13 +1,14 @@
 """Protocols that fit a classifier on labelled features, choose on validation rows, and test once."""
 
+from collections.abc import Callable
 from typing import Annotated
 
 import jax
 import numpy as np
 
 from jtransfer.errors import InputError
+from jtransfer.evaluate import checks, heads, metrics
 from jtransfer.evaluate import episodes as sampled
-from jtransfer.evaluate import heads, metrics
 from jtransfer.evaluate import knn as neighbours
 from jtransfer.evaluate import linear_grid as grids
 from jtransfer.evaluate import probe as probes
@@ -25,16 +26,22 @@ def probe(task: Task, search: tuple | str = "clip", per: str = "sum") -> Run:
     """Logistic regression at its optimum; λ by a published search on validation, then fitted on all labelled rows."""
     how = probes.checked_search(search, per, len(task.train))
     labels, classes = task.dataset.labels, len(task.dataset.classes)
+    if labels.ndim == 2 and not np.all([_varied(labels[labelled(task)]), _varied(labels[task.test])], axis=0).any():
+        raise InputError(f"probe: no label of {task.dataset.name} is 0 in some training and test rows, and 1 in others")
 
     def evaluate(x, layer):
         found = probes.probe(x, labels, task.train, task.validation, search, per=per, classes=classes)
-        logits = x[task.test] @ found.kernel + found.bias
+        less = ""
         if labels.ndim == 2:
-            areas = metrics.auroc(logits, labels[task.test])
+            logits = x[task.test] @ found.kernel + found.bias
+            areas = np.where(found.fitted, metrics.auroc(logits, labels[task.test]), np.nan)
             each = {f"AUROC of {name}": area for name, area in zip(task.dataset.classes, areas, strict=True)}
             measured = {"AUROC": np.nanmean(areas)} | each
+            if lost := int(np.isnan(areas).sum()):
+                less = f"; the mean is over {classes - lost} of {classes} labels: of the others all rows to fit on or "
+                less += "to test on are alike"
         else:
-            measured = of_logits(logits, labels[task.test])
+            measured = of_head(x, found.kernel, found.bias, task)
         best = list(found.tried).index(found.l2)
         series = {
             "x": found.tried.tolist(), "y": (100 * found.scores).tolist(), "xscale": "log",
@@ -44,7 +51,7 @@ def probe(task: Task, search: tuple | str = "clip", per: str = "sum") -> Run:
             layer,
             measured,
             f"logistic regression on {layer} as it is, intercept without penalty; λ by {how.how}, chosen on "
-            f"{task.held_out}, then fitted on all {len(labelled(task))}",
+            f"{task.held_out}, then fitted on all {len(labelled(task))}{less}",
             {"l2": found.l2, "validation": float(found.scores[best])} | ({"at": "an edge"} if found.at_edge else {}),
             series={"on the validation rows": series},
         )
@@ -55,6 +62,7 @@ def probe(task: Task, search: tuple | str = "clip", per: str = "sum") -> Run:
 def ridge(task: Task, l2: Annotated[tuple, POSITIVES] = tuple(2.0**power for power in range(-10, 21, 2))) -> Run:
     """Ridge regression on one-hot targets, as big_vision fits it; λ is chosen on validation, then all are fitted."""
     single(task, "ridge")
+    checks.penalties(l2, "ridge: l2 is")
     labels, classes = task.dataset.labels, len(task.dataset.classes)
 
     def fitted(x, rows):
@@ -67,7 +75,7 @@ def ridge(task: Task, l2: Annotated[tuple, POSITIVES] = tuple(2.0**power for pow
         best = list(l2).index(min(l2, key=lambda value: abs(value - float(first.l2))))
         return row(
             layer,
-            of_logits(x[task.test] @ np.asarray(kernels[best]) + np.asarray(biases[best]), labels[task.test]),
+            of_head(x, np.asarray(kernels[best]), np.asarray(biases[best]), task, probabilities=False),
             f"whitened features and a constant of {ridges.BIAS:g}, targets 1 and -1; λ of {len(l2)} between "
             f"{min(l2):g} and {max(l2):g} chosen on {task.held_out}, then fitted on all {len(rows)}",
             {"l2": l2[best], "validation": float(first.accuracy)},
@@ -80,14 +88,14 @@ def prototypes(task: Task, kind: str = "cosine") -> Run:
     """The nearest class mean of all labelled rows: cosine, euclidean, shrunken or lda; nothing is chosen."""
     single(task, "prototypes")
     means.checked_options(kind, means.KINDS, {})
-    labels, classes = task.dataset.labels, len(task.dataset.classes)
+    labels, classes, rows = task.dataset.labels, len(task.dataset.classes), labelled(task)
+    means.check_spread(kind, {}, len(rows), int(np.bincount(labels[rows]).max()), 0)
 
     def evaluate(x, layer):
-        rows = labelled(task)
         kernel, bias = means.prototypes(x[rows], labels[rows], kind, classes=classes)
-        logits = x[task.test] @ np.asarray(kernel) + np.asarray(bias)
+        measured = of_head(x, np.asarray(kernel), np.asarray(bias), task, probabilities=False)
         how = f"{kind} prototypes of {len(rows)} rows with the options of the paper; nothing is chosen"
-        return row(layer, of_logits(logits, labels[task.test], calibrated=False), how)
+        return row(layer, measured, how)
 
     return each_layer(task, evaluate)
 
@@ -99,16 +107,23 @@ def knn(
 ) -> Run:
     """Weighted nearest neighbours, as DINOv2; k is chosen on validation, then all labelled rows are keys."""
     single(task, "knn")
-    fits = [number for number in k if isinstance(number, int) and 0 < number <= len(task.train)]
-    if not fits:
+    fits = [count for count in k if isinstance(count, int) and 0 < count <= len(task.train)]
+    if not fits or not all(isinstance(count, int) and count > 0 for count in k):
         raise InputError(f"knn: k is {list(k)}; expected numbers of 1 to {len(task.train)}, the training rows")
+    if not 0 < temperature < np.inf:
+        raise InputError(f"knn: temperature is {temperature}; expected a number above 0")
+    more = [str(count) for count in k if count not in fits]
+    less = f" ({', '.join(more)} left out: there are {len(task.train)} training rows)" if more else ""
     classes, labels = len(task.dataset.classes), task.dataset.labels
 
     def accuracies(x, keys, queries):
-        votes = neighbours.knn(
-            *(x[keys], labels[keys], x[queries]), k=tuple(fits), temperature=temperature, classes=classes
-        )
-        return [metrics.accuracy(np.asarray(vote), labels[queries]) for vote in votes]
+        predicted, size = [], max(1, metrics.BLOCK // (len(fits) * classes))
+        for some in np.split(queries, range(size, len(queries), size)):
+            votes = neighbours.knn(
+                *(x[keys], labels[keys], x[some]), k=tuple(fits), temperature=temperature, classes=classes
+            )
+            predicted.append(np.asarray(votes).argmax(-1))
+        return [metrics.accuracy(own, labels[queries]) for own in np.concatenate(predicted, axis=1)]
 
     def evaluate(x, layer):
         on_validation = accuracies(x, task.train, task.validation)
@@ -118,8 +133,8 @@ def knn(
         return row(
             layer,
             {"accuracy": on_test[best]} | each,
-            f"cosine similarity, softmax at temperature {temperature:g}; k of {', '.join(map(str, fits))} chosen on "
-            f"{task.held_out}, then {len(keys)} keys",
+            f"cosine similarity, softmax at temperature {temperature:g}; k of {', '.join(map(str, fits))}{less} chosen "
+            f"on {task.held_out}, then {len(keys)} keys",
             {"k": fits[best], "validation": on_validation[best]},
         )
 
@@ -135,6 +150,7 @@ def linear_grid(
 ) -> Run:
     """DINOv2's linear heads over learning rates, blocks and pooling, trained in one pass; validation chooses."""
     single(task, "linear_grid")
+    grids.check(blocks, rates, steps, batch)
     names, labels = grids.layers_of(task.backbone, blocks), task.dataset.labels
     task.reader.check(task.dataset, *names)
 
@@ -144,14 +160,15 @@ def linear_grid(
             *(features, labels, task.train, task.validation),
             classes=len(task.dataset.classes), blocks=blocks, rates=rates, steps=steps, batch=batch,
         )  # fmt: skip
-        logits = found.best({name: x[task.test] for name, x in features.items()})
+        asked = {name: x[task.test] for name, x in features.items()}
+        measured = judged(lambda some: found.best({name: x[some] for name, x in asked.items()}), task)
         how = (
             f"{len(found.heads)} heads ({len(rates)} rates, last {' or '.join(map(str, blocks))} blocks, without and "
             f"with mean patches), {steps} steps of {batch}, SGD with a cosine, no augmentation; the head is chosen on "
             f"{task.held_out} (DINOv2 chooses it on the set that it reports)"
         )
         chosen = {"head": found.best.name, "validation": found.best.accuracy}
-        return [row("+".join(found.best.layers), of_logits(logits, labels[task.test]), how, chosen)]
+        return [row("+".join(found.best.layers), measured, how, chosen)]
 
     return run
 
@@ -166,32 +183,58 @@ def episodes(
 ) -> Run:
     """N-way K-shot episodes drawn from the test rows, as the few-shot literature reports them."""
     single(task, "episodes")
-    labels = task.dataset.labels[task.test]
+    test, labels = task.test, task.dataset.labels[task.test]
+    enough, less = np.bincount(labels)[labels] >= shots + queries, ""
+    if not enough.all() and len(np.unique(labels[enough])) >= ways:
+        lost = len(np.unique(labels[~enough]))
+        less = f"; {lost} classes have fewer than {shots + queries} test rows and are in no episode"
+        test, labels = test[enough], np.unique(labels[enough], return_inverse=True)[1]
     sampled.check(labels, ways, shots, queries, episodes, f"episodes: test labels of {task.dataset.name}")
+    sampled.check_classifier(classifier, ways, shots, queries, {})
 
     def evaluate(x, layer):
         found = sampled.episodes(
-            *(jax.random.key(0), x[task.test], labels),
+            *(jax.random.key(0), x[test], labels),
             ways=ways, shots=shots, queries=queries, episodes=episodes, classifier=classifier,
         )  # fmt: skip
         return row(
             layer,
             {"accuracy": found.mean, "half of the 95% interval": found.half},
             f"{episodes} episodes of {ways} ways, {shots} shots and {queries} queries a class, drawn from the test "
-            f"rows with key 0; {classifier} prototypes; interval of the mean over episodes, 1.96 s/√n",
+            f"rows with key 0; {classifier} prototypes; interval of the mean over episodes, 1.96 s/√n{less}",
         )
 
     return each_layer(task, evaluate)
 
 
-def of_logits(logits: np.ndarray, labels: np.ndarray, calibrated: bool = True) -> dict[str, float]:
-    """Accuracy, mean per class, top-5 where there are more than ten classes, and the calibration of probabilities."""
-    found = {
-        "accuracy": metrics.accuracy(logits, labels),
-        "mean per class": float(np.nanmean(metrics.per_class(logits, labels))),
+def of_head(
+    x: np.ndarray, kernel: np.ndarray, bias: np.ndarray, task: Task, probabilities: bool = True
+) -> dict[str, float]:
+    """`judged` of a linear head on features of all rows."""
+    asked = x[task.test]
+    return judged(lambda some: asked[some] @ kernel + bias, task, probabilities)
+
+
+def judged(call: Callable[[slice], np.ndarray], task: Task, probabilities: bool = True) -> dict[str, float]:
+    """Accuracy, mean per class, top-5 where there are more than ten classes, and the calibration of probabilities.
+
+    Args:
+        call: From a slice of the test rows to logits.
+        task: Whose test rows.
+        probabilities: Whether the softmax of the logits is one, as of heads that minimise cross-entropy.
+    """
+    labels, classes = task.dataset.labels[task.test], len(task.dataset.classes)
+    found = metrics.judge(call, labels, len(labels), classes)
+    measured = {
+        "accuracy": metrics.accuracy(found.predicted, labels),
+        "mean per class": float(np.nanmean(metrics.per_class(found.predicted, labels, classes))),
     }
-    if logits.shape[1] > 10:
-        found["top-5"] = metrics.top(logits, labels, 5)
-    if calibrated:
-        found["ECE"] = metrics.ece(np.exp(metrics.log_softmax(logits)), labels)
-    return found
+    if classes > 10:
+        measured["top-5"] = found.top(5)
+    if probabilities:
+        measured["ECE"] = found.ece(labels)
+    return measured
+
+
+def _varied(labels):
+    return np.ptp(labels, axis=0) > 0

@@ -1,5 +1,6 @@
 """Protocols that need no label of the task: class names read by a text tower, captions, and attributes."""
 
+import io
 import json
 import zipfile
 from dataclasses import replace
@@ -7,11 +8,11 @@ from functools import partial
 from typing import Annotated
 
 import numpy as np
-from etils import epath
 
+from jtransfer import files
 from jtransfer.data.dataset import Lazy
 from jtransfer.data.sources import fingerprint
-from jtransfer.errors import InputError
+from jtransfer.errors import InputError, finite
 from jtransfer.evaluate import attributes as by_attributes
 from jtransfer.evaluate import checks
 from jtransfer.evaluate import retrieval as search
@@ -36,13 +37,15 @@ def zero_shot(task: Task, templates: str = "", names: str = "", distinct: bool =
         save: Where the classifier is written as a linear head (`.npz`); empty for nowhere.
     """
     make = classifier(task, templates, names, "zero_shot", distinct)
+    target = files.path(save, "zero_shot: save") if save else None
 
     def run():
         found = make()
-        if save:
-            found.save(save)
+        if target:
+            found.save(target)
         measured = texts.zero_shot(task.features(EMBEDS)[0][task.test], task.dataset.labels[task.test], found)
-        per_class = {name: float(x) for name, x in zip(found.names, measured.per_class, strict=True)}
+        accuracies = zip(found.names, measured.per_class, strict=True)
+        per_class = {name: None if np.isnan(x) else float(x) for name, x in accuracies}
         metrics = {
             "accuracy": measured.top1,
             "top-5": measured.top5,
@@ -67,6 +70,8 @@ def typographic(
     dataset = task.dataset
     if dataset.kind != "image":
         raise InputError(f"typographic: {dataset.name} holds texts; expected images to write on")
+    attack.check(texts.read_texts(names) if names else dataset.classes, size)
+    finite(seed, "typographic: seed", whole=True)
 
     def run():
         found, labels = make(), dataset.labels[task.test]
@@ -122,9 +127,15 @@ def attributes(task: Task, file: str = "", method: str = "eszsl", folds: Annotat
     matrix, unseen = _attributes(file, task.dataset.classes)
     seen = np.setdiff1d(np.arange(len(matrix)), unseen)
     measure.groups(seen, folds)
+    by_attributes.check(matrix, seen, binary=method == "dap")
     labels, train = task.dataset.labels, labelled(task)
     train = train[np.isin(labels[train], seen)]
     score = grids[method]
+    there = [np.intersect1d(classes, labels[task.test]) for classes in (seen, unseen)]
+    if not all(map(len, there)):
+        raise InputError(f"attributes: no test row of {task.dataset.name} is of a seen class, or none of an unseen one")
+    lost = len(matrix) - sum(map(len, there))
+    less = f"; {lost} classes have no test row and are in no mean" if lost else ""
 
     def evaluate(x, layer):
         x = x - x[train].mean(axis=0)
@@ -132,10 +143,10 @@ def attributes(task: Task, file: str = "", method: str = "eszsl", folds: Annotat
         best = np.unravel_index(np.argmax(quality), quality.shape)
         scores = np.asarray(score(x[train], labels[train], matrix, x[task.test]))[best]
         asked = np.isin(labels[task.test], unseen)
-        both = measure.generalised(scores, labels[task.test], seen, unseen)
+        both = measure.generalised(scores, labels[task.test], *there, among=np.concatenate([seen, unseen]))
         point = {key: float(np.broadcast_to(values, quality.shape)[best]) for key, values in score.keywords.items()}
         metrics = {
-            "accuracy": measure.accuracy(scores[asked], labels[task.test][asked], unseen),
+            "accuracy": measure.accuracy(scores[asked], labels[task.test][asked], there[1], among=unseen),
             "ceiling (shared rows)": measure.ceiling(matrix, unseen),
             "generalised: seen": both.seen,
             "generalised: unseen": both.unseen,
@@ -143,7 +154,7 @@ def attributes(task: Task, file: str = "", method: str = "eszsl", folds: Annotat
         }
         how = (
             f"{method} on {layer}, centred; {len(seen)} seen classes, tested on the {len(unseen)} unseen ones, mean "
-            f"per class; hyper-parameters chosen on seen classes held out in {folds} groups"
+            f"per class; hyper-parameters chosen on seen classes held out in {folds} groups{less}"
         )
         return row(layer, metrics, how, point | {"validation": float(quality[best])})
 
@@ -157,11 +168,15 @@ def retrieval(task: Task) -> Run:
         return _captions(task)
     single(task, "retrieval")
     labels, test = dataset.labels, task.test
+    lonely = int((np.bincount(labels[test])[labels[test]] == 1).sum())
+    if lonely == len(test):
+        raise InputError(f"retrieval: every class of {dataset.name} has at most one test row, so nothing can be found")
+    less = f"; {lonely} that are the only one of their class ask nothing" if lonely else ""
 
     def evaluate(x, layer):
-        value = search.mean_average_precision(x[test], labels[test], x[test], labels[test], exclude_self=True)
-        how = f"each of the {len(test)} test rows ranks all others by cosine; those of its class are relevant"
-        return row(layer, {"mAP": value}, how)
+        found = search.average_precisions(x[test], labels[test], x[test], labels[test], exclude_self=True)
+        how = f"each of the {len(test)} test rows ranks all others by cosine; those of its class are relevant{less}"
+        return row(layer, {"mAP": np.mean(found[~np.isnan(found)])}, how)
 
     return each_layer(task, evaluate)
 
@@ -215,14 +230,18 @@ def _captions(task):
         captions = dataset.captions[test]
         owners = np.repeat(np.arange(len(test)), [len(own) for own in captions])
         written = [text for own in captions for text in own]
+        if not written:
+            raise InputError(f"retrieval: none of the {len(test)} test images of {dataset.name} has a caption")
+        silent = sum(not len(own) for own in captions)
         embeds = texts.embed(task.backbone, written)
-        found = search.retrieval(task.features(EMBEDS)[0][test], embeds, owners)
+        found = search.retrieval(task.features(EMBEDS)[0][test], embeds, owners, silent=True)
         metrics = {
             f"{way} R@{k}": value
             for way, recall in (("image to text", found.image_to_text), ("text to image", found.text_to_image))
             for k, value in recall.at.items()
         }
         how = f"{len(test)} test images and their {len(written)} captions, cosine; an image finds any of its captions"
+        how += f"; {silent} that have none ask nothing" if silent else ""
         return [row(EMBEDS, metrics, how)]
 
     texts.check(task.backbone)
@@ -233,17 +252,22 @@ def _attributes(file, classes):
     if not file:
         raise InputError("attributes: file is missing; name an .npz file with 'attributes' and 'unseen'")
     try:
-        with np.load(epath.Path(file).open("rb"), allow_pickle=False) as archive:
+        content = io.BytesIO(files.read(files.path(file, "attributes: file"), texts.LARGEST))
+        with zipfile.ZipFile(content) as archive:  # a small file may unpack to a large one
+            if sum(part.file_size for part in archive.infolist()) > texts.LARGEST:
+                raise ValueError(f"unpacks to more than {texts.LARGEST:,} bytes")
+        with np.load(content, allow_pickle=False) as archive:
             matrix, unseen = archive["attributes"], archive["unseen"]
-    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except texts.UNREADABLE as error:
         raise InputError(f"attributes: {file} does not hold 'attributes' and 'unseen' ({error})") from None
     matrix = checks.attributes(matrix)
     if len(matrix) != len(classes):
         raise InputError(
             f"attributes: {file} has a matrix of shape {list(matrix.shape)}; expected {len(classes)} rows, one a class"
         )
-    numbers = [classes.index(x) if x in classes else x for x in np.ravel(unseen).tolist()]
-    if wrong := [x for x in numbers if not isinstance(x, int) or not 0 <= x < len(classes)]:
+    places = {name: i for i, name in enumerate(classes)}
+    numbers = [places.get(x, x) for x in np.ravel(unseen).tolist()]
+    if wrong := [x for x in numbers if type(x) is not int or not 0 <= x < len(classes)]:
         raise InputError(f"attributes: {file} names the unseen class {wrong[0]!r}, which the dataset does not have")
     if not numbers:
         raise InputError(f"attributes: {file} names no unseen class; expected at least one")

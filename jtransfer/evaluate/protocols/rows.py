@@ -1,13 +1,15 @@
 """Rows of results: what a protocol measured, and how. A row is a dict of plain values:
 
 protocol, layer     as the config writes them
-metrics             numbers by name, the first of them the one that is shown largest; shares are 0..1
+metrics             numbers by name, the first of them the one that is shown largest; shares are 0..1; None for what
+                    the rows do not tell
 chosen              hyper-parameters, and how they did on the validation rows
 how                 the protocol in a sentence: features, normalisation, the split that chose
 series              what is worth drawing, by title: {"x": [...], "y": [...], "xlabel": ..., "ylabel": ...}
 matrix              maps by title: {"rows": names, "columns": names, "values": [[...]]}
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,6 +25,7 @@ Run = Callable[[], list[Row]]
 def row(layer: str, measured: Mapping[str, Any], how: str, chosen: Mapping[str, Any] | None = None, **more) -> Row:
     """One row of results, of which the protocol's name is still missing; see the top of this file."""
     numbers = {name: float(value) for name, value in measured.items()}
+    numbers = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
     return {"layer": layer, "metrics": numbers, "chosen": dict(chosen or {}), "how": how, **more}
 
 

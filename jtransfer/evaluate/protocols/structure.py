@@ -20,6 +20,7 @@ def clusters(task: Task, restarts: Annotated[int, whole(1, 10_000)] = 10) -> Run
     """k-means on the test rows with as many clusters as classes: NMI, ARI and Hungarian accuracy."""
     single(task, "clusters")
     labels, classes = task.dataset.labels[task.test], len(task.dataset.classes)
+    clustering.check(len(labels), classes, restarts, f"test rows of {task.dataset.name}")
 
     def evaluate(x, layer):
         found = np.asarray(clustering.kmeans(jax.random.key(0), x[task.test], classes, restarts).labels)
@@ -55,11 +56,11 @@ def transferability(task: Task) -> Run:
         found = each_layer(task, of_features)()
         if task.backbone.classes:
             logits = np.asarray(task.features("logits")[0][rows])
-            measured = {
-                "LEEP": scores.leep(np.exp(metrics.log_softmax(logits)), y),
-                "NCE": scores.nce(logits.argmax(-1), y),
-            }
-            how = f"the {logits.shape[1]} outputs of the source head on {len(y)} training rows, in nats, at most 0"
+            theta, how = np.exp(metrics.log_softmax(logits)), f"the {logits.shape[1]} outputs of the source head on "
+            how += f"{len(y)} training rows, in nats, at most 0"
+            alike = not np.ptp(np.float32(theta), axis=0).any()
+            how += "; it says the same of every row, so there is no LEEP" if alike else ""
+            measured = {"LEEP": np.nan if alike else scores.leep(theta, y), "NCE": scores.nce(logits.argmax(-1), y)}
             found.append(row("logits", measured, how))
         return found
 
@@ -68,6 +69,8 @@ def transferability(task: Task) -> Run:
 
 def cka(task: Task, reference: str = "") -> Run:
     """Debiased linear CKA between all pairs of the task's layers, or between them and those of a second backbone."""
+    if len(task.test) < similarity.LEAST:
+        raise InputError(f"cka: {task.dataset.name} has {len(task.test)} test rows; expected at least 4")
     other = task.seen_by(reference) if reference else task
 
     def run():

@@ -1,0 +1,125 @@
+"""Directories that somebody else filled: what lies in them, each place once, and nothing that lies outside of them."""
+
+import hashlib
+import os
+import stat
+import unicodedata
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from etils import epath
+
+from jtransfer.errors import InputError
+
+BLOCK = 1 << 20
+
+
+class Entry(NamedTuple):
+    """Something in a directory: its name, its path, and whether it is a "directory", a "file", or "other"."""
+
+    name: str
+    path: str
+    kind: str
+
+    @property
+    def hidden(self) -> bool:
+        """Whether it is none of the user's: `.DS_Store`, `._01.png`, or the directory that macOS puts into archives."""
+        return self.name.startswith(".") or self.name == "__MACOSX"
+
+
+def entries(directory: str, root: str) -> Iterator[Entry]:
+    """What is in a directory, in the order of names.
+
+    Args:
+        directory: On a disk or in an object store.
+        root: The place that no link may lead out of; it may be a link itself.
+
+    Raises:
+        InputError: the directory cannot be read, or has a link that leads out of `root` or to nothing.
+    """
+    if "://" in directory:
+        for entry in sorted(epath.Path(directory).iterdir()):
+            yield Entry(entry.name, os.fspath(entry), "directory" if entry.is_dir() else "file")
+        return
+    try:
+        with os.scandir(directory) as found:
+            ordered = sorted(found, key=lambda entry: entry.name)
+        for entry in ordered:
+            one = Entry(entry.name, entry.path, "other")
+            if entry.is_symlink() and not one.hidden:
+                inside(entry.path, root)
+            is_directory, is_file = entry.is_dir(), entry.is_file()
+            yield one._replace(kind="directory" if is_directory else "file" if is_file else "other")
+    except OSError as error:
+        raise InputError(f"{shown(directory)} cannot be read ({error.strerror or error})") from None
+
+
+def inside(path: str, root: str) -> str:
+    """A path on a disk, if it leads to something inside of `root`, whatever links there are on the way.
+
+    Raises:
+        InputError: it leads out of it, or to nothing.
+    """
+    try:
+        real = os.path.realpath(path, strict=True)
+    except OSError as error:
+        link = "is a link that cannot be followed" if os.path.islink(path) else "cannot be read"
+        raise InputError(f"{shown(path)} {link} ({error.strerror or error})") from None
+    within = os.path.realpath(root)
+    if os.path.commonpath([real, within]) != within:
+        raise InputError(
+            f"{shown(path)} leads to {shown(real)}, outside of {shown(root)}; data is read from its own place alone: "
+            f"copy it there"
+        )
+    return path
+
+
+class Places:
+    """Directories that were entered: each may be entered once, so that no link leads round in circles."""
+
+    def __init__(self):
+        self.seen = {}
+
+    def enter(self, path: str) -> str:
+        """A directory that was not entered before.
+
+        Raises:
+            InputError: it was, by another name.
+        """
+        if "://" not in path:
+            status = os.stat(path)
+            before = self.seen.setdefault((status.st_dev, status.st_ino), path)
+            if before is not path:
+                raise InputError(
+                    f"{shown(path)} is a link to {shown(before)}, which is read already; remove one of them"
+                )
+        return path
+
+
+def digest(path: str) -> bytes:
+    """SHA-256 of a plain file's bytes, a block at a time.
+
+    Raises:
+        OSError: it cannot be read, or is a pipe or a device.
+    """
+    if "://" not in path and not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError("a pipe or device, not a file")
+    with epath.Path(path).open("rb") as file:
+        whole = hashlib.sha256()
+        while block := file.read(BLOCK):
+            whole.update(block)
+        return whole.digest()
+
+
+def shown(path: str | os.PathLike) -> str:
+    """A path as one line that any terminal takes: what is no printable character is escaped."""
+    return "".join(c.encode("unicode_escape").decode() if _unclean(c) else c for c in os.fspath(path))
+
+
+def printable(name: str) -> bool:
+    """Whether a name can be written into tables and JSON: UTF-8, without control characters."""
+    return not any(map(_unclean, name))
+
+
+def _unclean(c: str) -> bool:
+    return not c.isprintable() and unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")

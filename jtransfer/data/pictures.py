@@ -1,0 +1,175 @@
+"""Image files that somebody else made, decoded in one place: which formats, how large, turned which way.
+
+Nothing here starts a program or opens another file: the formats are named, and all of them are decoded from memory.
+"""
+
+import io
+import re
+import warnings
+from typing import Any
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+from jtransfer.errors import InputError
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+"""That are read, by PIL's names. Others may run programs (EPS), open files that they name, or hold no pixels."""
+
+LARGEST_PICTURE = 89_478_485
+"""Pixels of the largest picture that is decoded: a quarter of a GB in RGB. PIL warns from there on."""
+
+LARGEST_FILE = 1 << 29
+"""Bytes of the largest file that is read: no picture of `LARGEST_PICTURE` pixels needs more."""
+
+DEEP = ("I", "F")
+"""What the modes of PIL images with more than 8 bits a channel begin with."""
+
+for category in (Image.DecompressionBombWarning, UserWarning):  # what these are about is refused here, or harmless
+    warnings.filterwarnings("ignore", category=category, module=r"PIL\.(Image|\w+ImagePlugin)$")
+
+
+def decode(content: bytes, what: str) -> np.ndarray:
+    """An image file as uint8 [height, width, 3], or [height, width, 1] if it is grey, turned as viewers show it.
+
+    Transparent parts become white; of several frames the first is taken.
+
+    Args:
+        content: Of the file, in one of `FORMATS`.
+        what: Its name, for the error.
+
+    Raises:
+        InputError: it is damaged, no image, too large, or one of more than 8 bits a channel.
+    """
+    image = opened(content, what)
+    channels = 1 if image.mode in ("1", "L") and "transparency" not in image.info else 3
+    array = np.asarray(to_pil(image, what, channels))
+    return array.reshape(*array.shape[:2], channels)
+
+
+def check(content: bytes, what: str) -> None:
+    """Refuse an image file that `decode` would refuse, in a tenth of the time.
+
+    A JPEG that has its end and a PNG whose checksums are right are not decoded; what this leaves undetected is damage
+    within a JPEG's coefficients, of which most does not stop a decoder either.
+
+    Raises:
+        InputError: as `decode`.
+    """
+    image = opened(content, what)
+    if image.mode.startswith(DEEP) or not _complete(image, content):
+        decode(content, what)
+
+
+def opened(content: bytes, what: str) -> Image.Image:
+    """An image file of which no pixel is decoded yet.
+
+    Raises:
+        InputError: it is none of `FORMATS`, or has more pixels than `LARGEST_PICTURE`.
+    """
+    try:
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+    except Image.UnidentifiedImageError:
+        raise InputError(f"image {what} cannot be read ({_found(content)}; expected {', '.join(FORMATS)})") from None
+    except Exception as error:  # each format has its own, and a picture that is too large another
+        raise InputError(f"image {what} cannot be read ({_reason(error)})") from None
+    width, height = image.size
+    if width * height > LARGEST_PICTURE:
+        raise InputError(
+            f"image {what} cannot be read ({width} x {height} is {width * height:,} pixels, at most "
+            f"{LARGEST_PICTURE:,} are decoded)"
+        )
+    return image
+
+
+def to_pil(image: Any, row: int | str, channels: int) -> Image.Image:
+    """An image in mode "RGB" (3 channels) or "L" (1), turned as its EXIF orientation says, transparent parts on white.
+
+    Raises:
+        InputError: it is no image of 8 bits a channel.
+    """
+    if not isinstance(image, Image.Image):
+        image = _from_array(image, row)
+    try:
+        image.load()
+    except Exception as error:  # a file is read when its pixels are first asked for
+        raise InputError(f"image {row} cannot be read ({_reason(error)})") from None
+    if 0 in image.size:
+        raise InputError(f"image {row} has no pixels: {image.size[1]}x{image.size[0]}")
+    if image.mode.startswith(DEEP):
+        raise InputError(f"image {row} has mode '{image.mode}', more than 8 bits; scale it to 0..255 first")
+    image = upright(image)
+    try:
+        if "A" in image.getbands() or image.info.get("transparency") is not None:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert("RGB" if channels == 3 else "L")
+    except ValueError:
+        raise InputError(f"image {row} has mode '{image.mode}'; expected grey, RGB, CMYK or a palette") from None
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """A picture as viewers show it: turned as its EXIF orientation says. A damaged EXIF block turns nothing."""
+    try:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        return ImageOps.exif_transpose(image) if turned else image
+    except Exception:  # many, of its parser
+        return image
+
+
+def _complete(image: Image.Image, content: bytes) -> bool:
+    """Whether a file that opened is sure to decode; of what is rarely met, and quick to decode, nothing is known."""
+    if image.format in ("JPEG", "MPO"):
+        return content.rfind(b"\xff\xd9") > _scan(content)  # an EXIF thumbnail has an end of its own
+    if image.format == "PNG":
+        try:
+            image.verify()
+        except Exception:
+            return False
+        return True
+    return image.format == "WEBP"  # which opens only whole
+
+
+def _scan(content: bytes) -> int:
+    """Where the compressed data of a JPEG begin: the marker FF DA, found by the lengths of the segments before it."""
+    at = 2
+    while at + 4 <= len(content) and content[at] == 0xFF and content[at + 1] != 0xDA:
+        fill = content[at + 1] == 0xFF
+        at += 1 if fill else 2 + int.from_bytes(content[at + 2 : at + 4])
+    return at
+
+
+def _found(content: bytes) -> str:
+    if not content:
+        return "an empty file"
+    if content.startswith((b"%!PS", b"\xc5\xd0\xd3\xc6")):
+        return "an EPS file"
+    if content.startswith(b"%PDF"):
+        return "a PDF file"
+    if content.lstrip()[:5].lower() in (b"<svg ", b"<?xml", b"<html", b"<!doc"):
+        return "a text of markup"
+    return "no picture"
+
+
+def _reason(error: Exception) -> str:
+    said = re.sub(r" <.*>", "", next(iter(str(error).splitlines()), ""))
+    return said or type(error).__name__
+
+
+def _from_array(image, row):
+    if not hasattr(image, "__array__"):
+        kind = type(image).__name__
+        raise InputError(f"image {row} is of type {kind}; expected a PIL image or a uint8 array [height, width, 3]")
+    array = np.asarray(image)
+    if array.dtype != np.uint8:
+        raise InputError(
+            f"image {row} has dtype {array.dtype}; expected uint8 (0..255): for 0..1, (255 * x).round().astype('u1')"
+        )
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if not array.size or not (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (3, 4))):
+        raise InputError(
+            f"image {row} has shape {list(array.shape)}; expected [height, width, 3], [height, width, 1] "
+            f"or [height, width]"
+        )
+    return Image.fromarray(array)
