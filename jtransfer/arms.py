@@ -99,15 +99,6 @@ def build(config, name: str, examples: Examples, backbone: checkpoints.Backbone)
     family = name.partition("(")[0].partition("+")[0].strip()
     hyper = dict(config.hyper.get(name) or config.hyper.get(family) or config.hyper["default"])
     optimiser = Optimiser(**config.optimiser)
-    for key, value in hyper.items():
-        if key not in (*SEARCHED, "steps"):
-            raise InputError(f"config.hyper.{name}: unknown key '{key}'; {nearest(key, [*SEARCHED, 'steps'])}")
-        if key == "steps" and not (isinstance(value, int) and value > 0):
-            raise InputError(f"config.hyper.{name}.steps: expected a whole number above 0, found {value!r}")
-        if key != "steps" and not (
-            value and isinstance(value, tuple | list) and all(isinstance(v, int | float) for v in value)
-        ):
-            raise InputError(f"config.hyper.{name}.{key}: expected a list of numbers, found {value!r}")
     steps = hyper.pop("steps", config.steps)
     values = {key: tuple(hyper.get(key, (getattr(optimiser, key),))) for key in SEARCHED}
     grid = [dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())]

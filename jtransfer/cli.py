@@ -1,9 +1,12 @@
 """The command line. Nothing heavy is imported before a command runs, so that `--help` and typos answer at once."""
 
 import argparse
+import contextlib
 import difflib
+import os
 import shlex
 import sys
+import threading
 
 COMMANDS = {
     "curve": "accuracy against labels per class, for each method",
@@ -62,26 +65,50 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
-    from jtransfer.errors import Gone, InputError, MachineError
+    from jtransfer.errors import Gone, refusal
 
+    _hush()
+    unnamed = "a file"
     try:
         arguments, overrides = _parse(argv)
         from jtransfer import commands, launch
 
+        if getattr(arguments, "workdir", ""):
+            unnamed = f"a file in {arguments.workdir}"
         if arguments.command != "train":
             launch.alone(f"jtransfer {arguments.command}")
-        return getattr(commands, arguments.command)(arguments, overrides) or 0
-    except InputError as error:
-        code, line = 2, f"error: {error}"
+        code = getattr(commands, arguments.command)(arguments, overrides) or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # as of `| head`, which wants no more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
+        return 141
     except Gone as error:
         code, line = error.code, f"error: {error}"
-    except (MachineError, OSError) as error:
-        code, line = MachineError.CODE, f"error: {error}"
     except KeyboardInterrupt as stopped:
         code = getattr(stopped, "code", 130)
         line = str(stopped) or "stopped; the same command goes on from here"
-    print(f"jtransfer: {line}", file=sys.stderr)
+    except Exception as error:
+        if (said := refusal(error, unnamed)) is None:
+            raise  # a fault of ours, with its traceback
+        code, line = said[1], f"error: {said[0]}"
+    with contextlib.suppress(OSError):  # stderr may lie on the disk that is full
+        print(f"jtransfer: {line}", file=sys.stderr)
     return code
+
+
+def _hush() -> None:
+    """Leave it to `main` to say what failed: Orbax's and TensorBoard's threads log each failure with its traceback."""
+    import logging
+
+    import absl.logging
+
+    from jtransfer.errors import refusal
+
+    absl.logging.set_verbosity(absl.logging.FATAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    loud = threading.excepthook
+    threading.excepthook = lambda raised: None if refusal(raised.exc_value) else loud(raised)
 
 
 def run(*arguments: str) -> None:
@@ -138,6 +165,9 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         parser.error(f"unknown command '{argv[0]}'; {hint}")
     arguments, rest = parser.parse_known_args(argv)
     flags = FLAGS[arguments.command]
+    names = [word.partition("=")[0] for word in argv if word.startswith("--")]
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        parser.error(f"the flag {twice[0]} is given twice; expected it once, with the items of a list joined by commas")
     for flag in rest:
         if "--config.KEY" not in flags or not flag.startswith("--config."):
             close = difflib.get_close_matches(flag.partition("=")[0], flags, n=1)

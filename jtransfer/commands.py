@@ -1,43 +1,72 @@
 """The commands behind the command line: read the config, do the work, show it."""
 
+import errno
 import json
+import os
 
 from etils import epath
 
 from jtransfer import config as configs
-from jtransfer.errors import Unfinished
+from jtransfer import files
+from jtransfer.errors import InputError, Unfinished
+
+
+def place(words: str, flag: str = "--workdir") -> epath.Path:
+    """The directory of a flag, that a command is going to write to; nothing is made.
+
+    Raises:
+        InputError: it can be no directory, as there is something else.
+        MachineError: it cannot be written to.
+    """
+    path = files.path(words, flag)
+    if "://" in words:
+        return path
+    there = path
+    while not os.path.lexists(there):
+        there = there.parent
+    if not there.is_dir():
+        found = "a link to nothing" if not there.exists() else "a file" if os.path.isfile(there) else "a pipe or device"
+        raise InputError(f"{flag} {words}: {there} is {found}; expected a directory, or nothing at all")
+    if not os.access(there, os.W_OK | os.X_OK):
+        with files.writing(f"{flag} {words}"):
+            raise PermissionError(errno.EACCES, f"{there} is read-only")
+    return path
 
 
 def curve(arguments, overrides: list[str]) -> None:
     """`jtransfer curve`: do what is missing in the workdir, then show table, plot and protocol."""
+    workdir = place(arguments.workdir)
     _, config = configs.load("curve", arguments.config, overrides)
     from jtransfer import curves, display, report
 
-    curves.check(config, arguments.workdir)
+    curves.check(config, workdir)
     plan = curves.prepare(config)
     with display.CurveProgress() as progress:
-        rows, unfinished = _rows(curves.run, plan, arguments.workdir, progress)
+        rows, unfinished = _rows(curves.run, plan, workdir, progress)
     protocol = curves.protocol(plan, rows) + _lost(unfinished)
     title = f"{plan.backbone.name} on {plan.dataset.name}"
-    report.write(rows, epath.Path(arguments.workdir), protocol, title)
-    display.show_curve(rows, protocol, arguments.workdir)
+    report.write(rows, workdir, protocol, title)
+    display.show_curve(rows, protocol, workdir)
     if unfinished:
         raise unfinished
 
 
 def evaluate(arguments, overrides: list[str]) -> None:
     """`jtransfer evaluate`: do the protocols that are missing in the workdir, then show the table and what it means."""
+    workdir = None if arguments.workdir is None else place(arguments.workdir)
     _, config = configs.load("evaluate", arguments.config, overrides)
+    if config.store:
+        place(config.store, "config.store")
     from jtransfer import display
     from jtransfer.evaluate import report, run
 
-    workdir = arguments.workdir or f"runs/evaluate/{configs.slug(config.backbone)}-{configs.slug(config.data)}"
+    workdir = workdir or place(f"runs/evaluate/{configs.slug(config.backbone)}-{configs.slug(config.data)}")
     run.check(config, workdir)
     with display.EvaluateProgress() as progress:
         evaluation = run.prepare(config, progress.extracting)
         rows, unfinished = _rows(run.run, evaluation, workdir, progress)
     about = run.about(evaluation) + _lost(unfinished)
-    written = report.write(rows, epath.Path(workdir), about, f"{config.backbone} on {config.data}")
+    written = report.write(rows, workdir, about, f"{config.backbone} on {config.data}")
     display.show_evaluation(rows, about, workdir, written)
     if unfinished:
         raise unfinished
@@ -59,22 +88,26 @@ def _lost(unfinished):
 
 def advise(arguments, overrides: list[str]) -> None:
     """`jtransfer advise`: gather what is missing in the workdir, then show the advice and its evidence."""
+    workdir = place(arguments.workdir)
     _, config = configs.load("advise", arguments.config, overrides)
+    if config.store:
+        place(config.store, "config.store")
     from jtransfer import curves, display
     from jtransfer.advice import page, run
 
-    run.check(config, arguments.workdir)
+    run.check(config, workdir)
     with display.EvaluateProgress() as progress:
         plan = run.prepare(config, progress.extracting)
-        curves.check_prepared(plan.curve, epath.Path(arguments.workdir) / "trial")
+        curves.check_prepared(plan.curve, workdir / "trial")
         evidence = run.measure(plan)
     with display.CurveProgress() as progress:
-        advice = run.run(plan, evidence, arguments.workdir, progress)
-    display.show_advice(page.markdown(advice), advice["next"], arguments.workdir)
+        advice = run.run(plan, evidence, workdir, progress)
+    display.show_advice(page.markdown(advice), advice["next"], workdir)
 
 
 def train(arguments, overrides: list[str]) -> None:
     """`jtransfer train`: train to the last step, or go on from the newest checkpoint in the workdir."""
+    workdir = place(arguments.workdir)
     _, config = configs.load("train", arguments.config, overrides)
     from jtransfer import display
     from jtransfer.train import hosts, loop
@@ -83,9 +116,9 @@ def train(arguments, overrides: list[str]) -> None:
         run = loop.prepare(config)
         first = hosts.is_first()
         with display.TrainProgress(config.steps, f"{run.task.stream.kind}s", quiet=not first) as progress:
-            rows = loop.train(run, arguments.workdir, progress)
+            rows = loop.train(run, workdir, progress)
         if first:
-            display.show_train(rows, arguments.workdir)
+            display.show_train(rows, workdir)
 
 
 def inspect(arguments, overrides: list[str]) -> None:
@@ -105,8 +138,18 @@ def export(arguments, overrides: list[str]) -> None:
     from jtransfer.checkpoints import export as exports
     from jtransfer.train import results
 
-    exports.check(arguments.out, arguments.format, arguments.adapters)
-    step, result, beside = results.result(arguments.workdir)
-    about = {"workdir": str(arguments.workdir), "step": step}
-    exports.write(arguments.out, result, arguments.format, arguments.adapters, beside, **about)
-    print(f"Written to {arguments.out}: step {step} of {arguments.workdir} as {arguments.format}")
+    workdir, out = files.path(arguments.workdir, "--workdir"), place(arguments.out, "--out")
+    inside, around = (os.path.realpath(path) for path in (out, workdir))
+    shared = os.path.commonpath([inside, around])
+    refused = InputError(
+        f"--out {arguments.out}: expected a directory outside --workdir {arguments.workdir}, and not above"
+    )
+    if shared == inside != around:
+        raise refused
+    exports.check(out, arguments.format, arguments.adapters)
+    if shared == around and (workdir / "config.json").exists():
+        raise refused
+    step, result, beside = results.result(workdir)
+    about = {"workdir": str(workdir), "step": step}
+    exports.write(out, result, arguments.format, arguments.adapters, beside, **about)
+    print(f"Written to {out}: step {step} of {workdir} as {arguments.format}")

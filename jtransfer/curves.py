@@ -18,6 +18,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from jtransfer import arms, checkpoints, fitted, methods, workdir
+from jtransfer import config as configs
 from jtransfer.arms import PIXELS, ZERO_SHOT, Arm, Examples, Row
 from jtransfer.cells import Cells
 from jtransfer.config import resolved
@@ -71,12 +72,8 @@ def prepare(config, dataset: sources.Dataset | None = None) -> Curve:
     Raises:
         InputError: whatever in the config cannot be run, before any compilation.
     """
+    configs.check("curve", config)
     config = once(config)
-    for key, least in {"shots": 1, "seeds": 1, "steps": 1, "batch": 1, "parallel": 0, "test_rows": 0}.items():
-        for value in config[key] if key == "shots" else (config[key],):
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                expected = "whole numbers above 0" if least else "a whole number, 0 for all"
-                raise InputError(f"config.{key}: expected {expected}, found {value!r}")
     names = config.methods
     for name in names:
         if fitted.is_fit(name):

@@ -1,8 +1,10 @@
 """What a user can put right: one line that names the thing, the place, what was expected and the nearest choice."""
 
 import difflib
+import errno
 import logging
 import math
+import re
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any
@@ -52,6 +54,51 @@ class Gone(RuntimeError):
     def __init__(self, message: str, code: int = CODE):
         super().__init__(message)
         self.code = code
+
+
+REFUSED = ["ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO"]
+"""What a machine answers, whatever is asked of it, when it has no room, must not write, or is broken."""
+
+
+def refusal(error: BaseException, unnamed: str = "a file") -> tuple[str, int] | None:
+    """The line that says what a user or a machine can put right, and the exit code; None for a fault of ours.
+
+    Libraries wrap what the machine refuses in errors of their own, so that the causes of an error are looked at too.
+
+    Args:
+        error: What was raised.
+        unnamed: What could not be written, where no error names it.
+    """
+    chain: list[BaseException] = [error]
+    while (before := chain[-1].__cause__ or chain[-1].__context__) and before not in chain:
+        chain.append(before)
+    refused = next((said for one in chain if (said := _refused(one, unnamed))), "")
+    if isinstance(error, MachineError) or (isinstance(error, InputError) and not refused):
+        return one_line(error), MachineError.CODE if isinstance(error, MachineError) else 2
+    if refused:
+        return f"{refused}; make room or choose another place, and the same command goes on", MachineError.CODE
+    if isinstance(error, OSError):
+        return one_line(error), MachineError.CODE
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        return f"out of memory ({one_line(error)}); take a smaller config.batch, or a smaller model", MachineError.CODE
+    return None
+
+
+def one_line(error: BaseException) -> str:
+    """The text of an error as one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _refused(error, unnamed):
+    """What the machine refused of what, if that is what an error says."""
+    names = {getattr(errno, name) for name in REFUSED}
+    if isinstance(error, OSError) and error.errno in names:
+        return f"{error.filename or unnamed} cannot be written: {error.strerror}"
+    if not isinstance(error, InputError | MachineError | OSError):  # as TensorStore says it, in a text of many lines
+        for line in str(error).splitlines():
+            if re.search(rf"\b({'|'.join(REFUSED)})\b|No space left on device|Read-only file system", line):
+                return f"{unnamed} cannot be written: {line.strip()[:200]}"
+    return ""
 
 
 class Once:

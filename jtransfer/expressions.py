@@ -6,19 +6,35 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
+from jtransfer import kinds
 from jtransfer.errors import InputError, nearest
+
+LONGEST = 10_000
+"""Characters of an expression."""
 
 
 def parse(text: str, what: str) -> ast.expr:
     """The expression in a text; whatever else stands there is refused.
 
     Raises:
-        InputError: no expression.
+        InputError: no expression, or one that is too long or too deep.
     """
+    kinds.check(text, kinds.NAME, what)
+    if len(text) > LONGEST:
+        raise InputError(f"{what} {kinds.shown(text)} has {len(text):,} characters; expected {LONGEST:,} at most")
     try:
-        return ast.parse(text.strip(), mode="eval").body
-    except SyntaxError:
-        raise InputError(f"{what} '{text}' is not of the form name or name(option=value)") from None
+        node = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        raise InputError(f"{what} {kinds.shown(text)} {FORM}") from None
+    for part in ast.walk(node):  # Python takes 'ｌora' for 'lora'; files of results would not
+        if isinstance(part, ast.Name) and part.id not in text:
+            raise InputError(
+                f"{what} {kinds.shown(text)}: expected the letters of '{part.id}', found others that look so"
+            )
+    return node
+
+
+FORM = "is not of the form name or name(option=value)"
 
 
 def call(
@@ -40,7 +56,7 @@ def call(
     """
     node = node if isinstance(node, ast.Call) else ast.Call(func=node, args=[], keywords=[])
     if not isinstance(node.func, ast.Name):
-        raise InputError(f"{what} '{text}' is not of the form name or name(option=value)")
+        raise InputError(f"{what} {kinds.shown(text)} {FORM}")
     name = node.func.id
     if name not in known:
         raise InputError(f"unknown {what} '{name}'; {nearest(name, [*known, *others])}")
@@ -49,33 +65,26 @@ def call(
     for keyword in node.keywords:
         if keyword.arg not in options:
             raise InputError(f"{what} '{name}' has no option '{keyword.arg}'; {nearest(str(keyword.arg), options)}")
+    given_names = [keyword.arg for keyword in node.keywords]
+    if twice := [option for option in options if given_names.count(option) > 1]:
+        raise InputError(f"{what} '{name}': the option {twice[0]} is given twice; expected it once")
     try:
         args = [ast.literal_eval(arg) for arg in node.args]
         kwargs = {keyword.arg: ast.literal_eval(keyword.value) for keyword in node.keywords}
-    except ValueError:
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         example = options[0] if options else "option"
-        raise InputError(f"{what} '{text}': options must be plain values, as in {name}({example}=...)") from None
+        raise InputError(
+            f"{what} {kinds.shown(text)}: options must be plain values, as in {name}({example}=...)"
+        ) from None
     try:
         bound = signature.bind(*[None] * given, *args, **kwargs).arguments
     except TypeError:
         shown = signature.replace(parameters=list(signature.parameters.values())[given:])
-        raise InputError(f"{what} '{text}' does not fit {name}{shown}") from None
+        raise InputError(f"{what} {kinds.shown(text)} does not fit {name}{shown}") from None
     for option in options:
-        kind, several = signature.parameters[option].annotation, signature.parameters[option].kind
-        values = bound.get(option, ()) if several is inspect.Parameter.VAR_POSITIONAL else (bound.get(option),)
-        if option in bound and not all(_is(value, kind) for value in values):
-            raise InputError(f"{what} '{name}': {option}={bound[option]!r}; expected {KINDS[kind]}")
+        if option in bound:
+            kinds.check_argument(bound[option], signature.parameters[option], f"{what} '{name}': {option}")
     return partial(_ordered, known[name], args, kwargs)
-
-
-KINDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", tuple: "a list"}
-
-
-def _is(value, kind):
-    if kind in (int, float) and isinstance(value, bool):
-        return False
-    accepted = {float: (int, float), tuple: (tuple, list)}.get(kind, kind)
-    return kind not in KINDS or isinstance(value, accepted)
 
 
 def _ordered(function, args, kwargs, *first):

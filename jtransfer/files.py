@@ -36,6 +36,8 @@ def path(words: epath.PathLike, what: str) -> epath.Path:
         raise InputError(f"{what} is empty; expected a path")
     if "\0" in text:
         raise InputError(f"{what} {text!r} holds a NUL character, which no path can have")
+    if not text.isascii() and text != text.encode(errors="replace").decode():
+        raise InputError(f"{what} {text!r} is not UTF-8, in which results are written")
     scheme, colon, rest = text.partition("://")
     if colon and (scheme not in SCHEMES or not rest.strip("/")):
         expected = ", ".join(f"{name}://BUCKET/..." for name in SCHEMES)

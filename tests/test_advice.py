@@ -228,7 +228,7 @@ def test_where_lora_does_not_fit_the_last_block_is_what_trains_little(file, tmp_
         ("methods=probe,scratch", "config.methods: 'scratch' uses no backbone"),
         ("methods=prob", "did you mean 'probe'?"),
         ("shots=60", "the most shots possible are"),
-        ("validation=1.5", "config.validation is 1.5; expected a share between 0 and 1"),
+        ("validation=1.5", "config.validation: expected a number above 0 and below 1, found 1.5"),
         ("sorce=glyphs", "did you mean 'source'?"),
         ("source=glyph", "dataset 'glyph' is unknown"),
     ],

@@ -14,6 +14,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from jtransfer import arms, checkpoints, curves, files, methods
+from jtransfer import config as configs
 from jtransfer.advice import page, rules
 from jtransfer.config import curve_defaults, resolved
 from jtransfer.data import sources, splits
@@ -85,10 +86,9 @@ def prepare(config, progress: Progress = lambda what, done, rows: None) -> Plan:
     Raises:
         InputError: whatever in the config cannot be run.
     """
-    if not isinstance(config.seeds, int) or config.seeds < LEAST_SEEDS:
+    configs.check("advise", config)
+    if config.seeds < LEAST_SEEDS:
         raise InputError(f"config.seeds is {config.seeds!r}; expected at least {LEAST_SEEDS}, to compare in pairs")
-    if not isinstance(config.shots, int) or config.shots < 0:
-        raise InputError(f"config.shots is {config.shots!r}; expected one whole number, 0 for up to {MOST_SHOTS}")
     without = [name for name in config.methods if not methods.parse(name).pretrained]
     if without or not config.methods:
         found = f"'{without[0]}' uses no backbone" if without else "it is empty"
@@ -105,7 +105,7 @@ def prepare(config, progress: Progress = lambda what, done, rows: None) -> Plan:
 
     rows = pool.pool
     scored = subset(pool, splits.stratified(pool.labels, rows, MOST_ROWS)) if len(rows) > MOST_ROWS else pool
-    store = Store(epath.Path(config.store) if config.store else default_store())
+    store = Store(files.path(config.store, "config.store") if config.store else default_store())
     tower = checkpoints.tower_for(curve.backbone, pool)
     reader = Reader(tower, curve.examples.prepare, store, progress=progress)
     task = Task(scored, scored.pool, scored.pool[:0], "", reader, ("features",), data_dir=config.data_dir)

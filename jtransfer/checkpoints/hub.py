@@ -1,12 +1,15 @@
 """From a name to a directory: embedded, local, in an object store, or on the Hugging Face hub."""
 
+import os
 import re
 from pathlib import Path
 
 from etils import epath
 
+from jtransfer import files
 from jtransfer.checkpoints.tensors import PICKLED, conversion
-from jtransfer.errors import InputError, nearest
+from jtransfer.errors import InputError, nearest, one_line
+from jtransfer.kinds import shown
 
 ASSETS = Path(__file__).parents[1] / "assets"
 WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.npz"]
@@ -30,11 +33,19 @@ def find(name: str) -> epath.Path:
     Raises:
         InputError: nothing of that name, or the hub cannot be reached: what to download, and where to put it.
     """
-    path = epath.Path(ASSETS / name if name in embedded() else name)
-    if path.is_file() or (path.is_dir() and any(file.name.endswith(TOLD_BY) for file in path.iterdir())):
-        return path
-    if path.is_dir():
-        raise InputError(f"backbone '{name}': the directory has no config.json, and no weights that tell without one")
+    if not isinstance(name, str | os.PathLike):
+        raise InputError(f"backbone: expected a name or a path, found {shown(name)}")
+    name = os.fspath(name)
+    path = epath.Path(ASSETS / name) if name in embedded() else files.path(name, "backbone")
+    try:
+        if path.is_file() or (path.is_dir() and any(file.name.endswith(TOLD_BY) for file in path.iterdir())):
+            return path
+        if path.is_dir():
+            raise InputError(
+                f"backbone '{name}': the directory has no config.json, and no weights that tell without one"
+            )
+    except (OSError, ImportError) as error:  # ImportError: the object store's client is not installed
+        raise InputError(f"backbone '{name}' cannot be read: {one_line(error)}") from error
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
         raise InputError(
             f"unknown backbone '{name}': neither embedded nor a file or directory; {nearest(name, embedded())}"

@@ -67,6 +67,9 @@ def load_for(
     Raises:
         InputError: the backbone takes another kind of data, or images of another shape.
     """
+    others, kind = (("tokens",), "texts") if data.kind == "image" else (("image", "channels", "positions"), "images")
+    if unused := [key for key in others if options.get(key)]:
+        raise InputError(f"config.load.{unused[0]} is of {kind}, {data.name} holds {data.kind}s; leave it out")
     backbone, tokens = load(name, **options_of(options), **more), options.get("tokens", 0)
     one = tower_for(backbone, data)
     prepare = _for_texts(one, data, tokens) if data.kind == "text" else _for_images(one, data)

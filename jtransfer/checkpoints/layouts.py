@@ -180,6 +180,8 @@ def _described(where, values, tensors, head, classes):
 
 
 def _own(where, values, tensors, head, classes):
+    if head not in (None, "", CLASSIFICATION):
+        raise InputError(f"{where}: no head '{head}'; {nearest(str(head), [CLASSIFICATION])}")
     options = {key: value for key, value in values.items() if key not in ("architecture", "classes", "preprocessor")}
     names = tuple(map(str, values.get("classes", ())))
     model = build(values["architecture"], **options)

@@ -10,6 +10,7 @@ from pathlib import Path
 from etils import epath
 from tokenizers import pre_tokenizers
 
+from jtransfer import files as file_paths
 from jtransfer.data import text
 from jtransfer.errors import InputError, nearest
 from jtransfer.files import read as read_bytes
@@ -35,7 +36,7 @@ def files(name: str) -> Files:
     """
     if name == BYTES:
         return _byte_pairs([])
-    path = epath.Path(name)
+    path = file_paths.path(name, "config.tokenizer")
     if path.is_file():
         try:
             lines = _unpacked(path).decode().split("\n")[1 : 49152 - 256 - 2 + 1]

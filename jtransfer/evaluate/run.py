@@ -9,7 +9,8 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from jtransfer import checkpoints, workdir
+from jtransfer import checkpoints, files, workdir
+from jtransfer import config as configs
 from jtransfer.cells import Cells
 from jtransfer.config import resolved
 from jtransfer.data import sources
@@ -19,6 +20,7 @@ from jtransfer.evaluate.features import Layer
 from jtransfer.evaluate.protocols.rows import Row, Run
 from jtransfer.evaluate.store import Store, default_store
 from jtransfer.evaluate.task import Progress, Reader, Task, split
+from jtransfer.train.sharding import make_mesh
 
 GROWS = ("protocols",)
 WITHOUT_EFFECT = ("batch", "mesh", "store", "data_dir")
@@ -52,8 +54,8 @@ def prepare(config, progress: Progress = lambda what, done, rows: None) -> Evalu
     Raises:
         InputError: whatever in the config cannot be run.
     """
-    if not isinstance(config.batch, int) or config.batch < 1:
-        raise InputError(f"config.batch: expected a whole number above 0, found {config.batch!r}")
+    configs.check("evaluate", config)
+    make_mesh(config.mesh)  # which refuses one that does not fit the devices
     config = _once(config)
     for layer in config.layers:
         Layer.parse(layer)
@@ -61,7 +63,7 @@ def prepare(config, progress: Progress = lambda what, done, rows: None) -> Evalu
     dataset = sources.load(config.data, config.data_dir)
     train, validation, held_out = split(dataset, config.validation)
     backbone, make_inputs = checkpoints.load_for(config.backbone, config.load, dataset, tower=False)
-    store = Store(epath.Path(config.store) if config.store else default_store())
+    store = Store(files.path(config.store, "config.store") if config.store else default_store())
     reader = Reader(backbone, make_inputs, store, config.batch, dict(config.mesh), progress)
     task = Task(dataset, train, validation, held_out, reader, config.layers, dict(config.load), config.data_dir)
     reader.check(dataset, *config.layers)

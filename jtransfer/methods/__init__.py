@@ -2,6 +2,8 @@
 
 import ast
 import dataclasses
+import functools
+import operator
 from collections.abc import Callable, Iterable
 
 from jtransfer import expressions
@@ -48,10 +50,8 @@ def parse(text: str, others: Iterable[str] = ()) -> Method:
     Raises:
         InputError: an unknown method or option (with the nearest that exists), or text of another form.
     """
-    return dataclasses.replace(_build(expressions.parse(text, "method"), text, others), name=text.strip())
-
-
-def _build(node: ast.expr, text: str, others: Iterable[str]) -> Method:
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        return _build(node.left, text, others) + _build(node.right, text, others)
-    return expressions.call(node, text, "method", METHODS, others=others)()
+    nodes = [expressions.parse(text, "method")]
+    while isinstance(nodes[0], ast.BinOp) and isinstance(nodes[0].op, ast.Add):
+        nodes[:1] = [nodes[0].left, nodes[0].right]
+    parts = [expressions.call(node, text, "method", METHODS, others=others)() for node in nodes]
+    return dataclasses.replace(functools.reduce(operator.add, parts), name=text.strip())

@@ -1,8 +1,10 @@
 """Methods that add no leaves: they differ only in what learns, at which rate, and in which statistics move."""
 
 import re
+from typing import Annotated
 
 from jtransfer.errors import InputError
+from jtransfer.kinds import PATTERN, check, checked, number, whole
 from jtransfer.methods.method import BATCH_NORMS, HEAD, Method, evaluating, learn
 
 
@@ -11,10 +13,9 @@ def probe() -> Method:
     return Method("probe", learn(HEAD))
 
 
-def finetune(backbone: float = 1.0) -> Method:
-    """Everything learns; the backbone at `backbone` times the head's rate."""
-    if not backbone > 0:
-        raise InputError(f"finetune: backbone={backbone} must be above 0; for a frozen backbone use 'probe'")
+@checked
+def finetune(backbone: Annotated[float, number(above=0)] = 1.0) -> Method:
+    """Everything learns; the backbone at `backbone` times the head's rate. For a frozen backbone there is `probe`."""
     return Method("finetune", learn(HEAD, (".*", backbone)))
 
 
@@ -23,6 +24,7 @@ def scratch() -> Method:
     return Method("scratch", learn((".*", 1.0)), pretrained=False)
 
 
+@checked
 def rules(*patterns: str) -> Method:
     """The leaves whose paths match a pattern learn, and no other: `rules('text/.*', 'logit_.*', 'vision/.*=0.1')`.
 
@@ -30,21 +32,25 @@ def rules(*patterns: str) -> Method:
     (LiT, Zhai et al. 2022, arXiv:2111.07991).
 
     Raises:
-        InputError: no pattern, or a rate that is no number; and, of a model, a pattern that matches none of its leaves.
+        InputError: no pattern, one that is no regular expression, or a rate that is no number above 0; and, of a model,
+            a pattern that matches none of its leaves.
     """
     pairs = []
     for pattern in patterns:
-        path, _, rate = str(pattern).partition("=")
+        path, _, rate = pattern.partition("=")
+        check(path, PATTERN, "rules")
         try:
             pairs.append((path, float(rate or 1)))
         except ValueError:
             raise InputError(f"rules: '{pattern}' has no number behind '='") from None
+        check(pairs[-1][1], number(above=0), f"rules: the rate of '{path}'")
     if not pairs:
         raise InputError("rules: expected at least one pattern, as in rules('text/.*')")
     return Method("rules", learn(*pairs))
 
 
-def top_blocks(k: int) -> Method:
+@checked
+def top_blocks(k: Annotated[int, whole(1)]) -> Method:
     """The last `k` blocks, the norm after them and the head learn.
 
     Blocks are ordered by all the numbers in their paths, so those of a ResNet go on from stage to stage:
@@ -52,15 +58,13 @@ def top_blocks(k: int) -> Method:
     tower of a model of several gives its own last `k`.
 
     Raises:
-        InputError: when the method meets a model with fewer than `k` blocks, or a tower of fewer.
+        InputError: a `k` below 1; and when the method meets a model with fewer than `k` blocks, or a tower of fewer.
     """
-    if k < 1:
-        raise InputError(f"top_blocks: k={k} must be at least 1; for the head alone use 'probe'")
 
     def learns(paths):
         blocks = {found[0] for path in paths if (found := re.match(r"(.*/)?block_\d+(?=/)", path))}
         towers: dict[str, list[str]] = {}
-        for block in sorted(blocks, key=lambda block: [int(number) for number in re.findall(r"\d+", block)]):
+        for block in sorted(blocks, key=lambda block: [int(part) for part in re.findall(r"\d+", block)]):
             towers.setdefault(re.sub(r"\d+", "", block), []).append(block)
         depth = min(map(len, towers.values()), default=0)
         if k > depth:

@@ -4,16 +4,19 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jtransfer.errors import InputError
+from jtransfer.kinds import PATTERN, SHARE, by_name, check, checked, whole
 from jtransfer.methods.method import HEAD, Method, learn
 from jtransfer.models.layers import flat_dot_general
 from jtransfer.tree import Rules, Tree, label
 
+RANK = whole(1, 2**16)
 TARGET = r".*attention/(query|value|qkv)"
 
 
@@ -61,13 +64,14 @@ class LoRA:
         return alpha / (math.sqrt(rank) if self.rs else rank)
 
 
+@checked
 def lora(
-    rank: int = 8,
+    rank: Annotated[int, RANK] = 8,
     alpha: float = 8.0,
-    target: str = TARGET,
+    target: Annotated[str, PATTERN] = TARGET,
     rs: bool = False,
-    dropout: float = 0.0,
-    ranks: Mapping[str, int] | None = None,
+    dropout: Annotated[float, SHARE] = 0.0,
+    ranks: Annotated[Mapping[str, int], by_name(RANK)] | None = None,
     alphas: Mapping[str, float] | None = None,
 ) -> Method:
     """A low-rank path beside every dense layer that `target` names; it and the head learn.
@@ -86,15 +90,8 @@ def lora(
     """
     rules = (*(ranks or {}).items(), (".*", rank)), (*(alphas or {}).items(), (".*", alpha))
     options = LoRA(target, *rules, rs, dropout)
-    if low := [x for _, x in options.ranks if x < 1]:
-        raise InputError(f"lora: rank={low[0]} must be at least 1")
-    if not 0 <= dropout < 1:
-        raise InputError(f"lora: dropout={dropout} must be at least 0 and below 1")
-    for pattern in (target, *(pattern for pattern, _ in (*options.ranks, *options.alphas))):
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise InputError(f"lora: '{pattern}' is not a regular expression: {error}") from None
+    for pattern, _ in (*options.ranks, *options.alphas):
+        check(pattern, PATTERN, "lora: a key of ranks or alphas")
 
     def interceptor(call, args, kwargs, context):
         y, layer = call(*args, **kwargs), context.module

@@ -49,6 +49,12 @@ class Method:
     parts: tuple[Any, ...] = ()
 
     def __add__(self, other: "Method") -> "Method":
+        if self.parts and other.parts:  # each would add leaves of the same names, and merge the other's
+            raise InputError(
+                f"method '{self.name} + {other.name}': both add low-rank paths; write one lora, whose target "
+                "matches the layers of both, with ranks and alphas of each"
+            )
+
         def learns(paths):
             mine, theirs = self.learns(paths), other.learns(paths)
             return {path: mine[path] if mine[path] != FROZEN else theirs[path] for path in paths}

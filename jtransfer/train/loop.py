@@ -15,7 +15,7 @@ from etils import epath
 
 from jtransfer import checkpoints, files, locks, methods, workdir
 from jtransfer.checkpoints.store import Store
-from jtransfer.config import resolved
+from jtransfer.config import check, resolved
 from jtransfer.data.streams import ahead
 from jtransfer.errors import Damaged, InputError, Once
 from jtransfer.models import SOURCE_HEAD, STATISTICS
@@ -68,9 +68,7 @@ def prepare(config) -> Run:
     Raises:
         InputError: whatever in the config cannot be run, before any compilation.
     """
-    for key in ("batch", "steps", "accumulate", "log_every", "eval_every", "checkpoint_every"):
-        if config[key] < 1:
-            raise InputError(f"config.{key} is {config[key]}; expected at least 1")
+    check("train", config)
     for key in ("eval_every", "checkpoint_every"):
         if config[key] % config.log_every:
             raise InputError(f"config.{key} {config[key]} must be a multiple of config.log_every {config.log_every}")

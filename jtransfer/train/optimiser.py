@@ -8,11 +8,24 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jtransfer.errors import InputError, nearest
+from jtransfer import kinds
+from jtransfer.kinds import PATTERN, SHARE, choice, number
 from jtransfer.tree import FROZEN
 
-OPTIMISERS = ("adamw", "sgd")
-SCHEDULES = ("cosine", "linear", "constant")
+KINDS = {
+    "name": choice("adamw", "sgd"),
+    "rate": number(above=0),
+    "schedule": choice("cosine", "linear", "constant"),
+    "warmup": number(least=0),
+    "decay": number(least=0),
+    "no_decay": PATTERN,
+    "clip": number(least=0),
+    "momentum": SHARE,
+    "b1": SHARE,
+    "b2": SHARE,
+    "epsilon": number(above=0),
+}
+"""What the options may be, here and in a config."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +58,8 @@ class Optimiser:
     epsilon: float = 1e-8
 
     def __post_init__(self):
-        if self.name not in OPTIMISERS:
-            raise InputError(f"unknown optimiser '{self.name}'; {nearest(self.name, OPTIMISERS)}")
-        if self.schedule not in SCHEDULES:
-            raise InputError(f"unknown schedule '{self.schedule}'; {nearest(self.schedule, SCHEDULES)}")
+        for name, kind in KINDS.items():
+            kinds.check(getattr(self, name), kind, f"optimiser.{name}")
 
     def rate_at(self, steps: int) -> optax.Schedule:
         """The factor on the peak rate at each of `steps` steps."""

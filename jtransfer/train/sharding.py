@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jtransfer.errors import InputError, nearest
+from jtransfer.kinds import AXES, check
 from jtransfer.methods.method import Interceptor
 from jtransfer.train.state import EMA, TrainState
 from jtransfer.tree import Tree, label
@@ -38,8 +39,9 @@ def make_mesh(axes: Mapping[str, int]) -> Mesh:
     """A mesh over all devices from names and sizes of axes; one size may be -1 for what is left.
 
     Raises:
-        InputError: sizes that do not multiply to the number of devices.
+        InputError: sizes that are none, or that do not multiply to the number of devices.
     """
+    check(axes, AXES, "config.mesh")
     devices, sizes = jax.devices(), dict(axes)
     free = [name for name, side in sizes.items() if side == -1]
     known = math.prod(side for side in sizes.values() if side != -1)
@@ -135,6 +137,12 @@ def _spec(path, shape, value, mesh):
         if value not in STRATEGIES:
             raise InputError(f"config.sharding: unknown '{value}' for '{path}'; {nearest(value, STRATEGIES)}")
         return STRATEGIES[value](shape, mesh)
+    names = [axis for axis in value if axis is not None]
+    if len(value) > len(shape) or len(set(names)) < len(names):
+        raise InputError(
+            f"config.sharding: '{path}' {list(shape)} has {len(shape)} axes, found {tuple(value)}; expected "
+            "for each an axis of the mesh or None, and no axis twice"
+        )
     for axis, side in zip(value, shape, strict=False):
         if axis is not None and (axis not in mesh.shape or side % mesh.shape[axis]):
             raise InputError(

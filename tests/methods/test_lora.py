@@ -71,11 +71,11 @@ def test_dropout_reaches_the_side_path_in_training_and_nothing_else(vit, backbon
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rank": 0}, "rank=0 must be at least 1"),
-        ({"ranks": {".*": 0}}, "rank=0 must be at least 1"),
-        ({"dropout": 1.0}, "dropout=1.0 must be at least 0 and below 1"),
-        ({"target": "(query"}, r"'\(query' is not a regular expression"),
-        ({"alphas": {"*": 3}}, r"'\*' is not a regular expression"),
+        ({"rank": 0}, "lora: rank: expected a whole number from 1 to 65,536, found 0"),
+        ({"ranks": {".*": 0}}, "lora: ranks: expected a mapping .* whole number from 1 to 65,536 or None, found"),
+        ({"dropout": 1.0}, "lora: dropout: expected a number of at least 0 and below 1, found 1.0"),
+        ({"target": "(query"}, r"lora: target: expected a regular expression, found '\(query'"),
+        ({"alphas": {"*": 3}}, r"a key of ranks or alphas: expected a regular expression, found '\*'"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options, message):

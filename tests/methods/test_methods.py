@@ -180,7 +180,7 @@ def test_an_unknown_method_or_option_is_refused_with_the_nearest():
         "lora(rnk=4)": "method 'lora' has no option 'rnk'; did you mean 'rank'?",
         "lora(rank=": "not of the form",
         "lora(rank=x)": "must be plain values",
-        "lora(rank=0)": "rank=0 must be at least 1",
+        "lora(rank=0)": "rank: expected a whole number from 1 to 65,536, found 0",
         "probe(3)": "does not fit",
         "probe.x": "not of the form",
     }.items():

@@ -178,13 +178,13 @@ def test_inspect_counts_the_step(file):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["objective=clipp"], r"config.objective: unknown 'clipp'; did you mean 'clip'"),
+        (["objective=clipp"], r"config.objective: expected one of .*, found 'clipp' .*; did you mean 'clip'"),
         (
             ["objective=siglip"],
             r"needs a bias; set config.model.logit_bias, .*, and config.model.logit_scale, at 2.3026",
         ),
         (["objective=siglip", "backbone=glyphs-clip"], r"needs a bias; backbone 'glyphs-clip' has none; train it with"),
-        (["temperature_limit=-1.0"], r"config.temperature_limit is -1; expected at least 1, or 0 for none"),
+        (["temperature_limit=-1.0"], r"config.temperature_limit: expected 0 or a number of at least 1, found -1.0"),
         (["model.projection=0", "model.text.width=32"], r"embeddings of widths 16 and 32 do not compare"),
         (["model.text.vocabulary=100"], r"tokenizer has 514 tokens, config.model.text.vocabulary is 100"),
         (["model.text.eos_token=7"], r"ends texts with 513, config.model.text.eos_token is 7"),

@@ -1,6 +1,7 @@
 """Protocols that fit a classifier on labelled features, choose on validation rows, and test once."""
 
 from collections.abc import Callable
+from typing import Annotated
 
 import jax
 import numpy as np
@@ -15,6 +16,10 @@ from jtransfer.evaluate import prototypes as means
 from jtransfer.evaluate import ridge as ridges
 from jtransfer.evaluate.protocols.rows import Run, each_layer, labelled, row, single
 from jtransfer.evaluate.task import Task
+from jtransfer.kinds import POSITIVE, POSITIVES, several, whole
+
+MANY = 10**6
+"""Steps or episodes, at most."""
 
 
 def probe(task: Task, search: tuple | str = "clip", per: str = "sum") -> Run:
@@ -54,7 +59,7 @@ def probe(task: Task, search: tuple | str = "clip", per: str = "sum") -> Run:
     return each_layer(task, evaluate)
 
 
-def ridge(task: Task, l2: tuple = tuple(2.0**power for power in range(-10, 21, 2))) -> Run:
+def ridge(task: Task, l2: Annotated[tuple, POSITIVES] = tuple(2.0**power for power in range(-10, 21, 2))) -> Run:
     """Ridge regression on one-hot targets, as big_vision fits it; λ is chosen on validation, then all are fitted."""
     single(task, "ridge")
     checks.penalties(l2, "ridge: l2 is")
@@ -95,7 +100,11 @@ def prototypes(task: Task, kind: str = "cosine") -> Run:
     return each_layer(task, evaluate)
 
 
-def knn(task: Task, k: tuple = (10, 20, 100, 200), temperature: float = 0.07) -> Run:
+def knn(
+    task: Task,
+    k: Annotated[tuple, several(whole(1), 1)] = (10, 20, 100, 200),
+    temperature: Annotated[float, POSITIVE] = 0.07,
+) -> Run:
     """Weighted nearest neighbours, as DINOv2; k is chosen on validation, then all labelled rows are keys."""
     single(task, "knn")
     fits = [count for count in k if isinstance(count, int) and 0 < count <= len(task.train)]
@@ -134,10 +143,10 @@ def knn(task: Task, k: tuple = (10, 20, 100, 200), temperature: float = 0.07) ->
 
 def linear_grid(
     task: Task,
-    blocks: tuple = grids.BLOCKS,
-    steps: int = grids.STEPS,
-    batch: int = grids.BATCH,
-    rates: tuple = grids.RATES,
+    blocks: Annotated[tuple, several(whole(1), 1)] = grids.BLOCKS,
+    steps: Annotated[int, whole(1, MANY)] = grids.STEPS,
+    batch: Annotated[int, whole(1, 2**20)] = grids.BATCH,
+    rates: Annotated[tuple, POSITIVES] = grids.RATES,
 ) -> Run:
     """DINOv2's linear heads over learning rates, blocks and pooling, trained in one pass; validation chooses."""
     single(task, "linear_grid")
@@ -165,7 +174,12 @@ def linear_grid(
 
 
 def episodes(
-    task: Task, ways: int = 5, shots: int = 5, queries: int = 15, episodes: int = 600, classifier: str = "cosine"
+    task: Task,
+    ways: Annotated[int, whole(2)] = 5,
+    shots: Annotated[int, whole(1)] = 5,
+    queries: Annotated[int, whole(1)] = 15,
+    episodes: Annotated[int, whole(2, MANY)] = 600,
+    classifier: str = "cosine",
 ) -> Run:
     """N-way K-shot episodes drawn from the test rows, as the few-shot literature reports them."""
     single(task, "episodes")

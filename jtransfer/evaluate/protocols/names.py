@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from functools import partial
+from typing import Annotated
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from jtransfer.evaluate import unseen as measure
 from jtransfer.evaluate import zero_shot as texts
 from jtransfer.evaluate.protocols.rows import Run, each_layer, labelled, row, single
 from jtransfer.evaluate.task import Task
+from jtransfer.kinds import SEED, number, whole
 
 EMBEDS = "image_embeds"
 
@@ -54,7 +56,13 @@ def zero_shot(task: Task, templates: str = "", names: str = "", distinct: bool =
     return run
 
 
-def typographic(task: Task, templates: str = "", names: str = "", seed: int = 0, size: float = 0.2) -> Run:
+def typographic(
+    task: Task,
+    templates: str = "",
+    names: str = "",
+    seed: Annotated[int, SEED] = 0,
+    size: Annotated[float, number(above=0, most=1)] = 0.2,
+) -> Run:
     """Zero-shot accuracy where the name of a wrong class is written on each image, and where a neutral word is."""
     make = classifier(task, templates, names, "typographic")
     dataset = task.dataset
@@ -94,7 +102,7 @@ def typographic(task: Task, templates: str = "", names: str = "", seed: int = 0,
     return run
 
 
-def attributes(task: Task, file: str = "", method: str = "eszsl", folds: int = 5) -> Run:
+def attributes(task: Task, file: str = "", method: str = "eszsl", folds: Annotated[int, whole(2)] = 5) -> Run:
     """Classes without a single image, by what is said of them: DAP, the least-squares bridge or ESZSL.
 
     Args:

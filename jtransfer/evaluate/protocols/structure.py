@@ -1,5 +1,7 @@
 """Protocols that ask what features hold before anything is fitted: clusters, transferability, CKA, the domain's gap."""
 
+from typing import Annotated
+
 import jax
 import numpy as np
 
@@ -11,9 +13,10 @@ from jtransfer.evaluate import domain_gap as gaps
 from jtransfer.evaluate import transferability as scores
 from jtransfer.evaluate.protocols.rows import Run, each_layer, labelled, row, single
 from jtransfer.evaluate.task import Task
+from jtransfer.kinds import whole
 
 
-def clusters(task: Task, restarts: int = 10) -> Run:
+def clusters(task: Task, restarts: Annotated[int, whole(1, 10_000)] = 10) -> Run:
     """k-means on the test rows with as many clusters as classes: NMI, ARI and Hungarian accuracy."""
     single(task, "clusters")
     labels, classes = task.dataset.labels[task.test], len(task.dataset.classes)
@@ -83,7 +86,7 @@ def cka(task: Task, reference: str = "") -> Run:
     return run
 
 
-def domain_gap(task: Task, source: str = "", permutations: int = 1000) -> Run:
+def domain_gap(task: Task, source: str = "", permutations: Annotated[int, whole(1, 10**6)] = 1000) -> Run:
     """How far the data is from the source's: MMD with a p-value, Fréchet distance, error of a domain classifier."""
     if not source:
         raise InputError("domain_gap: source is missing; name a dataset or stream, as domain_gap(source='glyphs')")

@@ -1,0 +1,21 @@
+"""Configs: every key has a default and a kind of values; a file and the command line change some keys.
+
+`defaults` has the keys, `checks` what each may be, `reading` makes a config of a file and of flags.
+"""
+
+from jtransfer.config.checks import check
+from jtransfer.config.defaults import DEFAULTS, advise_defaults, curve_defaults, evaluate_defaults, train_defaults
+from jtransfer.config.reading import arguments, load, resolved, slug
+
+__all__ = [
+    "DEFAULTS",
+    "advise_defaults",
+    "arguments",
+    "check",
+    "curve_defaults",
+    "evaluate_defaults",
+    "load",
+    "resolved",
+    "slug",
+    "train_defaults",
+]

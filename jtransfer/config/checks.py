@@ -1,0 +1,236 @@
+"""What the values of every key may be: one check, for files, flags and the Python API."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from jtransfer import kinds
+from jtransfer.config.defaults import DEFAULTS, architecture, kind_defaults
+from jtransfer.errors import InputError, nearest
+from jtransfer.kinds import FLAG, NAME, PATTERN, SHARE, TEXT, Kind, by_name, choice, either, number, several, whole
+
+LARGEST = 2**31 - 1
+"""The largest whole number that JAX holds by default."""
+
+FLOATS = choice("float32", "bfloat16", "float16", "float64")
+BATCH, STEPS = whole(1, 2**20), whole(1, LARGEST)
+RULE = Kind(
+    "a pair of a regular expression and 'replicated', 'fsdp' or a list of the mesh's axes and None",
+    lambda rule: (
+        isinstance(rule, list | tuple)
+        and len(rule) == 2
+        and PATTERN.takes(rule[0])
+        and either(NAME, several(either(NAME, kinds.NONE))).takes(rule[1])
+    ),
+)
+
+TRANSFER = {
+    "data": NAME,
+    "data_dir": TEXT,
+    "backbone": NAME,
+    "load": {
+        "image": whole(0, 2**14),
+        "channels": whole(0, 2**14),
+        "positions": choice("", "bicubic", "bicubic_torch", "bilinear"),
+        "dtype": FLOATS,
+        "tokens": whole(0, LARGEST),
+    },
+}
+CURVE = TRANSFER | {
+    "methods": several(NAME, 1),
+    "templates": TEXT,
+    "shots": several(whole(1, LARGEST), 1),
+    "seeds": whole(1, 10_000),
+    "test_rows": whole(0, LARGEST),
+    "parallel": whole(0, LARGEST),
+    "batch": BATCH,
+    "steps": whole(1, 10**6),  # the rows of all steps are drawn beforehand
+    "smoothing": SHARE,
+    "mixup": number(least=0),
+}
+SEARCHED = {"rate": kinds.POSITIVES, "decay": several(number(least=0), 1), "steps": CURVE["steps"]}
+TABLES: dict[str, dict[str, Any]] = {
+    "curve": CURVE,
+    "train": TRANSFER
+    | {
+        "backbone": TEXT,
+        "objective": choice("classification", "clip", "siglip"),
+        "towers": {"vision": TEXT, "text": TEXT},
+        "cache": FLAG,
+        "tokenizer": TEXT,
+        "preprocessor": by_name(kinds.ANY),
+        "templates": several(NAME),
+        "crop": either(several(number(above=0, most=1), 2, 2), Kind("empty", lambda x: x in ((), []))),
+        "temperature_limit": either(number(least=0, most=0), number(least=1)),
+        "method": NAME,
+        "seed": kinds.SEED,
+        "batch": BATCH,
+        "steps": STEPS,
+        "accumulate": BATCH,
+        "ema": SHARE,
+        "smoothing": SHARE,
+        "mixup": number(least=0),
+        "mesh": kinds.AXES,
+        "sharding": either(choice("replicated", "fsdp"), several(RULE, 1)),
+        "log_every": STEPS,
+        "eval_every": STEPS,
+        "checkpoint_every": STEPS,
+    },
+    "evaluate": TRANSFER
+    | {
+        "protocols": several(NAME, 1),
+        "layers": several(NAME, 1),
+        "validation": number(above=0, below=1),
+        "batch": BATCH,
+        "mesh": kinds.AXES,
+        "store": TEXT,
+    },
+    "advise": CURVE
+    | {"source": TEXT, "shots": whole(0, LARGEST), "validation": number(above=0, below=1), "store": TEXT},
+}
+"""For each command and key what its values may be; `optimiser`, `hyper` and `model` depend on more: see `table`."""
+
+WIDTH = whole(1, 2**20)
+MODEL = {
+    "channels": whole(1, 2**14),
+    "patch": WIDTH,
+    "width": WIDTH,
+    "heads": WIDTH,
+    "depth": whole(0, 10_000),
+    "hidden": whole(0, 2**20),
+    "projection": whole(0, 2**20),
+    "vocabulary": whole(1, 2**28),
+    "positions": whole(1, 2**24),
+    "registers": whole(0, 2**14),
+    "image": several(whole(1, 2**14), 2, 2),
+    "epsilon": number(above=0),
+    "layer_scale": number(least=0),
+    **dict.fromkeys(("dropout", "attention_dropout", "embedding_dropout", "drop_path"), SHARE),
+    **dict.fromkeys(("dtype", "param_dtype"), FLOATS),
+}
+"""Ranges of options that several architectures have; those of the others are their types."""
+
+OF_PAIRS = ("towers", "cache", "tokenizer", "templates", "crop", "temperature_limit")
+OF_CLASSES = ("smoothing", "mixup")
+
+
+def table(command: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """For each key of a command what its values may be, sections as dicts.
+
+    Args:
+        command: A key of `TABLES`.
+        values: Of a config, some keys of which say which others there are.
+    """
+    from jtransfer.train.optimiser import KINDS
+
+    found = {**TABLES[command]}
+    if "optimiser" in DEFAULTS[command]():
+        found["optimiser"] = KINDS
+    if command in ("curve", "advise"):
+        found["hyper"] = dict.fromkeys(_section(values, "hyper") | {"default": {}}, SEARCHED)
+    if command == "train":
+        found["model"] = _of_model(_section(values, "model"))
+    return found
+
+
+def check(command: str, config: Any, place=lambda key: "") -> None:
+    """Refuse a config that `jtransfer COMMAND` cannot run, whatever the data and the backbone are.
+
+    Args:
+        command: "curve", "train", "evaluate" or "advise".
+        config: A `ConfigDict` with every key of the command; of a model's options some may be missing.
+        place: From a key, as "load.image", to where its value stands, as "in mine.py".
+
+    Raises:
+        InputError: an unknown or missing key, a value of another kind, or a key that does nothing for the objective.
+    """
+    if not hasattr(config, "to_dict"):
+        raise InputError(f"config: expected an ml_collections.ConfigDict, found {kinds.shown(config)}")
+    values = config.to_dict()
+    expected = table(command, values)
+    missing = [key for key in DEFAULTS[command]() if key not in values]
+    for name in {"load", "towers"} & TABLES[command].keys() & values.keys():
+        missing += [f"{name}.{key}" for key in TABLES[command][name] if key not in _section(values, name)]
+    _walk(expected, values, "", place)
+    if missing:
+        raise InputError(f"config.{missing[0]} is missing; jtransfer.config.{command}_defaults() has every key")
+    _refuse_unused(command, values)
+
+
+def _walk(expected: Mapping[str, Any], values: Mapping[str, Any], prefix: str, place) -> None:
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        kind = expected.get(key)
+        if kind is None:
+            there = f"{where}: " if (where := place(path).removeprefix("in ")) else ""
+            choices = [name for name in expected if name != "default"] if prefix == "hyper." else expected
+            raise InputError(f"{there}unknown key 'config.{path}'; {nearest(str(key), choices)}")
+        if isinstance(kind, Kind):
+            section = isinstance(value, Mapping) and not kind.takes({})
+            what = f"config.{path}{' must be a value, not a section of keys' if section else ''}"
+            kinds.check(value, kind, what, place(path))
+        elif isinstance(value, Mapping):
+            _walk(kind, value, f"{path}.", place)
+        else:
+            kinds.check(
+                value, Kind(f"a section of keys ({', '.join(kind)})", lambda x: False), f"config.{path}", place(path)
+            )
+
+
+def _section(values, key):
+    """A section of a config; empty where there is none, or what is there is no section, which `check` refuses."""
+    return dict(found) if isinstance(found := values.get(key), Mapping) else {}
+
+
+def _of_model(model: Mapping[str, Any]) -> dict[str, Any]:
+    """What the options of an architecture may be, and of each tower in it."""
+    from jtransfer.models import MODELS
+
+    def options(own, kind):
+        defaults, found = kind_defaults(kind), {"architecture": choice(*MODELS)}
+        for field in dataclasses.fields(kind):
+            tower, there = type(defaults.get(field.name)), own.get(field.name)
+            if dataclasses.is_dataclass(tower):
+                named = there.get("architecture") if isinstance(there, Mapping) else None
+                found[field.name] = options(_section(own, field.name), MODELS[named][1] if named else tower)
+            else:
+                found[field.name] = MODEL.get(field.name) or kinds.of(field.type)
+            if field.name not in defaults and field.name not in own:
+                raise InputError(f"config.model.{field.name} is missing; expected {found[field.name].expected}")
+        return found
+
+    return options(model, MODELS[architecture(model)["architecture"]][1])
+
+
+def _refuse_unused(command: str, values: Mapping[str, Any]) -> None:
+    """Refuse a key that is set and does nothing, as it is not of the objective, the optimiser or any method."""
+    defaults = DEFAULTS[command]()
+
+    def set_among(keys, section="", but=()):
+        own, other = (values[section], defaults[section]) if section else (values, defaults)
+        return [key for key in keys if _plain(own.get(key, other[key])) not in (_plain(other[key]), *but)]
+
+    if command == "train":
+        objective = values["objective"]
+        if objective == "classification" and (unused := set_among(OF_PAIRS)):
+            raise InputError(
+                f"config.{unused[0]} is of contrastive objectives, config.objective is 'classification'; leave it out"
+            )
+        if objective != "classification" and (unused := set_among(OF_CLASSES)):
+            raise InputError(f"config.{unused[0]} is of classes; objective '{objective}' has none; set it to 0")
+        if objective == "siglip" and set_among(("temperature_limit",), but=(0,)):
+            raise InputError("config.temperature_limit is of objective 'clip'; 'siglip' has none; leave it out")
+    if "methods" in values and values["templates"] and "zero_shot" not in values["methods"]:
+        raise InputError("config.templates is of the method zero_shot, which config.methods has not; leave it out")
+    if "optimiser" in values:
+        of = {"adamw": ("momentum",), "sgd": ("b1", "b2", "epsilon")}
+        name = values["optimiser"].get("name", "adamw")
+        if unused := set_among(of[name], "optimiser"):
+            other = next(other for other in of if other != name)
+            raise InputError(
+                f"config.optimiser.{unused[0]} is of '{other}', config.optimiser.name is '{name}'; leave it out"
+            )
+
+
+def _plain(value):
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,153 @@
+"""Every key of every command, and its default."""
+
+import dataclasses
+from typing import Any
+
+from jtransfer.errors import InputError, nearest
+
+LOAD = {
+    "image": 0,  # side of the images that the backbone takes instead of its own: positions are resized; 0 for its own
+    "channels": 0,  # 1 for grey images
+    "positions": "",  # how positions are resized: "bicubic" as timm, "bilinear" as vision_transformer; empty: its own
+    "dtype": "float32",  # of the computation
+    "tokens": 0,  # that texts are padded or cut to; 0 for the longest of the data
+}
+"""How a backbone is loaded: options of `jtransfer.load`."""
+
+
+def _transfer() -> dict[str, Any]:
+    """What a pretrained backbone is brought to."""
+    return {
+        "data": "digits",  # an embedded dataset, npz:FILE, folder:DIR or tfds:NAME
+        "data_dir": "",  # where prepared datasets of tfds:NAME lie; empty for TFDS's own directory
+        "backbone": "glyphs-vit",  # an embedded backbone, a directory or file, or a name on the Hugging Face hub
+        "load": dict(LOAD),
+    }
+
+
+def curve_defaults() -> dict[str, Any]:
+    """Every key of `jtransfer curve` (and of `inspect` on its configs)."""
+    from jtransfer.train.optimiser import Optimiser
+
+    return _transfer() | {
+        "methods": ("zero_shot", "pixels", "scratch", "probe", "finetune", "lora"),
+        "templates": "",  # of a dual encoder's zero_shot: a file of texts with {} for the name
+        "shots": (1, 2, 5, 10, 25),  # training labels per class
+        "seeds": 5,  # draws of the few-shot sets: seeds 0 .. seeds - 1
+        "test_rows": 0,  # report on this many rows of the test split, each class in its proportion; 0 for all
+        "parallel": 0,  # trials that run side by side, where memory is short; 0 for all of a cell
+        "batch": 32,
+        "steps": 100,
+        "smoothing": 0.0,
+        "mixup": 0.0,
+        "optimiser": _options(Optimiser),
+        # What is searched per method; the best on the validation rows is reported. `rate` and `decay` are lists,
+        # `steps` overrides the number above. A method without an entry takes that of its family, or `default`.
+        "hyper": {"default": {"rate": (1e-3, 3e-3, 1e-2)}},
+    }
+
+
+def train_defaults() -> dict[str, Any]:
+    """Every key of `jtransfer train` (and of `inspect` on its configs)."""
+    from jtransfer.train.optimiser import Optimiser
+
+    return {
+        "data": "glyphs",  # an embedded source or dataset, npz:FILE, folder:DIR or tfds:NAME
+        "data_dir": "",  # where prepared datasets of tfds:NAME lie; empty for TFDS's own directory
+        "backbone": "",  # where the weights start: empty for at random
+        "load": dict(LOAD),
+        "model": {"architecture": "vit"},  # and its options, when there is no backbone
+        "objective": "classification",  # or "clip", "siglip": contrastive, on data with captions
+        # Of a contrastive objective alone:
+        "towers": {"vision": "", "text": ""},  # backbones that one or both start from, when there is no `backbone`
+        "cache": False,  # keep the features of a tower of images that does not learn, instead of computing them anew
+        "tokenizer": "",  # empty for the backbone's, or "bytes"; a file of CLIP's merges, or a checkpoint that has one
+        "preprocessor": {},  # how images are made, in the keys of preprocessor_config.json; empty for the backbone's
+        "templates": (),  # texts with {} for the caption, one drawn each time; empty for the source's own
+        "crop": (),  # the least and the largest share of an image's area that is cut out for training, as (0.9, 1.0)
+        "temperature_limit": 100.0,  # of "clip": the most that cosines are multiplied by; 0 for none, as "siglip" has
+        "method": "scratch",
+        "seed": 0,
+        "batch": 256,
+        "steps": 1000,
+        "accumulate": 1,
+        "ema": 0.0,
+        "smoothing": 0.0,
+        "mixup": 0.0,
+        "optimiser": _options(Optimiser),
+        "mesh": {"data": -1},  # axes and their sizes; one may be -1 for all devices that are left
+        "sharding": "replicated",  # or "fsdp": how leaves lie on the mesh; the batch is split over its first axis
+        "log_every": 50,
+        "eval_every": 500,
+        "checkpoint_every": 500,
+    }
+
+
+def evaluate_defaults() -> dict[str, Any]:
+    """Every key of `jtransfer evaluate`."""
+    return _transfer() | {
+        "protocols": ("probe", "prototypes", "knn"),  # names of evaluate/protocols with options, as knn(k=(5, 10))
+        "layers": ("features",),  # where features are read: see jtransfer/evaluate/features.py
+        "validation": 0.1,  # share of each class of the training rows that chooses hyper-parameters
+        "batch": 256,  # rows at a time, over all devices
+        "mesh": {"data": -1},  # axes and their sizes; the batch is split over the first
+        "store": "",  # directory of the features; empty for the user's cache
+    }
+
+
+def advise_defaults() -> dict[str, Any]:
+    """Every key of `jtransfer advise`: those of a curve, of which it runs one number of shots, and a few more."""
+    return curve_defaults() | {
+        "source": "",  # dataset or stream that the backbone was pretrained on; empty where it is not known
+        "methods": ("probe", "finetune"),  # that use the backbone, each compared with scratch
+        "shots": 0,  # training labels per class of the trial; 0 for as many as there are, up to 10
+        "seeds": 20,
+        "validation": 0.5,  # share of each class of the training rows on which the trial is compared
+        "test_rows": 1000,  # of these rows at most so many; 0 for all
+        "store": "",  # directory of the features; empty for the user's cache
+    }
+
+
+DEFAULTS = {
+    "curve": curve_defaults,
+    "train": train_defaults,
+    "evaluate": evaluate_defaults,
+    "advise": advise_defaults,
+}
+
+
+def architecture(model: dict[str, Any]) -> dict[str, Any]:
+    """The options of a model, and of its towers, with the defaults of the architectures that it names.
+
+    Raises:
+        InputError: an architecture that is not known.
+    """
+    from jtransfer.models import MODELS
+
+    def options(name):
+        if not isinstance(name, str) or name not in MODELS:
+            raise InputError(f"config.model: unknown architecture {name!r:.80}; {nearest(str(name), MODELS)}")
+        return {"architecture": name, **_options(MODELS[name][1])}
+
+    found = options(model.get("architecture", "vit"))
+    named = {key: own["architecture"] for key, own in model.items() if isinstance(own, dict) and "architecture" in own}
+    return found | {key: options(name) for key, name in named.items() if key in found}
+
+
+def kind_defaults(kind: type) -> dict[str, Any]:
+    """The defaults of a dataclass's fields; fields that have none are left out."""
+    found = {
+        field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        for field in dataclasses.fields(kind)
+    }
+    return {name: value for name, value in found.items() if value is not dataclasses.MISSING}
+
+
+def _options(kind: type) -> dict[str, Any]:
+    """The defaults of a dataclass's fields as plain values, those of dataclasses in it as dicts."""
+    return {
+        name: {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        if dataclasses.is_dataclass(value)
+        else value
+        for name, value in kind_defaults(kind).items()
+    }
