@@ -59,6 +59,12 @@ class Adapter:
         kept = self.method.merge(self.tree)  # whose leaves are those of the plain model
         return self._replaced({path: leaf for path, leaf in tree.items() if path in kept})
 
+    def without_head(self) -> "Adapter":
+        """What it does to the backbone alone, without the head that predicts."""
+        params = {path: leaf for path, leaf in self.params.items() if not path.startswith((HEAD, SOURCE_HEAD))}
+        backbone = self.backbone.without_head()
+        return dataclasses.replace(self, backbone=backbone, params=params, head=None, classes=())
+
     def _replaced(self, tree):
         if self.head:
             own = prefixed(select(tree, HEAD), SOURCE_HEAD)

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from jtransfer import files
-from jtransfer.checkpoints import peft
+from jtransfer.checkpoints import peft, pooled
 from jtransfer.checkpoints.adapter import Adapter
 from jtransfer.checkpoints.backbone import Backbone
 from jtransfer.checkpoints.huggingface import architecture_of, family_of, tensors_of, values_of
@@ -113,6 +113,7 @@ def check(directory: epath.PathLike, format: str, adapters: str) -> None:
 
 
 def _huggingface(directory: Path, result: Backbone | Adapter, adapters: str) -> None:
+    result = _without_pooled_head(directory, result)
     if isinstance(result, Adapter) and adapters == "apart":
         peft.fill(directory, result)
         result = result.without_additions()
@@ -121,6 +122,8 @@ def _huggingface(directory: Path, result: Backbone | Adapter, adapters: str) -> 
     write_safetensors(directory / "model.safetensors", tensors)
     _write_json(directory / "config.json", _config(backbone, kind, next(iter(tensors.values())).dtype))
     _copy(directory, backbone)
+    if pooled.is_encoder(backbone.config) and not kind:
+        pooled.write_modules(directory, backbone.config, _limit(backbone))
 
 
 def _peft(directory: Path, result: Backbone | Adapter, adapters: str) -> None:
@@ -132,7 +135,17 @@ def _peft(directory: Path, result: Backbone | Adapter, adapters: str) -> None:
             "put an adapter; write both by format 'hf', adapters 'apart'"
         )
     _check_inputs(result.backbone)
-    peft.fill(directory, result)
+    peft.fill(directory, _without_pooled_head(directory, result))
+
+
+def _without_pooled_head(directory: Path, result: Backbone | Adapter) -> Backbone | Adapter:
+    """Write a head on what a sentence encoder pools beside it, as no class has one; what is left is the encoder."""
+    backbone, head = (result.backbone, result.head) if isinstance(result, Adapter) else (result, None)
+    if not pooled.stands_beside(backbone.config, head or backbone.head):
+        return result
+    whole = result.merged() if isinstance(result, Adapter) else result
+    pooled.write_head(directory, whole.params, whole.classes)
+    return result.without_head()
 
 
 def _check_inputs(backbone: Backbone) -> None:
@@ -200,19 +213,30 @@ def _copy(directory: Path, backbone: Backbone) -> None:
     if origin is None:
         return
     images = "pixel_values" in backbone.config.inputs
-    described = images and bool(origin.values.get("preprocessor"))
+    described, patterns = images, ()
     if origin.layout == "huggingface":
         before = family_of(backbone)[1].read(origin.values, {}).inputs
         resized = images and before["pixel_values"].shape != backbone.config.inputs["pixel_values"].shape
         described = resized and any((origin.directory / name).exists() for name in PROCESSORS)
-        for pattern in OTHERS if resized else PROCESSORS + OTHERS:
-            for path in origin.directory.glob(pattern):
-                target = directory / path.relative_to(origin.directory)
-                target.parent.mkdir(exist_ok=True)
-                target.write_bytes(path.read_bytes())
-    if described and backbone.config.inputs["pixel_values"].shape[-1] == 3:
+        patterns = OTHERS if resized else PROCESSORS + OTHERS
+    elif origin.layout == "jtransfer":
+        patterns = OTHERS
+    for pattern in patterns:
+        for path in origin.directory.glob(pattern):
+            target = directory / path.relative_to(origin.directory)
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    if described:
         tower = getattr(backbone.config, "vision", backbone.config)
         _write_json(directory / PROCESSORS[0], preprocess.of(backbone.name, origin, tower).values)
+
+
+def _limit(backbone: Backbone) -> int | None:
+    """The most tokens that are kept of a text, where there is a tokenizer that says it."""
+    try:
+        return backbone.preprocess.limit
+    except InputError:
+        return None
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

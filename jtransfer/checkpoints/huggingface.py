@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jtransfer.checkpoints import pooled
 from jtransfer.checkpoints.backbone import Backbone
 from jtransfer.checkpoints.families import FAMILIES, Family
 from jtransfer.checkpoints.names import Names
@@ -16,17 +17,49 @@ from jtransfer.errors import InputError
 from jtransfer.models import MODELS, Head, apply
 
 
-def family_of(backbone: Backbone) -> tuple[str, Family]:
-    """The model type of the checkpoint that a backbone came from, or, in another layout, that of its architecture.
+DIALECTS = {
+    "bert": ("bert", "roberta", "distilbert", "electra"),
+    "clip": ("clip", "siglip"),
+    "vit": ("vit", "deit", "dinov2", "dinov2_with_registers", "siglip", "siglip_vision_model", "clip_vision_model"),
+    "clip_text": ("clip_text_model", "siglip_text_model"),
+}
+"""Model types that say the models of an architecture, in the order in which they are tried."""
+
+
+def family_of(backbone: Backbone, head: Head | None = None) -> tuple[str, Family]:
+    """The model type of the checkpoint that a backbone came from; in another layout the first that can say the model.
+
+    Args:
+        backbone: Which may have a head.
+        head: That it is to have, where it has none.
 
     Raises:
         InputError: an architecture that Hugging Face does not have.
     """
     architecture = next(name for name, (module, _) in MODELS.items() if module is type(backbone.model))
-    model_type = str(values_of(backbone).get("model_type", architecture))
-    if model_type not in FAMILIES:
+    if model_type := values_of(backbone).get("model_type"):
+        choices = [str(model_type)]
+    else:
+        choices = DIALECTS.get(architecture, (architecture,))
+    known = [name for name in choices if name in FAMILIES]
+    if not known:
         raise InputError(f"backbone '{backbone.name}': Hugging Face has no model of the architecture '{architecture}'")
-    return model_type, FAMILIES[model_type]
+    head = head or backbone.head
+    fitting = (name for name in known if _says(backbone, FAMILIES[name], head)) if len(known) > 1 else ()
+    name = next(iter(fitting), known[0])
+    return name, FAMILIES[name]
+
+
+def _says(backbone, family, head):
+    """Whether a model type, in a class of its own, says a model with a head."""
+    head = None if pooled.stands_beside(backbone.config, head) else head
+    try:
+        family.write(backbone.config)
+    except InputError:
+        return False
+    if head is None:
+        return not family.towers or hasattr(backbone.config, "vision")
+    return any(kind and _computes(backbone, family, kind, head) for kind in dict.fromkeys(family.heads.values()))
 
 
 def values_of(backbone: Backbone) -> Mapping[str, Any]:
@@ -43,7 +76,7 @@ def kind_of(backbone: Backbone, head: Head | None) -> str:
     """
     if head is None:
         return ""
-    model_type, family = family_of(backbone)
+    model_type, family = family_of(backbone, head)
     for kind in dict.fromkeys(family.heads.values()):
         if kind and _computes(backbone, family, kind, head):
             return kind
@@ -66,7 +99,10 @@ def _computes(backbone, family, kind, head):
     back = family.read(values, {"pooler.dense.weight": None} if getattr(config, "pooler", False) else {})
     back = getattr(back, family.towers[kind]) if kind in family.towers else back
     same = all(getattr(back, key, None) == getattr(config, key, None) for key in ("pool", "pooler"))
-    return same and _same_output(backbone.model, theirs.reads, head.reads)
+    reads = theirs.reads
+    if reads == "patches" and getattr(config, "pool", "") == "mean" and not config.norm_pooled:
+        reads = "features"  # are the mean of the patches here
+    return same and _same_output(backbone.model, reads, head.reads)
 
 
 def architecture_of(family: Family, kind: str) -> str:
@@ -95,7 +131,7 @@ def names_of(backbone: Backbone, head: Head | None) -> tuple[str, Names]:
         InputError: Hugging Face has no such head.
     """
     kind = kind_of(backbone, head)
-    return kind, family_of(backbone)[1].names(backbone.config, kind)
+    return kind, family_of(backbone, head)[1].names(backbone.config, kind)
 
 
 @lru_cache(maxsize=32)

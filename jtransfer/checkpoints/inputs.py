@@ -122,7 +122,8 @@ def tokenizer_files(backbone: Backbone) -> dict[str, bytes]:
     from jtransfer.data.tokenizer_files import OF_MODELS
 
     there = backbone.origin.directory
-    found = {path.name: path.read_bytes() for pattern in FILES for path in there.glob(pattern)}
+    patterns = *FILES, "config_sentence_transformers.json"
+    found = {path.name: path.read_bytes() for pattern in patterns for path in there.glob(pattern)}
     # The class that transformers would take, which our own config does not tell.
     kind = OF_MODELS.get(backbone.origin.values.get("model_type"), "CLIPTokenizer")
     found.setdefault("tokenizer_config.json", json.dumps({"tokenizer_class": kind}).encode())

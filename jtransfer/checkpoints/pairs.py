@@ -15,7 +15,7 @@ from jtransfer.checkpoints.inputs import BLOCK, Arrays, as_they_are, options_of,
 from jtransfer.data import images, text, vocabularies
 from jtransfer.data.pairs import PairStream
 from jtransfer.errors import InputError
-from jtransfer.models import CLIP, SOURCE_HEAD, STATISTICS, apply, build, of_config
+from jtransfer.models import CLIP, STATISTICS, apply, build, of_config
 from jtransfer.models.clip import INPUTS, TOWERS
 from jtransfer.tree import FROZEN, Tree, prefixed, select
 
@@ -155,8 +155,7 @@ def _tower(name, of, options) -> Backbone:
         return backbone.tower(name)
     if INPUTS[name] not in backbone.config.inputs:
         raise InputError(f"config.towers.{name}: backbone '{backbone.name}' takes {', '.join(backbone.config.inputs)}")
-    params = {path: leaf for path, leaf in backbone.params.items() if not path.startswith(SOURCE_HEAD)}
-    return dataclasses.replace(backbone, params=params, head=None)
+    return backbone.without_head()
 
 
 def _images(config, stream, module, source):
