@@ -1,10 +1,13 @@
 """The commands behind the command line: read the config, do the work, show it."""
 
 import json
+import logging
 
 from etils import epath
 
 from jtransfer import config as configs
+
+log = logging.getLogger("jtransfer")
 
 
 def curve(arguments, overrides: list[str]) -> None:
@@ -54,11 +57,13 @@ def train(arguments, overrides: list[str]) -> None:
     """`jtransfer train`: train to the last step, or go on from the newest checkpoint in the workdir."""
     _, config = configs.load("train", arguments.config, overrides)
     from jtransfer import display
-    from jtransfer.train import hosts, loop
+    from jtransfer.train import hosts, loop, results
 
     hosts.join()
     run = loop.prepare(config)
     first = hosts.is_first()
+    for line in results.ways_out(run) if first else ():
+        log.warning("%s", line)
     with display.TrainProgress(config.steps, f"{run.task.stream.kind}s", quiet=not first) as progress:
         rows = loop.train(run, arguments.workdir, progress)
     if first:

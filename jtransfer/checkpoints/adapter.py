@@ -53,6 +53,10 @@ class Adapter:
         """The plain backbone that computes the same, with the head that predicts as its own."""
         return self._replaced(self.method.merge(self.tree))
 
+    def hollow(self) -> Backbone:
+        """What `merged` gives, by the shapes of its leaves alone."""
+        return self._replaced(jax.eval_shape(self.method.merge, dict(self.tree)))
+
     def without_additions(self) -> Backbone:
         """The backbone as it was before, but with the head that predicts."""
         tree = self.backbone.params | self.backbone.state | prefixed(select(self.params, HEAD), HEAD)

@@ -14,8 +14,7 @@ from jtransfer.checkpoints.backbone import Backbone
 from jtransfer.checkpoints.families import FAMILIES, Family
 from jtransfer.checkpoints.names import Names
 from jtransfer.errors import InputError
-from jtransfer.models import MODELS, Head, apply
-
+from jtransfer.models import MODELS, Head, ViTConfig, apply, of_config
 
 DIALECTS = {
     "bert": ("bert", "roberta", "distilbert", "electra"),
@@ -77,15 +76,32 @@ def kind_of(backbone: Backbone, head: Head | None) -> str:
     if head is None:
         return ""
     model_type, family = family_of(backbone, head)
-    for kind in dict.fromkeys(family.heads.values()):
-        if kind and _computes(backbone, family, kind, head):
-            return kind
     there = ", ".join(name for name, kind in family.heads.items() if kind) or "none with a head"
     pool = f", pool='{backbone.config.pool}'" if hasattr(backbone.config, "pool") else ""
-    raise InputError(
-        f"backbone '{backbone.name}': its head reads '{head.reads}' (by a layer with {'a' if head.bias else 'no'} "
-        f"bias{pool}), which no class of Hugging Face's {model_type} does; there are {there}"
+    reason = (
+        f"its head reads '{head.reads}' (by a layer with {'a' if head.bias else 'no'} bias{pool}), which no class of "
+        f"Hugging Face's {model_type} does; there are {there}"
     )
+    try:
+        for kind in dict.fromkeys(family.heads.values()):
+            if kind and _computes(backbone, family, kind, head):
+                return kind
+    except InputError as error:
+        reason = str(error)
+    raise InputError(f"backbone '{backbone.name}': {reason}{_choice(backbone, head)}")
+
+
+def _choice(backbone, head):
+    """The poolings with which a model of ours would go out, for the end of an error."""
+    if values_of(backbone) or not isinstance(backbone.config, ViTConfig):
+        return ""
+    others = [
+        dataclasses.replace(backbone, model=of_config(dataclasses.replace(backbone.config, pool=pool)), head=head)
+        for pool in ("cls", "mean")
+        if pool != backbone.config.pool
+    ]
+    fitting = [f"'{one.config.pool}'" for one in others if _says(one, family_of(one)[1], head)]
+    return f"; a model with pool {' or '.join(fitting)} has one" if fitting else ""
 
 
 def _computes(backbone, family, kind, head):
@@ -117,11 +133,27 @@ def tensors_of(backbone: Backbone) -> tuple[str, dict[str, Any]]:
         InputError: a head or leaves that Hugging Face does not have.
     """
     kind, names = names_of(backbone, backbone.head)
+    return kind, names.write(_written(backbone, kind), names.prefix if kind else "")
+
+
+def check(backbone: Backbone) -> None:
+    """Refuse a backbone that `tensors_of` refuses, by its shapes alone.
+
+    Raises:
+        InputError: a model, head or leaves that Hugging Face does not have.
+    """
+    kind, names = names_of(backbone, backbone.head)
+    family_of(backbone)[1].write(backbone.config)
+    if unknown := [path for path in _written(backbone, kind) if names.source(path) is None]:
+        raise InputError(f"backbone '{backbone.name}': no name in this format for {', '.join(unknown)}")
+
+
+def _written(backbone, kind):
+    """The leaves that the class with a kind of head has: the pooler only where the head reads it."""
     tree = backbone.params | backbone.state
-    if kind and not _same_output(backbone.model, "pooler_output", backbone.head.reads):
-        # Hugging Face's classes have the pooler only where the head reads it.
-        tree = {path: leaf for path, leaf in tree.items() if path not in ("pooler/kernel", "pooler/bias")}
-    return kind, names.write(tree, names.prefix if kind else "")
+    if not kind or _same_output(backbone.model, "pooler_output", backbone.head.reads):
+        return tree
+    return {path: leaf for path, leaf in tree.items() if path not in ("pooler/kernel", "pooler/bias")}
 
 
 def names_of(backbone: Backbone, head: Head | None) -> tuple[str, Names]:
