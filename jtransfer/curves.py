@@ -6,9 +6,7 @@ them: a run that was stopped goes on, and one whose methods, shots or seeds have
 """
 
 import contextlib
-import hashlib
 import itertools
-import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from jtransfer import arms, checkpoints, fitted, methods
+from jtransfer import arms, checkpoints, fitted, methods, workdir
 from jtransfer.arms import PIXELS, ZERO_SHOT, Arm, Examples, Row
 from jtransfer.cells import Cells
 from jtransfer.config import resolved
@@ -27,7 +25,6 @@ from jtransfer.errors import InputError, nearest
 from jtransfer.evaluate import few_shot as fits
 from jtransfer.fitted import Fitted
 from jtransfer.objectives import check_mixup
-from jtransfer.workdir import claim
 from jtransfer.worth import worth
 
 GROWS = ("methods", "shots", "seeds")
@@ -130,10 +127,9 @@ def run(curve: Curve, directory: epath.PathLike, on_cell: OnCell) -> list[Row]:
     _ = curve.examples.inputs  # what cannot be read is refused before anything is written
     directory = epath.Path(directory)
     plain = {key: value for key, value in resolved(curve.config).items() if key not in FREE}
-    config = claim(directory, plain | {"fingerprints": curve.fingerprints}, GROWS)
-    identity = {key: value for key, value in config.items() if key not in GROWS}
-    fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    cells, every = Cells(directory), [_name(*key) for key in _keys(config)]
+    config = workdir.claim(directory, plain | {"fingerprints": curve.fingerprints}, GROWS)
+    fingerprint = workdir.fingerprint(config, GROWS)
+    cells, every = Cells(directory, fingerprint), [_name(*key) for key in _keys(config)]
     done = cells.read(every)
     todo: list[tuple[Arm | Fitted | None, int, list[int]]] = []
     if ZERO_SHOT in config["methods"] and _name(ZERO_SHOT, 0, 0) not in done:

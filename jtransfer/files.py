@@ -1,9 +1,11 @@
 """Files on a disk or in an object store: where they are, written whole, and read back only as they were written."""
 
 import ctypes
+import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
@@ -63,7 +65,7 @@ def write(path: epath.PathLike, content: bytes | str) -> None:
         if "://" in os.fspath(path):
             path.write_bytes(content)
             return
-        draft = path.parent / f".{path.name}.{os.getpid()}.draft"
+        draft = path.parent / f".{secrets.token_hex(6)}.draft"  # hosts that share a disk share process numbers
         try:
             draft.write_bytes(content)
             _sync(draft)
@@ -74,19 +76,26 @@ def write(path: epath.PathLike, content: bytes | str) -> None:
 
 
 @contextmanager
-def writing(path: epath.PathLike) -> Iterator[None]:
-    """What the machine refuses within this block, said as one line that names the path and what to do.
+def writing(path: epath.PathLike | str) -> Iterator[None]:
+    """What is refused within this block, said as one line that names the path and what to do.
 
     Raises:
-        MachineError: for any `OSError`, and for an object store whose client is not installed.
+        InputError: this can be no such path: something is in the way, or an object store's client is not installed.
+        MachineError: any other `OSError`, as of a full disk.
     """
     try:
         yield
     except (OSError, ImportError) as error:
         why = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), type(error).__name__)
+        if getattr(error, "errno", None) in NO_PATH or isinstance(error, ImportError):
+            raise InputError(f"{path} cannot be written: {why}; choose another place") from error
         raise MachineError(
             f"{path} cannot be written: {why}; make room or choose another place, and the same command goes on"
         ) from error
+
+
+NO_PATH = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENOTEMPTY)
+"""What is wrong with a path itself, whatever the machine does."""
 
 
 def read(path: epath.PathLike, most: int) -> bytes:
@@ -98,16 +107,23 @@ def read(path: epath.PathLike, most: int) -> bytes:
         OSError: it cannot be read, or is no plain file, or is larger.
     """
     path = epath.Path(path)
-    if "://" not in os.fspath(path):
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(f"{'a directory' if stat.S_ISDIR(status.st_mode) else 'a pipe or device'}, not a file")
-        length = status.st_size
-    else:
-        length = path.stat().length
-    if length > most:
+    if (length := _length(path)) > most:
         raise OSError(f"{length:,} bytes; at most {most:,} are read")
     return path.read_bytes()
+
+
+def _length(path):
+    """The bytes of a plain file.
+
+    Raises:
+        OSError: it is none.
+    """
+    if "://" in os.fspath(path):
+        return path.stat().length
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(f"{'a directory' if stat.S_ISDIR(status.st_mode) else 'a pipe or device'}, not a file")
+    return status.st_size
 
 
 def read_json(path: epath.Path) -> dict[str, Any]:
@@ -128,44 +144,52 @@ def read_json(path: epath.Path) -> dict[str, Any]:
 LARGEST_JSON = 1 << 28
 """Bytes; the largest `tokenizer.json` on the hub has a tenth of that."""
 
-FORMAT, SEAL = "format", "sha256"
-"""Keys of a sealed record: the version of what it is part of, and the SHA-256 of the rest."""
+FORMAT, SEAL = "version", "sha256"
+"""Keys of a sealed record: the version of its format, and the SHA-256 of the rest."""
+
+VERSION = 2
+"""Of the formats that docs/formats.md describes; in 1 nothing was sealed."""
 
 
-def seal(values: Mapping[str, Any], version: int) -> dict[str, Any]:
+def seal(values: Mapping[str, Any], version: int = VERSION) -> dict[str, Any]:
     """A record with its version and the SHA-256 of its values as canonical JSON, so that a change to it shows."""
     whole = {FORMAT: version, **values}
     return whole | {SEAL: _digest(whole)}
 
 
-def unseal(values: Any, where: epath.PathLike, way_out: str) -> tuple[int, dict[str, Any]]:
+def unseal(values: Any, where: epath.PathLike, way_out: str, bare: tuple[type, ...] = (dict,)) -> tuple[int, Any]:
     """The version of a record and its values; 1 for one that was written before there were seals.
 
     Args:
         values: As they were read.
         where: Of what, for errors.
         way_out: What the user can do, for errors.
+        bare: What the values were before there were seals: objects, or lists as well.
 
     Raises:
         Damaged: no record, or not as it was sealed.
     """
-    if not isinstance(values, dict):
-        raise Damaged(f"{where} is damaged (not an object); {way_out}")
+    if not isinstance(values, bare):
+        raise Damaged(f"{where} is damaged ({type(values).__name__} where an object is due); {way_out}")
+    if isinstance(values, list):
+        return 1, values
     if FORMAT not in values and not isinstance(values.get(SEAL), str):
         return 1, values
     whole = {key: value for key, value in values.items() if key != SEAL}
     version = whole.get(FORMAT)
     if values.get(SEAL) != _digest(whole) or type(version) is not int:
         raise Damaged(f"{where} is damaged (its checksum differs); {way_out}")
+    if version > VERSION:
+        raise Damaged(f"{where} is of format {version}, which a newer jtransfer wrote; this one reads up to {VERSION}")
     return version, {key: value for key, value in whole.items() if key != FORMAT}
 
 
-def write_record(path: epath.PathLike, values: Mapping[str, Any], version: int) -> None:
+def write_record(path: epath.PathLike, values: Mapping[str, Any], version: int = VERSION) -> None:
     """Write a sealed record as a file."""
     write(path, json.dumps(seal(values, version), indent=2) + "\n")
 
 
-def read_record(path: epath.Path, way_out: str) -> tuple[int, dict[str, Any]]:
+def read_record(path: epath.Path, way_out: str, bare: tuple[type, ...] = (dict,)) -> tuple[int, Any]:
     """The version and the values of a record's file.
 
     Raises:
@@ -177,7 +201,7 @@ def read_record(path: epath.Path, way_out: str) -> tuple[int, dict[str, Any]]:
         raise Damaged(
             f"{path} is damaged ({next(iter(str(error).splitlines()), type(error).__name__)}); {way_out}"
         ) from None
-    return unseal(values, path, way_out)
+    return unseal(values, path, way_out, bare)
 
 
 def _once(pairs):
@@ -188,11 +212,60 @@ def _once(pairs):
 
 
 def _digest(values) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    as_read = json.loads(json.dumps(values))  # keys as texts, before they are sorted
+    return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
 
 
 RECORD = "jtransfer.json"
-"""The file in a directory that says which others in it were written together with it."""
+"""The file in a directory that says which others in it were written together with it, and the SHA-256 of each."""
+
+
+def write_together(directory: epath.PathLike, contents: Mapping[str, bytes]) -> None:
+    """Write some files of a directory, local or in an object store, and a record of them, by which `verify` knows them.
+
+    Raises:
+        MachineError: one of them cannot be written.
+    """
+    directory = epath.Path(directory)
+    for name, content in contents.items():
+        write(directory / name, content)
+    of_each = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(contents.items())}
+    write_record(directory / RECORD, {"files": of_each})
+
+
+def verify(directory: epath.PathLike) -> None:
+    """Check the files of a directory against the record that was written with them, if there is one.
+
+    Raises:
+        Damaged: one of them is not as it was written.
+    """
+    record = epath.Path(directory) / RECORD
+    if not record.exists():
+        return
+    way_out = f"write the directory again, or remove its {RECORD} if you changed it yourself"
+    version, values = read_record(record, way_out)
+    of_each = values.get("files") if version > 1 else {}
+    if not isinstance(of_each, dict):
+        raise Damaged(f"{record} is damaged (it lists no files); {way_out}")
+    for name, sha256 in of_each.items():
+        path = record.parent / name
+        if os.path.isabs(name) or ".." in Path(name).parts:
+            raise Damaged(f"{record} names {name!r}, which is outside its directory; {way_out}")
+        try:
+            _length(path)
+            same = _sha256(path) == sha256
+        except OSError as error:
+            raise Damaged(f"{path}, which was written with {record}, cannot be read ({error}); {way_out}") from error
+        if not same:
+            raise Damaged(f"{path} is damaged (its checksum differs); {way_out}")
+
+
+def _sha256(path):
+    digest = hashlib.sha256()
+    with epath.Path(path).open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 @contextmanager
@@ -205,34 +278,34 @@ def replacing(directory: epath.PathLike, about: Mapping[str, Any]) -> Iterator[P
 
     Args:
         directory: On a disk.
-        about: What the record in it says, beside the names of the files.
+        about: What the record in it says, beside the files and the SHA-256 of each.
 
     Raises:
         InputError: an object store, which cannot do this; or there is something at this place that was not written by
             an earlier call.
+        MachineError: it cannot be written.
     """
     check_replaceable(directory)
     target = Path(os.path.realpath(directory))
     aside = target.parent / f".{target.name}.jtransfer-old"
     draft = target.parent / f".{target.name}.{os.getpid()}.jtransfer-draft"
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _settle(target, aside)
-        _clear(target)
-        draft.mkdir()
-        yield draft
-        record = dict(about) | {"files": sorted(_files(draft) | {RECORD})}
-        (draft / RECORD).write_text(json.dumps(record, indent=2) + "\n")
-        for path in [*draft.rglob("*"), draft]:
-            _sync(path)
-        if not target.exists():
-            draft.rename(target)
-        elif not _exchange(draft, target):
-            target.rename(aside)
-            draft.rename(target)
-        _sync(target.parent)
-    except OSError as error:
-        raise InputError(f"{directory} cannot be written: {error}") from error
+        with writing(directory):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _settle(target, aside)
+            _clear(target)
+            draft.mkdir()
+            yield draft
+            of_each = {name: _sha256(draft / name) for name in sorted(_files(draft))}
+            (draft / RECORD).write_text(json.dumps(seal(dict(about) | {"files": of_each}), indent=2) + "\n")
+            for path in [*draft.rglob("*"), draft]:
+                _sync(path)
+            if not target.exists():
+                draft.rename(target)
+            elif not _exchange(draft, target):
+                target.rename(aside)
+                draft.rename(target)
+            _sync(target.parent)
     finally:
         _settle(target, aside)
         shutil.rmtree(draft, ignore_errors=True)  # the old directory, if it changed places with the new one
@@ -254,8 +327,9 @@ def check_replaceable(directory: epath.PathLike) -> None:
     there = _files(target)
     if there and not (target / RECORD).exists():
         raise InputError(f"{directory} is not empty, and holds no earlier export; choose another place")
-    written = read_json(target / RECORD).get("files") if there else []
-    extra = sorted(there.difference(map(str, written if isinstance(written, list) else [])))
+    written = read_record(target / RECORD, "move it away")[1].get("files") if there else ()
+    known = {RECORD, *map(str, written if isinstance(written, list | dict) else ())}  # a list in format 1
+    extra = sorted(there - known)
     if extra:
         raise InputError(
             f"{directory} holds more than an earlier export ({', '.join(extra[:5])}), which would be lost; move it away"
@@ -273,18 +347,21 @@ def _clear(target):
     """Remove the drafts that calls left behind whose process was killed."""
     for draft in target.parent.glob(f".{target.name}.*.jtransfer-draft"):
         process = draft.name.split(".")[-2]
-        if process.isdigit() and not _runs(int(process)):
+        if process.isdigit() and not runs(int(process)):
             shutil.rmtree(draft, ignore_errors=True)
 
 
-def _runs(process):
+def runs(process: int) -> bool:
+    """Whether another process of this number runs on this machine; one that ended and was not waited for does not."""
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError, TypeError):
         return False
     except PermissionError:  # there is one, of another user
         return True
-    return process != os.getpid()
+    status = Path(f"/proc/{process}/stat")
+    ended = status.exists() and status.read_text().rpartition(")")[2].split()[0] in "ZX"
+    return process != os.getpid() and not ended
 
 
 def _files(directory):

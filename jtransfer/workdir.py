@@ -1,12 +1,13 @@
 """A run's directory, local or in an object store: it belongs to one config, and nothing in it is lost."""
 
+import hashlib
 import json
 from typing import Any
 
 from etils import epath
 
 from jtransfer import files
-from jtransfer.errors import InputError
+from jtransfer.errors import Damaged, InputError
 
 
 def claim(workdir: epath.Path, config: dict[str, Any], may_grow: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -22,18 +23,16 @@ def claim(workdir: epath.Path, config: dict[str, Any], may_grow: tuple[str, ...]
 
     Raises:
         InputError: any other key differs (the error names each), or the directory cannot be used.
+        Damaged: `config.json` is not as it was written.
     """
     path = workdir / "config.json"
-    try:
+    with files.writing(f"workdir {workdir}"):
         workdir.mkdir(parents=True, exist_ok=True)
-        text = path.read_text() if path.exists() else None
-    except (OSError, ImportError) as error:  # ImportError: the object store's client is not installed
-        raise InputError(f"workdir {workdir} cannot be used: {error}") from None
-    if text is not None:
-        try:
-            before = json.loads(text)
-        except ValueError:
-            raise InputError(f"{path} is damaged: not JSON; choose another --workdir, or remove it") from None
+        there = path.exists()
+    if there:
+        _, before = files.read_record(
+            path, "choose another --workdir, or remove it: what is of another config stays out"
+        )
         differing = sorted(
             f"{key} is {json.dumps(ours)} here and {json.dumps(theirs)} there"
             for key, (ours, theirs) in _differences(config, before)
@@ -43,9 +42,17 @@ def claim(workdir: epath.Path, config: dict[str, Any], may_grow: tuple[str, ...]
             raise InputError(
                 f"workdir {workdir} belongs to another config: {'; '.join(differing)}; choose another --workdir"
             )
+        if odd := [key for key in may_grow if type(before.get(key)) is not type(config[key])]:
+            raise Damaged(f"{path} is damaged ({odd[0]} is {before.get(odd[0])!r}); choose another --workdir")
         config = config | {key: _union(before[key], config[key]) for key in may_grow}
-    files.write(path, json.dumps(config, indent=2) + "\n")
+    files.write_record(path, config)
     return config
+
+
+def fingerprint(config: dict[str, Any], may_grow: tuple[str, ...] = ()) -> str:
+    """16 hexadecimal digits over what may not differ between two runs in one directory."""
+    fixed = {key: value for key, value in config.items() if key not in may_grow}
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _differences(ours: Any, theirs: Any, prefix: str = ""):

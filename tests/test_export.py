@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jtransfer as jt
-from jtransfer import checkpoints, config, methods, models
+from jtransfer import checkpoints, config, files, methods, models
 from jtransfer.checkpoints import Adapter, to_huggingface, to_orbax
 from jtransfer.checkpoints.export import write
 from jtransfer.cli import main
@@ -215,9 +215,9 @@ def test_a_mistake_gets_one_line_and_writes_nothing(adapted, pretrained, tmp_pat
     assert os.listdir(tmp_path / "new") == ["config.json"]
     assert "is not empty, and holds no earlier export" in error(adapted, "hf", adapted)
     assert "gs://bucket/out: an object store cannot" in error(adapted, "hf", "gs://bucket/out")
-    values = json.loads((adapted / "config.json").read_text())
+    _, values = files.read_record(adapted / "config.json", "")
     values["fingerprints"]["backbone"] = "0"
-    (tmp_path / "new" / "config.json").write_text(json.dumps(values))
+    files.write_record(tmp_path / "new" / "config.json", values)
     assert "the backbone changed since the run was started" in error(tmp_path / "new", "hf")
 
 

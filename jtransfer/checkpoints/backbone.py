@@ -286,8 +286,11 @@ def save(
     tree: Tree,
     classes: tuple[str, ...] = (),
     preprocessor: Mapping[str, Any] | None = None,
+    beside: Mapping[str, bytes] | None = None,
 ) -> None:
     """Write a backbone (with `head/` for `classes`, if any) in our own layout: `config.json` and `model.safetensors`.
+
+    `jtransfer.json` beside them has the SHA-256 of each, by which `load` tells damage.
 
     Args:
         directory: Where; files there are replaced.
@@ -296,14 +299,16 @@ def save(
         classes: Names of the head's classes.
         preprocessor: What makes the model's inputs of images, in the keys of Hugging Face's
             `preprocessor_config.json`; None where they are taken as they are.
+        beside: More files, as a tokenizer's.
     """
     from safetensors.numpy import save as to_bytes
 
     config = described(model.config) | {"classes": list(classes)}
     config |= {"preprocessor": dict(preprocessor)} if preprocessor else {}
-    content = to_bytes({path: np.asarray(leaf, order="C") for path, leaf in sorted(tree.items())})
-    files.write(epath.Path(directory) / "model.safetensors", content)
-    files.write(epath.Path(directory) / "config.json", json.dumps(config, indent=2) + "\n")
+    weights = to_bytes({path: np.asarray(leaf, order="C") for path, leaf in sorted(tree.items())})
+    described_as = (json.dumps(config, indent=2) + "\n").encode()
+    contents = {"model.safetensors": weights, "config.json": described_as}
+    files.write_together(directory, contents | dict(beside or {}))
 
 
 def _same(x):

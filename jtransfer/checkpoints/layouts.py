@@ -13,7 +13,7 @@ from jtransfer.checkpoints.families import FAMILIES, npz, open_clip, timm
 from jtransfer.checkpoints.names import LEAF, Names, Row
 from jtransfer.checkpoints.tensors import Tensor
 from jtransfer.errors import InputError, nearest
-from jtransfer.files import read_json
+from jtransfer.files import read_json, verify
 from jtransfer.models import MODELS, SOURCE_HEAD, Head, build
 
 
@@ -90,8 +90,10 @@ def read(where: epath.Path, name: str, head: str | None, classes: int | None) ->
 
     Raises:
         InputError: an unknown layout or architecture, or a file that is damaged.
+        Damaged: a directory that a run or an export left, and that is not as it was written.
     """
     directory = where.parent if where.is_file() else where
+    verify(directory)
     file, tensors = _tensors(where)
     layout = _layout(file, tensors)
     config = directory / ("open_clip_config.json" if layout == "open_clip" else "config.json")

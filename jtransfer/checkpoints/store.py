@@ -16,9 +16,6 @@ from jtransfer import files
 from jtransfer.checkpoints.sums import sums
 from jtransfer.errors import Damaged, MachineError
 
-VERSION = 2
-"""Of the format, see docs/formats.md; 1 had the SHA-256 of everything, and none where there were several hosts."""
-
 
 class Store:
     """The checkpoints of a run under a directory, newest two kept. Use it as a context: leaving it waits for writes.
@@ -78,7 +75,7 @@ class Store:
             MachineError: it cannot be written.
         """
         tree = jax.tree.map(_raw, tree)
-        record = files.seal({"sums": sums(tree), "about": dict(about or {})}, VERSION)
+        record = files.seal({"sums": sums(tree), "about": dict(about or {})})
         arguments = ocp.args.Composite(state=ocp.args.StandardSave(tree), about=ocp.args.JsonSave(record))
         try:
             written = self.manager.save(step, args=arguments)
@@ -108,6 +105,7 @@ class Store:
         except Exception as error:
             raise Damaged(f"checkpoint {where} cannot be read ({_first_line(error)}); {way_out}") from error
         record = restored.about
+        # Format 1 had the SHA-256 of everything, and none where there were several hosts.
         earlier = isinstance(record, dict) and record.keys() == {"sha256"}
         about = {} if earlier else files.unseal(record, f"checkpoint {where}", way_out)[1]
         wrong = [

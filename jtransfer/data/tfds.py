@@ -69,15 +69,17 @@ def read(name: str, rest: str, data_dir: str = "") -> Dataset:
         test, test_labels = _labels(data, label, "test", ways)
         _check_disjoint(data, train, test)
         pool, held_out = np.arange(len(labels)), len(labels) + np.arange(len(test_labels))
-        labels, source = np.concatenate([labels, test_labels]), _records(data, f"{train}+{test}")
+        labels, both = np.concatenate([labels, test_labels]), f"{train}+{test}"
         tested = f"'{test}'" + (f" (the labels of '{ways[0]}' are hidden)" if test != ways[0] else "")
     else:
         pool, held_out = hold_out_a_fifth(labels, name, "a split for testing")
-        source, tested = _records(data, train), f"a fifth of each class of '{train}'"
+        both, tested = train, f"a fifth of each class of '{train}'"
+    source = _records(data, both)
     pool, held_out = _restricted(data, source, options, pool, held_out)
     about = (directory / "dataset_info.json").read_text()
     restrictions = (f"{key}={options[key]}" for key in RESTRICTIONS if key in options)
     identity = "\n".join((data.builder.info.full_name, about, label, *inputs, train, tested, *restrictions))
+    of_inputs = "\n".join((data.builder.info.full_name, about, *inputs, both, *_stamps(directory)))
     note = (
         f"{name} is version {directory.name}, {' + '.join(inputs)} with {label}: few-shot sets are drawn from "
         f"'{train}', the test rows are {tested}. The fingerprint of the data is over its description, labels and "
@@ -85,9 +87,15 @@ def read(name: str, rest: str, data_dir: str = "") -> Dataset:
     )
     feature = _of_class(data, label)
     classes = tuple(feature.names or map(str, range(feature.num_classes)))
-    lazy = Lazy(len(labels), _reader(data, source, inputs, kind), identity)
+    lazy = Lazy(len(labels), _reader(data, source, inputs, kind), identity, of_inputs)
     captions = _captions(data, source, options["caption"], lazy) if "caption" in options else None
     return Dataset(name, lazy, labels, classes, pool, held_out, kind, note, captions)
+
+
+def _stamps(directory: epath.Path) -> list[str]:
+    """Size and time of every file, which stand for what is in them where no label does."""
+    stats = [(path.name, path.stat()) for path in sorted(directory.iterdir())]
+    return [f"{name} {stat.length} {stat.mtime}" for name, stat in stats]
 
 
 def read_pairs(name: str, rest: str, data_dir: str = "") -> Dataset:

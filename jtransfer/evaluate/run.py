@@ -1,14 +1,13 @@
 """`jtransfer evaluate`: every protocol of a config on one backbone and one dataset; what is done is not done again."""
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from etils import epath
+from ml_collections import ConfigDict
 
-from jtransfer import checkpoints
+from jtransfer import checkpoints, workdir
 from jtransfer.cells import Cells
 from jtransfer.config import resolved
 from jtransfer.data import sources
@@ -18,7 +17,6 @@ from jtransfer.evaluate.features import Layer
 from jtransfer.evaluate.protocols.rows import Row, Run
 from jtransfer.evaluate.store import Store, default_store
 from jtransfer.evaluate.task import Progress, Reader, Task, split
-from jtransfer.workdir import claim
 
 GROWS = ("protocols",)
 WITHOUT_EFFECT = ("batch", "mesh", "store", "data_dir")
@@ -52,9 +50,8 @@ def prepare(config, progress: Progress = lambda what, done, rows: None) -> Evalu
     """
     if not isinstance(config.batch, int) or config.batch < 1:
         raise InputError(f"config.batch: expected a whole number above 0, found {config.batch!r}")
-    for key in ("protocols", "layers"):
-        if not config[key]:
-            raise InputError(f"config.{key} is empty; expected at least one")
+    if not config.protocols:
+        raise InputError("config.protocols is empty; expected at least one")
     for layer in config.layers:
         Layer.parse(layer)
     wanted = {text: protocols.parse(text) for text in config.protocols}
@@ -63,7 +60,9 @@ def prepare(config, progress: Progress = lambda what, done, rows: None) -> Evalu
     backbone, make_inputs = checkpoints.load_for(config.backbone, config.load, dataset, tower=False)
     store = Store(epath.Path(config.store) if config.store else default_store())
     reader = Reader(backbone, make_inputs, store, config.batch, dict(config.mesh), progress)
-    layers = tuple(dict.fromkeys(config.layers))
+    layers = tuple(dict.fromkeys(config.layers)) or (reader.default_layer(dataset),)
+    config = ConfigDict(config)
+    config.layers = layers
     task = Task(dataset, train, validation, held_out, reader, layers, dict(config.load), config.data_dir)
     reader.check(dataset, *layers)
     return Evaluation(config, task, {text: put_on(task) for text, put_on in wanted.items()})
@@ -83,10 +82,9 @@ def run(evaluation: Evaluation, directory: epath.PathLike, on_rows: Callable[[st
     directory, task = epath.Path(directory), evaluation.task
     fingerprints = {"data": sources.fingerprint(task.dataset), "backbone": task.backbone.fingerprint}
     plain = resolved(evaluation.config) | {"fingerprints": fingerprints}
-    config = claim(directory, {k: v for k, v in plain.items() if k not in WITHOUT_EFFECT}, GROWS)
-    identity = {key: value for key, value in config.items() if key not in GROWS}
-    fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    cells = Cells(directory)
+    config = workdir.claim(directory, {k: v for k, v in plain.items() if k not in WITHOUT_EFFECT}, GROWS)
+    fingerprint = workdir.fingerprint(config, GROWS)
+    cells = Cells(directory, fingerprint)
     done = cells.read(config["protocols"])
     for text, work in evaluation.runs.items():
         if text in done:

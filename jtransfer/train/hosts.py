@@ -1,10 +1,15 @@
 """Several processes as one machine: the same command on every host of a pod."""
 
 import os
+from collections.abc import Callable
+from typing import TypeVar
 
 import jax
+import numpy as np
 
 from jtransfer.errors import InputError
+
+T = TypeVar("T")
 
 
 def join() -> None:
@@ -31,6 +36,35 @@ def join() -> None:
         or int(env.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
     ):
         jax.distributed.initialize()
+
+
+def first_does(work: Callable[[], T]) -> T | None:
+    """Let the first process do something, and end all where it is refused.
+
+    Args:
+        work: Called on the first process alone.
+
+    Returns:
+        What it returns there, None elsewhere.
+
+    Raises:
+        InputError: on every process, where `work` raises it.
+    """
+    found = refused = None
+    if is_first():
+        try:
+            found = work()
+        except InputError as error:
+            refused = error
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        fine = multihost_utils.broadcast_one_to_all(np.int32(refused is None))
+        if not fine and refused is None:
+            raise InputError("the first process ends this run; its line says why")
+    if refused:
+        raise refused
+    return found
 
 
 def is_first() -> bool:

@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from jtransfer import checkpoints, files, methods
+from jtransfer import checkpoints, files, locks, methods, workdir
 from jtransfer.checkpoints.store import Store
 from jtransfer.config import resolved
 from jtransfer.data.streams import ahead
@@ -25,7 +25,6 @@ from jtransfer.train.state import TrainState
 from jtransfer.train.step import make_step
 from jtransfer.train.tasks import Task, build_task
 from jtransfer.tree import Tree, merge, partition
-from jtransfer.workdir import claim
 
 log = logging.getLogger("jtransfer")
 
@@ -114,19 +113,27 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], No
         The rows of `metrics.jsonl`.
 
     Raises:
-        InputError: the directory belongs to another config, or a checkpoint is damaged.
+        InputError: the directory belongs to another config or is in use, or a checkpoint is damaged.
         Diverged: the loss became NaN; the checkpoints before that are kept.
     """
     directory, config, mesh = epath.Path(directory), run.config, run.mesh
+<<<<<<< HEAD
     claim(directory, resolved(config) | {"fingerprints": run.fingerprints})
     if hosts.is_first():
         remembered.write(directory, run.task)
+=======
+    of = workdir.fingerprint(workdir.claim(directory, resolved(config) | {"fingerprints": run.fingerprints}))
+>>>>>>> main
     step, state, frozen, evaluate = _programs(run)
 
-    with Store(directory / "checkpoints") as store, _board(directory, store.latest or 0) as board:
+    with (
+        _held(directory) as still_held,
+        Store(directory / "checkpoints") as store,
+        _board(directory, store.latest or 0) as board,
+    ):
         rows, start = [], store.latest or 0
         if start:
-            state, rows = _restore(store, start, state, directory)
+            state, rows = _restore(store, start, state, directory, of)
         pending, timed, began, warn = [], 0, math.nan, Once()
         batches = ahead(map(run.task.ready, run.task.stream.batches(start)))
         try:
@@ -151,8 +158,9 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], No
                 if said := run.task.notice(row):
                     warn("%s", said)
                 if number % config.checkpoint_every == 0 or number == config.steps:
+                    still_held()
                     _write(directory / "metrics.jsonl", rows)
-                    store.save(number, state, {"metrics": rows})
+                    store.save(number, state, {"metrics": rows, "config": of})
                 pending, timed, began = [], 0, time.perf_counter()
         finally:  # after a NaN or Ctrl-C too; what comes after the newest checkpoint is written again by the next run
             batches.close()
@@ -176,6 +184,13 @@ def restored(run: Run, directory: epath.PathLike) -> tuple[int, Tree]:
             raise InputError(f"workdir {directory.parent}: there is no checkpoint yet")
         state, _ = _restore(store, step, state, directory.parent)
     return step, merge(state.average, frozen, _statistics(state))
+
+
+@contextmanager
+def _held(directory: epath.Path) -> Iterator[Callable[[], None]]:
+    """The lock of a directory, held by the first process for all; what `locks.held` gives."""
+    with ExitStack() as stack:
+        yield hosts.first_does(lambda: stack.enter_context(locks.held(directory))) or (lambda: None)
 
 
 def _programs(run: Run):
@@ -220,14 +235,16 @@ def _abstract(state: TrainState) -> TrainState:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
 
 
-def _restore(store: Store, step: int, state: TrainState, directory: epath.Path) -> tuple[TrainState, list[Row]]:
+def _restore(
+    store: Store, step: int, state: TrainState, directory: epath.Path, of: str | None = None
+) -> tuple[TrainState, list[Row]]:
     """The state at a step, in the layout of `state`, and the rows of metrics up to it.
 
     The rows come from the checkpoint, so that nothing depends on `metrics.jsonl`, which is written for others to read;
     checkpoints of format 1 did not have them.
 
     Raises:
-        Damaged: it is not as it was written, or of another step.
+        Damaged: it is not as it was written, of another step, or of a run of another config than that `of`.
     """
     state, about = store.restore(step, _abstract(state))
     if int(state.step) != step:
@@ -235,6 +252,8 @@ def _restore(store: Store, step: int, state: TrainState, directory: epath.Path) 
             f"checkpoint {store.directory / str(step)} is that of step {int(state.step)}, renamed; give it its name "
             "back, or remove it"
         )
+    if of and about.get("config", of) != of:
+        raise Damaged(f"checkpoint {store.directory / str(step)} is of another config; choose another --workdir")
     rows = about["metrics"] if "metrics" in about else _rows_of_1(directory / "metrics.jsonl")
     return state, [row for row in rows if row["step"] <= step]
 
@@ -281,9 +300,7 @@ def _save_model(run: Run, state: TrainState, frozen: Tree, directory: epath.Path
     whole = jax.jit(lambda x: x, out_shardings=sharding.everywhere(run.mesh))(tree)
     if hosts.is_first():
         task = run.task
-        checkpoints.save(directory, task.module, whole | task.left_out, task.classes, task.preprocessor)
-        for name, content in task.tokenizer.items():
-            files.write(directory / name, content)
+        checkpoints.save(directory, task.module, whole | task.left_out, task.classes, task.preprocessor, task.tokenizer)
 
 
 def _statistics(state: TrainState) -> Tree:

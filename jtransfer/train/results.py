@@ -13,7 +13,7 @@ from jtransfer.checkpoints.adapter import Adapter
 from jtransfer.checkpoints.backbone import Backbone
 from jtransfer.config import train_defaults
 from jtransfer.errors import InputError
-from jtransfer.files import read_json
+from jtransfer.files import read_record
 from jtransfer.methods.lora import LoRA
 from jtransfer.models import STATISTICS, Headed
 from jtransfer.train import loop, remembered
@@ -35,7 +35,7 @@ def result(directory: epath.PathLike) -> tuple[int, Adapter, dict[str, bytes]]:
     directory = epath.Path(directory)
     if not (directory / "config.json").exists():
         raise InputError(f"workdir {directory} has no config.json; expected the directory of a 'jtransfer train' run")
-    values = read_json(directory / "config.json")
+    _, values = read_record(directory / "config.json", "it cannot be told what this run was")
     if "methods" in values:
         raise InputError(f"workdir {directory} is of 'jtransfer curve', which keeps results and no weights")
     before = values.pop("fingerprints", {})
