@@ -2,8 +2,8 @@
 
 A layer is named by a text:
 
-    sentence_embedding      of a sentence encoder (modules.json): what sentence-transformers gives, of length 1 where its
-                            modules normalise; the default for such backbones
+    sentence_embedding      of a sentence encoder (modules.json): what sentence-transformers gives, of length 1 where
+                            its modules normalise; the default for such backbones
     features                what a new head reads: the backbone's own pooling, of a sentence encoder before it is
                             normalised; the default for all others
     pooler_output           any output `[batch, width]` by its name; `image_embeds`, `text_embeds`, `logits` too

@@ -101,10 +101,10 @@ class Store:
         if not about.exists() and not array.exists():
             return None
         try:
-            version, found = files.read_record(about, "they are extracted again")
+            version, found = files.read_record(about, "the features are extracted again")
             expected = asdict(origin) | {"from": rows[0], "to": rows[1]}
             if version != VERSION or any(found.get(key) != value for key, value in expected.items()):
-                raise Damaged(f"{about} is of other features; they are extracted again")
+                raise Damaged(f"{about} is of other features; the features are extracted again")
             return _checked(array, rows[1] - rows[0], found)
         except (Damaged, OSError) as error:
             log.warning("%s", error)
@@ -127,13 +127,15 @@ def _checked(path, rows, about):
     nbytes = 4 * shape[0] * shape[1]
     size = path.stat().length
     if not nbytes < size <= nbytes + LARGEST_HEADER:
-        raise Damaged(f"{path} is damaged ({size} bytes, expected {nbytes} and a header); they are extracted again")
+        raise Damaged(
+            f"{path} is damaged ({size} bytes, expected {nbytes} and a header); the features are extracted again"
+        )
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 22):
             digest.update(block)
     if digest.hexdigest() != about.get("array"):
-        raise Damaged(f"{path} is damaged (its checksum differs); they are extracted again")
+        raise Damaged(f"{path} is damaged (its checksum differs); the features are extracted again")
     if "://" in os.fspath(path):
         return np.frombuffer(path.read_bytes(), np.float32, offset=size - nbytes).reshape(shape)
     return np.memmap(path, np.float32, "r", offset=size - nbytes, shape=shape)

@@ -117,13 +117,9 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], No
         Diverged: the loss became NaN; the checkpoints before that are kept.
     """
     directory, config, mesh = epath.Path(directory), run.config, run.mesh
-<<<<<<< HEAD
-    claim(directory, resolved(config) | {"fingerprints": run.fingerprints})
+    of = workdir.fingerprint(workdir.claim(directory, resolved(config) | {"fingerprints": run.fingerprints}))
     if hosts.is_first():
         remembered.write(directory, run.task)
-=======
-    of = workdir.fingerprint(workdir.claim(directory, resolved(config) | {"fingerprints": run.fingerprints}))
->>>>>>> main
     step, state, frozen, evaluate = _programs(run)
 
     with (
