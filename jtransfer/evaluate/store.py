@@ -20,6 +20,7 @@ log = logging.getLogger("jtransfer")
 VERSION = 2
 """Of the format, see docs/formats.md; 1 had no checksums, and is not read: its features are extracted again."""
 
+AGAIN = "the features are extracted again"
 LARGEST_HEADER = 4096
 """Bytes before the numbers in a `.npy` file, at most."""
 
@@ -97,17 +98,20 @@ class Store:
         self._keep(origin, rows, f"{origin.key}.{rows[0]}-{rows[1]}", values, {})
 
     def _entry(self, origin, rows, name):
-        array, about = self.directory / f"{name}.npy", self.directory / f"{name}.json"
+        array, about = (epath.Path(self.directory) / f"{name}.{end}" for end in ("npy", "json"))
         if not about.exists() and not array.exists():
             return None
         try:
-            version, found = files.read_record(about, "the features are extracted again")
+            version, found = files.read_record(about, AGAIN)
             expected = asdict(origin) | {"from": rows[0], "to": rows[1]}
             if version != VERSION or any(found.get(key) != value for key, value in expected.items()):
-                raise Damaged(f"{about} is of other features; the features are extracted again")
+                raise Damaged(f"{about} is of other features; {AGAIN}")
             return _checked(array, rows[1] - rows[0], found)
-        except (Damaged, OSError) as error:
+        except Damaged as error:
             log.warning("%s", error)
+            return None
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            log.warning("%s cannot be read (%s); %s", array, error, AGAIN)
             return None
 
     def _keep(self, origin, rows, name, values, also):
@@ -127,15 +131,13 @@ def _checked(path, rows, about):
     nbytes = 4 * shape[0] * shape[1]
     size = path.stat().length
     if not nbytes < size <= nbytes + LARGEST_HEADER:
-        raise Damaged(
-            f"{path} is damaged ({size} bytes, expected {nbytes} and a header); the features are extracted again"
-        )
+        raise Damaged(f"{path} is damaged ({size} bytes, expected {nbytes} and a header); {AGAIN}")
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 22):
             digest.update(block)
     if digest.hexdigest() != about.get("array"):
-        raise Damaged(f"{path} is damaged (its checksum differs); the features are extracted again")
+        raise Damaged(f"{path} is damaged (its checksum differs); {AGAIN}")
     if "://" in os.fspath(path):
         return np.frombuffer(path.read_bytes(), np.float32, offset=size - nbytes).reshape(shape)
     return np.memmap(path, np.float32, "r", offset=size - nbytes, shape=shape)
