@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 
 from etils import epath
@@ -31,6 +32,9 @@ def place(words: str, flag: str = "--workdir") -> epath.Path:
         with files.writing(f"{flag} {words}"):
             raise PermissionError(errno.EACCES, f"{there} is read-only")
     return path
+
+
+log = logging.getLogger("jtransfer")
 
 
 def curve(arguments, overrides: list[str]) -> None:
@@ -110,11 +114,13 @@ def train(arguments, overrides: list[str]) -> None:
     workdir = place(arguments.workdir)
     _, config = configs.load("train", arguments.config, overrides)
     from jtransfer import display
-    from jtransfer.train import hosts, loop
+    from jtransfer.train import hosts, loop, results
 
     with hosts.together():
         run = loop.prepare(config)
         first = hosts.is_first()
+        for line in results.ways_out(run) if first else ():
+            log.warning("%s", line)
         with display.TrainProgress(config.steps, f"{run.task.stream.kind}s", quiet=not first) as progress:
             rows = loop.train(run, workdir, progress)
         if first:

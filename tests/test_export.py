@@ -233,11 +233,27 @@ def test_adapters_are_kept_apart_only_where_peft_can_have_them(base, vit, backbo
     assert not list(tmp_path.iterdir())
 
 
-def test_a_model_that_pools_otherwise_is_refused_by_name(vit, backbone, tmp_path):
-    ours = checkpoints.Backbone("glyphs", vit, backbone, tuple("abcde"), Head(5))
-    with pytest.raises(InputError, match="pool='mean'.*cannot be written as model_type 'vit'"):
+@pytest.mark.parametrize("pool", ["map", "patches", "cls_mean"])
+def test_a_model_that_pools_as_no_class_does_is_refused_with_the_pools_that_one_has(vit, backbone, tmp_path, pool):
+    other = models.of_config(dataclasses.replace(vit.config, pool=pool))
+    ours = checkpoints.Backbone("glyphs", other, backbone, tuple("abcde"), Head(5))
+    said = f"pool='{pool}'.*cannot be written as model_type 'vit'; a model with pool 'cls' or 'mean' has one; .*orbax"
+    with pytest.raises(InputError, match=said):
         to_huggingface(tmp_path / "out", ours)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_mean_of_the_patches_goes_out_as_the_class_that_takes_it(vit, backbone, images, tmp_path):
+    ours = checkpoints.Backbone("glyphs", vit, backbone, tuple("abcde"), Head(5))
+    to_huggingface(tmp_path / "out", ours)
+    peer = from_pretrained(tmp_path / "out")
+    assert type(peer).__name__ == "SiglipForImageClassification"
+    np.testing.assert_allclose(logits_of(peer, images), ours({"pixel_values": images})["logits"], **CLOSE)
+    np.testing.assert_allclose(
+        jt.load(str(tmp_path / "out"))({"pixel_values": images})["logits"],
+        ours({"pixel_values": images})["logits"],
+        atol=1e-6,
+    )
 
 
 LANGUAGE = {"vocab_size": 31, "max_position_embeddings": 12}

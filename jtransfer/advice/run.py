@@ -4,6 +4,7 @@ All of it looks at the training rows alone: scores and domain gap at their featu
 and compares on others. The test rows of the dataset are never read.
 """
 
+import hashlib
 import json
 import shlex
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from jtransfer import config as configs
 from jtransfer.advice import page, rules
 from jtransfer.config import curve_defaults, resolved
 from jtransfer.data import sources, splits
-from jtransfer.data.dataset import Dataset, Lazy, damaged
+from jtransfer.data.dataset import Dataset, Lazy, damaged, fingerprint_of_inputs
 from jtransfer.data.subsets import validation_shots
 from jtransfer.errors import InputError
 from jtransfer.evaluate import transferability as scores
@@ -108,7 +109,9 @@ def prepare(config, progress: Progress = lambda what, done, rows: None) -> Plan:
     store = Store(files.path(config.store, "config.store") if config.store else default_store())
     tower = checkpoints.tower_for(curve.backbone, pool)
     reader = Reader(tower, curve.examples.prepare, store, progress=progress)
-    task = Task(scored, scored.pool, scored.pool[:0], "", reader, ("features",), data_dir=config.data_dir)
+    task = Task(
+        scored, scored.pool, scored.pool[:0], "", reader, (reader.default_layer(scored),), data_dir=config.data_dir
+    )
     transferability = structure.transferability(task)
     domain_gap = structure.domain_gap(task, config.source) if config.source else None
 
@@ -145,6 +148,7 @@ def subset(dataset: Dataset, rows: np.ndarray) -> Dataset:
         f"{named} {len(rows)} rows",
         *contents,
         damaged=lambda places: damaged(dataset.inputs, rows[places]),
+        of_inputs=f"{fingerprint_of_inputs(dataset)} {hashlib.sha256(rows.astype(np.int64)).hexdigest()}",
     )
     every = np.arange(len(rows))
     return replace(dataset, inputs=lazy, labels=dataset.labels[rows], pool=every, test=every)
@@ -163,8 +167,8 @@ def measure(plan: Plan) -> Evidence:
     """Score the training rows, and compare them with the source."""
     task, error = plan.task, None
     if task.backbone.classes:
-        task.reader(task.dataset, "features", "logits")  # both in one pass, for the protocols to find in the store
-    (features,), labels = task.features("features"), task.dataset.labels
+        task.reader(task.dataset, *task.layers, "logits")  # both in one pass, for the protocols to find in the store
+    (features,), labels = task.features(*task.layers), task.dataset.labels
     counts = np.bincount(plan.curve.dataset.labels, minlength=len(task.dataset.classes))
     explained = share_explained(features, labels)
     lines = [

@@ -53,11 +53,21 @@ class Adapter:
         """The plain backbone that computes the same, with the head that predicts as its own."""
         return self._replaced(self.method.merge(self.tree))
 
+    def hollow(self) -> Backbone:
+        """What `merged` gives, by the shapes of its leaves alone."""
+        return self._replaced(jax.eval_shape(self.method.merge, dict(self.tree)))
+
     def without_additions(self) -> Backbone:
         """The backbone as it was before, but with the head that predicts."""
         tree = self.backbone.params | self.backbone.state | prefixed(select(self.params, HEAD), HEAD)
         kept = self.method.merge(self.tree)  # whose leaves are those of the plain model
         return self._replaced({path: leaf for path, leaf in tree.items() if path in kept})
+
+    def without_head(self) -> "Adapter":
+        """What it does to the backbone alone, without the head that predicts."""
+        params = {path: leaf for path, leaf in self.params.items() if not path.startswith((HEAD, SOURCE_HEAD))}
+        backbone = self.backbone.without_head()
+        return dataclasses.replace(self, backbone=backbone, params=params, head=None, classes=())
 
     def _replaced(self, tree):
         if self.head:

@@ -23,6 +23,7 @@ from jtransfer.checkpoints.resizing import RESIZERS
 from jtransfer.data import preprocess
 from jtransfer.errors import InputError, nearest
 from jtransfer.models import (
+    SOURCE_HEAD,
     STATISTICS,
     Head,
     Headed,
@@ -131,6 +132,11 @@ class Backbone:
             fresh=(),
             origin=origin,
         )
+
+    def without_head(self) -> "Backbone":
+        """The model alone, of whatever task it was."""
+        params = {path: leaf for path, leaf in self.params.items() if not path.startswith(SOURCE_HEAD)}
+        return dataclasses.replace(self, params=params, head=None, classes=())
 
     @property
     def config(self) -> Any:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import numpy as np
 from etils import epath
 
 from jtransfer import files
-from jtransfer.checkpoints import peft
+from jtransfer.checkpoints import peft, pooled
 from jtransfer.checkpoints.adapter import Adapter
 from jtransfer.checkpoints.backbone import Backbone
 from jtransfer.checkpoints.huggingface import architecture_of, family_of, tensors_of, values_of
+from jtransfer.checkpoints.huggingface import check as check_names
 from jtransfer.checkpoints.tensors import write_safetensors
 from jtransfer.data import preprocess
 from jtransfer.errors import InputError, nearest
@@ -93,9 +95,16 @@ def write(
         InputError: an unknown format, or one that cannot say what is written; another directory is in the way.
     """
     check(directory, format, adapters)
+    check_result(result, format, adapters)
     how = "apart" if format == "peft" else adapters
     with files.replacing(directory, {"format": format, "adapters": how, **about}) as draft:
         FORMATS[format](draft, result, adapters)
+        if beside and beside.keys() - {*PROCESSORS}:
+            from jtransfer.data.text import FILES  # which needs the tokenizers library
+
+            # Another tokenizer's: no file of the backbone's may be read together with these.
+            for path in (path for pattern in FILES for path in draft.glob(pattern)):
+                path.unlink()
         for name, content in (beside or {}).items():
             (draft / name).write_bytes(content)
 
@@ -112,7 +121,51 @@ def check(directory: epath.PathLike, format: str, adapters: str) -> None:
     files.check_replaceable(directory)
 
 
+def check_result(result: Backbone | Adapter, format: str, adapters: str = "merged") -> None:
+    """Refuse what a format cannot say of a result, before anything is trained or written: only shapes are looked at.
+
+    Args:
+        result: Of which the leaves may be arrays that hold nothing, as `np.broadcast_to(np.nan, shape)`.
+        format: A key of `FORMATS`.
+        adapters: As for `to_huggingface`.
+
+    Raises:
+        InputError: with what can be written instead.
+    """
+    if format == "orbax":
+        return
+    backbone, head = _parts(result)
+    if pooled.stands_beside(backbone.config, head):
+        result = result.without_head()
+    if format == "peft":
+        _check_base(result)
+    try:
+        if isinstance(result, Adapter) and (format == "peft" or adapters == "apart"):
+            peft.to_peft(result)
+        if format == "hf":
+            check_names(result.hollow() if isinstance(result, Adapter) else result)
+    except InputError as error:
+        raise InputError(f"{error}; --format={_instead(result, format, adapters)}") from None
+
+
+def _instead(result, format, adapters):
+    """The format that can be written where another cannot."""
+    if (format, adapters) != ("hf", "merged"):
+        with suppress(InputError):
+            check_result(result, "hf")
+            return "hf writes the merged weights"
+    return "orbax writes it as it is"
+
+
+def _parts(result):
+    """The backbone of a result and the head that predicts, if any does."""
+    if isinstance(result, Adapter):
+        return result.backbone, result.head or result.backbone.head
+    return result, result.head
+
+
 def _huggingface(directory: Path, result: Backbone | Adapter, adapters: str) -> None:
+    result = _without_pooled_head(directory, result)
     if isinstance(result, Adapter) and adapters == "apart":
         peft.fill(directory, result)
         result = result.without_additions()
@@ -121,9 +174,30 @@ def _huggingface(directory: Path, result: Backbone | Adapter, adapters: str) -> 
     write_safetensors(directory / "model.safetensors", tensors)
     _write_json(directory / "config.json", _config(backbone, kind, next(iter(tensors.values())).dtype))
     _copy(directory, backbone)
+    if pooled.is_encoder(backbone.config) and not kind:
+        pooled.write_modules(directory, backbone.config, _limit(backbone))
 
 
 def _peft(directory: Path, result: Backbone | Adapter, adapters: str) -> None:
+    peft.fill(directory, _without_pooled_head(directory, result))
+
+
+def _without_pooled_head(directory: Path, result: Backbone | Adapter) -> Backbone | Adapter:
+    """Write a head on what a sentence encoder pools beside it, as no class has one; what is left is the encoder."""
+    backbone, head = _parts(result)
+    if not pooled.stands_beside(backbone.config, head):
+        return result
+    whole = result.merged() if isinstance(result, Adapter) else result
+    pooled.write_head(directory, whole.params, whole.classes)
+    return result.without_head()
+
+
+def _check_base(result: Backbone | Adapter) -> None:
+    """Refuse to write an adapter alone whose base PEFT could not be given.
+
+    Raises:
+        InputError: no adapter, or a base that is no checkpoint of Hugging Face, or one for other images.
+    """
     if not isinstance(result, Adapter):
         raise InputError(f"peft: backbone '{result.name}' has no adapter")
     if not values_of(result.backbone):
@@ -132,7 +206,6 @@ def _peft(directory: Path, result: Backbone | Adapter, adapters: str) -> None:
             "put an adapter; write both by format 'hf', adapters 'apart'"
         )
     _check_inputs(result.backbone)
-    peft.fill(directory, result)
 
 
 def _check_inputs(backbone: Backbone) -> None:
@@ -200,19 +273,29 @@ def _copy(directory: Path, backbone: Backbone) -> None:
     if origin is None:
         return
     images = "pixel_values" in backbone.config.inputs
-    described = images and bool(origin.values.get("preprocessor"))
+    described = images and (origin.layout == "jtransfer" or bool(origin.values.get("preprocessor")))
+    patterns = OTHERS if "input_ids" in backbone.config.inputs else ()
     if origin.layout == "huggingface":
         before = family_of(backbone)[1].read(origin.values, {}).inputs
         resized = images and before["pixel_values"].shape != backbone.config.inputs["pixel_values"].shape
         described = resized and any((origin.directory / name).exists() for name in PROCESSORS)
-        for pattern in OTHERS if resized else PROCESSORS + OTHERS:
-            for path in origin.directory.glob(pattern):
-                target = directory / path.relative_to(origin.directory)
-                target.parent.mkdir(exist_ok=True)
-                target.write_bytes(path.read_bytes())
-    if described and backbone.config.inputs["pixel_values"].shape[-1] == 3:
-        tower = getattr(backbone.config, "vision", backbone.config)
-        _write_json(directory / PROCESSORS[0], preprocess.of(backbone.name, origin, tower).values)
+        patterns = OTHERS if resized else PROCESSORS + OTHERS
+    for pattern in patterns:
+        for path in origin.directory.glob(pattern):
+            target = directory / path.relative_to(origin.directory)
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    tower = getattr(backbone.config, "vision", backbone.config)
+    if described and (values := getattr(preprocess.of(backbone.name, origin, tower), "values", None)):
+        _write_json(directory / PROCESSORS[0], values)
+
+
+def _limit(backbone: Backbone) -> int | None:
+    """The most tokens that are kept of a text, where there is a tokenizer that says it."""
+    try:
+        return backbone.preprocess.limit
+    except InputError:
+        return None
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

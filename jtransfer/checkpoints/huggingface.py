@@ -9,24 +9,56 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jtransfer.checkpoints import pooled
 from jtransfer.checkpoints.backbone import Backbone
 from jtransfer.checkpoints.families import FAMILIES, Family
 from jtransfer.checkpoints.names import Names
 from jtransfer.errors import InputError
-from jtransfer.models import MODELS, Head, apply
+from jtransfer.models import MODELS, Head, ViTConfig, apply, of_config
+
+DIALECTS = {
+    "bert": ("bert", "roberta", "distilbert", "electra"),
+    "clip": ("clip", "siglip"),
+    "vit": ("vit", "deit", "dinov2", "dinov2_with_registers", "siglip", "siglip_vision_model", "clip_vision_model"),
+    "clip_text": ("clip_text_model", "siglip_text_model"),
+}
+"""Model types that say the models of an architecture, in the order in which they are tried."""
 
 
-def family_of(backbone: Backbone) -> tuple[str, Family]:
-    """The model type of the checkpoint that a backbone came from, or, in another layout, that of its architecture.
+def family_of(backbone: Backbone, head: Head | None = None) -> tuple[str, Family]:
+    """The model type of the checkpoint that a backbone came from; in another layout the first that can say the model.
+
+    Args:
+        backbone: Which may have a head.
+        head: That it is to have, where it has none.
 
     Raises:
         InputError: an architecture that Hugging Face does not have.
     """
     architecture = next(name for name, (module, _) in MODELS.items() if module is type(backbone.model))
-    model_type = str(values_of(backbone).get("model_type", architecture))
-    if model_type not in FAMILIES:
+    if model_type := values_of(backbone).get("model_type"):
+        choices = [str(model_type)]
+    else:
+        choices = DIALECTS.get(architecture, (architecture,))
+    known = [name for name in choices if name in FAMILIES]
+    if not known:
         raise InputError(f"backbone '{backbone.name}': Hugging Face has no model of the architecture '{architecture}'")
-    return model_type, FAMILIES[model_type]
+    head = head or backbone.head
+    fitting = (name for name in known if _says(backbone, FAMILIES[name], head)) if len(known) > 1 else ()
+    name = next(iter(fitting), known[0])
+    return name, FAMILIES[name]
+
+
+def _says(backbone, family, head):
+    """Whether a model type, in a class of its own, says a model with a head."""
+    head = None if pooled.stands_beside(backbone.config, head) else head
+    try:
+        family.write(backbone.config)
+    except InputError:
+        return False
+    if head is None:
+        return not family.towers or hasattr(backbone.config, "vision")
+    return any(kind and _computes(backbone, family, kind, head) for kind in dict.fromkeys(family.heads.values()))
 
 
 def values_of(backbone: Backbone) -> Mapping[str, Any]:
@@ -43,16 +75,33 @@ def kind_of(backbone: Backbone, head: Head | None) -> str:
     """
     if head is None:
         return ""
-    model_type, family = family_of(backbone)
-    for kind in dict.fromkeys(family.heads.values()):
-        if kind and _computes(backbone, family, kind, head):
-            return kind
+    model_type, family = family_of(backbone, head)
     there = ", ".join(name for name, kind in family.heads.items() if kind) or "none with a head"
     pool = f", pool='{backbone.config.pool}'" if hasattr(backbone.config, "pool") else ""
-    raise InputError(
-        f"backbone '{backbone.name}': its head reads '{head.reads}' (by a layer with {'a' if head.bias else 'no'} "
-        f"bias{pool}), which no class of Hugging Face's {model_type} does; there are {there}"
+    reason = (
+        f"its head reads '{head.reads}' (by a layer with {'a' if head.bias else 'no'} bias{pool}), which no class of "
+        f"Hugging Face's {model_type} does; there are {there}"
     )
+    try:
+        for kind in dict.fromkeys(family.heads.values()):
+            if kind and _computes(backbone, family, kind, head):
+                return kind
+    except InputError as error:
+        reason = str(error)
+    raise InputError(f"backbone '{backbone.name}': {reason}{_choice(backbone, head)}")
+
+
+def _choice(backbone, head):
+    """The poolings with which a model of ours would go out, for the end of an error."""
+    if values_of(backbone) or not isinstance(backbone.config, ViTConfig):
+        return ""
+    others = [
+        dataclasses.replace(backbone, model=of_config(dataclasses.replace(backbone.config, pool=pool)), head=head)
+        for pool in ("cls", "mean")
+        if pool != backbone.config.pool
+    ]
+    fitting = [f"'{one.config.pool}'" for one in others if _says(one, family_of(one)[1], head)]
+    return f"; a model with pool {' or '.join(fitting)} has one" if fitting else ""
 
 
 def _computes(backbone, family, kind, head):
@@ -66,7 +115,10 @@ def _computes(backbone, family, kind, head):
     back = family.read(values, {"pooler.dense.weight": None} if getattr(config, "pooler", False) else {})
     back = getattr(back, family.towers[kind]) if kind in family.towers else back
     same = all(getattr(back, key, None) == getattr(config, key, None) for key in ("pool", "pooler"))
-    return same and _same_output(backbone.model, theirs.reads, head.reads)
+    reads = theirs.reads
+    if reads == "patches" and getattr(config, "pool", "") == "mean" and not config.norm_pooled:
+        reads = "features"  # are the mean of the patches here
+    return same and _same_output(backbone.model, reads, head.reads)
 
 
 def architecture_of(family: Family, kind: str) -> str:
@@ -81,11 +133,27 @@ def tensors_of(backbone: Backbone) -> tuple[str, dict[str, Any]]:
         InputError: a head or leaves that Hugging Face does not have.
     """
     kind, names = names_of(backbone, backbone.head)
+    return kind, names.write(_written(backbone, kind), names.prefix if kind else "")
+
+
+def check(backbone: Backbone) -> None:
+    """Refuse a backbone that `tensors_of` refuses, by its shapes alone.
+
+    Raises:
+        InputError: a model, head or leaves that Hugging Face does not have.
+    """
+    kind, names = names_of(backbone, backbone.head)
+    family_of(backbone)[1].write(backbone.config)
+    if unknown := [path for path in _written(backbone, kind) if names.source(path) is None]:
+        raise InputError(f"backbone '{backbone.name}': no name in this format for {', '.join(unknown)}")
+
+
+def _written(backbone, kind):
+    """The leaves that the class with a kind of head has: the pooler only where the head reads it."""
     tree = backbone.params | backbone.state
-    if kind and not _same_output(backbone.model, "pooler_output", backbone.head.reads):
-        # Hugging Face's classes have the pooler only where the head reads it.
-        tree = {path: leaf for path, leaf in tree.items() if path not in ("pooler/kernel", "pooler/bias")}
-    return kind, names.write(tree, names.prefix if kind else "")
+    if not kind or _same_output(backbone.model, "pooler_output", backbone.head.reads):
+        return tree
+    return {path: leaf for path, leaf in tree.items() if path not in ("pooler/kernel", "pooler/bias")}
 
 
 def names_of(backbone: Backbone, head: Head | None) -> tuple[str, Names]:
@@ -95,7 +163,7 @@ def names_of(backbone: Backbone, head: Head | None) -> tuple[str, Names]:
         InputError: Hugging Face has no such head.
     """
     kind = kind_of(backbone, head)
-    return kind, family_of(backbone)[1].names(backbone.config, kind)
+    return kind, family_of(backbone, head)[1].names(backbone.config, kind)
 
 
 @lru_cache(maxsize=32)

@@ -62,7 +62,7 @@ def load_for(
 
     Returns:
         The backbone, and its `Prepare`: for images the checkpoint's own processor (for a backbone in our own layout
-        that keeps none, images are taken as they are), for texts a `Texts`.
+        that keeps none, one that resizes them and brings them to 0..1), for texts a `Texts`.
 
     Raises:
         InputError: the backbone takes another kind of data, or images of another shape.
@@ -136,16 +136,21 @@ def tokenizer_files(backbone: Backbone) -> dict[str, bytes]:
     return found
 
 
-def _for_images(backbone: Backbone, data: Any) -> Prepare:
-    own = backbone.origin.layout == "jtransfer" and not backbone.origin.values.get("preprocessor")
-    if own or "pixel_values" not in backbone.config.inputs:
-        return as_they_are(backbone.model, data)
+def through(processor: Any) -> Prepare:
+    """What makes `pixel_values` of a dataset's images by a processor, whatever of floats in 0..1 it needs as bytes."""
 
     def prepare(images):
-        if not isinstance(images, list):
+        if not isinstance(images, list) and not processor.takes(images):
             images = np.clip(np.asarray(images) * 255, 0, 255).round().astype(np.uint8)
-        return backbone.preprocess(images)
+        return processor(images)
 
+    return prepare
+
+
+def _for_images(backbone: Backbone, data: Any) -> Prepare:
+    if "pixel_values" not in backbone.config.inputs or not hasattr(backbone.preprocess, "takes"):
+        return as_they_are(backbone.model, data)
+    prepare = through(backbone.preprocess)
     prepare(data.inputs[np.arange(1)])  # a checkpoint without a processor is refused here and now
     return prepare
 

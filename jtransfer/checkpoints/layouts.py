@@ -7,7 +7,7 @@ from typing import Any
 
 from etils import epath
 
-from jtransfer.checkpoints import sentences
+from jtransfer.checkpoints import pooled, sentences
 from jtransfer.checkpoints import tensors as files
 from jtransfer.checkpoints.families import FAMILIES, npz, open_clip, timm
 from jtransfer.checkpoints.names import LEAF, Names, Row
@@ -162,6 +162,8 @@ def _foreign(file, origin, tensors, head, classes):
 
 def _described(where, values, tensors, head, classes):
     if "model_type" in values:
+        if head is None and (beside := pooled.read(where)):
+            return _headed(where, _huggingface(where, values, tensors, "", None), beside, classes)
         return _huggingface(where, values, tensors, head, classes)
     if values.get("architecture") in MODELS:
         return _own(where, values, tensors, head, classes)
@@ -241,6 +243,21 @@ def _huggingface(where, values, tensors, head, classes):
         tensors,
         Origin(where, values, "huggingface", kind),
         interpolates=family.interpolates,
+    )
+
+
+def _headed(where, encoder, beside, classes):
+    """A sentence encoder with the head in the two files beside it."""
+    names, tensors = beside
+    if not pooled.is_encoder(encoder.config):
+        raise InputError(f"{where / pooled.WEIGHTS} reads what modules.json pools, which the directory does not have")
+    number = len(names) if classes is None else classes
+    return dataclasses.replace(
+        encoder,
+        head=Head(number),
+        classes=names if number == len(names) else tuple(map(str, range(number))),
+        names=dataclasses.replace(encoder.names, rows=(*encoder.names.rows, pooled.ROW)),
+        tensors={**encoder.tensors, **tensors},
     )
 
 

@@ -11,11 +11,11 @@ import jax
 import numpy as np
 
 from jtransfer.checkpoints.backbone import Backbone, load
-from jtransfer.checkpoints.inputs import BLOCK, Arrays, as_they_are, options_of, tokenizer_files
+from jtransfer.checkpoints.inputs import BLOCK, Arrays, as_they_are, options_of, through, tokenizer_files
 from jtransfer.data import images, text, vocabularies
 from jtransfer.data.pairs import PairStream
 from jtransfer.errors import InputError
-from jtransfer.models import CLIP, SOURCE_HEAD, STATISTICS, apply, build, of_config
+from jtransfer.models import CLIP, STATISTICS, apply, build, of_config
 from jtransfer.models.clip import INPUTS, TOWERS
 from jtransfer.tree import FROZEN, Tree, prefixed, select
 
@@ -155,8 +155,7 @@ def _tower(name, of, options) -> Backbone:
         return backbone.tower(name)
     if INPUTS[name] not in backbone.config.inputs:
         raise InputError(f"config.towers.{name}: backbone '{backbone.name}' takes {', '.join(backbone.config.inputs)}")
-    params = {path: leaf for path, leaf in backbone.params.items() if not path.startswith(SOURCE_HEAD)}
-    return dataclasses.replace(backbone, params=params, head=None)
+    return backbone.without_head()
 
 
 def _images(config, stream, module, source):
@@ -168,17 +167,13 @@ def _images(config, stream, module, source):
     array = not hasattr(stream.images, "read")
     if array and not values:
         own = as_they_are(module, stream)
-        return own, own, None
+        return own, own, images.plain(shape).values if shape[-1] in (1, 3) else None
     if not values:
         values = {"image_processor_type": "CLIPImageProcessor", "size": {"height": shape[0], "width": shape[1]}}
         values |= {"do_center_crop": False}
     processor = images.processor(values, "CLIPImageProcessor", shape)
 
-    def pixels(some):
-        if not isinstance(some, list):
-            some = np.clip(np.asarray(some) * 255, 0, 255).round().astype(np.uint8)
-        return processor(some)
-
+    pixels = through(processor)
     of_crops = dataclasses.replace(processor, steps=(images.Fixed(*shape[:2]),)) if config.crop else pixels
     return pixels, of_crops, processor.values
 

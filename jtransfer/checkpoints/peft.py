@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from jtransfer import files, methods
-from jtransfer.checkpoints import hub, peft_config, tensors
+from jtransfer.checkpoints import hub, peft_config, pooled, tensors
 from jtransfer.checkpoints.adapter import HEAD, Adapter
 from jtransfer.checkpoints.backbone import Backbone
 from jtransfer.checkpoints.huggingface import architecture_of, family_of, kind_of, values_of
@@ -21,7 +21,7 @@ from jtransfer.checkpoints.names import SAME, TRANSPOSED, Names, Row, Source, as
 from jtransfer.checkpoints.peft_config import by_pattern, is_adapted, listed
 from jtransfer.errors import InputError, nearest
 from jtransfer.methods.lora import LoRA
-from jtransfer.models import SOURCE_HEAD, Headed, shapes_of
+from jtransfer.models import SOURCE_HEAD, Head, Headed, shapes_of
 from jtransfer.tree import Tree
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -83,6 +83,11 @@ def load_adapter(backbone: Backbone, name: str, *, head: str | None = None) -> A
         params = {_renamed(path, SOURCE_HEAD, HEAD): leaf for path, leaf in params.items()}
         layers = {_renamed(layer, SOURCE_HEAD, HEAD): options for layer, options in layers.items()}
     classes = backbone.classes
+    if own is None and pooled.is_encoder(backbone.config) and (beside := pooled.read(where)):
+        classes, found = beside
+        own = Head(len(classes))
+        params[f"{HEAD}kernel"] = jnp.array(found["head.weight"].read().T, dtype)
+        params[f"{HEAD}bias"] = jnp.array(found["head.bias"].read(), dtype)
     if own and own.classes != len(classes):
         classes = tuple(map(str, range(own.classes)))
     return Adapter(backbone, _method(config, layers, params, backbone.params), params, own, classes)

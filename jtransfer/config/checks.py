@@ -79,7 +79,7 @@ TABLES: dict[str, dict[str, Any]] = {
     "evaluate": TRANSFER
     | {
         "protocols": several(NAME, 1),
-        "layers": several(NAME, 1),
+        "layers": several(NAME),
         "validation": number(above=0, below=1),
         "batch": BATCH,
         "mesh": kinds.AXES,

@@ -87,7 +87,7 @@ def evaluate_defaults() -> dict[str, Any]:
     """Every key of `jtransfer evaluate`."""
     return _transfer() | {
         "protocols": ("probe", "prototypes", "knn"),  # names of evaluate/protocols with options, as knn(k=(5, 10))
-        "layers": ("features",),  # where features are read: see jtransfer/evaluate/features.py
+        "layers": (),  # where features are read: see evaluate/features.py; empty for sentence_embedding, or features
         "validation": 0.1,  # share of each class of the training rows that chooses hyper-parameters
         "batch": 256,  # rows at a time, over all devices
         "mesh": {"data": -1},  # axes and their sizes; the batch is split over the first

@@ -75,6 +75,7 @@ class Lazy:
         identity: What stands for all the bytes in a fingerprint.
         contents: Digest of all the bytes where `identity` does not change with each of them; "" where it does.
         damaged: From row numbers to what is wrong with those rows that cannot be read, found without decoding them.
+        of_inputs: What stands for the bytes where labels do not matter; "" for `identity` and `contents`.
     """
 
     count: int
@@ -82,6 +83,7 @@ class Lazy:
     identity: str
     contents: str = ""
     damaged: Callable[[np.ndarray], list[str]] = lambda rows: []
+    of_inputs: str = ""
 
     def __len__(self) -> int:
         return self.count
@@ -125,11 +127,26 @@ class Dataset:
         if lazy:
             digest.update(self.inputs.identity.encode("utf-8", "surrogateescape"))
         for array in (*(() if lazy else (self.inputs,)), self.labels, self.pool, self.test):
-            digest.update(f"{array.dtype.str}{array.shape}".encode())
-            for block in blocks(array):
-                digest.update(block)
+            _update(digest, array)
         contents = self.inputs.contents if lazy else ""
         return ".".join(filter(None, (digest.hexdigest()[:16], contents)))
+
+    @cached_property
+    def fingerprint_of_inputs(self) -> str:
+        """See the function of this name."""
+        inputs, digest = self.inputs, hashlib.sha256()
+        if isinstance(inputs, Lazy):
+            own = inputs.of_inputs or f"{inputs.identity}\n{inputs.contents}"
+            digest.update(f"{inputs.count}\n{own}".encode("utf-8", "surrogateescape"))
+        else:
+            _update(digest, inputs)
+        return digest.hexdigest()[:16]
+
+
+def _update(digest, array):
+    digest.update(f"{array.dtype.str}{array.shape}".encode())
+    for block in blocks(array):
+        digest.update(block)
 
 
 @lru_cache(maxsize=1)
@@ -192,6 +209,11 @@ def fingerprint(dataset: Dataset) -> str:
     """16 hex digits of a SHA-256 over arrays, dtypes, shapes, classes and splits; the name does not count.
 
     Of `Lazy` inputs it covers their `identity`; after a dot follow their `contents`, if they have any. Versions that
-    knew no contents wrote what stands before the dot, see `workdir.same`.
+    knew no contents wrote what stands before the dot, see `workdir.same_data`.
     """
     return dataset.fingerprint
+
+
+def fingerprint_of_inputs(dataset: Dataset) -> str:
+    """16 hex digits over the inputs alone, whatever their labels, classes and splits: what features depend on."""
+    return dataset.fingerprint_of_inputs

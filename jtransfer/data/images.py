@@ -134,7 +134,8 @@ class Processor:
 
         Args:
             images: PIL images or uint8 arrays `[height, width, 3]`, `[height, width, 1]` or `[height, width]` of any
-                sizes, or one array `[n, height, width, channels]`. Transparent parts become white.
+                sizes, or one array `[n, height, width, channels]`. Transparent parts become white. Where pixels are
+                only brought to 0..1, floats of the model's own shape are taken as they are.
 
         Returns:
             `pixel_values [n, height, width, channels]` float32.
@@ -142,6 +143,10 @@ class Processor:
         Raises:
             InputError: something that is no such image.
         """
+        if self.takes(images):
+            return {"pixel_values": np.asarray(images, np.float32).reshape(-1, *self.shape)}
+        if self.shape[-1] == 1 and hasattr(images, "shape") and np.ndim(images) == 3:
+            images = np.asarray(images)[..., None]
         images = check_images(images)
         pixels = np.empty((len(images), *self.shape), np.float32)
 
@@ -156,6 +161,19 @@ class Processor:
 
         each(fill, range(len(images)), images)
         return {"pixel_values": pixels}
+
+    @property
+    def plain(self) -> bool:
+        """Whether pixels are only brought from 0..255 to 0..1."""
+        return bool(np.isclose(self.factor, 1 / 255)) and not self.mean.any() and bool((self.std == 1).all())
+
+    def takes(self, images: Any) -> bool:
+        """Whether images are what comes out already: floats of that shape, of which none would be normalised."""
+        parts = images if isinstance(images, list | tuple) else [images]
+        if not self.plain or not parts or not all(_is_float(part) for part in parts):
+            return False
+        shapes = {np.shape(part) for part in parts} if parts is images else {np.shape(images)[1:]}
+        return shapes in ({self.shape}, {self.shape[:2]} if self.shape[-1] == 1 else set())
 
     @property
     def values(self) -> dict[str, Any]:
@@ -177,6 +195,7 @@ class Processor:
             "do_normalize": True,
             "image_mean": [float(x) for x in self.mean],
             "image_std": [float(x) for x in self.std],
+            **({"do_convert_rgb": False} if self.shape[-1] == 1 else {}),
         }
 
     def stepped(self, image: Image.Image) -> Image.Image:
@@ -189,6 +208,16 @@ class Processor:
             else:
                 image = image.resize(step.size(height, width)[::-1], self.resample)
         return image
+
+
+def plain(shape: tuple[int, int, int]) -> Processor:
+    """What only resizes images to `[height, width, channels]`, and brings 0..255 to 0..1.
+
+    Raises:
+        InputError: other than 1 or 3 channels.
+    """
+    size = {"size": {"height": shape[0], "width": shape[1]}, "do_center_crop": False, "do_normalize": False}
+    return processor(size, "CLIPImageProcessor", shape)
 
 
 def processor(values: Mapping[str, Any], kind: str, shape: tuple[int, int, int]) -> Processor:
@@ -261,6 +290,10 @@ def check_images(images: Any) -> Sequence:
     if not len(images):
         raise InputError(f"there are no images; {expected}")
     return images
+
+
+def _is_float(image):
+    return np.issubdtype(getattr(image, "dtype", np.object_), np.floating)
 
 
 def _steps(settings, with_crop_pct) -> tuple[Step, ...]:

@@ -24,8 +24,8 @@ def of(name: str, origin: Any, config: Any) -> Preprocess:
 
     A model of images has `preprocess(images)`, as `images.Processor`; a model of text `preprocess(texts, pairs)`, as
     `text.Tokenizer`; one of both `preprocess(images=..., text=...)`, of which one may be left out. A backbone in our
-    own layout that was not trained from one with a processor has none: its images have the model's shape already, and
-    are float (taken as they are) or uint8 (scaled by 1/255). Nor has it a tokenizer then, and takes no texts.
+    own layout that keeps no processor has `images.plain`: images are resized and brought to 0..1, and floats of the
+    model's shape are taken as they are. One that keeps no tokenizer takes no texts.
 
     Args:
         name: Of the backbone, for messages.
@@ -79,10 +79,10 @@ def own_size(origin: Any, config: Any) -> tuple[int, int] | None:
 
 def _images(name, origin, config):
     shape = tuple(config.inputs["pixel_values"].shape[1:])
-    if origin.layout == "jtransfer" and not origin.values.get("preprocessor"):
-        return partial(as_they_are, shape=shape)
     from jtransfer.data import images
 
+    if origin.layout == "jtransfer" and not origin.values.get("preprocessor"):
+        return images.plain(shape) if shape[-1] in (1, 3) else partial(as_they_are, shape=shape)
     values, file = _processor_values(origin)
     kind = images.OF_MODELS.get(origin.values.get("model_type"), "")
     with _errors_of(file):

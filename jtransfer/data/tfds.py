@@ -7,6 +7,7 @@ What the directory says of itself is read by `prepared.py`.
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -70,7 +71,9 @@ def read(name: str, rest: str, data_dir: str = "") -> Dataset:
     )
     feature = _of_class(data, label)
     classes = tuple(feature.names or map(str, range(feature.num_classes)))
-    lazy = records.lazy(data, source, inputs, kind, identity, records.contents(data, whole))
+    contents = records.contents(data, whole)
+    lazy = records.lazy(data, source, inputs, kind, identity, contents)
+    lazy = replace(lazy, of_inputs="\n".join((data.about.full_name, *inputs, whole, contents)))
     captions = _captions(data, source, options["caption"], lazy) if "caption" in options else None
     return Dataset(name, lazy, labels, classes, pool, held_out, kind, note, captions)
 

@@ -2,7 +2,10 @@
 
 A layer is named by a text:
 
-    features                what a new head reads: the backbone's own pooling (the default)
+    sentence_embedding      of a sentence encoder (modules.json): what sentence-transformers gives, of length 1 where
+                            its modules normalise; the default for such backbones
+    features                what a new head reads: the backbone's own pooling, of a sentence encoder before it is
+                            normalised; the default for all others
     pooler_output           any output `[batch, width]` by its name; `image_embeds`, `text_embeds`, `logits` too
     hidden_3.mean           the states after block 3, pooled; hidden_0 are the embeddings, hidden_-1 the last states
     hidden_-4.cls.normed    pooled after the model's final normalisation, as DINOv2 takes intermediate layers
@@ -13,8 +16,10 @@ has, `last` is the last token of the mask.
 
 import hashlib
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,8 +30,11 @@ import numpy as np
 
 from jtransfer import models
 from jtransfer.checkpoints import Backbone
-from jtransfer.errors import InputError, nearest
+from jtransfer.errors import InputError, MachineError, nearest
 from jtransfer.train import sharding
+
+SECONDS = 10
+"""Of work that an extraction loses when it is killed, at most."""
 
 POOLINGS = ("cls", "mean", "max", "last")
 Prepare = Callable[[Any], Mapping[str, np.ndarray]]
@@ -84,6 +92,8 @@ def extract(
     batch: int = 256,
     axes: Mapping[str, int] | None = None,
     progress: Callable[[int, int], None] = lambda done, rows: None,
+    known: Mapping[str, np.ndarray] | None = None,
+    keep: Callable[[int, Mapping[str, np.ndarray]], None] = lambda start, part: None,
 ) -> dict[str, np.ndarray]:
     """Features of every row of a dataset: one pass over it for all layers, in batches split over the devices.
 
@@ -95,6 +105,9 @@ def extract(
         batch: Rows at a time, over all devices.
         axes: Of the mesh, names and sizes; the batch is split over the first. By default all devices.
         progress: Called with the rows that are done and all of them.
+        known: The first rows `[some, width]` of every layer, which an earlier pass kept.
+        keep: Called with a number of a row and the features from there on, by layer, every `SECONDS` and when the pass
+            is interrupted, so that the next one goes on from there.
 
     Returns:
         `[rows, width]` float32 by layer.
@@ -110,6 +123,9 @@ def extract(
     batch = -(-min(batch, len(inputs)) // parts) * parts
     widths = widths_of(backbone, layers, prepare(inputs[np.arange(1)]))
     out = {layer: np.empty((len(inputs), widths[layer]), np.float32) for layer in layers}
+    first = min((len(known[layer]) for layer in layers), default=0) if known else 0
+    for layer in layers if first else ():
+        out[layer][:first] = known[layer][:first]
     program = jax.jit(partial(_read, backbone, tuple(layers)))
     tree = jax.device_put(backbone.params | backbone.state, whole)
 
@@ -117,18 +133,30 @@ def extract(
         rows = np.minimum(np.arange(start, start + batch), len(inputs) - 1)  # the last batch is padded
         return jax.device_put(dict(prepare(inputs[rows])), split)
 
-    starts = list(range(0, len(inputs), batch))
-    with ThreadPoolExecutor(1) as ahead:
-        upcoming = ahead.submit(prepared, 0)
-        for i, start in enumerate(starts):
-            arrays = upcoming.result()
-            if i + 1 < len(starts):
-                upcoming = ahead.submit(prepared, starts[i + 1])
-            found = program(tree, arrays)
-            stop = min(start + batch, len(inputs))
-            for layer, values in found.items():
-                out[layer][start:stop] = np.asarray(values)[: stop - start]
-            progress(stop, len(inputs))
+    starts = list(range(first, len(inputs), batch))
+    kept = done = first
+    since = time.monotonic()
+    try:
+        with ThreadPoolExecutor(1) as ahead:
+            upcoming = ahead.submit(prepared, first)
+            for i, start in enumerate(starts):
+                arrays = upcoming.result()
+                if i + 1 < len(starts):
+                    upcoming = ahead.submit(prepared, starts[i + 1])
+                found = program(tree, arrays)
+                stop = min(start + batch, len(inputs))
+                for layer, values in found.items():
+                    out[layer][start:stop] = np.asarray(values)[: stop - start]
+                done = stop
+                if time.monotonic() - since > SECONDS and done < len(inputs):
+                    keep(kept, {layer: out[layer][kept:done] for layer in layers})
+                    kept, since = done, time.monotonic()
+                progress(stop, len(inputs))
+    except BaseException:
+        if kept < done:
+            with suppress(MachineError):  # of the two, what interrupted the pass is said
+                keep(kept, {layer: out[layer][kept:done] for layer in layers})
+        raise
     return out
 
 
@@ -140,6 +168,12 @@ def widths_of(backbone: Backbone, layers: Sequence[str], example: Mapping[str, A
     """
     tree, program = backbone.params | backbone.state, partial(_read, backbone, tuple(layers))
     return {layer: x.shape[-1] for layer, x in jax.eval_shape(program, tree, dict(example)).items()}
+
+
+def outputs_of(backbone: Backbone, example: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of what a backbone gives for inputs like `example` (arrays or their shapes)."""
+    program = partial(models.apply, backbone.whole)
+    return tuple(jax.eval_shape(program, backbone.params | backbone.state, dict(example)))
 
 
 def _read(backbone, layers, tree, inputs):

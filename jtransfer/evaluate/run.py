@@ -65,6 +65,7 @@ def prepare(config, progress: Progress = lambda what, done, rows: None) -> Evalu
     backbone, make_inputs = checkpoints.load_for(config.backbone, config.load, dataset, tower=False)
     store = Store(files.path(config.store, "config.store") if config.store else default_store())
     reader = Reader(backbone, make_inputs, store, config.batch, dict(config.mesh), progress)
+    config.layers = config.layers or (reader.default_layer(dataset),)
     task = Task(dataset, train, validation, held_out, reader, config.layers, dict(config.load), config.data_dir)
     reader.check(dataset, *config.layers)
     return Evaluation(config, task, {text: put_on(task) for text, put_on in wanted.items()})
@@ -78,15 +79,14 @@ def check(config, directory: epath.PathLike) -> None:
         MachineError: nothing can be written there.
     """
     plain = {key: value for key, value in resolved(_once(config)).items() if key not in WITHOUT_EFFECT}
-    workdir.check(epath.Path(directory), plain, GROWS, later=("fingerprints",))
+    chosen_later = () if config.layers else ("layers",)
+    workdir.check(epath.Path(directory), plain, GROWS, later=("fingerprints", *chosen_later))
 
 
 def _once(config):
     """The config with every protocol and layer once."""
     config = ConfigDict(config)
     for key in ("protocols", "layers"):
-        if not config[key]:
-            raise InputError(f"config.{key} is empty; expected at least one")
         config[key] = tuple(dict.fromkeys(config[key]))
     return config
 

@@ -3,7 +3,9 @@
 import hashlib
 import io
 import json
+import logging
 import os
+import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +13,16 @@ import numpy as np
 from etils import epath
 
 from jtransfer import files
-from jtransfer.errors import InputError
+from jtransfer.errors import Damaged, InputError
+
+log = logging.getLogger("jtransfer")
+
+VERSION = 2
+"""Of the format, see docs/formats.md; 1 had no checksums, and is not read: its features are extracted again."""
+
+AGAIN = "the features are extracted again"
+LARGEST_HEADER = 4096
+"""Bytes before the numbers in a `.npy` file, at most."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +33,7 @@ class Origin:
         weights: Fingerprint of the backbone.
         preprocessing: Fingerprint of what makes its inputs.
         layer: Name of the layer.
-        data: Fingerprint of the dataset.
+        data: Fingerprint of the inputs, whatever their labels.
         rows: How many there are.
     """
 
@@ -52,40 +63,90 @@ def same_space(one: Origin, other: Origin, what: str) -> None:
 
 @dataclass(frozen=True)
 class Store:
-    """A directory of features: for each `Origin` an array `KEY.npy` and, beside it, what it is of in `KEY.json`."""
+    """A directory of features: for each `Origin` an array `KEY.npy` and, beside it, a sealed record `KEY.json`.
+
+    The record says what the features are of, their width, and the SHA-256 of the array's file. Whatever does not agree
+    with that is not there: it is extracted again, and a warning names the file. While features are extracted, what is
+    there already lies in parts `KEY.FROM-TO.npy`, each with a record of its own.
+    """
 
     directory: epath.Path
 
     def read(self, origin: Origin) -> np.ndarray | None:
-        """The features `[rows, width]` of an origin, mapped from a local disk; None if they are not there.
-
-        Raises:
-            InputError: the entry is of something else, as of another preprocessing, or damaged.
-        """
-        array, about = self._paths(origin)
-        if not about.exists() or not array.exists():
-            return None
-        found, expected = files.read_json(about), asdict(origin)
-        if differing := [f"{k} {found.get(k)}, not {v}" for k, v in expected.items() if found.get(k) != v]:
-            raise InputError(f"{array}: features of {'; '.join(differing)}; remove it, or choose another store")
-        try:
-            values = np.load(array.open("rb")) if "://" in str(array) else np.load(array, mmap_mode="r")
-        except (ValueError, OSError, EOFError) as error:
-            raise InputError(f"{array}: damaged features ({error}); remove it") from None
-        if len(values) != origin.rows or values.ndim != 2:
-            raise InputError(f"{array}: shape {list(values.shape)}, expected [{origin.rows}, width]; remove it")
-        return values
+        """The features `[rows, width]` of an origin, mapped from a local disk; None if they are not there, whole."""
+        return self._entry(origin, (0, origin.rows), origin.key)
 
     def write(self, origin: Origin, values: np.ndarray, **also: Any) -> None:
-        """Keep features; what is written is there whole or not at all."""
-        array, about = self._paths(origin)
-        buffer = io.BytesIO()
-        np.save(buffer, values)
-        files.write(array, buffer.getbuffer())
-        files.write(about, json.dumps(asdict(origin) | also, indent=2) + "\n")
+        """Keep features; what is written is there whole or not at all. The parts that there are of them go."""
+        self._keep(origin, (0, origin.rows), origin.key, values, also)
+        for path in self.directory.glob(f"{origin.key}.*-*.*"):
+            path.unlink(missing_ok=True)
 
-    def _paths(self, origin):
-        return self.directory / f"{origin.key}.npy", self.directory / f"{origin.key}.json"
+    def read_parts(self, origin: Origin) -> np.ndarray | None:
+        """The first rows of features whose extraction was interrupted, `[some, width]`; None where there are none."""
+        found: list[np.ndarray] = []
+        bounds = sorted(_bounds(path.name) for path in self.directory.glob(f"{origin.key}.*-*.json"))
+        for start, stop in bounds:
+            if start == sum(map(len, found)) and start < stop <= origin.rows:
+                part = self._entry(origin, (start, stop), f"{origin.key}.{start}-{stop}")
+                found += [] if part is None else [part]
+        return np.concatenate(found) if found else None
+
+    def write_part(self, origin: Origin, start: int, values: np.ndarray) -> None:
+        """Keep the rows from `start` on of features of which the rest is still to come."""
+        rows = start, start + len(values)
+        self._keep(origin, rows, f"{origin.key}.{rows[0]}-{rows[1]}", values, {})
+
+    def _entry(self, origin, rows, name):
+        array, about = (epath.Path(self.directory) / f"{name}.{end}" for end in ("npy", "json"))
+        if not about.exists() and not array.exists():
+            return None
+        try:
+            version, found = files.read_record(about, AGAIN)
+            expected = asdict(origin) | {"from": rows[0], "to": rows[1]}
+            if version != VERSION or any(found.get(key) != value for key, value in expected.items()):
+                raise Damaged(f"{about} is of other features; {AGAIN}")
+            return _checked(array, rows[1] - rows[0], found)
+        except Damaged as error:
+            log.warning("%s", error)
+            return None
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            log.warning("%s cannot be read (%s); %s", array, error, AGAIN)
+            return None
+
+    def _keep(self, origin, rows, name, values, also):
+        buffer = io.BytesIO()
+        np.save(buffer, np.asarray(values, np.float32))
+        content = buffer.getbuffer()
+        about = asdict(origin) | {"from": rows[0], "to": rows[1], "width": values.shape[1]} | also
+        files.write(self.directory / f"{name}.npy", content)
+        files.write_record(
+            self.directory / f"{name}.json", about | {"array": hashlib.sha256(content).hexdigest()}, VERSION
+        )
+
+
+def _checked(path, rows, about):
+    """The array of a file that is to the byte what its record says."""
+    shape = rows, about["width"]
+    nbytes = 4 * shape[0] * shape[1]
+    size = path.stat().length
+    if not nbytes < size <= nbytes + LARGEST_HEADER:
+        raise Damaged(f"{path} is damaged ({size} bytes, expected {nbytes} and a header); {AGAIN}")
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    if digest.hexdigest() != about.get("array"):
+        raise Damaged(f"{path} is damaged (its checksum differs); {AGAIN}")
+    if "://" in os.fspath(path):
+        return np.frombuffer(path.read_bytes(), np.float32, offset=size - nbytes).reshape(shape)
+    return np.memmap(path, np.float32, "r", offset=size - nbytes, shape=shape)
+
+
+def _bounds(name):
+    """The rows of a part by the name of its file; none where the name says none."""
+    found = re.search(r"\.(\d{1,12})-(\d{1,12})\.json$", name)
+    return tuple(map(int, found.groups())) if found else (0, 0)
 
 
 def default_store() -> epath.Path:

@@ -9,13 +9,12 @@ import numpy as np
 
 from jtransfer import checkpoints
 from jtransfer.checkpoints import Backbone
-from jtransfer.data import sources
-from jtransfer.data.dataset import check_whole
+from jtransfer.data.dataset import check_whole, fingerprint_of_inputs
 from jtransfer.data.sources import Dataset
 from jtransfer.data.splits import by_class
 from jtransfer.errors import InputError
 from jtransfer.evaluate import checks
-from jtransfer.evaluate.features import Prepare, extract, of_preprocessing, widths_of
+from jtransfer.evaluate.features import Prepare, extract, of_preprocessing, outputs_of, widths_of
 from jtransfer.evaluate.store import Origin, Store
 
 Progress = Callable[[str, int, int], None]
@@ -44,18 +43,28 @@ class Reader:
     def __call__(self, dataset: Dataset, *layers: str) -> dict[str, np.ndarray]:
         """Features `[rows, width]` of a dataset by layer.
 
+        What an interrupted pass kept is not extracted again; the batches are those that an uninterrupted one has.
+
         Raises:
-            InputError: an unknown layer, or an entry of the store that is of something else.
+            InputError: an unknown layer.
         """
         origins = {layer: self.origin(dataset, layer) for layer in layers}
         found = {layer: self.store.read(origin) for layer, origin in origins.items()}
         if missing := [layer for layer, values in found.items() if values is None]:
             what = f"{self.backbone.name} on {dataset.name}"
+
+            def keep(start, part):
+                for layer, values in part.items():
+                    self.store.write_part(origins[layer], start, values)
+
+            parts = {layer: self.store.read_parts(origins[layer]) for layer in missing}
             made = extract(
                 *(self.backbone, dataset.inputs, self.prepare, missing),
                 batch=self.batch,
                 axes=self.axes,
                 progress=lambda done, rows: self.progress(what, done, rows),
+                known=None if any(part is None for part in parts.values()) else parts,
+                keep=keep,
             )
             for layer, values in made.items():
                 self.store.write(origins[layer], values, backbone=self.backbone.name, dataset=dataset.name)
@@ -63,6 +72,12 @@ class Reader:
         for layer, values in found.items():
             checks.features(values, f"{layer} of {self.backbone.name} on {dataset.name}")
         return found
+
+    def default_layer(self, dataset: Dataset) -> str:
+        """The layer that stands for a backbone: `sentence_embedding` of a sentence encoder, `features` of any other."""
+        embedding = "sentence_embedding"
+        outputs = outputs_of(self.backbone, self.prepare(dataset.inputs[np.arange(1)]))
+        return embedding if embedding in outputs else "features"
 
     def check(self, dataset: Dataset, *layers: str) -> None:
         """Refuse layers that the backbone does not have, and damaged rows if any layer is still to be extracted.
@@ -80,7 +95,7 @@ class Reader:
             weights=self.backbone.fingerprint,
             preprocessing=of_preprocessing(dataset.inputs, self.prepare),
             layer=layer,
-            data=sources.fingerprint(dataset),
+            data=fingerprint_of_inputs(dataset),
             rows=len(dataset.inputs),
         )
 

@@ -20,7 +20,7 @@ from jtransfer.data.streams import ahead
 from jtransfer.errors import Damaged, InputError, Once
 from jtransfer.models import SOURCE_HEAD, STATISTICS
 from jtransfer.stopping import Stopped, after_a_step
-from jtransfer.train import hosts, sharding
+from jtransfer.train import hosts, remembered, sharding
 from jtransfer.train.optimiser import Optimiser
 from jtransfer.train.state import TrainState
 from jtransfer.train.step import make_step
@@ -62,8 +62,12 @@ class Run:
     fingerprints: dict[str, str]
 
 
-def prepare(config) -> Run:
+def prepare(config, stream: Any = None) -> Run:
     """Load data and backbone, build model and method.
+
+    Args:
+        config: Of the run.
+        stream: Of its data, as `remembered` has it; None to open what the config names.
 
     Raises:
         InputError: whatever in the config cannot be run, before any compilation.
@@ -79,7 +83,7 @@ def prepare(config) -> Run:
             f"config.batch {config.batch} must be a multiple of {parts}: devices of the batch x accumulate"
         )
     method, optimiser = methods.parse(config.method), Optimiser(**config.optimiser)
-    task = build_task(config, mesh)
+    task = build_task(config, mesh, stream)
     if task.params and not method.pretrained:
         which = ", ".join(filter(None, (config.backbone, *config.towers.values())))
         log.warning(
@@ -95,8 +99,8 @@ def prepare(config) -> Run:
 def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], None]) -> list[Row]:
     """Train from the newest checkpoint in a directory, or from the start, to the last step.
 
-    Leaves `metrics.jsonl`, TensorBoard files, `checkpoints/` and, at the end, the trained model under `model/` in the
-    layout that `config.backbone` takes.
+    Leaves `metrics.jsonl`, TensorBoard files, `checkpoints/`, `task.json` and, at the end, the trained model under
+    `model/` in the layout that `config.backbone` takes.
 
     Args:
         run: What to do.
@@ -114,6 +118,8 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], No
     """
     directory, config, mesh = epath.Path(directory), run.config, run.mesh
     of = workdir.fingerprint(workdir.claim(directory, resolved(config) | {"fingerprints": run.fingerprints}))
+    if hosts.is_first():
+        remembered.write(directory, run.task)
     step, state, frozen, evaluate = _programs(run)
 
     with (

@@ -1,30 +1,37 @@
 """What a training run came to, from its directory: its backbone and what the method made of it."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
+from jtransfer.checkpoints import export
 from jtransfer.checkpoints.adapter import Adapter
 from jtransfer.checkpoints.backbone import Backbone
 from jtransfer.config import train_defaults
 from jtransfer.errors import InputError
 from jtransfer.files import read_record
+from jtransfer.methods.lora import LoRA
 from jtransfer.models import STATISTICS, Headed
-from jtransfer.train import loop
-from jtransfer.tree import FROZEN
+from jtransfer.train import loop, remembered
+from jtransfer.tree import FROZEN, Tree
 from jtransfer.workdir import same_data
 
 
 def result(directory: epath.PathLike) -> tuple[int, Adapter, dict[str, bytes]]:
-    """The step of the newest checkpoint of a run, the adapted backbone at that step, and the files of its tokenizer.
+    """The step of the newest checkpoint of a run, the adapted backbone at that step, and the files beside it.
 
-    The files are those of a model that no checkpoint gave its tokenizer to: a dual encoder trained from scratch.
+    The files are a tokenizer's and a processor's that the backbone does not have: of a model trained from scratch, or
+    of a config that names others.
 
-    The data and the backbone of the run have to be where they were; the devices need not be those that it had.
+    The backbone of the run has to be where it was. The data need not, and the devices need not be those that it had.
+    A run of an earlier version, which left no `task.json`, needs its data too.
 
     Raises:
-        InputError: no directory of a training run, no checkpoint in it, or data or backbone that have changed.
+        InputError: no directory of a training run, no checkpoint in it, or a backbone (or data) that have changed.
     """
     directory = epath.Path(directory)
     if not (directory / "config.json").exists():
@@ -34,19 +41,46 @@ def result(directory: epath.PathLike) -> tuple[int, Adapter, dict[str, bytes]]:
         raise InputError(f"workdir {directory} is of 'jtransfer curve', which keeps results and no weights")
     before = values.pop("fingerprints", {})
     here = {"mesh": {"data": 1, "rest": -1}, "sharding": "replicated"}
-    run = loop.prepare(ConfigDict(train_defaults() | values | here))
+    config = ConfigDict(train_defaults() | values | here)
+    stream, tokens = remembered.read(directory) or (None, 0)
+    if tokens:
+        config.load.tokens = tokens
+    run = loop.prepare(config, stream)
     if changed := [what for what, own in run.fingerprints.items() if not same_data(own, before.get(what))]:
         raise InputError(f"workdir {directory}: the {' and the '.join(changed)} changed since the run was started")
     step, tree = loop.restored(run, directory)
+    own = run.task.backbone is None or config.preprocessor or config.tokenizer
+    return step, _adapter(run, jax.device_get(tree)), run.task.beside() if own else {}
+
+
+def ways_out(run: loop.Run) -> list[str]:
+    """What `jtransfer export` will refuse of a run, known before its first step: one line for each format.
+
+    Whether PEFT can have it is said of methods with a LoRA alone.
+    """
+    nothing = {path: np.broadcast_to(leaf.dtype.type(np.nan), leaf.shape) for path, leaf in run.adapted.shapes.items()}
+    hollow = _adapter(run, nothing)
+    adapts = any(isinstance(part, LoRA) for part in run.method.parts)
+    said = []
+    for format in ("hf", "peft") if adapts else ("hf",):
+        try:
+            export.check_result(hollow, format)
+        except InputError as error:
+            said.append(f"jtransfer export --format={format} will refuse what this run comes to: {error}")
+    return said
+
+
+def _adapter(run: loop.Run, tree: Mapping[str, Any]) -> Adapter:
+    """What the leaves of a run, none merged, are apart from its backbone."""
     task = run.task
     base = task.backbone or Backbone(run.config.model.architecture, task.module, task.left_out)
-    known = base.params | base.state
+    known: Tree = base.params | base.state
 
     def is_new(path, leaf):
         if path.startswith(STATISTICS):
             return path not in known or not np.array_equal(leaf, known[path])
         return path not in known or run.adapted.rates[path] != FROZEN
 
-    params = {path: leaf for path, leaf in jax.device_get(tree).items() if is_new(path, leaf)}
+    params = {path: leaf for path, leaf in tree.items() if is_new(path, leaf)}
     head = task.model.config if isinstance(task.model, Headed) else None
-    return step, Adapter(base, run.method, params, head, task.classes), {} if task.backbone else task.beside()
+    return Adapter(base, run.method, params, head, task.classes)

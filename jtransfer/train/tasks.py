@@ -89,18 +89,23 @@ class Task:
         return self.tokenizer | {"preprocessor_config.json": json.dumps(dict(self.preprocessor), indent=2).encode()}
 
 
-def build_task(config, mesh: Mesh) -> Task:
+def build_task(config, mesh: Mesh, stream: Stream | PairStream | None = None) -> Task:
     """The task of a config.
+
+    Args:
+        config: Of the run.
+        mesh: The devices.
+        stream: Of its data; None to open what the config names.
 
     Raises:
         InputError: whatever of the task cannot be.
     """
-    return (_classification if config.objective == "classification" else _contrastive)(config, mesh)
+    return (_classification if config.objective == "classification" else _contrastive)(config, mesh, stream)
 
 
-def _classification(config, mesh) -> Task:
+def _classification(config, mesh, stream) -> Task:
     processes = jax.process_index(), jax.process_count()
-    stream = open_stream(config.data, config.batch, config.seed, *processes, config.data_dir)
+    stream = stream or open_stream(config.data, config.batch, config.seed, *processes, config.data_dir)
     if config.backbone:
         # On the host, where it may lie in the mapped file; training lays it out on the mesh.
         backbone, prepare = load_for(config.backbone, config.load, stream, sharding="host")
@@ -124,16 +129,20 @@ def _classification(config, mesh) -> Task:
         classes=stream.classes,
         backbone=backbone,
         fingerprints={"backbone": backbone.fingerprint} if backbone else {},
-        preprocessor=_processor_of(backbone),
+        preprocessor=_processor_of(backbone, module),
         tokenizer=tokenizer_files(backbone) if stream.kind == "text" else {},
     )
 
 
-def _processor_of(backbone):
-    from jtransfer.data.images import Processor
+def _processor_of(backbone, module):
+    """How images are made, in Hugging Face's keys; None where there are none, or nothing says it."""
+    from jtransfer.data import images
 
-    processor = backbone and backbone.preprocess  # of one in our own layout a function, which keeps nothing
-    return processor.values if isinstance(processor, Processor) else None
+    if "pixel_values" not in module.config.inputs:
+        return None
+    shape = module.config.inputs["pixel_values"].shape[1:]
+    own = backbone.preprocess if backbone else images.plain(shape) if shape[-1] in (1, 3) else None
+    return getattr(own, "values", None)
 
 
 def _measured_classes(stream, prepare, mesh, adapted) -> Evaluate:
@@ -156,9 +165,9 @@ def _measured_classes(stream, prepare, mesh, adapted) -> Evaluate:
     return evaluate
 
 
-def _contrastive(config, mesh) -> Task:
+def _contrastive(config, mesh, stream) -> Task:
     processes = jax.process_index(), jax.process_count()
-    stream = open_pairs(
+    stream = stream or open_pairs(
         config.data, config.batch, config.seed, *processes, config.data_dir, config.templates, config.crop
     )
     start, left_out = pairs.start(config, stream), {}

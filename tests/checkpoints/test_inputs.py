@@ -143,9 +143,10 @@ def test_another_kind_of_data_is_refused_in_one_line(bert, vit):
         checkpoints.load_for(bert, {}, pictures((16, 16, 3)))
 
 
-def test_a_backbone_without_a_processor_takes_images_of_its_own_shape_alone(vit):
-    with pytest.raises(InputError, match="images of mine are 16x16x3, the model takes 8x8x1"):
-        checkpoints.load_for("glyphs-vit", {}, pictures((16, 16, 3)))
+def test_a_backbone_without_a_processor_takes_images_of_its_own_shape_as_they_are_and_resizes_others(vit):
+    _, resizing = checkpoints.load_for("glyphs-vit", {}, pictures((16, 16, 3)))
+    found = resizing([np.full((16, 16, 3), 51, np.uint8)])["pixel_values"]
+    np.testing.assert_allclose(found, np.full((1, 8, 8, 1), 0.2), atol=1e-6)
     _, prepare = checkpoints.load_for("glyphs-vit", {}, pictures((8, 8, 1)))
     np.testing.assert_allclose(prepare([np.full((8, 8, 1), 51, np.uint8)])["pixel_values"], 0.2)
     digits = load("digits")

@@ -214,17 +214,19 @@ def test_layouts_without_a_processor_file_bring_its_values(tmp_path):
     assert found.shape == (1, 4, 4, 3)
 
 
-def test_our_own_layout_takes_images_as_they_are(tmp_path):
+def test_our_own_layout_takes_floats_of_its_shape_as_they_are_and_resizes_bytes(tmp_path):
     own = of(tmp_path, ViTConfig(image=(8, 8), channels=1, patch=4, width=8, depth=1, heads=1), layout="jtransfer")
     floats = np.linspace(-1, 2, 2 * 8 * 8).reshape(2, 8, 8, 1)
     np.testing.assert_array_equal(own(floats)["pixel_values"], floats.astype(np.float32))
     np.testing.assert_array_equal(own(list(floats[..., 0]))["pixel_values"], floats.astype(np.float32))
     np.testing.assert_array_equal(own([GREY])["pixel_values"][0, ..., 0], GREY.astype(np.float32) / 255)
+    larger = np.asarray(Image.fromarray(GREY).resize((20, 12)))
+    resized = np.asarray(Image.fromarray(larger).resize((8, 8), Image.Resampling.BICUBIC))
+    np.testing.assert_allclose(own([larger, GREY])["pixel_values"][0, ..., 0], resized / 255, atol=1e-6)
     for wrong, message in [
-        (floats[:, :7], "images have shape [2, 7, 8, 1]; expected [n, 8, 8, 1]"),
-        (floats.astype(int), "images have dtype int64; expected [n, 8, 8, 1] of float or uint8"),
-        ([GREY, GREY[:4]], "images have several shapes; expected [n, 8, 8, 1]"),
-        ("a text", "images have shape []; expected [n, 8, 8, 1]"),
+        (floats[:, :7], "image 0 has dtype float64; expected uint8"),
+        (floats.astype(int), "image 0 has dtype int64; expected uint8"),
+        ("a text", "images are given as str; expected a list of PIL images or arrays"),
     ]:
         with pytest.raises(InputError, match=re.escape(message)):
             own(wrong)

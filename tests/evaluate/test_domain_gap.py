@@ -130,3 +130,16 @@ def test_gaps_that_cannot_be_measured_are_refused(gap, shapes, options, message)
     x, y = (np.random.default_rng(0).normal(size=shape) for shape in shapes)
     with pytest.raises(InputError, match=message):
         gap(x, y, **options)
+
+
+def test_a_source_may_lie_in_another_directory_than_the_data(reviews, tmp_path):
+    from types import SimpleNamespace
+
+    from jtransfer.evaluate.protocols.structure import domain_gap
+
+    task = SimpleNamespace(dataset=SimpleNamespace(kind="text", name="mine"), data_dir=str(tmp_path))
+    with pytest.raises(InputError, match="'reviews' is not prepared"):
+        domain_gap(task, source="tfds:reviews")
+    assert callable(domain_gap(task, source="tfds:reviews", source_dir=reviews))
+    with pytest.raises(InputError, match="source_dir nope://there: expected a path"):
+        domain_gap(task, source="tfds:reviews", source_dir="nope://there")

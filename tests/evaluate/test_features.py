@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from jtransfer import checkpoints, models
-from jtransfer.data.dataset import Dataset, Lazy
+from jtransfer.data.dataset import Dataset, Lazy, fingerprint_of_inputs
 from jtransfer.errors import InputError
+from jtransfer.evaluate import features
 from jtransfer.evaluate.features import Layer, extract, widths_of
 from jtransfer.evaluate.store import Origin, Store, same_space
 from jtransfer.evaluate.task import Reader, split
@@ -162,24 +163,156 @@ def test_other_weights_data_preprocessing_or_layers_are_other_features(reader, d
     assert origin == reader.origin(dataclasses.replace(dataset, name="the same by another name"), "features")
 
 
-def test_features_of_another_preprocessing_are_refused_in_one_line(reader, dataset):
-    reader(dataset, "features")
+def test_features_of_different_spaces_are_not_compared(reader, dataset):
     origin = reader.origin(dataset, "features")
-    about = reader.store.directory / f"{origin.key}.json"
-    about.write_text(json.dumps(json.loads(about.read_text()) | {"preprocessing": "0123456789abcdef"}))
-    with pytest.raises(InputError, match=f"features of preprocessing 0123456789abcdef, not {origin.preprocessing}"):
-        reader(dataset, "features")
     other = dataclasses.replace(origin, preprocessing="0123456789abcdef")
     with pytest.raises(InputError, match="gap: features of preprocessing .* cannot be compared"):
         same_space(origin, other, "gap")
 
 
-def test_a_damaged_entry_of_the_store_is_named(reader, dataset):
-    reader(dataset, "features")
-    array = reader.store.directory / f"{reader.origin(dataset, 'features').key}.npy"
-    array.write_bytes(array.read_bytes()[:300])
-    with pytest.raises(InputError, match=f"{array.name}: damaged features"):
-        reader(dataset, "features")
+def flip(path, place):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def claim_much(array, about):
+    content = array.read_bytes()
+    array.write_bytes(content.replace(b"(48, 16), ", b"(9**9,16),"))
+
+
+def put_another_in_place(array, about):
+    values = np.load(array)
+    np.save(array, values[::-1])
+
+
+def pickle_it(array, about):
+    np.save(array, np.array([{"a": 1}], object), allow_pickle=True)
+
+
+def exchange_with_another_layer(array, about):
+    (other,) = {*array.parent.glob("*.json")} - {about}
+    about.write_bytes(other.read_bytes())
+    array.write_bytes(other.with_suffix(".npy").read_bytes())
+
+
+DAMAGES = {
+    "a bit of a number": lambda array, about: flip(array, -5),
+    "a bit of the header": lambda array, about: flip(array, 70),
+    "a shape that is not there": claim_much,
+    "cut off": lambda array, about: array.write_bytes(array.read_bytes()[:300]),
+    "longer": lambda array, about: array.write_bytes(array.read_bytes() + b"more"),
+    "empty": lambda array, about: array.write_bytes(b""),
+    "the rows in another order": put_another_in_place,
+    "a pickle": pickle_it,
+    "the array is gone": lambda array, about: array.unlink(),
+    "the record is gone": lambda array, about: about.unlink(),
+    "a bit of the record": lambda array, about: flip(about, 60),
+    "an empty record": lambda array, about: about.write_text("{}"),
+    "a record of the first format": lambda array, about: about.write_text(
+        json.dumps({k: v for k, v in json.loads(about.read_text()).items() if k not in ("sha256", "format", "array")})
+    ),
+    "a list for a record": lambda array, about: about.write_text("[]"),
+    "of another layer": exchange_with_another_layer,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_features_are_named_and_extracted_again_and_none_are_believed(reader, dataset, found, damage, caplog):
+    reader(dataset, "features", "hidden_1.max")
+    key = reader.origin(dataset, "features").key
+    array, about = (reader.store.directory / f"{key}.{end}" for end in ("npy", "json"))
+    DAMAGES[damage](array, about)
+    seen = []
+    again = dataclasses.replace(reader, progress=lambda what, done, rows: seen.append(done))
+    np.testing.assert_allclose(again(dataset, "features")["features"], found["features"], atol=1e-6)
+    assert seen[-1] == 48
+    (said,) = [record.message for record in caplog.records]
+    assert key in said and "the features are extracted again" in said and "\n" not in said
+    caplog.clear()
+    again(dataset, "features")
+    assert seen.count(48) == 1 and not caplog.records
+
+
+class Stopped(Exception):
+    """A user's Ctrl-C."""
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_an_interrupted_extraction_goes_on_where_it_stopped_to_the_same_bits(reader, dataset, tmp_path, batches):
+    def stop(what, done, rows):
+        if done == 16 * batches:
+            raise Stopped
+
+    layers, seen = ("features", "hidden_1.max"), []
+    with pytest.raises(Stopped):
+        dataclasses.replace(reader, progress=stop)(dataset, *layers)
+    again = dataclasses.replace(reader, progress=lambda what, done, rows: seen.append(done))
+    resumed = again(dataset, *layers)
+    assert seen == [16, 32, 48][batches:]
+    whole = dataclasses.replace(reader, store=Store(tmp_path / "other"))(dataset, *layers)
+    for layer in layers:
+        np.testing.assert_array_equal(resumed[layer], whole[layer])
+    assert len(list(reader.store.directory.glob("*.npy"))) == 2, "the parts are gone"
+
+
+def test_a_killed_extraction_loses_no_more_than_some_seconds_and_no_damaged_part_is_believed(
+    reader, dataset, found, monkeypatch, caplog
+):
+    monkeypatch.setattr(features, "SECONDS", -1)
+    with monkeypatch.context() as killed:
+        killed.setattr(Store, "write", lambda *_, **__: (_ for _ in ()).throw(Stopped))
+        with pytest.raises(Stopped):
+            reader(dataset, "features")
+    parts = sorted(reader.store.directory.glob("*.npy"))
+    assert [path.name.split(".")[1] for path in parts] == ["0-16", "16-32"]
+    flip(parts[1], -5)
+    seen = []
+    again = dataclasses.replace(reader, progress=lambda what, done, rows: seen.append(done))
+    np.testing.assert_allclose(again(dataset, "features")["features"], found["features"], atol=1e-6)
+    assert seen == [32, 48] and parts[1].name in caplog.text
+
+
+def test_other_labels_classes_and_splits_of_the_same_inputs_are_the_same_features(reader, dataset):
+    origin = reader.origin(dataset, "features")
+    for change in (
+        {"labels": dataset.labels[::-1], "classes": ("x", "y", "z")},
+        {"labels": np.eye(3, dtype=np.int32)[dataset.labels]},
+        {"pool": np.arange(40), "test": np.arange(40, 48)},
+    ):
+        assert reader.origin(dataclasses.replace(dataset, **change), "features") == origin
+    lazy = Lazy(48, lambda rows: list(dataset.inputs[rows]), "label=a", "inputs")
+    of_other_label = dataclasses.replace(lazy, identity="label=b")
+    of_other_inputs = dataclasses.replace(lazy, of_inputs="others")
+    one, same, other = (
+        fingerprint_of_inputs(dataclasses.replace(dataset, inputs=x)) for x in (lazy, of_other_label, of_other_inputs)
+    )
+    assert one == same != other
+
+
+@pytest.mark.parametrize(
+    ("pool", "normalize", "layer"),
+    [
+        ("mean", True, "sentence_embedding"),
+        ("cls", False, "sentence_embedding"),
+        ("pooler", False, "features"),
+    ],
+)
+def test_a_sentence_encoder_stands_by_its_embedding_and_any_other_backbone_by_its_features(
+    pool, normalize, layer, tmp_path
+):
+    config = models.BertConfig(
+        vocabulary=11, positions=8, width=8, depth=1, heads=2, hidden=16, pool=pool, normalize=normalize
+    )
+    model = models.of_config(config)
+    tree = jax.jit(lambda key: models.complete(model, key, {}, config.inputs))(jax.random.key(0))
+    bert = checkpoints.Backbone("bert", model, tree)
+    rows = Dataset("texts", Lazy(2, list, "two"), np.arange(2), ("a", "b"), np.arange(2), np.arange(2), "text")
+    ids = np.array([[1, 2, 3, 0, 0], [4, 5, 6, 7, 8]])
+    reader = Reader(bert, lambda at: {"input_ids": ids[at], "attention_mask": 1 * (ids[at] > 0)}, Store(tmp_path), 2)
+    assert reader.default_layer(rows) == layer
+    lengths = np.linalg.norm(reader(rows, layer)[layer], axis=-1)
+    assert np.allclose(lengths, 1, atol=1e-5) == normalize
 
 
 def test_features_that_are_constant_or_not_finite_are_refused(reader, dataset):

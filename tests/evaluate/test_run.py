@@ -218,7 +218,6 @@ def broken(vit, backbone, tmp_path_factory):
         ({"classes": ["cat", "dog", "cat"]}, "probe", "'classes' names 'cat' twice; expected each name once"),
         ({"test_images": np.zeros((0, 8, 8)), "test_labels": [0][:0]}, "probe", "'test_images' is empty"),
         ("NaN weights", "probe", "features of .*: row 0 holds NaN or infinite values"),
-        ("other preprocessing", "prototypes", "features of preprocessing 0123, not [0-9a-f]{16}; remove it"),
     ],
 )
 def test_on_the_terminal_bad_input_is_one_line_and_exit_code_2(
@@ -231,10 +230,6 @@ def test_on_the_terminal_bad_input_is_one_line_and_exit_code_2(
         keys |= {"backbone": broken}
     text = ",".join(f"{key}={value}" for key, value in keys.items())
     command = ["evaluate", f"--config=configs/evaluate.py:{text}"]
-    if arrays == "other preprocessing":
-        assert cli.main([*command, f"--workdir={tmp_path / 'first'}"]) == 0
-        (about,) = (tmp_path / "store").glob("*.json")
-        about.write_text(json.dumps(json.loads(about.read_text()) | {"preprocessing": "0123"}))
     capsys.readouterr()
     assert cli.main([*command, f"--workdir={tmp_path / 'run'}"]) == 2
     said = capsys.readouterr().err

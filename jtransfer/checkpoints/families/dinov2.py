@@ -55,6 +55,8 @@ def _read(values, names, patch, registers):
 
 
 def _write(config, again, model_type):
+    if not config.layer_scale:  # theirs would start at 0, which turns every branch off
+        raise InputError(f"a model with layer_scale=0.0 cannot be written as model_type '{model_type}'")
     ratios = [ratio for ratio in RATIOS if _hidden(config.width, ratio, config.gated) == config.stack.hidden]
     own = {"num_register_tokens": config.registers} if "registers" in model_type else {"use_mask_token": False}
     return write(

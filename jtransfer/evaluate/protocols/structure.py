@@ -5,6 +5,7 @@ from typing import Annotated
 import jax
 import numpy as np
 
+from jtransfer import files
 from jtransfer.data import splits, streams
 from jtransfer.data.dataset import Dataset, Lazy
 from jtransfer.errors import InputError
@@ -86,11 +87,16 @@ def cka(task: Task, reference: str = "") -> Run:
     return run
 
 
-def domain_gap(task: Task, source: str = "", permutations: Annotated[int, whole(1, 10**6)] = 1000) -> Run:
-    """How far the data is from the source's: MMD with a p-value, Fréchet distance, error of a domain classifier."""
+def domain_gap(
+    task: Task, source: str = "", permutations: Annotated[int, whole(1, 10**6)] = 1000, source_dir: str = ""
+) -> Run:
+    """How far the data is from the source's: MMD with a p-value, Fréchet distance, error of a domain classifier.
+
+    A prepared source lies in `source_dir`, or, where that is empty, beside the data in `config.data_dir`.
+    """
     if not source:
         raise InputError("domain_gap: source is missing; name a dataset or stream, as domain_gap(source='glyphs')")
-    there = _held_out(source, task)
+    there = _held_out(source, task, source_dir)
 
     def evaluate(x, layer):
         x, y = x[task.test], task.reader(there, layer)[layer]
@@ -116,9 +122,10 @@ MOST = 4096
 """Rows of a source that its features are extracted of."""
 
 
-def _held_out(source, task):
+def _held_out(source, task, source_dir):
     """Examples that a source keeps from training, as a dataset of which all is test."""
-    stream = streams.open_stream(source, 1, 0, data_dir=task.data_dir)
+    data_dir = str(files.path(source_dir, "domain_gap: source_dir")) if source_dir else task.data_dir
+    stream = streams.open_stream(source, 1, 0, data_dir=data_dir)
     if stream.kind != task.dataset.kind:
         raise InputError(f"domain_gap: {source} holds {stream.kind}s, {task.dataset.name} {task.dataset.kind}s")
     split, inputs, labels = stream.held_out

@@ -1,0 +1,109 @@
+"""What makes a directory of Hugging Face one of sentence-transformers, and a head that stands beside such an encoder.
+
+No class of Hugging Face predicts from the mean of the tokens. An encoder that pools so goes out as the directory that
+`SentenceTransformer(DIR)` loads, and the head of its task as two files in it, which change no embedding:
+
+    head.safetensors    weight [classes, width], bias [classes]: as torch.nn.Linear has them, and scikit-learn
+    head.json           {"classes": [their names], "reads": "pooling"}
+
+The head reads what the pooling gives, before any normalisation:
+
+    encoder = SentenceTransformer(DIR)
+    linear = torch.nn.Linear(width, classes)
+    linear.load_state_dict(safetensors.torch.load_file("DIR/head.safetensors"))
+    logits = linear(encoder[1](encoder[0](encoder.tokenize(texts)))["sentence_embedding"])
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from jtransfer.checkpoints import tensors
+from jtransfer.checkpoints.names import DENSE, Row
+from jtransfer.errors import InputError
+from jtransfer.files import read_json
+from jtransfer.models import SOURCE_HEAD, Head
+from jtransfer.tree import Tree
+
+WEIGHTS, ABOUT = "head.safetensors", "head.json"
+ROW = Row("head", SOURCE_HEAD.rstrip("/"), DENSE)
+"""Where the tensors of the head go, by the names that `read` gives them."""
+
+POOLED = ("cls", "mean")
+"""Ways of pooling that a sentence encoder has."""
+
+
+def is_encoder(config: Any) -> bool:
+    """Whether a model gives the embedding of a sentence."""
+    return hasattr(config, "normalize") and config.pool in POOLED
+
+
+def stands_beside(config: Any, head: Head | None) -> bool:
+    """Whether a head on a model goes into the two files: one layer on what a sentence encoder pools."""
+    return head is not None and is_encoder(config) and head == Head(head.classes)
+
+
+def write_head(directory: Path, params: Tree, classes: tuple[str, ...]) -> None:
+    """Write the two files of the head under `source_head/` of a tree."""
+    kernel, bias = (np.asarray(params[SOURCE_HEAD + leaf], np.float32) for leaf in ("kernel", "bias"))
+    tensors.write_safetensors(directory / WEIGHTS, {"weight": kernel.T, "bias": bias})
+    _write_json(directory / ABOUT, {"classes": list(classes), "reads": "pooling"})
+
+
+def read(where: epath.Path) -> tuple[tuple[str, ...], dict[str, tensors.Tensor]] | None:
+    """The names of the classes and the tensors `head.weight` and `head.bias` of the head in a directory; None if none.
+
+    Raises:
+        InputError: one of the files is missing or damaged, or they contradict each other.
+    """
+    if not (where / WEIGHTS).exists() and not (where / ABOUT).exists():
+        return None
+    for name in (WEIGHTS, ABOUT):
+        if not (where / name).exists():
+            raise InputError(f"{where / name} is missing, which describes the head together with the other file")
+    found, classes = tensors.read_safetensors(where / WEIGHTS), read_json(where / ABOUT).get("classes")
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise InputError(f"{where / ABOUT}: expected the list 'classes' of names")
+    shapes = {name: tensor.shape for name, tensor in found.items()}
+    if sorted(shapes) != ["bias", "weight"] or len(shapes["weight"]) != 2:
+        raise InputError(f"{where / WEIGHTS}: expected weight [classes, width] and bias [classes], found {shapes}")
+    if {len(classes), *shapes["bias"], shapes["weight"][0]} != {len(classes)}:
+        raise InputError(f"{where / WEIGHTS} has {shapes}, and {ABOUT} has {len(classes)} classes")
+    return tuple(classes), {f"head.{name}": tensor for name, tensor in found.items()}
+
+
+def write_modules(directory: Path, config: Any, limit: int | None) -> None:
+    """Write what sentence-transformers reads beside the model, where it is not there already.
+
+    Args:
+        directory: With `config.json`, weights and the files of the tokenizer.
+        config: Of the encoder.
+        limit: The most tokens that are kept of a text; None where nothing says it.
+    """
+    if (directory / "modules.json").exists():
+        return
+    modules = ["", "1_Pooling", *(["2_Normalize"] if config.normalize else [])]
+    kinds = ("Transformer", "Pooling", "Normalize")
+    described = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(zip(modules, kinds, strict=False))
+    ]
+    (directory / "modules.json").write_text(json.dumps(described, indent=2) + "\n")
+    for path in modules[1:]:
+        (directory / path).mkdir(exist_ok=True)
+    flags = {"cls_token": config.pool == "cls", "mean_tokens": config.pool == "mean"}
+    modes = flags | {"max_tokens": False, "mean_sqrt_len_tokens": False}
+    pooling = {f"pooling_mode_{mode}": value for mode, value in modes.items()}
+    _write_json(directory / "1_Pooling" / "config.json", {"word_embedding_dimension": config.width} | pooling)
+    if config.normalize:
+        _write_json(directory / "2_Normalize" / "config.json", {})
+    if limit and not (directory / "sentence_bert_config.json").exists():
+        _write_json(directory / "sentence_bert_config.json", {"max_seq_length": limit, "do_lower_case": False})
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n")

@@ -1,0 +1,83 @@
+"""What a run keeps of its data in `task.json`, so that what it came to is written without them.
+
+An export builds the task of the run again: the model, its classes, the shapes of its inputs. Of the data that takes
+their kind, the names of the classes, and one row that has the form of all others.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from jtransfer import files
+from jtransfer.data.dataset import Lazy
+from jtransfer.data.pairs import HeldOut, PairStream
+from jtransfer.data.streams import Stream
+from jtransfer.errors import Damaged
+from jtransfer.train.tasks import Task
+
+FILE = "task.json"
+VERSION = 2
+"""Of the record. There was no version 1, as which a record without a seal is read."""
+
+WAY_OUT = "remove it, and the data are read in its place"
+LARGEST = 1 << 28
+"""Numbers in an input, at most."""
+
+
+def write(directory: epath.Path, task: Task) -> None:
+    """Write the record of a task's data into a run's directory."""
+    stream = task.stream
+    (one,) = stream.inputs[np.arange(1)]
+    if stream.kind == "text":
+        row = {"texts": 1 if isinstance(one, str) else len(one), "tokens": task.example["input_ids"].shape[1]}
+    else:
+        lazy = hasattr(stream.inputs, "read")
+        row = {"shape": list(np.shape(one)), "dtype": "uint8" if lazy else str(stream.inputs.dtype), "lazy": lazy}
+    values = {"kind": stream.kind, "name": stream.name, "fingerprint": stream.fingerprint, "row": row}
+    files.write_record(directory / FILE, values | {"classes": list(task.classes)}, VERSION)
+
+
+def read(directory: epath.Path) -> tuple[Stream | PairStream, int] | None:
+    """A stream that has the form of a run's data and none of their rows, and the length of its texts, if it has any.
+
+    Returns:
+        None for a run that kept no record, as an earlier version's.
+
+    Raises:
+        Damaged: the record is not as it was written.
+    """
+    path = directory / FILE
+    if not path.exists():
+        return None
+    version, values = files.read_record(path, WAY_OUT)
+    try:
+        if version != VERSION:
+            raise ValueError(f"version {version}, expected {VERSION}")
+        return _stream(values), int(values["row"].get("tokens", 0))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Damaged(f"{path} is damaged ({type(error).__name__}: {error}); {WAY_OUT}") from None
+
+
+def _stream(values: Mapping[str, Any]) -> Stream | PairStream:
+    kind, name, fingerprint = (str(values[key]) for key in ("kind", "name", "fingerprint"))
+    row, classes = values["row"], tuple(map(str, values["classes"]))
+    if kind == "text":
+        one = "" if row["texts"] == 1 else ("",) * min(int(row["texts"]), 2)
+        inputs = Lazy(1, lambda rows: [one] * len(rows), "")
+    else:
+        shape = tuple(map(int, row["shape"]))
+        if not 0 < np.prod(shape, dtype=float) <= LARGEST:
+            raise ValueError(f"images of {shape}")
+        image = np.broadcast_to(np.zeros((), np.dtype(row["dtype"])), shape)
+        inputs = Lazy(1, lambda rows: [image] * len(rows), "") if row["lazy"] else image[None]
+    if kind == "pair":
+        held_out = HeldOut("", inputs, (), np.zeros(0, np.int32), ())
+        stream = PairStream(name, inputs, _no_batches, held_out, fingerprint)
+        return PairStream(name, inputs, _no_batches, held_out, fingerprint, over=lambda features: stream)
+    return Stream(name, classes, kind, inputs, _no_batches, ("", inputs, np.zeros(0, np.int32)), fingerprint)
+
+
+def _no_batches(step):
+    raise ValueError("a stream without rows has no batches")
