@@ -141,9 +141,13 @@ class Tokenizer:
                 the checkpoint has not, or a token that the model's table has no row for.
         """
         arrays, cut = self.read(texts, pairs, length, side, prompt)
+        self.warn(cut)
+        return arrays
+
+    def warn(self, cut: np.ndarray) -> None:
+        """Log, the first time that there are any, how many of some texts were cut `[n]`."""
         if cut.any():
             self._warn("%s: %d of %d texts were cut off", self.where, cut.sum(), len(cut))
-        return arrays
 
     def read(self, texts, pairs=None, length=None, side=None, prompt=None) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """What a call gives, and which of the texts were cut `[n]`, of which nothing is logged."""
