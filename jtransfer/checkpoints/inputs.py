@@ -164,7 +164,7 @@ def _for_texts(backbone: Backbone, data: Any, tokens: int) -> Texts:
     limit, longest, cut = tokens or tokenizer.limit, 1, 0
     for start in range(0, len(data.inputs), BLOCK):
         columns = _columns(data.inputs[np.arange(start, min(start + BLOCK, len(data.inputs)))])
-        rows = tokenizer.rows(*columns, limit)  # which refuses a token that the model has no row for
+        rows = tokenizer.rows(*columns, limit, first=start)  # which refuses a token that the model has no row for
         longest, cut = max(longest, *(len(ids) for ids, _, _ in rows)), cut + sum(was_cut for _, _, was_cut in rows)
     if cut:
         log.warning("%s: %d of %d texts are longer than %d tokens and are cut", data.name, cut, len(data.inputs), limit)

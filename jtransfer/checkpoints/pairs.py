@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -204,4 +203,9 @@ def _texts(config, module, source):
     if length > made.limit:
         raise InputError(f"config.load.tokens is {length}; the text tower takes {made.limit} at most")
 
-    return partial(made.read, length=length), files
+    def read_texts(texts):
+        arrays, cut = made.read(texts, length=length)
+        made.warn(cut)
+        return arrays, cut
+
+    return read_texts, files

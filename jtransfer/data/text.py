@@ -141,9 +141,13 @@ class Tokenizer:
                 the checkpoint has not, or a token that the model's table has no row for.
         """
         arrays, cut = self.read(texts, pairs, length, side, prompt)
+        self.warn(cut)
+        return arrays
+
+    def warn(self, cut: np.ndarray) -> None:
+        """Log, the first time that there are any, how many of some texts were cut `[n]`."""
         if cut.any():
             self._warn("%s: %d of %d texts were cut off", self.where, cut.sum(), len(cut))
-        return arrays
 
     def read(self, texts, pairs=None, length=None, side=None, prompt=None) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """What a call gives, and which of the texts were cut `[n]`, of which nothing is logged."""
@@ -168,8 +172,11 @@ class Tokenizer:
             self._check("padding", "input_ids", [self.pad])
         return {name: arrays[name] for name in self.names}, np.array([was_cut for _, _, was_cut in rows])
 
-    def rows(self, texts, pairs=None, limit=None, prompt=None) -> list[Encoded]:
-        """The tokens of each text (or pair), at most `limit`, without padding; the model has a row for each of them."""
+    def rows(self, texts, pairs=None, limit=None, prompt=None, first=0) -> list[Encoded]:
+        """The tokens of each text (or pair), at most `limit`, without padding; the model has a row for each of them.
+
+        Errors count the texts from `first` on, the place of these texts among others.
+        """
         texts = check_texts(texts, "texts")
         if pairs is not None and len(check_texts(pairs, "pairs")) != len(texts):
             raise InputError(f"there are {len(texts)} texts, but {len(pairs)} pairs")
@@ -180,7 +187,7 @@ class Tokenizer:
             raise InputError(f"{limit} tokens are too few for the special ones alone")
         for place, name in enumerate(("input_ids", "token_type_ids")):
             if name in self.tables and any(max(row[place], default=0) >= self.tables[name] for row in found):
-                for number, row in enumerate(found):
+                for number, row in enumerate(found, first):
                     self._check(f"text {number}", name, row[place])
         return found
 
@@ -310,8 +317,10 @@ def sentence_settings(directory: epath.Path) -> tuple[dict[str, Any], dict[str, 
     values = optional(file)
     keys.check(file, values, keys.SENTENCE_BERT)
     length, lower = values.get("max_seq_length"), values.get("do_lower_case")
-    if not (length is None or (type(length) is int and length >= 1)) or not isinstance(lower, bool | None):
-        raise InputError(f"{file}: max_seq_length is {length!r}, do_lower_case is {lower!r}; expected a number, a flag")
+    if not (length is None or (type(length) is int and length >= 1)):
+        raise InputError(f"{file}: max_seq_length is {length!r}; expected a whole number above 0")
+    if not isinstance(lower, bool | None):
+        raise InputError(f"{file}: do_lower_case is {lower!r}; expected true or false")
     file = directory / "config_sentence_transformers.json"
     said = optional(file)
     keys.check(file, said, keys.SENTENCE_TRANSFORMERS)

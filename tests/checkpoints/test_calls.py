@@ -1,5 +1,7 @@
 """What a backbone is called with: arrays, or what becomes one; all else is refused in one line that says what to do."""
 
+import dataclasses
+import json
 from types import SimpleNamespace
 
 import jax
@@ -192,3 +194,118 @@ def test_ids_become_the_texts_that_transformers_makes_of_them(tokenizers_of_gpt2
 @pytest.mark.parametrize("ids", [[1, 2], 3, [[0.5]], [[-1]], ["a"], [[[1]]]])
 def test_what_are_no_rows_of_ids_is_refused(tokenizers_of_gpt2, ids):
     refused(lambda: tokenizers_of_gpt2[0].decode(ids), "ids: expected")
+
+
+@pytest.fixture(scope="module")
+def bert():
+    return made(models.BertConfig(vocabulary=19, positions=16, width=8, depth=1, heads=2, hidden=8))
+
+
+OUTSIDE = [
+    ("input_ids", [[1, 19]], r"input_ids\[0, 1\] is 19; the model's table has 19 rows: expected 0..18"),
+    ("input_ids", [[1, 2], [-1, 2]], r"input_ids\[1, 0\] is -1; the model's table has 19 rows"),
+    ("input_ids", np.array([[1, 2**32 + 5]]), r"input_ids\[0, 1\] is 4294967301; "),
+    ("token_type_ids", [[0, 2]], r"token_type_ids\[0, 1\] is 2; the model's table has 2 rows"),
+    ("attention_mask", [[1, 2]], "attention_mask holds 2; expected 1 for a token, 0 for padding"),
+    ("attention_mask", [[-10000, 1]], "attention_mask holds -10000; "),
+]
+
+
+@pytest.mark.parametrize(("name", "values", "message"), OUTSIDE)
+def test_a_number_without_a_row_in_its_table_is_refused_with_its_place(bert, name, values, message):
+    batch = {"input_ids": np.ones(np.shape(values), int), name: values}
+    with pytest.raises(jt.InputError, match=f"'mine': {message}"):
+        bert(batch)
+
+
+def test_positions_and_prompts_without_a_row_are_refused(gpt2):
+    for positions in ([[0, 16]], [[-1, 0]]):
+        with pytest.raises(jt.InputError, match=r"position_ids\[0, .\] is -?\d+; the model's table has 16 rows"):
+            gpt2({"input_ids": [[1, 2]], "position_ids": positions})
+    with pytest.raises(jt.InputError, match=r"input_ids\[0, 1\] is 19; "):
+        gpt2.generate({"input_ids": [[1, 19]]}, max_new_tokens=2)
+    with pytest.raises(jt.InputError, match=r"19 tokens are too many; the model has 16 positions"):
+        gpt2.generate({"input_ids": [[1] * 10]}, max_new_tokens=10)
+    with pytest.raises(jt.InputError, match=r"pad_token_id\[0\] is 19; the model's table has 19 rows"):
+        gpt2.generate({"input_ids": [[1]]}, max_new_tokens=2, eos_token_id=3, pad_token_id=19)
+
+
+def test_a_number_that_nobody_checked_is_nan_and_leaves_other_rows_alone(bert):
+    """Inside jit no host sees the numbers; what has no row must not pass for another word."""
+    batch = jax.numpy.array([[1, 2], [1, 19], [-1, 2]])
+    outputs = jax.jit(lambda ids: models.apply(bert.model, bert.params, {"input_ids": ids}))(batch)
+    found = np.isfinite(np.asarray(outputs["features"])).all(-1)
+    assert found.tolist() == [True, False, False]
+    right = bert({"input_ids": batch[:1]})["features"]
+    np.testing.assert_allclose(outputs["features"][:1], right, atol=1e-6)
+
+
+def told(backbone, tmp_path, **files):
+    """The same with files of a checkpoint."""
+    for name, values in files.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(values))
+    origin = Origin(epath.Path(tmp_path), files.get("config", {}), "huggingface")
+    return dataclasses.replace(backbone, origin=origin)
+
+
+PROMPT = {"input_ids": [[1, 2, 3], [4, 5, 6]]}
+
+
+@pytest.mark.parametrize(
+    ("said", "options"),
+    [
+        ({"eos_token_id": 7, "pad_token_id": 0}, {"eos_token_id": 7, "pad_token_id": 0}),
+        ({"eos_token_id": [7, 8]}, {"eos_token_id": (7, 8), "pad_token_id": None}),
+        ({"do_sample": True}, {"temperature": 1.0, "top_k": 50, "eos_token_id": ()}),
+        ({"do_sample": True, "temperature": 0.6, "top_p": 0.8, "top_k": 0}, {"temperature": 0.6, "top_p": 0.8}),
+        ({"temperature": 0.6, "top_k": 5, "max_length": 4}, {"eos_token_id": ()}),
+    ],
+)
+def test_tokens_follow_as_the_generation_config_says(gpt2, tmp_path, said, options):
+    key = jax.random.key(3)
+    options = {"eos_token_id": (), **options}
+    expected = gpt2.generate(PROMPT, max_new_tokens=6, key=key, **options)
+    found = told(gpt2, tmp_path, generation_config=said).generate(PROMPT, max_new_tokens=6, key=key)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_options_of_a_call_go_before_the_generation_config(gpt2, tmp_path):
+    checkpoint = told(gpt2, tmp_path, generation_config={"do_sample": True, "top_k": 3, "eos_token_id": 2})
+    with pytest.raises(jt.InputError, match="temperature=1.0 draws tokens: pass a key, or temperature=0"):
+        checkpoint.generate(PROMPT, max_new_tokens=3)
+    greedy = gpt2.generate(PROMPT, max_new_tokens=3, eos_token_id=())
+    np.testing.assert_array_equal(checkpoint.generate(PROMPT, max_new_tokens=3, temperature=0, eos_token_id=()), greedy)
+
+
+@pytest.mark.parametrize("file", ["generation_config", "config"])
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"repetition_penalty": 1.2},
+        {"num_beams": 4},
+        {"no_repeat_ngram_size": 3},
+        {"bad_words_ids": [[3]]},
+        {"suppress_tokens": [4]},
+        {"forced_eos_token_id": 7},
+        {"min_new_tokens": 2},
+        {"temperature": "0.5"},
+    ],
+    ids=lambda said: next(iter(said)),
+)
+def test_a_way_of_generating_that_is_not_done_is_refused_by_its_key(gpt2, tmp_path, file, said):
+    key = next(iter(said))
+    with pytest.raises(jt.InputError, match=rf"/{file}.json: {key} is "):
+        told(gpt2, tmp_path, **{file: said}).generate(PROMPT, max_new_tokens=2)
+
+
+def test_values_that_change_nothing_are_taken(gpt2, tmp_path):
+    said = {
+        "num_beams": 1,
+        "repetition_penalty": 1.0,
+        "no_repeat_ngram_size": 0,
+        "bad_words_ids": None,
+        "min_length": 0,
+    }
+    checkpoint = told(gpt2, tmp_path, generation_config=said | {"transformers_version": "5.0", "use_cache": True})
+    expected = gpt2.generate(PROMPT, max_new_tokens=3, eos_token_id=())
+    np.testing.assert_array_equal(checkpoint.generate(PROMPT, max_new_tokens=3), expected)

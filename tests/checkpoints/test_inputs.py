@@ -1,6 +1,7 @@
 """A backbone for a dataset: which tower, what its inputs are made of, and what does not go together."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -151,3 +152,22 @@ def test_a_backbone_without_a_processor_takes_images_of_its_own_shape_as_they_ar
     np.testing.assert_allclose(prepare([np.full((8, 8, 1), 51, np.uint8)])["pixel_values"], 0.2)
     digits = load("digits")
     np.testing.assert_array_equal(prepare(digits.inputs[:3])["pixel_values"], digits.inputs[:3])
+
+
+@pytest.mark.parametrize("tokens", [0, 5])
+def test_what_is_cut_is_said_of_the_dataset_and_not_of_a_row_of_it(bert, tokens, caplog):
+    rows = ["the very very very good film"] * 300 + ["good"]
+    rows += ["film " * 60] * 2
+    _, prepare = checkpoints.load_for(bert, {"tokens": tokens}, texts(*rows))
+    prepare(rows[:1])
+    said = [record.getMessage() for record in caplog.records]
+    length, cut = (5, 302) if tokens else (40, 2)
+    assert said == [f"mine: {cut} of 303 texts are longer than {length} tokens and are cut"]
+
+
+def test_a_text_anywhere_in_a_dataset_that_the_model_has_no_row_for_is_refused_before_training(bert, tmp_path):
+    shutil.copytree(bert, tmp_path / "more")
+    settings = {"tokenizer_class": "BertTokenizer", "additional_special_tokens": ["<user>"]}
+    (tmp_path / "more" / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(InputError, match=r"text 299: input_ids\[1\] is \d+ \('<user>', which was added"):
+        checkpoints.load_for(str(tmp_path / "more"), {}, texts(*["good"] * 299, "<user> film", "film"))

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import os
 import re
 import sys
 from types import SimpleNamespace
@@ -345,8 +346,14 @@ def test_a_model_that_reads_its_last_token_has_all_texts_padded_to_the_full_leng
 def test_a_token_to_pad_with_that_is_no_word_is_refused(tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"pad_token": "<pad>"}))
-    with pytest.raises(InputError, match=r"vocab.txt: the vocabulary has no token to pad with, as <pad>"):
-        of(tmp_path, takes(input_ids=None))
+    config = SimpleNamespace(inputs={"input_ids": None}, longest=12, vocabulary=len(WORDS))
+    message = r"vocab.txt: padding: input_ids\[0\] is 10 \('<pad>', which was added to the tokenizer alone"
+    with pytest.raises(InputError, match=message):
+        of(tmp_path, config)(["a"])
+    (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / "vocab.txt").write_text("\n".join(["[UNK]", "[CLS]", "[SEP]"]))
+    with pytest.raises(InputError, match=r"vocab.txt: the vocabulary has no token to pad with, as \[PAD\], <pad>"):
+        of(tmp_path, config)
 
 
 def test_a_model_of_both_takes_images_texts_or_both(clip):
@@ -366,3 +373,122 @@ def test_of_a_model_of_both_only_the_files_that_are_used_need_be_there(tmp_path)
     assert clip(images=[GREY])["pixel_values"].shape == (1, 8, 8, 3)
     with pytest.raises(InputError, match=r"tokenizer.json is not there"):
         clip(text=["a cat"])
+
+
+def test_a_token_without_a_row_in_the_models_table_is_refused_by_its_text_and_its_name(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
+    settings = {"tokenizer_class": "BertTokenizer", "additional_special_tokens": ["<user>"]}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    inputs = dict.fromkeys(["input_ids", "attention_mask", "token_type_ids"])
+    config = SimpleNamespace(inputs=inputs, longest=12, vocabulary=len(WORDS), types=1)
+    texts = of(tmp_path, config)
+    assert texts(["a cat"])["input_ids"][0, :4].tolist() == [2, 5, 8, 3]
+    message = (
+        r"text 1: input_ids\[2\] is 10 \('<user>', which .* resize .*; the model's table has 10 rows: expected 0..9"
+    )
+    with pytest.raises(InputError, match=message):
+        texts(["a cat", "a <user>"])
+    with pytest.raises(InputError, match=r"text 0: token_type_ids\[3\] is 1; the model's table has 1 rows"):
+        texts(["a"], ["cat"])
+
+
+def replacements(*contents):
+    return [{"type": "Replace", "pattern": {"String": "a"}, "content": content} for content in contents]
+
+
+def whole(normalizer=None, splitter=None):
+    model = {"type": "WordLevel", "vocab": {"[UNK]": 0, "[PAD]": 1, "a": 2}, "unk_token": "[UNK]"}
+    spec = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "model": model}
+    return spec | {"normalizer": normalizer, "pre_tokenizer": splitter, "post_processor": None, "decoder": None}
+
+
+@pytest.mark.parametrize(
+    "normalizer",
+    [
+        {"type": "Sequence", "normalizers": replacements(*["aa"] * 40)},
+        {"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": replacements("aaaa", "a" * 30)}]},
+        replacements("a" * 1_000_000)[0],
+    ],
+    ids=["forty-doublings", "nested", "a-million"],
+)
+def test_replacements_that_would_fill_the_memory_are_refused(tmp_path, normalizer):
+    (tmp_path / "tokenizer.json").write_text(json.dumps(whole(normalizer)))
+    with pytest.raises(InputError, match="tokenizer.json: its replacements make a text more than 100 times as long"):
+        of(tmp_path, takes(input_ids=None))
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+$", "(a|a)*$", "a*a*a*a*a*a*a*$"])
+def test_a_pattern_that_backtracks_without_end_is_one_line_at_the_first_text(tmp_path, pattern):
+    """The library gives up after ten million steps, with a panic, which is no Exception."""
+    splitter = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(whole(splitter=splitter)))
+    texts = of(tmp_path, takes(input_ids=None))
+    with pytest.raises(InputError, match=r"tokenizer.json: the texts cannot be tokenized \(.*retry-limit"):
+        texts(["a" * 60 + "b"])
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json", "sentence_bert_config.json"])
+@pytest.mark.parametrize("what", ["pipe", "dangling", "directory"])
+def test_what_is_no_plain_file_is_refused_at_once(tmp_path, name, what):
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
+    file = tmp_path / name
+    {"pipe": lambda: os.mkfifo(file), "dangling": lambda: file.symlink_to("nowhere"), "directory": file.mkdir}[what]()
+    with pytest.raises(InputError, match=rf"{name}: expected a JSON object") as error:
+        of(tmp_path, takes(input_ids=None))
+    assert "\n" not in str(error.value)
+
+
+def test_code_of_a_checkpoint_is_never_looked_for(tmp_path):
+    (tmp_path / "tokenizer.json").write_text(json.dumps(whole()))
+    (tmp_path / "mine.py").write_text("raise SystemExit('ran')")
+    settings = {"tokenizer_class": "MineTokenizer", "auto_map": {"AutoTokenizer": ["mine.MineTokenizer", None]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(InputError, match="MineTokenizer is code of the checkpoint's own"):
+        of(tmp_path, takes(input_ids=None))
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "x.model").write_bytes(b"")
+    with pytest.raises(InputError, match="MineTokenizer is code of the checkpoint's own"):
+        of(tmp_path, takes(input_ids=None))
+
+
+def test_keys_that_nobody_here_knows_are_said_by_name(tmp_path, caplog):
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ x }}", "fold_umlauts": True}))
+    of(tmp_path, takes(input_ids=None))
+    assert [record.getMessage().partition(": ")[2] for record in caplog.records] == [
+        "nothing is done for fold_umlauts, which are not known here"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("tokenizer_mode", "clips"),
+        ("tokenizer_kwargs", {"strip_sep_token": True}),
+        ("tokenizer_kwargs", {"clean": "x"}),
+    ],
+)
+def test_ways_of_open_clip_that_are_not_done_are_refused_by_name(tmp_path, key, value):
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+    values = {"model_cfg": {"text_cfg": {key: value}}}
+    said = next(iter(value)) if isinstance(value, dict) else key
+    with pytest.raises(InputError, match=said):
+        of(tmp_path, takes(input_ids=None), values, "open_clip")
+
+
+@pytest.mark.parametrize(
+    ("text_cfg", "words"),
+    [
+        ({"hf_tokenizer_name": "bert"}, ["A", "red", "&", "cat"]),
+        ({"hf_tokenizer_name": "bert", "tokenizer_kwargs": {"clean": "canonicalize"}}, ["a", "red", "cat"]),
+    ],
+)
+def test_texts_of_an_open_clip_checkpoint_are_cleaned_as_its_config_says(tmp_path, text_cfg, words):
+    there = [*WORDS, "A", "&"]
+    (tmp_path / "vocab.txt").write_text("\n".join(there))
+    settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": False}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    texts = of(tmp_path, takes(input_ids=None), {"model_cfg": {"text_cfg": text_cfg}}, "open_clip")
+    ids = texts(["A  red &amp;amp;\tcat"])["input_ids"][0]
+    assert [there[i] for i in ids if i] == ["[CLS]", *words, "[SEP]"]

@@ -405,3 +405,115 @@ def test_a_resized_model_has_its_images_resized_and_cropped_in_proportion(photos
     config = ViTConfig(image=(384, 384))
     ours = preprocess.of("mine", Origin(epath.Path(tmp_path), {}, "huggingface"), config)(photos[:2])["pixel_values"]
     np.testing.assert_array_equal(ours, theirs)
+
+
+NEW = {"content": "<new>", "lstrip": False, "rstrip": False, "single_word": False, "normalized": False}
+KINDS = {
+    "bert": ({"tokenizer_class": "BertTokenizer"}, "bert"),
+    "gpt2": ({"tokenizer_class": "GPT2Tokenizer", "pad_token": "<|endoftext|>"}, "gpt2"),
+    "roberta": ({"tokenizer_class": "RobertaTokenizer"}, "roberta"),
+    "clip": ({"tokenizer_class": "CLIPTokenizer"}, "clip"),
+}
+ADDED = [{"additional_special_tokens": ["<new>"]}, {"extra_special_tokens": {"new_token": "<new>"}}]
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory):
+    """A small tokenizer of each kind, as vocabulary and as `tokenizer.json`."""
+    made = {}
+    for kind, (settings, model_type) in KINDS.items():
+        plain = tmp_path_factory.mktemp(kind)
+        if kind == "bert":
+            words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", "photo", "the", "don"]
+            (plain / "vocab.txt").write_text("\n".join([*words, *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz'")]))
+        elif kind == "clip":
+            clip_like(plain)
+        else:
+            byte_level(plain, special=["<s>", "<pad>", "</s>", "<unk>", "<mask>", "<|endoftext|>"])
+        write(plain, tokenizer_config=settings, config={"model_type": model_type})
+        whole = tmp_path_factory.mktemp(f"{kind}-whole")
+        transformers.AutoTokenizer.from_pretrained(plain).save_pretrained(whole)
+        for name in ("vocab.txt", "vocab.json", "merges.txt"):
+            (whole / name).unlink(missing_ok=True)
+        write(whole, config={"model_type": model_type})
+        made[kind] = plain, whole
+    return made
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["vocabulary", "tokenizer.json"])
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("bert", {"unk_token": "a"}),
+        ("bert", {"cls_token": "a", "sep_token": "b"}),
+        ("bert", {"split_special_tokens": True}),
+        ("bert", {"clean_up_tokenization_spaces": True}),
+        ("bert", {"mask_token": "photo"}),
+        ("bert", ADDED[0]),
+        ("gpt2", {"add_bos_token": True, "add_eos_token": True}),
+        ("gpt2", {"split_special_tokens": True}),
+        ("gpt2", {"clean_up_tokenization_spaces": True}),
+        ("gpt2", {"bos_token": "photo"}),
+        ("gpt2", ADDED[1]),
+        ("roberta", {"cls_token": "<mask>"}),
+        ("roberta", {"truncation_side": "left"}),
+        ("clip", ADDED[0]),
+        ("clip", {"padding_side": "left", "model_max_length": 9}),
+    ],
+    ids=str,
+)
+def test_what_the_tokenizer_config_says_is_done_as_in_transformers(kind, settings, whole, kinds, tmp_path):
+    """Values against those of transformers in the same test: ids, mask, types, and the texts that they become again."""
+    for file in kinds[kind][whole].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    said = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    write(tmp_path, tokenizer_config=said | settings)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    longest = min(64, settings.get("model_max_length", 64))
+    names = ("input_ids", "attention_mask", *(["token_type_ids"] if kind == "bert" else []))
+    ours = of_texts(tmp_path, {"model_type": KINDS[kind][1]}, longest=longest, names=names)
+    texts = [*TEXTS, "a <new> photo , isn't it", "photo photo"]
+    for pairs in (None, texts[::-1]):
+        found = ours(texts, pairs)
+        length = found["input_ids"].shape[1]
+        options = {"truncation": True, "max_length": length, "padding": "max_length", "return_tensors": "np"}
+        expected = theirs(texts, pairs, **options)
+        for name, array in found.items():
+            np.testing.assert_array_equal(array, expected[name], err_msg=name)
+    rows = [row[kept == 1] for row, kept in zip(found["input_ids"], found["attention_mask"], strict=True)]
+    assert ours.decode(rows) == theirs.batch_decode(rows, skip_special_tokens=True)
+
+
+def test_added_tokens_have_the_flags_and_numbers_that_the_config_gives_them(kinds, tmp_path):
+    for file in kinds["gpt2"][0].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    said = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    count = len(transformers.AutoTokenizer.from_pretrained(tmp_path))
+    write(tmp_path, tokenizer_config=said | {"added_tokens_decoder": {str(count): NEW | {"lstrip": True}}})
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    ours = of_texts(tmp_path, {"model_type": "gpt2"}, longest=64, names=("input_ids", "attention_mask"))
+    ids = theirs(["a photo <new> b"])["input_ids"][0]
+    assert count in ids and ours(["a photo <new> b"])["input_ids"][0, : len(ids)].tolist() == ids
+    write(tmp_path, tokenizer_config=said | {"added_tokens_decoder": {str(count + 3): NEW}})
+    with pytest.raises(jt.InputError, match=f"tokenizer_config.json: '<new>' cannot be added as number {count + 3}"):
+        of_texts(tmp_path, {"model_type": "gpt2"})
+
+
+def test_the_sides_of_a_tokenizer_json_are_taken_where_the_config_says_nothing(kinds, tmp_path):
+    for file in kinds["gpt2"][1].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    spec = json.loads((tmp_path / "tokenizer.json").read_text())
+    spec["padding"] = {"strategy": "BatchLongest", "direction": "Left", "pad_to_multiple_of": None, "pad_id": 5}
+    spec["padding"] |= {"pad_type_id": 0, "pad_token": "<|endoftext|>"}
+    spec["truncation"] = {"direction": "Left", "max_length": 99, "strategy": "LongestFirst", "stride": 0}
+    write(tmp_path, tokenizer=spec, tokenizer_config={"tokenizer_class": "PreTrainedTokenizerFast"})
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert (theirs.padding_side, theirs.truncation_side) == ("left", "left")
+    check_same(of_texts(tmp_path, {"model_type": "gpt2"}, longest=40, names=("input_ids", "attention_mask")), theirs)
+
+
+def test_a_row_of_special_tokens_alone_is_an_empty_text_for_clip(kinds):
+    """The library panics where it strips what is not there."""
+    ours = of_texts(kinds["clip"][0], {"model_type": "clip"}, names=("input_ids", "attention_mask"))
+    found = ours(["", "a photo"])
+    assert ours.decode([row[kept == 1] for row, kept in zip(*found.values(), strict=True)]) == ["", "a photo"]

@@ -179,3 +179,146 @@ def test_modules_that_pool_nothing_change_nothing(tmp_path):
     outputs = jt.load(str(tmp_path))({"input_ids": np.ones((1, 3), int)})
     assert "sentence_embedding" not in outputs
     np.testing.assert_array_equal(outputs["features"], outputs["pooler_output"])
+
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "Red", "red", "query", "cat", "cats", "dog", "The", "the", ":"]
+
+
+def worded(directory, **files):
+    """A small cased BERT as a sentence encoder, with more files beside it."""
+    torch.manual_seed(1)
+    sizes = {"vocab_size": len(WORDS), "hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.BertConfig(intermediate_size=20, max_position_embeddings=32, **sizes)
+    encoder(directory, flags(mean_tokens=True))
+    peer = transformers.BertModel(config).eval()
+    peer.save_pretrained(directory)
+    (directory / "vocab.txt").write_text("\n".join(WORDS))
+    files = {"tokenizer_config": {"tokenizer_class": "BertTokenizer", "do_lower_case": False}} | files
+    for name, values in files.items():
+        (directory / f"{name}.json").write_text(json.dumps(values))
+    return peer
+
+
+def by_hand(peer, ids):
+    return peer(torch.tensor([ids])).last_hidden_state.detach().mean(1)[0]
+
+
+PROMPTS = {"prompts": {"query": "query : ", "passage": "dog "}, "default_prompt_name": "query"}
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({}, "[CLS] The Red cats [SEP]"),
+        ({"sentence_bert_config": {"do_lower_case": True}}, "[CLS] the red cats [SEP]"),
+        ({"sentence_roberta_config": {"do_lower_case": True}}, "[CLS] the red cats [SEP]"),
+        ({"sentence_bert_config": {"max_seq_length": 4}}, "[CLS] The Red [SEP]"),
+        ({"config_sentence_transformers": PROMPTS}, "[CLS] query : The Red cats [SEP]"),
+        ({"config_sentence_transformers": PROMPTS | {"default_prompt_name": None}}, "[CLS] The Red cats [SEP]"),
+        (
+            {"config_sentence_transformers": PROMPTS, "sentence_bert_config": {"do_lower_case": True}},
+            "[CLS] query : the red cats [SEP]",
+        ),
+    ],
+    ids=["plain", "lower", "lower-older-name", "length", "prompt", "no-default", "prompt-lower"],
+)
+def test_texts_become_the_tokens_that_sentence_transformers_makes_of_them(tmp_path, files, words):
+    peer = worded(tmp_path, **files)
+    backbone = jt.load(str(tmp_path))
+    ids = [WORDS.index(word) for word in words.split()]
+    inputs = backbone.preprocess(["The Red cats"])
+    assert inputs["input_ids"][0][inputs["attention_mask"][0] == 1].tolist() == ids
+    np.testing.assert_allclose(backbone(inputs)["sentence_embedding"][0], by_hand(peer, ids), **CLOSE)
+    peers = pytest.importorskip("sentence_transformers")
+    theirs = peers.SentenceTransformer(str(tmp_path), device="cpu").encode(["The Red cats"])[0]
+    np.testing.assert_allclose(backbone(inputs)["sentence_embedding"][0], theirs, **CLOSE)
+
+
+def test_the_length_of_the_sentence_encoder_goes_before_that_of_the_tokenizer(tmp_path):
+    settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": False, "model_max_length": 5}
+    worded(tmp_path, tokenizer_config=settings, sentence_bert_config={"max_seq_length": 20})
+    assert jt.load(str(tmp_path)).preprocess(["cat " * 30])["attention_mask"].sum() == 20
+    (tmp_path / "sentence_bert_config.json").write_text("{}")
+    assert jt.load(str(tmp_path)).preprocess(["cat " * 30])["attention_mask"].sum() == 5
+
+
+def test_a_prompt_is_named_and_the_first_text_of_a_pair_has_it(tmp_path):
+    worded(tmp_path, config_sentence_transformers=PROMPTS)
+    read = jt.load(str(tmp_path)).preprocess
+    tokens = lambda **more: [WORDS[i] for i in read(["cat"], **more)["input_ids"][0] if i]  # noqa: E731
+    assert tokens(prompt="passage") == ["[CLS]", "dog", "cat", "[SEP]"]
+    assert tokens(prompt="document") == tokens(prompt="") == ["[CLS]", "cat", "[SEP]"]
+    assert tokens(pairs=["dog"]) == ["[CLS]", "query", ":", "cat", "[SEP]", "dog", "[SEP]"]
+    with pytest.raises(InputError, match="unknown prompt 'passages'; did you mean 'passage'"):
+        read(["cat"], prompt="passages")
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "message"),
+    [
+        ("config_sentence_transformers", {"truncate_dim": 6}, "truncate_dim is 6, which is not done here"),
+        ("config_sentence_transformers", PROMPTS | {"default_prompt_name": "q"}, "default_prompt_name is 'q'; "),
+        ("config_sentence_transformers", {"prompts": ["query: "]}, "prompts: expected texts by name"),
+        ("sentence_bert_config", {"max_seq_length": "long"}, "max_seq_length is 'long'"),
+        ("sentence_bert_config", {"do_lower_case": "yes"}, "do_lower_case is 'yes'"),
+        ("sentence_bert_config", {"transformer_task": "fill-mask"}, "transformer_task is 'fill-mask', which is not"),
+        ("sentence_bert_config", {"processing_kwargs": {"text": {"max_length": 4}}}, "processing_kwargs is "),
+        ("sentence_bert_config", {"tokenizer_args": {"do_lower_case": True}}, "tokenizer_args is "),
+        ("1_Pooling/config", flags(mean_tokens=True) | {"include_prompt": False}, "include_prompt is false"),
+        ("2_Normalize/config", {"module_input_name": "token_embeddings"}, "module_input_name is 'token_embeddings'"),
+    ],
+)
+def test_a_key_that_changes_the_embedding_and_is_not_done_is_refused_by_its_name(tmp_path, file, values, message):
+    worded(tmp_path, config_sentence_transformers=PROMPTS)
+    (tmp_path / "2_Normalize").mkdir()
+    listed = json.loads((tmp_path / "modules.json").read_text())
+    listed.append({"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"})
+    (tmp_path / "modules.json").write_text(json.dumps(listed))
+    jt.load(str(tmp_path))
+    (tmp_path / f"{file}.json").write_text(json.dumps(values))
+    with pytest.raises(InputError, match=re.escape(f"{file}.json: {message}")) as error:
+        jt.load(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("types", "message"),
+    [
+        (["Pooling", "Transformer"], "the order Pooling, Transformer is not supported"),
+        (["Transformer", "Normalize", "Pooling"], "the order Transformer, Normalize, Pooling is not supported"),
+        (["Transformer", "Pooling", "Pooling"], "the order Transformer, Pooling, Pooling is not supported"),
+        (["Transformer", "Pooling", "LayerNorm"], "the module 'LayerNorm' is not supported"),
+        (["Transformer", "Pooling", "CNN"], "the module 'CNN' is not supported"),
+        (["custom_st.Transformer", "Pooling"], "the module 'custom_st.Transformer' is code of the checkpoint's own"),
+    ],
+)
+def test_modules_in_another_order_or_of_another_kind_are_refused_by_name(tmp_path, types, message):
+    worded(tmp_path)
+    paths = {"Pooling": "1_Pooling"}
+    listed = [{"type": x if "." in x else f"sentence_transformers.models.{x}", "path": paths.get(x, "")} for x in types]
+    (tmp_path / "modules.json").write_text(json.dumps(listed))
+    with pytest.raises(InputError, match=re.escape(f"modules.json: {message}")):
+        jt.load(str(tmp_path))
+
+
+def test_a_transformer_in_a_directory_of_its_own_is_not_read_from_beside_it(tmp_path):
+    worded(tmp_path)
+    listed = json.loads((tmp_path / "modules.json").read_text())
+    listed[0]["path"] = "0_Transformer"
+    (tmp_path / "modules.json").write_text(json.dumps(listed))
+    with pytest.raises(InputError, match="the Transformer is in '0_Transformer'"):
+        jt.load(str(tmp_path))
+
+
+def test_a_newer_name_of_the_pooling_goes_before_the_older_flags_and_dropout_does_nothing(tmp_path):
+    encoder(tmp_path, flags(mean_tokens=True) | {"pooling_mode": ["cls"]}, "Dropout")
+    assert jt.load(str(tmp_path)).config.pool == "cls"
+
+
+def test_padding_is_on_the_right_for_bert_whatever_the_file_says_as_its_positions_count_it(tmp_path):
+    settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": False, "padding_side": "left"}
+    peer = worded(tmp_path, tokenizer_config=settings)
+    backbone = jt.load(str(tmp_path))
+    embedding = backbone(backbone.preprocess(["The cat", "The Red cats"]))["sentence_embedding"]
+    ids = [WORDS.index(word) for word in ("[CLS]", "The", "cat", "[SEP]")]
+    np.testing.assert_allclose(embedding[0], by_hand(peer, ids), **CLOSE)
