@@ -252,7 +252,9 @@ def _check_archive(path):
     at = end.rfind(b"PK\x05\x06")
     size = int.from_bytes(end[at + 12 : at + 16], "little") if at >= 0 else 0
     if size > LONGEST_HEADER:
-        raise InputError(f"{path}: the directory of the archive has {size:,} bytes; expected at most {LONGEST_HEADER:,}")
+        raise InputError(
+            f"{path}: the directory of the archive has {size:,} bytes; expected at most {LONGEST_HEADER:,}"
+        )
 
 
 def _member(path, archive, member, dtype):
