@@ -13,6 +13,7 @@ from jtransfer.checkpoints import tensors as files
 from jtransfer.checkpoints.families import FAMILIES, npz, open_clip, timm
 from jtransfer.checkpoints.families.values import MAY_BE_NULL, MOST, labels, shown, typed, words
 from jtransfer.checkpoints.names import LEAF, Names, Row
+from jtransfer.checkpoints.resizing import LARGEST_IMAGE
 from jtransfer.checkpoints.tensors import Tensor
 from jtransfer.errors import InputError, nearest
 from jtransfer.files import read_json
@@ -84,9 +85,6 @@ MOST_TENSORS = 5000
 
 LARGEST_CONFIG = 1 << 24
 """Bytes of a `config.json`; one with the names of 20,000 classes has a sixth of that."""
-
-LARGEST_IMAGE = 1 << 28
-"""Values in one image that a model may take, a gigabyte as float32."""
 
 FOREIGN = {"npz": npz.describe, "timm": timm.describe, "open_clip": open_clip.describe}
 """Layouts that the tensors describe by their names and shapes, beside Hugging Face's and our own."""

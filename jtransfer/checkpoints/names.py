@@ -308,7 +308,8 @@ SHOWN, COMPARED = 4, 500
 
 
 def _nearest(name, choices):
-    return f" ({nearest(name, choices[:COMPARED])})" if choices else ""
+    found = nearest(name, choices[:COMPARED]) if choices else ""
+    return f" ({found})" if found and (len(choices) <= SHOWN or found.startswith("did you mean")) else ""
 
 
 def _grouped(kinds, tensors):
