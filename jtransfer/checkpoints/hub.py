@@ -26,8 +26,12 @@ def embedded() -> list[str]:
     return sorted(path.parent.name for path in ASSETS.glob("*/config.json"))
 
 
-def find(name: str) -> epath.Path:
-    """The directory (or the file) that a backbone's name means, downloaded to the hub's cache if need be.
+def find(name: str, what: str = "backbone") -> epath.Path:
+    """The directory (or the file) that a name means, downloaded to the hub's cache if need be.
+
+    Args:
+        name: Of a backbone or an adapter.
+        what: "backbone", or "adapter", which may be any directory here: its reader says what it lacks.
 
     Raises:
         InputError: nothing of that name, or the hub cannot be reached: what to download, and where to put it.
@@ -35,29 +39,31 @@ def find(name: str) -> epath.Path:
     if name in embedded():
         return epath.Path(ASSETS / name)
     if found := re.match(r"https?://(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)", name):
-        raise InputError(f"backbone '{name}' is an address; its name on the Hugging Face hub is '{found[1]}'")
+        raise InputError(f"{what} '{name}' is an address; its name on the Hugging Face hub is '{found[1]}'")
     if "://" in name and "://" not in name[:6]:
-        raise InputError(f"backbone '{name[:100]}' is an address; download it, and name the directory")
-    path = files.path(name, "backbone")
+        raise InputError(f"{what} '{name[:100]}' is an address; download it, and name the directory")
+    path = files.path(name, what)
     try:
         is_file, is_directory = path.is_file(), path.is_dir()
         if path.exists() and not (is_file or is_directory):
-            raise InputError(f"backbone '{name}' is a pipe or device; expected a directory or a file of weights")
+            raise InputError(f"{what} '{name}' is a pipe or device; expected a directory or a file of weights")
     except (OSError, ImportError) as error:  # an object store whose client is not installed, a name that is too long
         reason = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(f"backbone '{name[:100]}' cannot be read: {reason}") from None
+        raise InputError(f"{what} '{name[:100]}' cannot be read: {reason}") from None
     if is_file:
         return path
     if is_directory:
-        _check_directory(path, name)
+        if what == "backbone":
+            _check_directory(path, name)
         return path
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) or ".." in name or len(name) > LONGEST:
         raise InputError(
-            f"unknown backbone '{name[:100]}': neither embedded nor a file or directory; "
+            f"unknown {what} '{name[:100]}': neither embedded nor a file or directory; "
             f"{nearest(name[:100], embedded())}"
         )
     directory = _download(name)
-    _check_directory(directory, name)
+    if what == "backbone":
+        _check_directory(directory, name)
     return directory
 
 
