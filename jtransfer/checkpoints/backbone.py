@@ -242,7 +242,8 @@ def load(
         except InputError as error:
             log.warning("backbone '%s' keeps the size of its config, %s: %s", name, config.image, error)
     shapes = _described(where, config, kind)
-    sources = assign(source.names, source.tensors, shapes, where, source.may_be_fresh(classes))
+    fresh_too = source.may_be_fresh(classes)
+    sources = assign(source.names, source.tensors, shapes, where, fresh_too, headless=head == "")
     fill = _placer(sharding, param_dtype)
     tree = {path: fill(path, changes.get(path, _same)(found.read())) for path, found in sources.items()}
     fresh = tuple(path for path in shapes if path not in tree)

@@ -6,7 +6,7 @@ says that `encoder.layer.3.output.dense.weight`, transposed, is `encoder/block_3
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -161,6 +161,22 @@ class Names:
                 return tuple((stem + end).format(*match.groups()) for stem in (row.theirs, *row.also))
         return ()
 
+    def every(self, path: str) -> list[str]:
+        """The name in each row that has a leaf, where one array stands in files twice."""
+        matches = [(pattern.fullmatch(path), theirs) for pattern, _, theirs, _, _ in self._writers]
+        return [theirs.format(*match.groups()) for match, theirs in matches if match]
+
+    def outside(self, found: Collection[str]) -> set[str]:
+        """Those of a file's names that are not of the backbone, and so of some head.
+
+        Where any name has the backbone's prefix, they lack it; elsewhere their first part is that of none of its rows.
+        """
+        if self.prefix and any(name.startswith(self.prefix) for name in found):
+            return {name for name in found if not name.startswith(self.prefix)}
+        own = [row for row in self.rows if not row.paths[0].startswith(SOURCE_HEAD)]
+        firsts = {re.split(r"[./]", name)[0] for row in own for name in (row.theirs, *row.also)}
+        return {name for name in found if re.split(r"[./]", name)[0] not in firsts}
+
     def write(self, tree: Tree, prefix: str | None = None) -> dict[str, Array]:
         """A tree in their names and layouts: the inverse of reading.
 
@@ -237,6 +253,7 @@ def assign(
     where: Any,
     fresh: Callable[[str], bool],
     fits: str = "its config.json",
+    headless: bool = False,
 ) -> dict[str, Source]:
     """Find for every leaf the tensor that fills it.
 
@@ -247,6 +264,7 @@ def assign(
         where: The checkpoint, for errors.
         fresh: Whether a leaf that no tensor fills may be initialised instead.
         fits: What the checkpoint is expected to fit, for errors.
+        headless: Whether tensors of a head, whichever it is, are left out.
 
     Returns:
         Sources by path; leaves that may be fresh are missing where the checkpoint has none, or one of another shape.
@@ -274,6 +292,9 @@ def assign(
             unknown.append(name)
     by_alias = {source.tensor.alias for source in sources.values()}
     unknown = [name for name in unknown if name not in by_alias]
+    of_heads = names.outside(tensors).intersection(unknown)
+    if headless:
+        unknown = [name for name in unknown if name not in of_heads]
     missing = [path for path in shapes if path not in sources and not fresh(path)]
     differ, types = [], []
     for path, source in list(sources.items()):
@@ -299,7 +320,9 @@ def assign(
             "{} of another shape": (len(differ), differ),
             "{} of another type": (len(types), types),
         }
-        raise InputError(f"{where} does not fit {fits}: {_grouped(kinds, len(tensors))}")
+        foreign = unknown and of_heads.issuperset(unknown) and not (missing or headless)
+        advice = "; it is of a head that is not known here, which head='' leaves out" if foreign else ""
+        raise InputError(f"{where} does not fit {fits}: {_grouped(kinds, len(tensors))}{advice}")
     return sources
 
 

@@ -134,6 +134,8 @@ def to_peft(adapter: Adapter) -> tuple[dict[str, Any], Tree]:
     options = _options(adapter.method, adapted)
     modules = {layer: names.called(f"{layer}/kernel")[0].removesuffix(".weight") for layer in layers}
     tree = names.write(params, names.prefix if kind else "")
+    for path in filter(_in_head, params):
+        tree |= {name: tree[names.called(path)[0]] for name in names.every(path)}  # PEFT misses a name of the two
     for layer, module in modules.items():
         module = module if _in_head(layer) or not kind else names.prefix + module
         for end in (".weight", ".bias"):

@@ -68,7 +68,13 @@ def settle(
     if WORDS not in backbone.params or not hasattr(config, "tied"):
         return backbone, dict(found)
     names = table(family.names(dataclasses.replace(config, tied=False), kind))
-    at = {target.path: name for name in found for target in names.targets(name)}
+    at, found = {}, dict(found)
+    for name in sorted(found):
+        for target in names.targets(name):
+            first = at.setdefault(target.path, name)
+            if first != name and _equal(found[name], found[first].read()):  # a bias that has two names
+                del found[name]
+                break
     output = next((path for path in (f"{SOURCE_HEAD}out/kernel", f"{SOURCE_HEAD}kernel") if names.source(path)), "")
     output = output if kind in ("causal_lm", "masked_lm") else ""
     words, kernel = at.get(WORDS), at.get(output)
@@ -77,19 +83,18 @@ def settle(
     side = f"{output.removesuffix('/kernel')}/lora/a"
     parted = config.tied and output and (saved or side in at)
     if parted and backbone.head and backbone.head.tied and kind_of(backbone, backbone.head) == kind:
-        return untied(backbone), dict(found)
-    left = dict(found)
+        return untied(backbone), found
     if config.tied and kernel and not (saved or side in at):
         if words and not _equal(found[words], found[kernel].read()):
             raise InputError(
                 f"{where}: '{words}' and '{kernel}' differ, but the base ties them, and modules_to_save names neither"
             )
-        tensor = left.pop(kernel)
+        tensor = found.pop(kernel)
         words = words or names.called(WORDS)[0]
-        left.setdefault(words, tensor)
-    if words and not saved and _equal(left[words], np.asarray(backbone.params[WORDS])):
-        del left[words]
-    return backbone, left
+        found.setdefault(words, tensor)
+    if words and not saved and _equal(found[words], np.asarray(backbone.params[WORDS])):
+        del found[words]
+    return backbone, found
 
 
 def _equal(tensor, array):
