@@ -128,14 +128,14 @@ def length(path: epath.PathLike) -> int:
     return status.st_size
 
 
-def read_json(path: epath.Path) -> dict[str, Any]:
-    """The object in a JSON file that somebody else wrote.
+def read_json(path: epath.Path, most: int | None = None) -> dict[str, Any]:
+    """The object in a JSON file of at most `most` bytes that somebody else wrote.
 
     Raises:
         InputError: the file is damaged, or larger than any such file is.
     """
     try:
-        values = json.loads(read(path, LARGEST_JSON).decode("utf-8"))
+        values = json.loads(read(path, LARGEST_JSON if most is None else most).decode("utf-8"))
         if not isinstance(values, dict):
             raise ValueError("not an object")
     except (ValueError, OSError, RecursionError) as error:

@@ -5,6 +5,7 @@ import hashlib
 import inspect
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
@@ -18,6 +19,7 @@ from jax.sharding import Sharding
 
 from jtransfer import files
 from jtransfer.checkpoints import calls, hub, layouts
+from jtransfer.checkpoints.families.values import shown
 from jtransfer.checkpoints.names import assign
 from jtransfer.checkpoints.resizing import RESIZERS
 from jtransfer.data import preprocess
@@ -34,7 +36,7 @@ from jtransfer.models import (
     of_config,
     shapes_of,
 )
-from jtransfer.tree import Tree, prefixed, select
+from jtransfer.tree import Tree, prefixed, select, size
 
 log = logging.getLogger("jtransfer")
 
@@ -245,11 +247,13 @@ def load(
         except InputError as error:
             log.warning("backbone '%s' keeps the size of its config, %s: %s", name, config.image, error)
     shapes = _described(where, config, kind)
-    sources = assign(source.names, source.tensors, shapes, where, source.may_be_fresh(classes))
+    fresh_too = source.may_be_fresh(classes)
+    sources = assign(source.names, source.tensors, shapes, where, fresh_too, headless=head == "")
     fill = _placer(sharding, param_dtype)
     tree = {path: fill(path, changes.get(path, _same)(found.read())) for path, found in sources.items()}
     fresh = tuple(path for path in shapes if path not in tree)
     if fresh:
+        _check_fresh(where, {path: shapes[path] for path in fresh})
         log.warning("backbone '%s': freshly initialised, as the checkpoint has none that fits: %s", name, list(fresh))
         model = of_config(adjusted)
         made = _initialised(Headed(model, kind) if kind else model, tree, fresh)
@@ -259,6 +263,20 @@ def load(
     params = {path: leaf for path, leaf in tree.items() if not path.startswith(STATISTICS)}
     state = {path: leaf for path, leaf in tree.items() if path not in params}
     return Backbone(name, of_config(adjusted), params, source.classes, kind, state, fresh, source.origin)
+
+
+MOST_FRESH = 1 << 28
+"""Values that a head may have that starts anew: a gigabyte in float32."""
+
+
+def _check_fresh(where, fresh):
+    """Refuse to make leaves of sizes that no tensor of the file vouches for, before they are made."""
+    if size(fresh) > MOST_FRESH:
+        path, leaf = max(fresh.items(), key=lambda item: math.prod(item[1].shape))
+        raise InputError(
+            f"{where}: a new {path} of {list(leaf.shape)} has {math.prod(leaf.shape):,} values; expected "
+            f"{MOST_FRESH:,} at most"
+        )
 
 
 def _initialised(model: nn.Module, tree: Tree, fresh: tuple[str, ...]) -> Tree:
@@ -326,7 +344,9 @@ def _check_options(head, classes, image, channels, positions, dtype, param_dtype
     numbers = {"classes": classes, "channels": channels, **{f"image[{i}]": side for i, side in enumerate(sides)}}
     for option, value in numbers.items():
         if not (value is None or (type(value) is int and value > 0)):
-            raise InputError(f"{option}={value!r}: expected a whole number above 0")
+            raise InputError(f"{option}={shown(value)}: expected a whole number above 0")
+    if classes is not None and classes > layouts.MOST_CLASSES:
+        raise InputError(f"classes={shown(classes)}: expected at most {layouts.MOST_CLASSES:,}")
     if isinstance(image, tuple | list) and (len(image) != 2 or None in image):
         raise InputError(f"image={image!r}: expected height and width, or both as one number")
     if positions is not None and positions not in RESIZERS:

@@ -7,8 +7,9 @@ from pathlib import Path
 from etils import epath
 
 from jtransfer import files
-from jtransfer.checkpoints.tensors import PICKLED, conversion
-from jtransfer.errors import InputError, nearest, one_line
+from jtransfer.checkpoints import kinds
+from jtransfer.checkpoints.tensors import PICKLED, conversion, refuse_pickles
+from jtransfer.errors import InputError, nearest
 from jtransfer.kinds import shown
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -27,30 +28,67 @@ def embedded() -> list[str]:
     return sorted(path.parent.name for path in ASSETS.glob("*/config.json"))
 
 
-def find(name: str) -> epath.Path:
-    """The directory (or the file) that a backbone's name means, downloaded to the hub's cache if need be.
+def find(name: str, what: str = "backbone") -> epath.Path:
+    """The directory (or the file) that a name means, downloaded to the hub's cache if need be.
+
+    Args:
+        name: Of a backbone or an adapter.
+        what: "backbone", or "adapter", which may be any directory here: its reader says what it lacks.
 
     Raises:
         InputError: nothing of that name, or the hub cannot be reached: what to download, and where to put it.
     """
     if not isinstance(name, str | os.PathLike):
-        raise InputError(f"backbone: expected a name or a path, found {shown(name)}")
+        raise InputError(f"{what}: expected a name or a path, found {shown(name)}")
     name = os.fspath(name)
-    path = epath.Path(ASSETS / name) if name in embedded() else files.path(name, "backbone")
+    if name in embedded():
+        return epath.Path(ASSETS / name)
+    if found := re.match(r"https?://(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)", name):
+        raise InputError(f"{what} '{name}' is an address; its name on the Hugging Face hub is '{found[1]}'")
+    if "://" in name and "://" not in name[:6]:
+        raise InputError(f"{what} '{name[:100]}' is an address; download it, and name the directory")
+    path = files.path(name, what)
     try:
-        if path.is_file() or (path.is_dir() and any(file.name.endswith(TOLD_BY) for file in path.iterdir())):
-            return path
-        if path.is_dir():
-            raise InputError(
-                f"backbone '{name}': the directory has no config.json, and no weights that tell without one"
-            )
-    except (OSError, ImportError) as error:  # ImportError: the object store's client is not installed
-        raise InputError(f"backbone '{name}' cannot be read: {one_line(error)}") from error
-    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
+        is_file, is_directory = path.is_file(), path.is_dir()
+        if path.exists() and not (is_file or is_directory):
+            raise InputError(f"{what} '{name}' is a pipe or device; expected a directory or a file of weights")
+    except (OSError, ImportError) as error:  # an object store whose client is not installed, a name that is too long
+        reason = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"{what} '{name[:100]}' cannot be read: {reason}") from None
+    if is_file:
+        return path
+    if is_directory:
+        if what == "backbone":
+            _check_directory(path, name)
+        return path
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) or ".." in name or len(name) > LONGEST:
         raise InputError(
-            f"unknown backbone '{name}': neither embedded nor a file or directory; {nearest(name, embedded())}"
+            f"unknown {what} '{name[:100]}': neither embedded nor a file or directory; "
+            f"{nearest(name[:100], embedded())}"
         )
-    return _download(name)
+    directory = _download(name)
+    if what == "backbone":
+        _check_directory(directory, name)
+    return directory
+
+
+LONGEST = 96
+"""Characters of the name of a repository, by the hub's own rule."""
+
+
+def _check_directory(path, name):
+    """Refuse a directory that is something else than a model, by what it is.
+
+    Raises:
+        InputError: with what is to be done.
+    """
+    names = kinds.entries(path)
+    if kinds.is_adapter(names) or not kinds.has_weights(names):
+        refuse_pickles(path, sorted(set(names) - {kinds.ADAPTER}) if not kinds.is_adapter(names) else ())
+        if said := kinds.what(path):
+            raise InputError(f"backbone '{name}' is no model: {said}")
+    if not any(file.endswith(TOLD_BY) for file in names):
+        raise InputError(f"backbone '{name}': the directory has no config.json, and no weights that tell without one")
 
 
 def _download(name):

@@ -1,6 +1,7 @@
 """What a checkpoint is: which layout it is in, the architecture that it describes, and the table that reads it."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,9 @@ from etils import epath
 from jtransfer.checkpoints import pooled, sentences
 from jtransfer.checkpoints import tensors as files
 from jtransfer.checkpoints.families import FAMILIES, npz, open_clip, timm
+from jtransfer.checkpoints.families.values import MAY_BE_NULL, MOST, labels, shown, typed, words
 from jtransfer.checkpoints.names import LEAF, Names, Row
+from jtransfer.checkpoints.resizing import LARGEST_IMAGE
 from jtransfer.checkpoints.tensors import Tensor
 from jtransfer.errors import InputError, nearest
 from jtransfer.files import read_json, verify
@@ -76,6 +79,13 @@ CLASSIFICATION = "classification"
 """The kind of the head that models of images have."""
 
 MOST_CLASSES = 1_000_000
+MOST_BLOCKS = 1000
+MOST_TENSORS = 5000
+"""In a file; a model of 200 blocks with the state of its optimiser has fewer."""
+
+LARGEST_CONFIG = 1 << 24
+"""Bytes of a `config.json`; one with the names of 20,000 classes has a sixth of that."""
+
 FOREIGN = {"npz": npz.describe, "timm": timm.describe, "open_clip": open_clip.describe}
 """Layouts that the tensors describe by their names and shapes, beside Hugging Face's and our own."""
 
@@ -103,15 +113,20 @@ def read(where: epath.Path, name: str, head: str | None, classes: int | None) ->
         names = ", ".join(map(repr, sorted(tensors)[:3]))
         raise InputError(f"{config} is missing, and names such as {names} do not tell what this is; {KNOWN}")
     else:
-        values = read_json(config)
+        values = read_json(config, LARGEST_CONFIG)
+    if len(tensors) > MOST_TENSORS:
+        raise InputError(
+            f"{file} has {len(tensors):,} tensors, as {files.some(tensors)}; at most {MOST_TENSORS:,} load"
+        )
     try:
         if layout:
             return _foreign(file, Origin(directory, values, layout), tensors, head, classes)
         return _described(directory, values, tensors, head, classes)
-    except InputError:
-        raise
+    except InputError as error:  # readers of values know no path
+        own = str(error).removeprefix("config.json: ")
+        raise (error if own == str(error) else InputError(f"{config}: {own}")) from None
     except Exception as error:  # whatever values of any type and size make of the arithmetic on them
-        raise InputError(f"{config}: {type(error).__name__}: {error}".splitlines()[0]) from error
+        raise InputError(f"{config}: its values and the shapes in {file.name} describe no model together") from error
 
 
 def _tensors(where):
@@ -143,7 +158,9 @@ def _foreign(file, origin, tensors, head, classes):
     try:
         found = FOREIGN[origin.layout](tensors, origin.values)
     except InputError as error:
-        raise InputError(f"{file}: {error}") from None
+        of_values = str(error).startswith("config.json: ")
+        raise (error if of_values else InputError(f"{file}: {error}")) from None
+    check_size(file, found.config, len(tensors))
     if head not in (None, "", CLASSIFICATION):
         raise InputError(f"{file}: no head '{head}'; {nearest(str(head), [CLASSIFICATION])}")
     layers = found.head if head != "" else None
@@ -154,10 +171,10 @@ def _foreign(file, origin, tensors, head, classes):
     if layers and classes is not None:
         layers = dataclasses.replace(layers, classes=classes)
     number = layers.classes if layers else 0
-    labels = found.classes if len(found.classes) == number else tuple(map(str, range(number)))
+    classes_of = found.classes if len(found.classes) == number else tuple(map(str, range(number)))
     kind = CLASSIFICATION if layers else ""
     origin = dataclasses.replace(origin, values={**origin.values, "preprocessor": found.preprocessor}, kind=kind)
-    return Checkpoint(found.config, layers, labels, found.names, found.tensors, origin)
+    return Checkpoint(found.config, layers, classes_of, found.names, found.tensors, origin)
 
 
 def _described(where, values, tensors, head, classes):
@@ -165,17 +182,15 @@ def _described(where, values, tensors, head, classes):
         if head is None and (beside := pooled.read(where)):
             return _headed(where, _huggingface(where, values, tensors, "", None), beside, classes)
         return _huggingface(where, values, tensors, head, classes)
-    if values.get("architecture") in MODELS:
+    architecture = typed(values, "architecture", "")
+    if architecture in MODELS:
         return _own(where, values, tensors, head, classes)
     if "architecture" in values and "classes" in values:
         raise InputError(
-            f"{where / 'config.json'}: unknown architecture '{values['architecture']}'; "
-            f"{nearest(str(values['architecture']), MODELS)}"
+            f"{where / 'config.json'}: unknown architecture '{architecture}'; {nearest(architecture, MODELS)}"
         )
     if "pretrained_cfg" in values:
-        raise InputError(
-            f"{where / 'config.json'}: of timm, only ViTs load, and '{values.get('architecture')}' is none"
-        )
+        raise InputError(f"{where / 'config.json'}: of timm, only ViTs load, and '{architecture}' is none")
     raise InputError(
         f"{where / 'config.json'}: expected 'model_type' (Hugging Face) or 'architecture' (jtransfer); {KNOWN}"
     )
@@ -185,8 +200,8 @@ def _own(where, values, tensors, head, classes):
     if head not in (None, "", CLASSIFICATION):
         raise InputError(f"{where}: no head '{head}'; {nearest(str(head), [CLASSIFICATION])}")
     options = {key: value for key, value in values.items() if key not in ("architecture", "classes", "preprocessor")}
-    names = tuple(map(str, values.get("classes", ())))
-    model = build(values["architecture"], **options)
+    names = words(values, "classes")
+    model = build(values["architecture"], **_checked(values["architecture"], options))
     number = len(names) if classes is None else classes
     kind = Head(number) if number and head != "" else None
     check_size(where, model.config, len(tensors))
@@ -194,18 +209,35 @@ def _own(where, values, tensors, head, classes):
         Row(path, f"{SOURCE_HEAD}{path.removeprefix('head/')}" if path.startswith("head/") else path, LEAF)
         for path in tensors
     )
-    labels = names if len(names) == number else tuple(map(str, range(number)))
+    classes_of = names if len(names) == number else tuple(map(str, range(number)))
     return Checkpoint(
-        model.config, kind, labels if kind else (), Names(rows), tensors, Origin(where, values, "jtransfer")
+        model.config, kind, classes_of if kind else (), Names(rows), tensors, Origin(where, values, "jtransfer")
     )
 
 
+def _checked(architecture, options):
+    """Options of our own config, each of the type that its default has; `build` knows their names."""
+    defaults = {field.name: field.default for field in dataclasses.fields(MODELS[architecture][1])}
+    for key, value in options.items():
+        default = defaults.get(key)
+        if type(default) in (bool, str):
+            typed(options, key, default)
+        elif type(default) in (int, float):
+            kinds = (int,) if type(default) is int else (int, float)
+            nullable = value is None and key in MAY_BE_NULL
+            if not nullable and (type(value) not in kinds or not 0 <= value <= MOST):
+                raise InputError(f"config.json: {key} is {shown(value)}; expected a number from 0 to {MOST:,}")
+        elif type(default) is tuple or key == "image":
+            typed(options, key, default if type(default) is tuple else (1, 1))
+    return options
+
+
 def _huggingface(where, values, tensors, head, classes):
-    file, model_type = where / "config.json", str(values["model_type"])
+    file, model_type = where / "config.json", typed(values, "model_type", "")
     if model_type not in FAMILIES:
         raise InputError(f"{file}: unknown model_type '{model_type}'; {nearest(model_type, FAMILIES)}")
     family = FAMILIES[model_type]
-    architecture = str((values.get("architectures") or [""])[0])
+    architecture = (words(values, "architectures") or ("",))[0]
     kinds = {kind: kind for kind in family.heads.values()}
     pooling = sentences.read(where)
     own = "" if pooling else family.heads.get(architecture, "")  # a sentence encoder ends with its pooling
@@ -219,8 +251,8 @@ def _huggingface(where, values, tensors, head, classes):
         config = family.read(values | pooling, tensors)
         if tower := family.towers.get(kind) or family.towers.get(own):
             config = getattr(config, tower)
-        labels = dict(sorted((values.get("id2label") or {}).items(), key=lambda label: int(label[0])))
-        own_number = len(labels) or int(values.get("num_labels") or 2)
+        names_of_classes = labels(values)
+        own_number = len(names_of_classes) or typed(values, "num_labels", None) or 2
         number = own_number if classes is None else classes
         layers = family.head(values, kind, number) if kind else None
     except InputError as error:
@@ -234,7 +266,7 @@ def _huggingface(where, values, tensors, head, classes):
     if own and kind != own:  # whatever the names, a head of one task does not fill that of another
         table = family.names(config, own)
         tensors = {name: tensor for name, tensor in tensors.items() if not table.in_head(name)}
-    names = _class_names(labels, own_number, number) if layers and layers.classes == number else ()
+    names = _class_names(names_of_classes, own_number, number) if layers and layers.classes == number else ()
     return Checkpoint(
         config,
         layers,
@@ -261,21 +293,30 @@ def _headed(where, encoder, beside, classes):
     )
 
 
-def _class_names(labels, own_number, number):
+def _class_names(own, own_number, number):
     """As the config has them, or as transformers calls classes without names; of another number of classes, numbers."""
     if number > MOST_CLASSES:
         raise InputError(f"the config claims {number} classes; expected at most {MOST_CLASSES}")
     if number != own_number:
         return tuple(map(str, range(number)))
-    return tuple(str(labels[key]) for key in labels) or tuple(f"LABEL_{i}" for i in range(number))
+    return own or tuple(f"LABEL_{i}" for i in range(number))
 
 
 def check_size(where: epath.Path, config: Any, tensors: int) -> None:
-    """Refuse a config that claims more blocks than the file has tensors, before a model of that depth is traced.
+    """Refuse a config that claims more blocks than the file has tensors, or larger images than there are.
+
+    A model of that depth would be traced for ever.
 
     Raises:
         InputError: with both numbers.
     """
-    depth = getattr(config, "depth", 0)
-    if depth > tensors:
-        raise InputError(f"{where / 'config.json'} claims {depth} blocks, but the file has {tensors} tensors")
+    file = where / "config.json" if where.is_dir() else where
+    depth, inputs = getattr(config, "depth", 0), config.inputs
+    if depth > min(tensors, MOST_BLOCKS):
+        has = f"but the file has {tensors} tensors" if depth > tensors else f"expected {MOST_BLOCKS:,} at most"
+        raise InputError(f"{file} claims {depth} blocks, {has}")
+    if "pixel_values" in inputs and (values := math.prod(inputs["pixel_values"].shape)) > LARGEST_IMAGE:
+        raise InputError(
+            f"{file} claims images of {' x '.join(map(str, inputs['pixel_values'].shape[1:]))}, which are {values:,} "
+            f"values each; expected {LARGEST_IMAGE:,} at most"
+        )

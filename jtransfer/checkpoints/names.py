@@ -6,7 +6,7 @@ says that `encoder.layer.3.output.dense.weight`, transposed, is `encoder/block_3
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -161,6 +161,22 @@ class Names:
                 return tuple((stem + end).format(*match.groups()) for stem in (row.theirs, *row.also))
         return ()
 
+    def every(self, path: str) -> list[str]:
+        """The name in each row that has a leaf, where one array stands in files twice."""
+        matches = [(pattern.fullmatch(path), theirs) for pattern, _, theirs, _, _ in self._writers]
+        return [theirs.format(*match.groups()) for match, theirs in matches if match]
+
+    def outside(self, found: Collection[str]) -> set[str]:
+        """Those of a file's names that are not of the backbone, and so of some head.
+
+        Where any name has the backbone's prefix, they lack it; elsewhere their first part is that of none of its rows.
+        """
+        if self.prefix and any(name.startswith(self.prefix) for name in found):
+            return {name for name in found if not name.startswith(self.prefix)}
+        own = [row for row in self.rows if not row.paths[0].startswith(SOURCE_HEAD)]
+        firsts = {re.split(r"[./]", name)[0] for row in own for name in (row.theirs, *row.also)}
+        return {name for name in found if re.split(r"[./]", name)[0] not in firsts}
+
     def write(self, tree: Tree, prefix: str | None = None) -> dict[str, Array]:
         """A tree in their names and layouts: the inverse of reading.
 
@@ -237,6 +253,7 @@ def assign(
     where: Any,
     fresh: Callable[[str], bool],
     fits: str = "its config.json",
+    headless: bool = False,
 ) -> dict[str, Source]:
     """Find for every leaf the tensor that fills it.
 
@@ -247,6 +264,7 @@ def assign(
         where: The checkpoint, for errors.
         fresh: Whether a leaf that no tensor fills may be initialised instead.
         fits: What the checkpoint is expected to fit, for errors.
+        headless: Whether tensors of a head, whichever it is, are left out.
 
     Returns:
         Sources by path; leaves that may be fresh are missing where the checkpoint has none, or one of another shape.
@@ -256,37 +274,74 @@ def assign(
             differ: all of them, with the nearest names.
     """
     sources: dict[str, Source] = {}
-    unknown, offenders = [], []
-    for name, tensor in sorted(tensors.items(), key=lambda item: names.ignores(item[0])):
-        targets = names.targets(name)
-        spare = sources if names.ignores(name) else ()  # it fills a leaf only where no other tensor does
-        wanted = [target for target in targets if target.path in shapes and target.path not in spare]
+    unknown, twice = [], []
+
+    def spares(name):  # what fills a leaf only where nothing else does
+        return names.ignores(name) or bool(tensors[name].alias)
+
+    for name in sorted(tensors, key=spares):
+        tensor, targets = tensors[name], names.targets(name)
+        taken = sources if spares(name) else ()
+        wanted = [target for target in targets if target.path in shapes and target.path not in taken]
         for target in wanted:
             if target.path in sources:
-                offenders.append(f"'{sources[target.path].name}' and '{name}' are the same leaf {target.path}")
+                twice.append(f"'{sources[target.path].name}' and '{name}' are the same leaf {target.path}")
             sources[target.path] = Source(name, tensor, target)
         left_out = targets and all(target.path.startswith(SOURCE_HEAD) for target in targets)
-        if not wanted and not left_out and not names.ignores(name):
+        if not wanted and not left_out and not spares(name):
             unknown.append(name)
+    by_alias = {source.tensor.alias for source in sources.values()}
+    unknown = [name for name in unknown if name not in by_alias]
+    of_heads = names.outside(tensors).intersection(unknown)
+    if headless:
+        unknown = [name for name in unknown if name not in of_heads]
     missing = [path for path in shapes if path not in sources and not fresh(path)]
-    for path in missing:
-        name = (names.source(path) or (path,))[0]
-        offenders.append(f"'{name}' is missing for {path}" + (f" ({nearest(name, unknown)})" if unknown else ""))
-    known = [found[0] for path in missing if (found := names.source(path))] or list(tensors.keys() - set(unknown))
-    offenders += [f"'{name}' belongs to no leaf" + (f" ({nearest(name, known)})" if known else "") for name in unknown]
+    differ, types = [], []
     for path, source in list(sources.items()):
         expected, found = tuple(shapes[path].shape), source.shape
         if found != expected and fresh(path):
             del sources[path]
         elif found != expected:
             said = list(source.tensor.shape) if found is None else list(found)
-            offenders.append(f"'{source.name}' has shape {said} for {path}, expected {list(expected)}")
+            differ.append(f"'{source.name}' has shape {said} for {path}, expected {list(expected)}")
         elif source.tensor.dtype.kind in "biu":
-            offenders.append(f"'{source.name}' is {source.tensor.dtype}, expected a floating-point type")
-    if offenders:
-        more = f"; and {len(offenders) - 40} more" if len(offenders) > 40 else ""
-        raise InputError(f"{where} does not fit {fits}: {'; '.join(offenders[:40])}{more}")
+            types.append(f"'{source.name}' is {source.tensor.dtype}, expected a floating-point type")
+    if twice or missing or unknown or differ or types:
+        called = {path: (names.source(path) or (path,))[0] for path in missing}
+        known = [found[0] for path in missing if (found := names.source(path))] or list(tensors.keys() - set(unknown))
+        of_leaves = [
+            f"'{name}' is missing for {path}" + _nearest(name, unknown) for path, name in list(called.items())[:SHOWN]
+        ]
+        of_none = [f"'{name}' belongs to no leaf" + _nearest(name, known) for name in unknown[:SHOWN]]
+        kinds = {
+            "{} twice": (len(twice), twice),
+            "{} missing": (len(missing), of_leaves),
+            "{} unknown": (len(unknown), of_none),
+            "{} of another shape": (len(differ), differ),
+            "{} of another type": (len(types), types),
+        }
+        foreign = unknown and of_heads.issuperset(unknown) and not (missing or headless)
+        advice = "; it is of a head that is not known here, which head='' leaves out" if foreign else ""
+        raise InputError(f"{where} does not fit {fits}: {_grouped(kinds, len(tensors))}{advice}")
     return sources
+
+
+SHOWN, COMPARED = 4, 500
+"""Of each kind of offender, those that an error lists; names among which the nearest is looked for."""
+
+
+def _nearest(name, choices):
+    found = nearest(name, choices[:COMPARED]) if choices else ""
+    return f" ({found})" if found and (len(choices) <= SHOWN or found.startswith("did you mean")) else ""
+
+
+def _grouped(kinds, tensors):
+    """Some offenders of every kind; where they are not all, how many there are of each goes first."""
+    said = "; ".join(line for _, lines in kinds.values() for line in lines[:SHOWN])
+    if all(number <= SHOWN for number, _ in kinds.values()):
+        return said
+    counts = ", ".join(what.format(number) for what, (number, _) in kinds.items() if number)
+    return f"of {tensors} tensors, {counts}: {said}"
 
 
 def _pattern(template: str) -> re.Pattern:

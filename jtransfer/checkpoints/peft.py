@@ -4,6 +4,7 @@ Their names are those of PyTorch's modules, which transformers 5 renamed for som
 models kept the old ones. Both are read. The new ones are written, because PEFT looks for modules in memory by them.
 """
 
+import dataclasses
 import json
 import re
 from typing import Any
@@ -13,12 +14,12 @@ import numpy as np
 from etils import epath
 
 from jtransfer import files, methods
-from jtransfer.checkpoints import hub, peft_config, pooled, tensors
+from jtransfer.checkpoints import hub, kinds, peft_config, pooled, tensors, tying
 from jtransfer.checkpoints.adapter import HEAD, Adapter
 from jtransfer.checkpoints.backbone import Backbone
 from jtransfer.checkpoints.huggingface import architecture_of, family_of, kind_of, values_of
 from jtransfer.checkpoints.names import SAME, TRANSPOSED, Names, Row, Source, assign
-from jtransfer.checkpoints.peft_config import by_pattern, is_adapted, listed
+from jtransfer.checkpoints.peft_config import by_pattern, is_adapted
 from jtransfer.errors import InputError, nearest
 from jtransfer.methods.lora import LoRA
 from jtransfer.models import SOURCE_HEAD, Head, Headed, shapes_of
@@ -58,6 +59,10 @@ def load_adapter(backbone: Backbone, name: str, *, head: str | None = None) -> A
     where = _find(str(name))
     config, found = peft_config.read(where / CONFIG), _read_tensors(where)
     kind = _kind(where, backbone, config, head)
+    saved = peft_config.saved(config)
+    backbone, found = tying.settle(
+        where, backbone, kind, found, _table, lambda names, path: any(map(saved, _modules(names, path)))
+    )
     names = _table(family_of(backbone)[1].names(backbone.config, kind))
     own, borrowed = _own_head(where, backbone, kind, names, found)
     shapes = _shapes(backbone, own)
@@ -73,7 +78,7 @@ def load_adapter(backbone: Backbone, name: str, *, head: str | None = None) -> A
     sources = assign(names, found, wanted, where, lambda path: False, f"backbone '{backbone.name}'")
     used = {source.name for source in sources.values()}
     if idle := [name for name in found if name not in used and not names.ignores(name)]:
-        raise InputError(f"{where / WEIGHTS}: backbone '{backbone.name}' has no place for {', '.join(idle)}")
+        raise InputError(f"{where / WEIGHTS}: backbone '{backbone.name}' has no place for {tensors.some(idle)}")
     if not any(path.endswith("/lora/a") for path in sources):
         raise InputError(f"{where / WEIGHTS} has no lora_A")
 
@@ -134,6 +139,8 @@ def to_peft(adapter: Adapter) -> tuple[dict[str, Any], Tree]:
     options = _options(adapter.method, adapted)
     modules = {layer: names.called(f"{layer}/kernel")[0].removesuffix(".weight") for layer in layers}
     tree = names.write(params, names.prefix if kind else "")
+    for path in filter(_in_head, params):
+        tree |= {name: tree[names.called(path)[0]] for name in names.every(path)}  # PEFT misses a name of the two
     for layer, module in modules.items():
         module = module if _in_head(layer) or not kind else names.prefix + module
         for end in (".weight", ".bias"):
@@ -166,10 +173,12 @@ def to_peft(adapter: Adapter) -> tuple[dict[str, Any], Tree]:
 
 
 def _find(name):
-    path = epath.Path(name)
-    where = path if path.is_dir() else epath.Path(hub.find(name))
+    where = hub.find(name, "adapter")
+    if where.is_file():
+        where = where.parent if where.name in (CONFIG, WEIGHTS) else where
     if not (where / CONFIG).exists():
-        raise InputError(f"adapter '{name}': the directory has no {CONFIG}")
+        said = kinds.what(where)
+        raise InputError(f"adapter '{name}' has no {CONFIG}{said and ': ' + said}")
     return where
 
 
@@ -183,7 +192,7 @@ def _read_tensors(where):
     sides = {name: x for name, x in found.items() if re.search(r"\.lora_[AB]\.", name)}
     offenders += [f"'{name}' (of a convolution)" for name, x in sides.items() if len(x.shape) > 2]
     if offenders:
-        raise InputError(f"{where / WEIGHTS}: not supported: {', '.join(offenders[:40])}")
+        raise InputError(f"{where / WEIGHTS}: not supported: {tensors.some(offenders)}")
     return {name.removeprefix(BASE): tensor for name, tensor in found.items()}
 
 
@@ -230,9 +239,32 @@ def _own_head(where, backbone, kind, names, found):
     ends = ("out/kernel", "cls/kernel", "kernel", "out/bias", "bias")
     number = next((shapes[SOURCE_HEAD + end][-1] for end in ends if shapes.get(SOURCE_HEAD + end)), None)
     number = number or (backbone.head.classes if backbone.head else 0)
-    own = family.head(values_of(backbone), kind, number)
+    own = _reading(where, backbone, kind, family.head(values_of(backbone), kind, number))
     rest = {path: leaf for path, leaf in backbone.params.items() if path.startswith(SOURCE_HEAD) and path not in shapes}
     return own, rest if own == backbone.head else {}
+
+
+def _reading(where, backbone, kind, head):
+    """A head of the adapted task, reading of this backbone what it reads in the class that PEFT adapted.
+
+    Raises:
+        InputError: a pooler that the base lacks, in whose place the head would silently read the first token.
+    """
+    _, family = family_of(backbone)
+    values = {key: x for key, x in values_of(backbone).items() if key != "sentence_transformers"}
+    if head.reads != "features" or "pool" not in vars(backbone.config) or not values:
+        return head
+    architecture = architecture_of(family, kind)
+    theirs = family.read(values | {"architectures": [architecture]}, {})
+    theirs = getattr(theirs, family.towers[kind]) if kind in family.towers else theirs
+    if theirs.pooler and not backbone.config.pooler:
+        raise InputError(
+            f"{where}: it adapts {architecture}, whose head reads a pooler, and backbone '{backbone.name}' has none, "
+            "so that PEFT starts it at random; load a base that was saved with its pooler"
+        )
+    # A sentence encoder's features are its pooling, which that class does not know.
+    elsewhere = theirs.pooler and backbone.config.pool != theirs.pool
+    return dataclasses.replace(head, reads="pooler_output") if elsewhere else head
 
 
 def _shapes(backbone, own):
@@ -276,14 +308,9 @@ def _expected(config, names, shapes, layers, filled):
         if {f"{layer}/lora/a", f"{layer}/lora/b"} & filled
         or ("/block_" in layer and any(is_adapted(config, module) for module in _modules(names, f"{layer}/kernel")))
     }
-    saved = tuple(listed(config.get("modules_to_save")))
-
-    def is_saved(path):
-        parts = [module.split(".") for module in _modules(names, path)]
-        return any(".".join(part[:i]).endswith(saved) for part in parts for i in range(1, len(part) + 1))
-
+    saved = peft_config.saved(config)
     sides = {f"{layer}/lora/{side}" for layer in adapted for side in "ab"}
-    return sides | {path for path in shapes if saved and names.called(path) and is_saved(path)}
+    return sides | {path for path in shapes if any(map(saved, _modules(names, path)))}
 
 
 def _in_head(layer):

@@ -1,13 +1,16 @@
 """What `adapter_config.json` of PEFT's LoRA says: its values, checked, and the rules by which they name modules."""
 
 import json
-import math
 import re
-from collections.abc import Collection, Iterable, Mapping
+import sys
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from etils import epath
 
+from jtransfer.checkpoints.patterns import check
+from jtransfer.checkpoints.tensors import some
 from jtransfer.errors import InputError
 from jtransfer.files import read_json
 
@@ -45,6 +48,9 @@ IRRELEVANT = {
 }
 """Keys without effect on the outputs, or only together with another, which is refused where it is set."""
 
+LARGEST = 1 << 20
+"""Bytes of a config of an adapter; one with a rank for each of 1000 layers has a tenth of that."""
+
 PLAIN = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 """Values of `init_lora_weights` that leave the weights of the base as they were."""
 
@@ -56,36 +62,45 @@ def read(path: epath.Path) -> dict[str, Any]:
         InputError: another method than LoRA, or something that changes the outputs and is not supported: all of it by
             name; or a value that cannot be.
     """
-    values = read_json(path)
+    values = read_json(path, LARGEST)
     if values.get("peft_type") != "LORA":
-        raise InputError(f'{path}: peft_type {json.dumps(values.get("peft_type"))} is not supported; expected "LORA"')
-    unknown = [f"{key}={json.dumps(x)}" for key, x in sorted(values.items()) if x and key not in READ | IRRELEVANT]
+        raise InputError(f'{path}: peft_type {_said(values.get("peft_type"))} is not supported; expected "LORA"')
+    unknown = [
+        f"{_said(key)[1:-1]}={_said(x)}" for key, x in sorted(values.items()) if x and key not in READ | IRRELEVANT
+    ]
     if (start := values.get("init_lora_weights")) not in PLAIN:
         unknown.append(
-            f"init_lora_weights={json.dumps(start)} (it changes the base; PEFT makes a plain adapter of it by "
+            f"init_lora_weights={_said(start)} (it changes the base; PEFT makes a plain adapter of it by "
             "save_pretrained(..., path_initial_model_for_weight_conversion=...))"
         )
     if unknown:
-        raise InputError(f"{path}: not supported: {', '.join(unknown)}")
+        raise InputError(f"{path}: not supported: {some(unknown)}")
     defaults = {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "rank_pattern": {}, "alpha_pattern": {}}
     config = values | {key: x for key, x in defaults.items() if values.get(key) is None}
     _check_values(path, config)
     return config
 
 
+def _said(value):
+    """A value as the file has it, cut where it is long."""
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
 def _check_values(path, config):
     def refuse(key, value, expected):
-        raise InputError(f"{path}: {key} is {json.dumps(value)}; expected {expected}")
+        raise InputError(f"{path}: {key} is {_said(value)}; expected {expected}")
 
     whole, number = (int,), (int, float)
     for key, types in {"r": whole, "rank_pattern": whole, "lora_alpha": number, "alpha_pattern": number}.items():
         value = config[key]
-        patterns = key.endswith("pattern")
-        if patterns and not isinstance(value, dict):
+        several = key.endswith("pattern")
+        if several and not isinstance(value, dict):
             refuse(key, value, "an object")
-        for x in value.values() if patterns else [value]:
-            if type(x) not in types or not (types is whole) <= x < math.inf:
-                refuse(key, x, "a whole number above 0" if types is whole else "a number")
+        for x in value.values() if several else [value]:
+            most = LARGEST_RANK if types is whole else sys.float_info.max
+            if type(x) not in types or not (types is whole) <= x <= most:
+                refuse(key, x, f"a whole number above 0, up to {most:,}" if types is whole else "a number")
     if type(config["lora_dropout"]) not in number or not 0 <= config["lora_dropout"] < 1:
         refuse("lora_dropout", config["lora_dropout"], "a number from 0 to below 1")
     for key in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern"):
@@ -94,14 +109,41 @@ def _check_values(path, config):
     for key, kind, expected in (("auto_mapping", dict, "an object"), ("task_type", str, "a name")):
         if not isinstance(config.get(key), kind | None):
             refuse(key, config[key], expected)
-    patterns = [*config["rank_pattern"], *config["alpha_pattern"]]
-    patterns += [x for key in ("target_modules", "exclude_modules") if isinstance(x := config.get(key), str)]
-    patterns += [x for key in ("layers_pattern", "modules_to_save") for x in listed(config.get(key))]
-    for pattern in patterns:
+    for name in listed(config.get("modules_to_save")):
+        if not re.fullmatch(r"[\w.-]{1,400}", name):
+            refuse("modules_to_save", name, "names of modules")
+    written = {
+        ENDS: [*config["rank_pattern"], *config["alpha_pattern"]],
+        ("", ""): [x for key in ("target_modules", "exclude_modules") if isinstance(x := config.get(key), str)],
+        BLOCKS: listed(config.get("layers_pattern")),
+    }
+    for around, found in written.items():
         try:
-            re.compile(f"({pattern})")
-        except re.error as error:
-            raise InputError(f"{path}: '{pattern}' is not a regular expression: {error}") from None
+            check(found, around)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+
+
+ENDS, BLOCKS = (r"(.*\.)?(", ")$"), (r"(?:^|.*?\.)", r"\.(\d+)\.")
+"""What PEFT puts around patterns of ranks and alphas, and around those of the lists of blocks."""
+
+LARGEST_RANK = 1 << 20
+
+
+@lru_cache(maxsize=8192)
+def _compiled(pattern):
+    return re.compile(pattern)
+
+
+def saved(config: Mapping[str, Any]) -> Callable[[str], bool]:
+    """PEFT's rule for whether a module, or one that it is in, is saved whole."""
+    names = tuple(listed(config.get("modules_to_save")))
+
+    def is_saved(module):
+        parts = module.split(".")
+        return any(".".join(parts[:i]).endswith(names) for i in range(1, len(parts) + 1))
+
+    return is_saved
 
 
 def by_pattern(patterns: Mapping[str, float], modules: Iterable[str], default: float) -> float:
@@ -113,7 +155,7 @@ def by_pattern(patterns: Mapping[str, float], modules: Iterable[str], default: f
         default: Where none matches.
     """
     for pattern, value in patterns.items():
-        if any(re.match(rf"(.*\.)?({pattern})$", module) for module in modules):
+        if any(map(_compiled(pattern.join(ENDS)).match, modules)):
             return value
     return default
 
@@ -122,7 +164,7 @@ def is_adapted(config: Mapping[str, Any], module: str) -> bool:
     """PEFT's rule for whether a module is adapted."""
     targets, excluded = config.get("target_modules") or [], config.get("exclude_modules") or []
     if _named(excluded, module) or any(
-        re.match(rf"(^|.*\.){saved}($|\..*)", module) for saved in listed(config.get("modules_to_save"))
+        _compiled(rf"(^|.*\.){saved}($|\..*)").match(module) for saved in listed(config.get("modules_to_save"))
     ):
         return False
     if isinstance(targets, str):
@@ -130,8 +172,8 @@ def is_adapted(config: Mapping[str, Any], module: str) -> bool:
     chosen = listed(config.get("layers_to_transform"))
     if not _named(targets, module) or not chosen or module in targets:
         return _named(targets, module)
-    patterns = [rf"(?:^|.*?\.){pattern}" for pattern in listed(config.get("layers_pattern"))] or [r".*?\.[^.]*"]
-    found = next((match for pattern in patterns if (match := re.match(rf"{pattern}\.(\d+)\.", module))), None)
+    blocks = [pattern.join(BLOCKS) for pattern in listed(config.get("layers_pattern"))] or [r".*?\.[^.]*\.(\d+)\."]
+    found = next((match for block in blocks if (match := _compiled(block).match(module))), None)
     return found is not None and int(found[1]) in chosen
 
 

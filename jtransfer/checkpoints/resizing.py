@@ -46,6 +46,7 @@ def resize(
     sides, patch = _sides(image, source.image), getattr(source, "patch", 1)
     if image is not None and any(side % patch for side in sides):
         raise InputError(f"image={list(sides)} is not a multiple of the checkpoint's patches of {patch}x{patch}")
+    _check_size(sides, patch, source.channels)
     resized = dataclasses.replace(config, image=sides, channels=channels or source.channels)
     changes: dict[str, Change] = {}
     if resized.channels != source.channels:
@@ -55,6 +56,25 @@ def resize(
     if (old := getattr(source, "grid", None)) != (new := getattr(resized, "grid", None)):
         changes["embeddings/positions"] = partial(resize_positions, old=old, new=new, how=positions)
     return resized, changes
+
+
+MOST_TOKENS = 1 << 16
+"""Patches of one image: the attention scores of one head between so many take 17 GB in float32."""
+
+LARGEST_IMAGE = 1 << 28
+"""Values in one image that a model may take: a gigabyte in float32."""
+
+
+def _check_size(sides, patch, channels):
+    """Refuse images that no machine could compute with, before anything is made of that size."""
+    tokens, values = math.prod(side // patch for side in sides), math.prod(sides) * channels
+    if patch > 1 and tokens > MOST_TOKENS:
+        raise InputError(
+            f"image={list(sides)} has {tokens:,} patches of {patch}x{patch}, whose attention scores take "
+            f"{4 * tokens**2:,} bytes a head; expected {MOST_TOKENS:,} patches at most"
+        )
+    if values > LARGEST_IMAGE:
+        raise InputError(f"image={list(sides)} has {values:,} values; expected {LARGEST_IMAGE:,} at most")
 
 
 def _sides(image, own):

@@ -8,6 +8,9 @@ copy is the one into the target's dtype and place.
 import json
 import math
 import mmap
+import os
+import stat
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -15,6 +18,7 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
+from jtransfer import files
 from jtransfer.arrays import open_npz
 from jtransfer.errors import InputError
 
@@ -35,19 +39,32 @@ DTYPES = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
-LONGEST_HEADER = 100_000_000
-"""Bytes; the limit of the reference implementation."""
+LONGEST_HEADER = 4_000_000
+"""Bytes of a safetensors header, an index, or the directory of an archive: 40,000 tensors, and no model here has 4,000.
+
+The reference implementation reads 100 MB, which take more than a second and 500 MB to parse.
+"""
+
+LONGEST_NAME = 400
+"""Characters in the name of a tensor."""
+
+MOST_AXES, LARGEST = 16, 2**62
+"""Of a shape that a header may claim: its axes, and each of its numbers."""
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 
 class Tensor(NamedTuple):
-    """One tensor of a file: `read()` gives its array, a view of the file where that is possible."""
+    """One tensor of a file: `read()` gives its array, a view of the file where that is possible.
+
+    `alias` is the name under which the file keeps it, where this is another name of it; empty where it is the same.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     read: Callable[[], np.ndarray]
+    alias: str = ""
 
 
 def read_directory(directory: epath.Path) -> dict[str, Tensor]:
@@ -96,26 +113,36 @@ def refuse_pickles(where: Any, names: Iterable[str], convert: str = "") -> None:
 
 
 def read_safetensors(path: epath.Path) -> dict[str, Tensor]:
-    """The tensors of one safetensors file.
+    """The tensors of one safetensors file, by all names that it has for them.
 
     Raises:
         InputError: a file that is truncated, damaged or of another format; the line says where.
     """
+    tensors, metadata = _read_one(path)
+    return tensors | _aliases(path, metadata, tensors)
+
+
+def _read_one(path):
+    """The tensors of one file by the names under which it keeps them, and its `__metadata__`."""
     data = _mapped(path)
     length = int.from_bytes(data[:8], "little") if len(data) >= 8 else 0
-    if not 2 <= length <= min(len(data) - 8, LONGEST_HEADER):
+    if not 2 <= length <= len(data) - 8:
         raise InputError(
             f"{path} is truncated or no safetensors file: its header claims {length} bytes, the file has {len(data)}"
         )
+    if length > LONGEST_HEADER:
+        raise InputError(f"{path}: its header has {length:,} bytes; expected at most {LONGEST_HEADER:,}")
     try:
         header = json.loads(bytes(data[8 : 8 + length]), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: the header is damaged ({error})") from None
     if not isinstance(header, dict):
         raise InputError(f"{path}: the header is damaged (expected an object)")
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", None)
     start, spans, tensors = 8 + length, [], {}
     for name, entry in header.items():
+        if len(name) > LONGEST_NAME or not name.isprintable():
+            raise InputError(f"{path}: {name[:40]!r}... is no name of a tensor, of {len(name):,} characters")
         shape, dtype, (begin, end) = _entry(path, name, entry)
         if end > len(data) - start:
             raise InputError(f"{path} is truncated: '{name}' ends at byte {start + end} of {len(data)}")
@@ -128,7 +155,35 @@ def read_safetensors(path: epath.Path) -> dict[str, Tensor]:
         reached = end
     if reached != len(data) - start:
         raise InputError(f"{path}: {len(data) - start - reached} bytes belong to no tensor")
-    return tensors
+    return tensors, metadata
+
+
+def _aliases(path, metadata, tensors):
+    """The tensors whose names were dropped because others are the same: PyTorch's writers say so in the metadata.
+
+    `safetensors.torch.save_model` writes `{name: name of the tensor that is kept}` into `__metadata__`, and
+    `huggingface_hub` into that of the index of shards; both beside whatever else is said there.
+    """
+    found = {}
+    for name, kept in metadata.items() if isinstance(metadata, dict) else ():
+        if not isinstance(kept, str) or kept == name:
+            continue
+        if kept not in tensors:
+            if _of_parameter(name) and _of_parameter(kept) and name not in tensors:
+                raise InputError(f"{path}: the metadata say that '{name}' is '{kept}', which is not in the file")
+        elif name not in tensors:
+            found[name] = tensors[kept]._replace(alias=kept)
+        elif not _equal(tensors[name], tensors[kept]):
+            raise InputError(f"{path}: the metadata say that '{name}' is '{kept}', and the file has both, which differ")
+    return found
+
+
+def _of_parameter(name):
+    return name.endswith((".weight", ".bias"))
+
+
+def _equal(one, other):
+    return one.shape == other.shape and np.array_equal(one.read(), other.read())
 
 
 def write_safetensors(path: epath.PathLike, arrays: Mapping[str, Any]) -> None:
@@ -162,30 +217,53 @@ def _plain(array):
 def _read_shards(directory):
     index = directory / INDEX
     try:
-        files = json.loads(index.read_text(), object_pairs_hook=_unique)["weight_map"]
-        wanted = {str(name): str(file) for name, file in files.items()}
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        values = json.loads(files.read(index, LONGEST_HEADER), object_pairs_hook=_unique)
+        wanted = {str(name): str(file) for name, file in values["weight_map"].items()}
+        if wrong := [x for pair in wanted.items() for x in pair if len(x) > LONGEST_NAME or not x.isprintable()]:
+            raise ValueError(f"{wrong[0][:40]!r}... is no name")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise InputError(f"{index}: expected JSON with a 'weight_map' of names to files ({error})") from None
     tensors: dict[str, Tensor] = {}
+    metadata = dict(values["metadata"]) if isinstance(values.get("metadata"), dict) else {}
     for file in sorted(set(wanted.values())):
         if "/" in file or "\\" in file or file in ("", ".", ".."):
             raise InputError(f"{index}: '{file}' points outside the directory; expected the name of a file in it")
+        refuse_pickles(index, [file], conversion(directory))
         if not (directory / file).exists():
             raise InputError(f"{index}: shard '{file}' is missing from the directory")
-        refuse_pickles(index, [file], conversion(directory))
-        shard = read_safetensors(directory / file)
+        shard, said = _read_one(directory / file)
         if twice := tensors.keys() & shard.keys():
             raise InputError(f"{index}: '{min(twice)}' stands in '{file}' and in another shard")
         tensors |= shard
+        metadata |= said if isinstance(said, dict) else {}
+    tensors |= _aliases(index, metadata, tensors)
     if missing := [name for name in wanted if name not in tensors]:
-        raise InputError(f"{index}: {', '.join(missing)} are in none of the shards")
+        raise InputError(f"{index}: {some(missing)} are in none of the shards")
     return tensors
+
+
+SOME = 5
+"""Names that a message lists of many."""
+
+
+def some(names: Iterable[Any]) -> str:
+    """The first few of many names, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - SOME:,} more" if len(names) > SOME else ""
+    return ", ".join(map(str, names[:SOME])) + more
+
+
+def _check_plain(path):
+    """Refuse what is no plain file: a pipe would keep a reader waiting for ever."""
+    if "://" not in str(path) and not stat.S_ISREG(os.stat(path).st_mode):
+        raise InputError(f"{path} is no plain file")
 
 
 def _mapped(path):
     try:
         if "://" in str(path):
             return memoryview(path.read_bytes())
+        _check_plain(path)
         with open(path, "rb") as file:
             if file.seek(0, 2) == 0:
                 return memoryview(b"")
@@ -195,17 +273,19 @@ def _mapped(path):
 
 
 def _unique(pairs):
-    names = [name for name, _ in pairs]
-    if len(set(names)) < len(names):
-        raise ValueError(f"key '{next(name for name in names if names.count(name) > 1)}' stands there twice")
-    return dict(pairs)
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        ((name, _),) = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"key '{name}' stands there twice")
+    return values
 
 
 def _entry(path, name, entry):
     try:
         shape, (begin, end), dtype = entry["shape"], entry["data_offsets"], entry["dtype"]
         numbers = [*shape, begin, end]
-        if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in numbers) or begin > end:
+        fits = isinstance(shape, list) and len(shape) <= MOST_AXES
+        if not fits or not all(type(n) is int and 0 <= n < LARGEST for n in numbers) or begin > end:
             raise ValueError("numbers that cannot be")
     except (TypeError, KeyError, ValueError):
         raise InputError(f"{path}: '{name}' needs dtype, shape and data_offsets in the header") from None

@@ -263,11 +263,16 @@ def test_any_value_in_the_config_of_any_family_is_refused_or_loads(others, model
     [
         ({"model_type": "vitt"}, "config.json: unknown model_type 'vitt'; did you mean 'vit'?"),
         ({"num_hidden_layers": 10**9}, "claims 1000000000 blocks, but the file has 40 tensors"),
-        ({"hidden_size": 2**40}, "expected [1, 1, 1099511627776]"),
-        ({"intermediate_size": 10**15}, "expected [8, 1000000000000000]"),
-        ({"image_size": 4 * 10**9}, "expected [1, 1000000000000000001, 8]"),
+        ({"hidden_size": 2**40}, "hidden_size is 1099511627776; expected a whole number from 1 to 1,000,000,000"),
+        ({"intermediate_size": 10**9}, "expected [8, 1000000000]"),
+        ({"image_size": 4 * 10**5}, "400000 x 400000 x 3, which are 480,000,000,000 values each"),
+        (
+            {"image_size": 4 * 10**9},
+            "image_size is 4000000000; expected a whole number from 1 to 1,000,000,000, or two",
+        ),
         ({"hidden_act": "gellu"}, "unknown activation 'gellu'; did you mean 'gelu'?"),
-        ({"id2label": None, "num_labels": 10**12}, "claims 1000000000000 classes; expected at most 1000000"),
+        ({"id2label": None, "num_labels": 10**12}, "num_labels is 1000000000000; expected a whole number"),
+        ({"id2label": None, "num_labels": 10**7}, "claims 10000000 classes; expected at most 1000000"),
         ({"num_attention_heads": 3}, "width 8 is not a multiple of heads 3"),
     ],
 )

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from jtransfer.checkpoints.families.family import THEIR_ACTIVATIONS, Family, activation, untied
+from jtransfer.checkpoints.families.values import shown, typed, words
 from jtransfer.checkpoints.names import DENSE, EMBED, LEAF, NORM, Names, Row, repeated
 from jtransfer.errors import InputError
 from jtransfer.models import BertConfig, Head
@@ -126,7 +127,7 @@ class Dialect:
 
 
 def _config(dialect, values):
-    said = {ours: values.get(theirs, default) for ours, (theirs, default) in dialect.settings.items()}
+    said = {ours: typed(values, theirs, default) for ours, (theirs, default) in dialect.settings.items()}
     return BertConfig(**said | {"activation": activation(said["activation"])}, **dialect.fixed)
 
 
@@ -138,12 +139,12 @@ def _settle(dialect, values, tensors, kind):
 def _read(dialect, values, tensors):
     for key, supported in REFUSED.items():
         if values.get(key) not in (None, supported):
-            raise InputError(f"config.json: {key} {values[key]!r} is not supported; expected {supported!r}")
+            raise InputError(f"config.json: {key} {shown(values[key])} is not supported; expected {supported!r}")
     config = _config(dialect, values)
     if POOLER not in dialect.rows:
         return replace(config, **values.get("sentence_transformers", {}))
     # Without the pooler that it was trained with, this head would predict something else.
-    needed = "BertForSequenceClassification" in (values.get("architectures") or ())
+    needed = "BertForSequenceClassification" in words(values, "architectures")
     pooler = needed or any(name.endswith("pooler.dense.weight") for name in tensors)
     return replace(config, pooler=pooler, **values.get("sentence_transformers", {}))
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from jtransfer.checkpoints.families.family import THEIR_ACTIVATIONS, Family, activation
-from jtransfer.checkpoints.families.vit import typed
+from jtransfer.checkpoints.families.values import section, typed
 from jtransfer.checkpoints.names import DENSE, EMBED, LEAF, NORM, Kind, Layout, Names, Row, fused, patches, repeated
 from jtransfer.errors import InputError
 from jtransfer.models import CLIPConfig, CLIPTextConfig, Head, ViTConfig
@@ -139,16 +139,13 @@ def _read(dialect, values, tensors):
 def _values_of(values, tower):
     """The values of one tower. An older key goes first, as in transformers."""
     older = values.get(f"{tower}_config_dict")
-    found = values.get(f"{tower}_config") if older is None else older
-    if not isinstance(found, Mapping | None):
-        raise InputError(f"config.json: {tower}_config is {found!r}; expected an object")
-    return found or {}
+    return section(values, f"{tower}_config" if older is None else f"{tower}_config_dict")
 
 
 def _options(dialect, values, tower):
     defaults = getattr(dialect, tower)
     said = {ours: typed(values, theirs, defaults[ours]) for ours, theirs in KEYS[tower].items()}
-    return {**defaults, **said, "activation": activation(values.get("hidden_act", dialect.activation))}
+    return {**defaults, **said, "activation": activation(typed(values, "hidden_act", dialect.activation))}
 
 
 def _read_vision(dialect, values, tensors):

@@ -3,7 +3,8 @@
 from functools import partial
 
 from jtransfer.checkpoints.families.family import THEIR_ACTIVATIONS, Family, activation
-from jtransfer.checkpoints.families.vit import CLASSIFIER, MASKING, embeddings, read, typed, write
+from jtransfer.checkpoints.families.values import typed
+from jtransfer.checkpoints.families.vit import CLASSIFIER, MASKING, embeddings, read, write
 from jtransfer.checkpoints.names import DENSE, LEAF, NORM, Names, Row, fused, repeated
 from jtransfer.errors import InputError
 from jtransfer.models import Head
@@ -41,7 +42,7 @@ def _read(values, names, patch, registers):
         patch=patch,
         epsilon=1e-6,
         hidden=_hidden(typed(values, "hidden_size", 768), typed(values, "mlp_ratio", 4.0), gated),
-        activation="silu" if gated else activation(values.get("hidden_act", "gelu")),
+        activation="silu" if gated else activation(typed(values, "hidden_act", "gelu")),
         gated=gated,
         layer_scale=typed(values, "layerscale_value", 1.0),
         drop_path=typed(values, "drop_path_rate", 0.0),

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from jtransfer.checkpoints.families.values import typed
 from jtransfer.checkpoints.names import Names
 from jtransfer.checkpoints.tensors import Tensor
 from jtransfer.errors import InputError, nearest
@@ -53,7 +54,7 @@ def untied(values: Mapping[str, Any], tensors: Mapping[str, Tensor], output: str
     """
     kernel = tensors.get(output)
     table = next((x for name, x in tensors.items() if name == words or name.endswith(f".{words}")), None)
-    if not values.get("tie_word_embeddings", True) or kernel is None or table is None:
+    if not typed(values, "tie_word_embeddings", True) or kernel is None or table is None:
         return values
     same = kernel.shape == table.shape and np.array_equal(kernel.read(), table.read())
     return values if same else {**values, "tie_word_embeddings": False}

@@ -1,6 +1,7 @@
 """GPT-2 in Hugging Face's layout, whose `Conv1D` keeps kernels as `[in, out]`, as we do."""
 
 from jtransfer.checkpoints.families.family import THEIR_ACTIVATIONS, Family, activation, untied
+from jtransfer.checkpoints.families.values import typed, words
 from jtransfer.checkpoints.names import DENSE, EMBED, NORM, SAME, Kind, Names, Row
 from jtransfer.errors import InputError
 from jtransfer.models import GPT2Config, Head
@@ -27,30 +28,32 @@ def _settle(values, tensors, kind):
 
 
 def _read(values, tensors):
-    architecture = (values.get("architectures") or [""])[0]
+    architecture = (words(values, "architectures") or ("",))[0]
     if architecture in REFUSED:
         raise InputError(f"config.json: {architecture} is not supported; expected one of {', '.join(HEADS)}")
-    if values.get("add_cross_attention", False):
+    if typed(values, "add_cross_attention", False):
         raise InputError("config.json: add_cross_attention=true is not supported; expected a decoder alone")
     eos = values.get("eos_token_id", 50256)
+    if eos is not None:
+        eos = typed(values, "eos_token_id", () if isinstance(eos, list) else 50256)
     # `reorder_and_upcast_attn` asks for scores in float32, which they are here in any case.
     return GPT2Config(
-        vocabulary=values.get("vocab_size", 50257),
-        positions=values.get("n_positions", 1024),
-        width=values.get("n_embd", 768),
-        depth=values.get("n_layer", 12),
-        heads=values.get("n_head", 12),
-        hidden=values.get("n_inner") or 0,
-        epsilon=values.get("layer_norm_epsilon", 1e-5),
-        activation=activation(values.get("activation_function", "gelu_new")),
-        scale_scores=values.get("scale_attn_weights", True),
-        scale_by_depth=values.get("scale_attn_by_inverse_layer_idx", False),
-        tied=values.get("tie_word_embeddings", True),
-        pad_token=values.get("pad_token_id"),
-        eos_tokens=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
-        dropout=values.get("resid_pdrop", 0.1),
-        embedding_dropout=values.get("embd_pdrop", 0.1),
-        attention_dropout=values.get("attn_pdrop", 0.1),
+        vocabulary=typed(values, "vocab_size", 50257),
+        positions=typed(values, "n_positions", 1024),
+        width=typed(values, "n_embd", 768),
+        depth=typed(values, "n_layer", 12),
+        heads=typed(values, "n_head", 12),
+        hidden=typed(values, "n_inner", None) or 0,
+        epsilon=typed(values, "layer_norm_epsilon", 1e-5),
+        activation=activation(typed(values, "activation_function", "gelu_new")),
+        scale_scores=typed(values, "scale_attn_weights", True),
+        scale_by_depth=typed(values, "scale_attn_by_inverse_layer_idx", False),
+        tied=typed(values, "tie_word_embeddings", True),
+        pad_token=typed(values, "pad_token_id", None),
+        eos_tokens=eos if isinstance(eos, tuple) else () if eos is None else (eos,),
+        dropout=typed(values, "resid_pdrop", 0.1),
+        embedding_dropout=typed(values, "embd_pdrop", 0.1),
+        attention_dropout=typed(values, "attn_pdrop", 0.1),
     )
 
 
@@ -89,8 +92,8 @@ def _write(config):
 def _head(values, kind, classes):
     if kind == "sequence":
         return Head(classes, bias=False)
-    tied = values.get("tie_word_embeddings", True)
-    return Head(values.get("vocab_size", 50257), reads="last_hidden_state", tied=tied, bias=False)
+    tied = typed(values, "tie_word_embeddings", True)
+    return Head(typed(values, "vocab_size", 50257), reads="last_hidden_state", tied=tied, bias=False)
 
 
 HEADS = {"GPT2LMHeadModel": "causal_lm", "GPT2ForSequenceClassification": "sequence", "GPT2Model": ""}

@@ -14,6 +14,7 @@ from typing import Any
 
 from jtransfer.checkpoints.families.clip import IN_PROJ, VECTOR
 from jtransfer.checkpoints.families.family import Description, preprocessor
+from jtransfer.checkpoints.families.values import colours, section, sides, typed
 from jtransfer.checkpoints.names import DENSE, EMBED, LEAF, NORM, Kind, Layout, Names, Row, patches, repeated
 from jtransfer.checkpoints.tensors import Tensor
 from jtransfer.errors import InputError, nearest
@@ -56,8 +57,8 @@ def describe(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Descri
     Raises:
         InputError: a model of another kind than CLIP's, with what tells it.
     """
-    model, shapes = values.get("model_cfg") or {}, {name: x.shape for name, x in tensors.items()}
-    towers = {name: model.get(name) or {} for name in TOLD}
+    model, shapes = section(values, "model_cfg"), {name: x.shape for name, x in tensors.items()}
+    towers = {name: section(model, name) for name in TOLD}
     for name, options in towers.items():
         for key in (key for key, value in options.items() if value and not re.fullmatch(TOLD[name], key)):
             what = f", that is {OTHERS[key]}" if key in OTHERS else ""
@@ -68,7 +69,7 @@ def describe(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Descri
     for name in ("visual.conv1.weight", "visual.positional_embedding", "visual.proj", f"{text}text_projection"):
         if name not in shapes:
             raise InputError(f"'{name}' is missing; of open_clip's models, only those with its own transformers load")
-    quick = bool(model.get("quick_gelu"))
+    quick = typed(model, "quick_gelu", False)
     config = CLIPConfig(
         vision=_vision(shapes, towers["vision_cfg"], quick),
         text=_text(shapes, towers["text_cfg"], quick, text),
@@ -82,11 +83,10 @@ def describe(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Descri
 def _vision(shapes, options, quick):
     width, channels, patch, other = shapes["visual.conv1.weight"]
     there = shapes["visual.positional_embedding"][0] - 1
-    side = options.get("image_size", math.isqrt(there) * patch)
-    image = (side, side) if isinstance(side, int) else tuple(side)
+    image = sides(options, "image_size", math.isqrt(there) * patch)
     if patch != other or math.prod(length // patch for length in image) != there:
         raise InputError(f"'visual.positional_embedding' is not of {list(image)} pixels in patches of {patch}x{other}")
-    pool, after = options.get("pool_type", "tok"), options.get("final_ln_after_pool", False)
+    pool, after = typed(options, "pool_type", "tok"), typed(options, "final_ln_after_pool", False)
     if pool not in IMAGE_POOLS:
         raise InputError(f"open_clip_config.json: vision_cfg has pool_type '{pool}'; {nearest(str(pool), IMAGE_POOLS)}")
     return ViTConfig(
@@ -96,25 +96,25 @@ def _vision(shapes, options, quick):
         pool=IMAGE_POOLS[pool],
         # For one token alone the order is all the same, and this one leaves the tokens as transformers does.
         norm_pooled=pool == "tok" or after,
-        heads=width // options.get("head_width", 64),
+        heads=width // typed(options, "head_width", 64),
         patch_bias=False,
-        embedding_norm=not options.get("no_ln_pre", False),
-        layer_scale=options.get("ls_init_value") or 0.0,
+        embedding_norm=not typed(options, "no_ln_pre", False),
+        layer_scale=typed(options, "ls_init_value", 0.0) if options.get("ls_init_value") is not None else 0.0,
         **_common(shapes, options, quick, "visual."),
     )
 
 
 def _text(shapes, options, quick, prefix):
-    pool = options.get("pool_type", "argmax")
+    pool = typed(options, "pool_type", "argmax")
     if pool not in TEXT_POOLS:
         raise InputError(f"open_clip_config.json: text_cfg has pool_type '{pool}'; {nearest(str(pool), TEXT_POOLS)}")
     return CLIPTextConfig(
         vocabulary=shapes[f"{prefix}token_embedding.weight"][0],
         positions=shapes[f"{prefix}positional_embedding"][0],
-        heads=options.get("heads", 8),
-        causal=not options.get("no_causal_mask", False),
+        heads=typed(options, "heads", 8),
+        causal=not typed(options, "no_causal_mask", False),
         pool=TEXT_POOLS[pool],
-        eos_token=options.get("eos_id", 2),
+        eos_token=typed(options, "eos_id", 2),
         **_common(shapes, options, quick, prefix),
     )
 
@@ -122,7 +122,7 @@ def _text(shapes, options, quick, prefix):
 def _common(shapes, options, quick, prefix):
     """Options of either tower."""
     first = f"{prefix}transformer.resblocks.0.mlp.c_fc.weight"
-    act, norm = options.get("act_kwargs") or {}, options.get("norm_kwargs") or {}
+    act, norm = section(options, "act_kwargs"), section(options, "norm_kwargs")
     if first not in shapes or act.keys() - {"approximate"} or norm.keys() - {"eps"}:
         raise InputError(
             f"'{first}', act_kwargs {act} and norm_kwargs {norm}: expected a CLIP, 'approximate' and 'eps'"
@@ -132,7 +132,7 @@ def _common(shapes, options, quick, prefix):
         "width": shapes[first][1],
         "depth": len({name.removeprefix(stem).split(".")[0] for name in shapes if name.startswith(stem)}),
         "hidden": shapes[first][0],
-        "epsilon": norm.get("eps", 1e-5),
+        "epsilon": typed(norm, "eps", 1e-5),
         "activation": "quick_gelu" if quick else "gelu_tanh" if act.get("approximate") == "tanh" else "gelu",
     }
 
@@ -159,11 +159,11 @@ def _rows(config, text):
 
 def _preprocessor(values, image):
     """open_clip's transform of images for inference; empty where it pads them."""
-    given, (height, width) = values.get("preprocess_cfg") or {}, image
-    mode = given.get("resize_mode", "shortest")
+    given, (height, width) = section(values, "preprocess_cfg"), image
+    mode = typed(given, "resize_mode", "shortest")
     if height != width or mode not in ("shortest", "squash"):
         return {}
     size = {"shortest_edge": height} if mode == "shortest" else {"height": height, "width": width}
-    mean = given.get("mean", (0.48145466, 0.4578275, 0.40821073))
-    std = given.get("std", (0.26862954, 0.26130258, 0.27577711))
-    return preprocessor(size, height, given.get("interpolation", "bicubic"), mean, std)
+    mean = colours(given, "mean", (0.48145466, 0.4578275, 0.40821073))
+    std = colours(given, "std", (0.26862954, 0.26130258, 0.27577711))
+    return preprocessor(size, height, typed(given, "interpolation", "bicubic"), mean, std)

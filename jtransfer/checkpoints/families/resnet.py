@@ -3,6 +3,7 @@
 import numpy as np
 
 from jtransfer.checkpoints.families.family import THEIR_ACTIVATIONS, Family, activation
+from jtransfer.checkpoints.families.values import sides, typed
 from jtransfer.checkpoints.names import CONV, DENSE, SAME, Kind, Names, Row
 from jtransfer.models import Head, ResNetConfig
 
@@ -31,17 +32,16 @@ CONSTANTS = ((r"(.*)\.running_mean", r"\1.num_batches_tracked", np.int64(0)),)
 
 
 def _read(values, names):
-    side = values.get("image_size", 224)
     return ResNetConfig(
-        image=tuple(side) if isinstance(side, list | tuple) else (side, side),
-        channels=values.get("num_channels", 3),
-        block=values.get("layer_type", "bottleneck"),
-        stem=values.get("embedding_size", 64),
-        widths=tuple(values.get("hidden_sizes", (256, 512, 1024, 2048))),
-        depths=tuple(values.get("depths", (3, 4, 6, 3))),
-        activation=activation(values.get("hidden_act", "relu")),
-        downsample_in_first_stage=values.get("downsample_in_first_stage", False),
-        downsample_in_bottleneck=values.get("downsample_in_bottleneck", False),
+        image=sides(values, "image_size", 224),
+        channels=typed(values, "num_channels", 3),
+        block=typed(values, "layer_type", "bottleneck"),
+        stem=typed(values, "embedding_size", 64),
+        widths=typed(values, "hidden_sizes", (256, 512, 1024, 2048)),
+        depths=typed(values, "depths", (3, 4, 6, 3)),
+        activation=activation(typed(values, "hidden_act", "relu")),
+        downsample_in_first_stage=typed(values, "downsample_in_first_stage", False),
+        downsample_in_bottleneck=typed(values, "downsample_in_bottleneck", False),
     )
 
 

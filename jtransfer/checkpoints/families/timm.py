@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from jtransfer.checkpoints.families.family import Description, preprocessor
+from jtransfer.checkpoints.families.values import colours, section, sides, typed
 from jtransfer.checkpoints.names import DENSE, LEAF, NORM, SAME, Kind, Names, Row, fused, padded, patches
 from jtransfer.checkpoints.tensors import Tensor
 from jtransfer.errors import InputError, nearest
@@ -52,8 +53,8 @@ def describe(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Descri
     Raises:
         InputError: a ViT that ours cannot be.
     """
-    args, pretrained = values.get("model_args") or {}, values.get("pretrained_cfg") or {}
-    architecture = str(values.get("architecture", ""))
+    args, pretrained = section(values, "model_args"), section(values, "pretrained_cfg")
+    architecture = typed(values, "architecture", "")
     for pattern, what, instead in REFUSED:
         if re.fullmatch(pattern, architecture):
             raise InputError(f"'{architecture}' is {what}, which is not read from timm's names; {instead}")
@@ -61,8 +62,8 @@ def describe(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Descri
         if not re.fullmatch(TOLD, key):
             raise InputError(f"model_args: '{key}' means a ViT that is none of ours")
     shapes = {name: x.shape for name, x in tensors.items()}
-    sides = args.get("img_size") or (pretrained.get("input_size") or [0, 0, 0])[-2:]
-    config, leading = _config(shapes, values, args, (sides, sides) if isinstance(sides, int) else tuple(sides))
+    said = sides(args, "img_size", 0) if args.get("img_size") else (_input_size(pretrained) or (0, 0, 0))[1:]
+    config, leading = _config(shapes, values, args, said)
     reads = "distilled" if "head_dist.weight" in shapes else "pooler_output" if config.pooler else "features"
     labels = values.get("label_names")
     return Description(
@@ -92,11 +93,11 @@ def _config(shapes, values, args, sides) -> tuple[ViTConfig, int]:
     leading = cls + ("dist_token" in shapes)
     image = _image(there, leading, patch, sides)
     without = leading if image[0] * image[1] == there * patch**2 else 0
-    architecture, clip = str(values.get("architecture", "")), "norm_pre.weight" in shapes
+    architecture, clip = typed(values, "architecture", ""), "norm_pre.weight" in shapes
     if clip and "_clip_" not in architecture:
         raise InputError(f"'norm_pre' is CLIP's, and the architecture '{architecture}' does not tell its activation")
     usual = "silu" if gated else "quick_gelu" if "_quickgelu_" in architecture else "gelu"
-    activation = args.get("act_layer") or usual
+    activation = typed(args, "act_layer", usual) if args.get("act_layer") else usual
     if activation not in ACTIVATIONS:
         raise InputError(f"model_args: unknown act_layer '{activation}'; {nearest(str(activation), ACTIVATIONS)}")
     config = ViTConfig(
@@ -130,7 +131,7 @@ def _pool(shapes, values, args, cls):
             raise InputError("attention pooling beside a class token is not supported")
         return "map"
     norm = "avg" if "fc_norm.weight" in shapes or not cls else "token"
-    pool = args.get("global_pool") or values.get("global_pool") or norm
+    pool = (typed(args, "global_pool", "") or typed(values, "global_pool", "")) or norm
     if pool not in ("avg", "token") or (pool == "token" and not cls):
         raise InputError(f"global_pool '{pool}' is not supported{'' if cls else ' without a class token'}")
     return "cls" if pool == "token" else "patches" if cls else "mean"
@@ -151,7 +152,7 @@ def _image(there, leading, patch, sides):
 
 def _heads(architecture, args, width):
     if "num_heads" in args:
-        return args["num_heads"]
+        return typed(args, "num_heads", 12)
     heads = HEADS_OF.get(architecture) or HEADS.get(width, width // 64)
     if not heads or width % heads:
         raise InputError(f"no shape tells the heads of width {width}; expected 'num_heads' among model_args")
@@ -214,11 +215,22 @@ def _in_block(ours):
 
 def _preprocessor(pretrained):
     """timm's evaluation transform; empty where its images are not resized and cropped to a square."""
-    _, height, width = pretrained.get("input_size", (3, 224, 224))
-    mode = pretrained.get("crop_mode", "center")
+    _, height, width = _input_size(pretrained) or (3, 224, 224)
+    mode = typed(pretrained, "crop_mode", "center")
     if height != width or mode not in ("center", "squash"):
         return {}
-    edge = math.floor(height / pretrained.get("crop_pct", 0.875))
+    if (part := typed(pretrained, "crop_pct", 0.875)) < 0.01:
+        raise InputError(f"config.json: crop_pct is {part}; expected the part of an image that is kept, as 0.875")
+    edge = math.floor(height / part)
     size = {"shortest_edge": edge} if mode == "center" else {"height": edge, "width": edge}
-    mean, std = pretrained.get("mean", (0.485, 0.456, 0.406)), pretrained.get("std", (0.229, 0.224, 0.225))
-    return preprocessor(size, height, pretrained.get("interpolation", "bicubic"), mean, std)
+    mean = colours(pretrained, "mean", (0.485, 0.456, 0.406))
+    std = colours(pretrained, "std", (0.229, 0.224, 0.225))
+    return preprocessor(size, height, typed(pretrained, "interpolation", "bicubic"), mean, std)
+
+
+def _input_size(pretrained):
+    """Channels, height and width of images; empty where nothing is said."""
+    found = typed(pretrained, "input_size", ()) if pretrained.get("input_size") else ()
+    if len(found) not in (0, 3):
+        raise InputError(f"config.json: input_size is {list(found)}; expected channels, height and width")
+    return found

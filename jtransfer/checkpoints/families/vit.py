@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from jtransfer.checkpoints.families.family import THEIR_ACTIVATIONS, Family, activation
+from jtransfer.checkpoints.families.values import shown, sides, typed
 from jtransfer.checkpoints.names import DENSE, LEAF, NORM, Names, Row, patches
 from jtransfer.errors import InputError
 from jtransfer.models import Head, ViTConfig
@@ -67,13 +68,13 @@ def read(values: Mapping[str, Any], patch: int, epsilon: float, **own: Any) -> V
     Raises:
         InputError: a value of another type than its default, or one that means a model that is not ours.
     """
-    sides = _sides(values, "patch_size", patch)
-    if sides[0] != sides[1]:
-        raise InputError(f"config.json: patch_size is {list(sides)}; expected a square patch")
+    patches = sides(values, "patch_size", patch)
+    if patches[0] != patches[1]:
+        raise InputError(f"config.json: patch_size is {list(patches)}; expected a square patch")
     return ViTConfig(
         **{ours: typed(values, theirs, default) for ours, theirs, default in OPTIONS},
-        image=_sides(values, "image_size", 224),
-        patch=sides[0],
+        image=sides(values, "image_size", 224),
+        patch=patches[0],
         epsilon=typed(values, "layer_norm_eps", epsilon),
         **own,
     )
@@ -108,40 +109,19 @@ def write(config: ViTConfig, again: Callable[..., ViTConfig], model_type: str, *
     return values
 
 
-def typed(values: Mapping[str, Any], key: str, default: Any) -> Any:
-    """A value that is a number or truth value as its default is.
-
-    Raises:
-        InputError: it is something else.
-    """
-    value = values.get(key, default)
-    kinds = {int: ((int,), "a whole number"), float: ((int, float), "a number"), bool: ((bool,), "true or false")}
-    types, expected = kinds[type(default)]
-    if type(value) not in types:
-        raise InputError(f"config.json: {key} is {value!r}; expected {expected}")
-    return value
-
-
-def _sides(values, key, default):
-    found = values.get(key, default)
-    sides = tuple(found) if isinstance(found, list | tuple) else (found, found)
-    if len(sides) != 2 or any(type(side) is not int for side in sides):
-        raise InputError(f"config.json: {key} is {found!r}; expected a whole number, or two")
-    return sides
-
-
 def _read(values, names, distilled=False, may_pool=True):
     pooler = may_pool and any(name.endswith("pooler.dense.weight") for name in names)
     if pooler and values.get("pooler_act", "tanh") != "tanh":
-        raise InputError(f"config.json: pooler_act is '{values['pooler_act']}'; only 'tanh' is supported")
+        raise InputError(f"config.json: pooler_act is {shown(values['pooler_act'])}; only 'tanh' is supported")
     if pooler and values.get("pooler_output_size") not in (None, values.get("hidden_size", 768)):
-        raise InputError(f"config.json: pooler_output_size is {values['pooler_output_size']}; expected hidden_size")
+        found = shown(values["pooler_output_size"])
+        raise InputError(f"config.json: pooler_output_size is {found}; expected hidden_size")
     return read(
         values,
         patch=16,
         epsilon=1e-12,
         hidden=typed(values, "intermediate_size", 3072),
-        activation=activation(values.get("hidden_act", "gelu")),
+        activation=activation(typed(values, "hidden_act", "gelu")),
         pooler=pooler,
         distilled=distilled,
     )

@@ -1,0 +1,153 @@
+"""The values of a config file that came with a checkpoint, each read by its type and within its bounds.
+
+Every reader of a family takes its values from here, so that whatever stands in a file is a value of the kind that the
+code after it expects, or one line that names the key, what was expected and what was found.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from jtransfer.errors import InputError
+
+MOST = 1_000_000_000
+"""The largest whole number that any size in a config may be."""
+
+LONGEST = 200
+"""Characters of a word, as the name of a class or an activation."""
+
+MAY_BE_ZERO = frozenset({"type_vocab_size", "pad_token_id", "eos_token_id", "eos_id", "num_register_tokens"})
+MAY_BE_NULL = frozenset({"pad_token_id", "padding", "pad_token", "logit_bias"})
+RATES = ("drop", "_pdrop")
+"""What the names of keys end with or hold whose values are rates of dropout."""
+
+
+def typed(values: Mapping[str, Any], key: str, default: Any) -> Any:
+    """A value of the type of its default: a whole number, a number, true or false, a word, or a list of whole numbers.
+
+    Args:
+        values: Of the file, or of a part of it.
+        key: Whose value is wanted.
+        default: Where the key is not there.
+
+    Raises:
+        InputError: a value of another type, or one that cannot be: a size below 1 (0 for keys in `MAY_BE_ZERO`), a
+            number that is negative or not finite, a rate that is not below 1.
+    """
+    value = values.get(key, default)
+    if value is None and (key in MAY_BE_NULL or default in (None, "")):
+        return default if default == "" else None
+    fits, expected = _kinds(key)[type(default) if default is not None else int]
+    if not fits(value):
+        raise InputError(f"config.json: {key} is {shown(value)}; expected {expected}")
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _kinds(key):
+    least = 0 if key in MAY_BE_ZERO else 1
+
+    def whole(x):
+        return type(x) is int and least <= x <= MOST
+
+    def number(x):
+        return type(x) in (int, float) and (math.isfinite(x) if type(x) is float else abs(x) <= MOST)
+
+    rate = key.endswith(RATES[1]) or RATES[0] in key
+    signed = key.startswith("logit_")
+    return {
+        bool: (lambda x: type(x) is bool, "true or false"),
+        int: (whole, f"a whole number from {least} to {MOST:,}"),
+        float: (
+            (lambda x: number(x) and 0 <= x < 1, "a number from 0 to below 1")
+            if rate
+            else (lambda x: number(x) and (signed or x >= 0), "a number" if signed else "a number of at least 0")
+        ),
+        str: (lambda x: isinstance(x, str) and len(x) <= LONGEST and x.isprintable(), "a word"),
+        tuple: (
+            lambda x: isinstance(x, list | tuple) and 0 < len(x) <= LONGEST and all(map(whole, x)),
+            f"a list of whole numbers from {least} to {MOST:,}",
+        ),
+    }
+
+
+def sides(values: Mapping[str, Any], key: str, default: int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width, which a file says as two numbers or as one for both.
+
+    Raises:
+        InputError: something else.
+    """
+    found = values.get(key, default)
+    both = found if isinstance(found, list | tuple) else (found, found)
+    if len(both) != 2 or any(type(side) is not int or not 1 <= side <= MOST for side in both):
+        raise InputError(f"config.json: {key} is {shown(found)}; expected a whole number from 1 to {MOST:,}, or two")
+    return tuple(both)
+
+
+def colours(values: Mapping[str, Any], key: str, default: tuple[float, ...]) -> tuple[float, ...]:
+    """One number for each of three colours.
+
+    Raises:
+        InputError: something else, or numbers that are not from -100 to 100 (0 is none that can be divided by).
+    """
+    found = values.get(key, default)
+    numbers = isinstance(found, list | tuple) and len(found) == 3 and all(type(x) in (int, float) for x in found)
+    if not numbers or not all(-100 <= x <= 100 and (x > 0 or key == "mean") for x in found):
+        raise InputError(f"config.json: {key} is {shown(found)}; expected three numbers, one for each colour")
+    return tuple(found)
+
+
+def section(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The object under a key; empty where the key is not there or null.
+
+    Raises:
+        InputError: it is no object.
+    """
+    found = values.get(key)
+    if not isinstance(found, Mapping | None):
+        raise InputError(f"config.json: {key} is {shown(found)}; expected an object")
+    return found or {}
+
+
+def words(values: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    """The list of words under a key; empty where the key is not there or null. A null among them counts as "".
+
+    Raises:
+        InputError: it is no list of words.
+    """
+    found = values.get(key)
+    if found is None:
+        return ()
+    if not isinstance(found, list | tuple) or not all(x is None or isinstance(x, str) for x in found):
+        raise InputError(f"config.json: {key} is {shown(found)}; expected a list of words")
+    return tuple(x or "" for x in found)
+
+
+def labels(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of classes in `id2label`, in the order of their numbers; empty where there are none.
+
+    Raises:
+        InputError: no object, or its keys are not the whole numbers from 0 on.
+    """
+    found = values.get("id2label")
+    if found is None:
+        return ()
+    if not isinstance(found, Mapping):
+        raise InputError(
+            f'config.json: id2label is {shown(found)}; expected an object from numbers to names, as {{"0": "cat"}}'
+        )
+    numbered = {str(i) for i in range(len(found))}
+    if wrong := [key for key in map(str, found) if key not in numbered]:
+        raise InputError(
+            f"config.json: id2label has the key {shown(wrong[0])}; expected the numbers from 0 to {len(found) - 1}, "
+            "each once"
+        )
+    named = {str(key): name for key, name in found.items()}
+    if wrong := [key for key, name in named.items() if not isinstance(name, str | int | float)]:
+        raise InputError(f"config.json: id2label[{wrong[0]}] is {shown(named[wrong[0]])}; expected a name")
+    return tuple(str(named[str(i)]) for i in range(len(named)))
+
+
+def shown(value: Any) -> str:
+    """A value as an error shows it: on one line, and short."""
+    text = repr(value) if not isinstance(value, int) or abs(value) < 10**30 else "a number of more than 30 digits"
+    return text if len(text) <= 80 else f"{text[:80]}..."
