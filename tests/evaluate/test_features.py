@@ -336,5 +336,8 @@ def test_validation_rows_are_a_share_of_each_class_of_the_pool_and_no_test_row(d
             split(dataset, share)
     with pytest.raises(InputError, match="the test split is empty"):
         split(dataclasses.replace(dataset, test=dataset.test[:0]), 0.2)
-    with pytest.raises(InputError, match="class 2 has 1 examples, 2 are needed"):
-        split(dataclasses.replace(dataset, pool=np.array([0, 1, 2, 3, 4])), 0.2)
+    train, validation, how = split(dataclasses.replace(dataset, pool=np.array([0, 1, 2, 3, 4])), 0.2)
+    assert np.bincount(dataset.labels[train]).tolist() == [1, 1, 1], "a class of one row is fitted, and chooses nothing"
+    assert np.bincount(dataset.labels[validation]).tolist() == [1, 1] and "nothing of the 1 with a single row" in how
+    with pytest.raises(InputError, match="every class has a single row"):
+        split(dataclasses.replace(dataset, pool=np.array([0, 1, 2])), 0.2)
