@@ -47,7 +47,7 @@ class Examples:
 
     @cached_property
     def inputs(self) -> dict[str, np.ndarray]:
-        """The backbone's inputs of `rows`, by name: `[u, ...]`."""
+        """The backbone's inputs of `rows`, by name: `[u, ...]`; images as bytes where these say all."""
         return inputs.prepared(self.prepare, self.dataset.inputs, self.rows)
 
     @cached_property

@@ -11,6 +11,7 @@ import numpy as np
 
 from jtransfer.checkpoints.backbone import Backbone, load
 from jtransfer.data import preprocess
+from jtransfer.data.dataset import floats
 from jtransfer.errors import InputError
 from jtransfer.models import check_images
 
@@ -108,12 +109,29 @@ def blocks(prepare: Prepare, inputs: Any, rows: np.ndarray, block: int = BLOCK) 
 
 
 def prepared(prepare: Prepare, inputs: Any, rows: np.ndarray) -> Arrays:
-    """The prepared inputs of some rows, by name: `[rows, ...]`."""
+    """The prepared inputs of some rows, by name: `[rows, ...]`.
+
+    Floats that are bytes over 255, to the bit, are given as these bytes, which take a fourth of the memory;
+    `train.trials.take` makes the floats again.
+    """
     whole: Arrays = {}
     for i, found in enumerate(blocks(prepare, inputs, rows)):
         for key, x in found.items():
-            whole.setdefault(key, np.empty((len(rows), *x.shape[1:]), x.dtype))[i * BLOCK : i * BLOCK + len(x)] = x
+            x = _bytes(x)
+            own = whole.setdefault(key, np.empty((len(rows), *x.shape[1:]), x.dtype))
+            if own.dtype != x.dtype:  # bytes in one block and not in another
+                own, x = floats(own), floats(x)
+                whole[key] = own
+            own[i * BLOCK : i * BLOCK + len(x)] = x
     return whole
+
+
+def _bytes(x: np.ndarray) -> np.ndarray:
+    """Images as bytes, if they are those over 255; anything else as it is."""
+    if x.dtype != np.float32 or x.ndim != 4 or not (x.min() >= 0 and x.max() <= 1):
+        return x
+    found = (x * 255).round().astype(np.uint8)
+    return found if np.array_equal(floats(found), x) else x
 
 
 def example(arrays: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:

@@ -49,9 +49,9 @@ class Images:
         for part in self.parts:
             mine = (start <= flat) & (flat < start + len(part))
             if mine.all():
-                found = _floats(part[flat - start])
+                found = floats(part[flat - start])
             elif mine.any():
-                found[mine] = _floats(part[flat[mine] - start])
+                found[mine] = floats(part[flat[mine] - start])
             start += len(part)
         found = found.reshape(*rows.shape, *self.shape[1:])
         return found[(slice(None),) * rows.ndim + tuple(others)] if others else found
@@ -60,8 +60,9 @@ class Images:
         return self[:].astype(dtype or self.dtype, copy=False)
 
 
-def _floats(part: np.ndarray) -> np.ndarray:
-    return np.divide(part, np.float32(255)) if part.dtype == np.uint8 else part.astype(np.float32)
+def floats(part: np.ndarray) -> np.ndarray:
+    """Bytes as float32 of 0 to 1, and floats as float32."""
+    return np.divide(part, np.float32(255)) if part.dtype == np.uint8 else part.astype(np.float32, copy=False)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from jtransfer.data import keys
+from jtransfer.data.dataset import floats
 from jtransfer.errors import InputError
 from jtransfer.files import read_json
 from jtransfer.models import tables
@@ -184,5 +185,4 @@ def as_they_are(images: Any, shape: tuple[int, int, int]) -> dict[str, np.ndarra
         raise InputError(f"images have shape {list(array.shape)}; {expected}")
     if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
         raise InputError(f"images have dtype {array.dtype}; {expected}")
-    scaled = array.dtype == np.uint8
-    return {"pixel_values": np.divide(array, np.float32(255)) if scaled else array.astype(np.float32, copy=False)}
+    return {"pixel_values": floats(array)}

@@ -11,10 +11,11 @@ from safetensors.numpy import save_file
 from jtransfer import checkpoints
 from jtransfer.checkpoints.families import FAMILIES
 from jtransfer.checkpoints.inputs import blocks, example, prepared
-from jtransfer.data.dataset import Dataset, Lazy
+from jtransfer.data.dataset import Dataset, Lazy, floats
 from jtransfer.data.sources import load
 from jtransfer.errors import InputError
 from jtransfer.models import CLIPConfig, CLIPTextConfig, ViTConfig, complete, of_config
+from jtransfer.train.trials import take
 
 TOWER = {"width": 16, "depth": 1, "heads": 2}
 VIT = ViTConfig(image=(16, 16), patch=8, **TOWER)
@@ -91,6 +92,28 @@ def test_rows_are_prepared_block_by_block_to_the_same_arrays(vit):
     np.testing.assert_array_equal(whole["pixel_values"], prepare(data.inputs[rows])["pixel_values"])
     assert [len(block["pixel_values"]) for block in blocks(prepare, data.inputs, rows, 128)] == [128, 128, 44]
     assert example(whole)["pixel_values"] == jax.ShapeDtypeStruct((1, 16, 16, 3), np.float32)
+
+
+@pytest.mark.parametrize("odd", [None, 3, 300, 599], ids=["bytes alone", "first block", "second", "last"])
+def test_images_that_are_bytes_over_255_are_kept_as_bytes_and_taken_as_the_same_floats(odd):
+    """A curve keeps all rows that it uses, so what they take counts."""
+    images = (np.random.default_rng(0).integers(0, 256, (600, 8, 8, 1)) / np.float32(255)).astype(np.float32)
+    images[0, :2, :, 0] = np.arange(16).reshape(2, 8) / np.float32(255)
+    if odd is not None:
+        images[odd, 0, 0] = 0.1234
+    whole = prepared(lambda x: {"pixel_values": x}, images, np.arange(600))["pixel_values"]
+    assert whole.dtype == (np.uint8 if odd is None else np.float32)
+    np.testing.assert_array_equal(jax.jit(take)(whole, np.arange(600)[::-1]), images[::-1])
+
+
+def test_every_byte_becomes_the_same_float_on_the_device_and_off_it():
+    every = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    expected = every.astype(np.float32) / 255
+    np.testing.assert_array_equal(floats(every), expected)
+    np.testing.assert_array_equal(jax.jit(take)(every, np.arange(1)), expected)
+    np.testing.assert_array_equal(
+        jax.vmap(take, (None, 0))(jax.numpy.asarray(every), np.zeros((3, 1), int))[1], expected
+    )
 
 
 def test_of_a_dual_encoder_the_tower_for_the_data_is_taken(clip):

@@ -10,6 +10,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from jtransfer.data.pairs import open_pairs
 from jtransfer.data.sources import fingerprint, load
 from jtransfer.errors import InputError
 
@@ -73,6 +74,20 @@ def test_bytes_stay_bytes_until_rows_are_asked_for(save):
         np.testing.assert_array_equal(inputs[index], whole[index])
     np.testing.assert_array_equal(inputs[[1, 30], ..., 0], whole[[1, 30], ..., 0])
     np.testing.assert_array_equal(inputs[..., 0], whole[..., 0])
+
+
+@pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("read", [lambda name: fingerprint(load(name)), lambda name: open_pairs(name, 2, 0)])
+def test_a_file_takes_no_more_memory_than_it_has_bytes(tmp_path, write, read):
+    half = np.full((40, 900, 900, 1), 200, np.uint8)
+    labels, captions = np.arange(40) % 2, np.array([*"ab"] * 20)
+    keys = {"images": half, "labels": labels, "captions": captions}
+    write(tmp_path / "own.npz", **keys, **{f"test_{key}": values for key, values in keys.items()})
+    tracemalloc.start()
+    read(f"npz:{tmp_path / 'own.npz'}")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 2 * half.nbytes < peak < 1.2 * 2 * half.nbytes
 
 
 def test_the_fingerprint_is_that_of_the_floats(save):
