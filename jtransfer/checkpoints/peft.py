@@ -130,7 +130,8 @@ def to_peft(adapter: Adapter) -> tuple[dict[str, Any], Tree]:
     backbone, head = adapter.backbone, adapter.head or adapter.backbone.head
     model_type, family = family_of(backbone)
     kind = kind_of(backbone, head)
-    names = _table(family.names(backbone.config, kind))
+    plain = family.names(backbone.config, kind)
+    names = _table(plain)
     params = _without_known_head({_renamed(path, HEAD, SOURCE_HEAD): x for path, x in adapter.params.items()}, backbone)
     if head and head.tied and any(path.startswith(SOURCE_HEAD) and "/lora/" not in path for path in params):
         raise InputError("peft: a head that is tied to the word embeddings cannot be saved with an adapter")
@@ -140,7 +141,7 @@ def to_peft(adapter: Adapter) -> tuple[dict[str, Any], Tree]:
     modules = {layer: names.called(f"{layer}/kernel")[0].removesuffix(".weight") for layer in layers}
     tree = names.write(params, names.prefix if kind else "")
     for path in filter(_in_head, params):
-        tree |= {name: tree[names.called(path)[0]] for name in names.every(path)}  # PEFT misses a name of the two
+        tree |= {name: tree[names.called(path)[0]] for name in plain.every(path)}  # PEFT misses a name of the two
     for layer, module in modules.items():
         module = module if _in_head(layer) or not kind else names.prefix + module
         for end in (".weight", ".bias"):

@@ -232,10 +232,10 @@ def test_half_precision_computes_the_same_to_its_accuracy(both):
     [
         ({"layer_type": "botleneck"}, "resnet: unknown block 'botleneck'; did you mean 'bottleneck'?"),
         ({"depths": [1]}, "resnet: 2 widths do not fit the depths of 1 stages"),
-        ({"depths": [1, -1]}, "whole numbers of at least 1"),
+        ({"depths": [1, -1]}, "a list of whole numbers from 1"),
         ({"depths": [10**9, 1]}, "claims 1000000001 blocks, but the file has 50 tensors"),
         ({"hidden_sizes": [6, 10**12]}, "expected"),
-        ({"hidden_sizes": "many"}, "whole numbers of at least 1"),
+        ({"hidden_sizes": "many"}, "a list of whole numbers from 1"),
         ({"layer_type": "bottleneck", "hidden_sizes": [3, 3]}, "must be at least 4"),
     ],
 )
