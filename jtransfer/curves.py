@@ -193,7 +193,9 @@ def run(curve: Curve, directory: epath.PathLike, on_cell: OnCell) -> list[Row]:
                 cells.gather(done[key] for key in every if key in done)
                 left -= 1
                 on_cell(name, shots, rows, left)
-    rows = [done[key] for key in every if key in done]
+    # Whatever other runs in this directory have finished meanwhile is gathered too.
+    config = workdir.check(directory, plain, GROWS)
+    rows = list(cells.read(_name(*key) for key in _keys(config)).values())
     if rows:
         cells.gather(rows)
     if failed:

@@ -57,6 +57,7 @@ def load_adapter(backbone: Backbone, name: str, *, head: str | None = None) -> A
             ranks that differ: one line that lists every offender.
     """
     where = _find(str(name))
+    files.verify(where)
     config, found = peft_config.read(where / CONFIG), _read_tensors(where)
     kind = _kind(where, backbone, config, head)
     saved = peft_config.saved(config)

@@ -124,7 +124,9 @@ def run(evaluation: Evaluation, directory: epath.PathLike, on_rows: Callable[[st
         cells.write(text, done[text])
         cells.gather(_ordered(done, config))
         on_rows(text, done[text])
-    rows = _ordered(done, config)
+    # Whatever other runs in this directory have finished meanwhile is gathered too.
+    config = workdir.check(directory, mine, GROWS)
+    rows = _ordered(cells.read(config["protocols"]), config)
     if rows:
         cells.gather(rows)
     if failed:

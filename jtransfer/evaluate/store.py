@@ -17,9 +17,6 @@ from jtransfer.errors import Damaged, InputError
 
 log = logging.getLogger("jtransfer")
 
-VERSION = 2
-"""Of the format, see docs/formats.md; 1 had no checksums, and is not read: its features are extracted again."""
-
 AGAIN = "the features are extracted again"
 LARGEST_HEADER = 4096
 """Bytes before the numbers in a `.npy` file, at most."""
@@ -79,13 +76,13 @@ class Store:
     def write(self, origin: Origin, values: np.ndarray, **also: Any) -> None:
         """Keep features; what is written is there whole or not at all. The parts that there are of them go."""
         self._keep(origin, (0, origin.rows), origin.key, values, also)
-        for path in self.directory.glob(f"{origin.key}.*-*.*"):
+        for path in self._parts(origin):
             path.unlink(missing_ok=True)
 
     def read_parts(self, origin: Origin) -> np.ndarray | None:
         """The first rows of features whose extraction was interrupted, `[some, width]`; None where there are none."""
         found: list[np.ndarray] = []
-        bounds = sorted(_bounds(path.name) for path in self.directory.glob(f"{origin.key}.*-*.json"))
+        bounds = sorted(_bounds(path.name) for path in self._parts(origin) if path.suffix == ".json")
         for start, stop in bounds:
             if start == sum(map(len, found)) and start < stop <= origin.rows:
                 part = self._entry(origin, (start, stop), f"{origin.key}.{start}-{stop}")
@@ -97,6 +94,13 @@ class Store:
         rows = start, start + len(values)
         self._keep(origin, rows, f"{origin.key}.{rows[0]}-{rows[1]}", values, {})
 
+    def _parts(self, origin):
+        # No pattern: a directory's name may hold what patterns are made of.
+        there = epath.Path(self.directory)
+        if not there.exists():
+            return []
+        return [path for path in there.iterdir() if path.name.startswith(f"{origin.key}.") and "-" in path.name]
+
     def _entry(self, origin, rows, name):
         array, about = (epath.Path(self.directory) / f"{name}.{end}" for end in ("npy", "json"))
         if not about.exists() and not array.exists():
@@ -104,7 +108,7 @@ class Store:
         try:
             version, found = files.read_record(about, AGAIN)
             expected = asdict(origin) | {"from": rows[0], "to": rows[1]}
-            if version != VERSION or any(found.get(key) != value for key, value in expected.items()):
+            if version == 1 or any(found.get(key) != value for key, value in expected.items()):
                 raise Damaged(f"{about} is of other features; {AGAIN}")
             return _checked(array, rows[1] - rows[0], found)
         except Damaged as error:
@@ -120,9 +124,7 @@ class Store:
         content = buffer.getbuffer()
         about = asdict(origin) | {"from": rows[0], "to": rows[1], "width": values.shape[1]} | also
         files.write(self.directory / f"{name}.npy", content)
-        files.write_record(
-            self.directory / f"{name}.json", about | {"array": hashlib.sha256(content).hexdigest()}, VERSION
-        )
+        files.write_record(self.directory / f"{name}.json", about | {"array": hashlib.sha256(content).hexdigest()})
 
 
 def _checked(path, rows, about):
