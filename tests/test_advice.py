@@ -151,7 +151,7 @@ def advised(file, tmp_path_factory):
 
     dataset = Dataset("own", Lazy(48, rows, "own"), labels, ("a", "b", "c"), np.arange(36), np.arange(36, 48))
     directory = tmp_path_factory.mktemp("workdir")
-    np.savez(directory / "source.npz", images=x[..., 0], labels=labels)
+    np.savez(directory / "source.npz", images=x[..., 0].clip(0, 1), labels=labels)
     _, settings = config.load("advise", file, [f"--config.source=npz:{directory / 'source.npz'}"])
     with pytest.MonkeyPatch.context() as patch:
         load = sources.load
@@ -245,7 +245,7 @@ def test_a_workdir_that_cannot_be_used_is_known_before_anything_is_loaded(file, 
     (tmp_path / "taken").write_text("a file")
     monkeypatch.setattr(sources, "load", lambda *args: pytest.fail("loads the data"))
     for place, flag, message in (
-        (tmp_path / "taken" / "here", "steps=30", "taken/here/trial cannot be written: Not a directory"),
+        (tmp_path / "taken" / "here", "steps=30", "taken is a file; expected a directory, or nothing at all"),
         (advised[0], "steps=31", "belongs to another config: steps is 31 here and 30 there"),
         (advised[0], "batch=8", "belongs to another config: batch is 8 here and 9 there"),
     ):

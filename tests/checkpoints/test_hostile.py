@@ -98,11 +98,6 @@ def test_an_index_that_claims_what_cannot_be_is_refused(directory, index, said):
     assert said in refusal(directory)
 
 
-def test_an_archive_that_unpacks_to_what_weights_never_do_is_refused(tmp_path):
-    np.savez_compressed(tmp_path / "a.npz", x=np.zeros(30_000_000, np.float32))
-    assert "unpack to 120,000,128, which weights never do" in refusal(tmp_path / "a.npz")
-
-
 def test_an_archive_of_very_many_members_is_refused_before_its_directory_is_read(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr("x", b"")
@@ -110,7 +105,7 @@ def test_an_archive_of_very_many_members_is_refused_before_its_directory_is_read
     at = whole.rindex(b"PK\5\6")
     whole[at + 12 : at + 16] = struct.pack("<I", 2**31)
     (tmp_path / "a.npz").write_bytes(whole)
-    assert "the directory of the archive has 2,147,483,648 bytes" in refusal(tmp_path / "a.npz")
+    assert "its list of arrays has 2,147,483,648 bytes" in refusal(tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize(("array", "said"), [(np.array([{}], object), "pickled"), (np.array(["a"]), "")])

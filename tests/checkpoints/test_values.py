@@ -143,6 +143,7 @@ def test_our_own_config_is_read_by_its_types_likewise(tmp_path, vit, backbone, k
     save(tmp_path, vit, {path: x for path, x in backbone.items() if not path.startswith("source_head")})
     values = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(values | {key: value}))
+    (tmp_path / "jtransfer.json").unlink()  # which would tell that it was changed
     with pytest.raises(InputError) as error:
         jt.load(str(tmp_path))
     assert said in str(error.value)

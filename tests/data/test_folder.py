@@ -121,15 +121,18 @@ def test_replaced_files_of_equal_size_and_time_are_other_data_of_the_same_names(
     assert after != before and after.split(".")[0] == before.split(".")[0]
 
 
-def test_a_workdir_that_knew_the_folder_by_names_and_sizes_goes_on_and_knows_its_contents_from_then_on(root, tmp_path):
+def test_a_workdir_that_knew_the_folder_by_names_and_sizes_goes_on_as_it_was(root, tmp_path):
     ours = fingerprint(load(f"folder:{root}"))
     workdir = epath.Path(tmp_path / "run")
-    claim(workdir, {"fingerprints": {"data": ours.split(".")[0]}})
-    assert claim(workdir, {"fingerprints": {"data": ours}})["fingerprints"]["data"] == ours
-    claim(workdir, {"fingerprints": {"data": ours}})
-    for other in (ours[:-1] + "-", "-" + ours[1:], ours.split(".")[0]):
+    earlier = ours.split(".")[0]
+    claim(workdir, {"fingerprints": {"data": earlier}})
+    assert claim(workdir, {"fingerprints": {"data": ours}})["fingerprints"]["data"] == earlier  # as its cells have it
+    with pytest.raises(InputError, match="fingerprints.data is"):
+        claim(workdir, {"fingerprints": {"data": "-" + ours[1:]}})
+    claim(workdir / "new", {"fingerprints": {"data": ours}})
+    for other in (ours[:-1] + "-", "-" + ours[1:], earlier):
         with pytest.raises(InputError, match="fingerprints.data is"):
-            claim(workdir, {"fingerprints": {"data": other}})
+            claim(workdir / "new", {"fingerprints": {"data": other}})
 
 
 @pytest.mark.parametrize("ending", [".bmp", ".gif", ".tif", ".TIFF", ".WebP", ".JPG"])

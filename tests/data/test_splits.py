@@ -109,5 +109,5 @@ def test_a_label_that_no_row_has_does_not_refuse_the_others():
     labels = np.random.default_rng(0).integers(0, 2, (40, 3))
     labels[:, 2] = 0
     assert len(split(several(labels), 0.25)[1]) == 10
-    with pytest.raises(InputError, match="labels of the rows to fit on are all the same"):
+    with pytest.raises(InputError, match="no label is 0 in some rows and 1 in others"):
         split(several(labels * 0), 0.25)

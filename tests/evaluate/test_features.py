@@ -281,7 +281,7 @@ def test_other_labels_classes_and_splits_of_the_same_inputs_are_the_same_feature
         {"pool": np.arange(40), "test": np.arange(40, 48)},
     ):
         assert reader.origin(dataclasses.replace(dataset, **change), "features") == origin
-    lazy = Lazy(48, lambda rows: list(dataset.inputs[rows]), "label=a", "inputs")
+    lazy = Lazy(48, lambda rows: list(dataset.inputs[rows]), "label=a", of_inputs="inputs")
     of_other_label = dataclasses.replace(lazy, identity="label=b")
     of_other_inputs = dataclasses.replace(lazy, of_inputs="others")
     one, same, other = (
