@@ -45,6 +45,9 @@ def load(name: str, data_dir: str = "") -> Dataset:
     if prefix == "tfds" and colon:
         return _counted(tfds.read(name, rest, directory(data_dir)))
     if prefix in READERS and colon:
+        if not rest:
+            what, form = ("file", "npz:FILE") if prefix == "npz" else ("directory", "folder:DIR")
+            raise InputError(f"{name}: no such {what}; expected {form}")
         return _counted(READERS[prefix](name, str(files.path(rest, f"{prefix}:"))))
     file = name.rpartition(":")[2] if colon or name.endswith(".npz") else ""
     raise InputError(f"dataset {name!r} is unknown; {nearest(name, [*EMBEDDED, *forms(file)])}")

@@ -291,7 +291,7 @@ def test_an_unknown_name_is_refused_with_the_nearest_choice(name, hint):
 
 def test_a_missing_file_is_refused(tmp_path):
     assert refusal(f"npz:{tmp_path}/none.npz").startswith(f"{tmp_path}/none.npz: no such file")
-    assert refusal("npz:") == "npz: is empty; expected a path"
+    assert refusal("npz:") == "npz:: no such file; expected npz:FILE"
 
 
 def test_a_directory_is_refused(tmp_path):
