@@ -158,8 +158,11 @@ def _measured_classes(stream, prepare, mesh, adapted) -> Evaluate:
     def evaluate(state, frozen):
         parts = [slice(i, i + BLOCK) for i in range(0, len(labels), BLOCK)]
         arrays = ahead(prepare(inputs[part]) for part in parts)
-        scores = [score(state, frozen, own, labels[part]) for part, own in zip(parts, arrays, strict=True)]
-        losses, right = (np.concatenate(values) for values in zip(*jax.device_get(scores), strict=True))
+        # Each block is waited for, so that the inputs of no more than a few are ever in memory.
+        scores = [
+            jax.device_get(score(state, frozen, own, labels[part])) for part, own in zip(parts, arrays, strict=True)
+        ]
+        losses, right = (np.concatenate(values) for values in zip(*scores, strict=True))
         return {f"{name}_loss": float(losses.mean(dtype=float)), f"{name}_accuracy": float(right.mean(dtype=float))}
 
     return evaluate
@@ -237,8 +240,8 @@ def _measured_pairs(stream, prepare, mesh, adapted) -> Evaluate:
         """Embeddings of all; every block is of one size, the last filled up, so that one program serves."""
         size = min(BLOCK, total)
         blocks = [np.minimum(np.arange(i, i + size), total - 1) for i in range(0, total, size)]
-        found = [embed(state, frozen, arrays) for arrays in ahead(inputs(block) for block in blocks)]
-        return np.concatenate(jax.device_get(found))[:total]
+        found = [jax.device_get(embed(state, frozen, arrays)) for arrays in ahead(inputs(block) for block in blocks)]
+        return np.concatenate(found)[:total]
 
     def evaluate(state, frozen):
         images = in_blocks(state, frozen, count, lambda block: prepare({"images": held_out.images[block]}))
