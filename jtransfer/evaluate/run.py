@@ -1,7 +1,7 @@
 """`jtransfer evaluate`: every protocol of a config on one backbone and one dataset; what is done is not done again."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -37,11 +37,13 @@ class Evaluation:
         config: The resolved config.
         task: Data and backbone.
         runs: What each protocol does.
+        also: Of each protocol, what its rows say that it has read beside the task; empty where that is nothing.
     """
 
     config: Any
     task: Task
     runs: dict[str, Run]
+    also: dict[str, dict[str, list[str]]] = field(default_factory=dict)
 
 
 def prepare(config, progress: Progress = lambda what, done, rows: None) -> Evaluation:
@@ -68,7 +70,12 @@ def prepare(config, progress: Progress = lambda what, done, rows: None) -> Evalu
     config.layers = config.layers or (reader.default_layer(dataset),)
     task = Task(dataset, train, validation, held_out, reader, config.layers, dict(config.load), config.data_dir)
     reader.check(dataset, *config.layers)
-    return Evaluation(config, task, {text: put_on(task) for text, put_on in wanted.items()})
+    runs, also = {}, {}
+    for text, put_on in wanted.items():
+        task.also.clear()
+        runs[text] = put_on(task)
+        also[text] = {"also": list(task.also)} if task.also else {}
+    return Evaluation(config, task, runs, also)
 
 
 def check(config, directory: epath.PathLike) -> None:
@@ -110,13 +117,14 @@ def run(evaluation: Evaluation, directory: epath.PathLike, on_rows: Callable[[st
     config = workdir.check(directory, mine, GROWS)
     fingerprint = workdir.fingerprint(config, GROWS)
     cells = Cells(directory, fingerprint)
-    done, failed = cells.read(config["protocols"]), {}
+    done, failed = _of_these(cells.read(config["protocols"]), evaluation.also), {}
     for text, work in evaluation.runs.items():
         if text in done:
             continue
         on_rows(text, [])
+        also = evaluation.also.get(text, {})
         try:
-            done[text] = [{"protocol": text} | found | {"fingerprint": fingerprint} for found in work()]
+            done[text] = [{"protocol": text} | found | also | {"fingerprint": fingerprint} for found in work()]
         except OF_THE_INPUT as error:
             failed[text] = next(iter(str(error).splitlines()), "") or type(error).__name__
             continue
@@ -132,6 +140,15 @@ def run(evaluation: Evaluation, directory: epath.PathLike, on_rows: Callable[[st
     if failed:
         raise Unfinished(rows, failed)
     return rows
+
+
+def _of_these(done, also):
+    """The finished protocols, but for those that read a file or a source which is another by now."""
+    return {
+        text: rows
+        for text, rows in done.items()
+        if text not in also or all(row.get("also") == also[text].get("also") for row in rows)
+    }
 
 
 def _ordered(done, config):

@@ -113,6 +113,7 @@ class Task:
         layers: Names of the layers that are evaluated.
         options: How the backbone was loaded, for a protocol that loads another.
         data_dir: Where prepared datasets lie, for a protocol that reads another.
+        also: What protocols have read beside the task, by its contents: each adds to it when it is put on.
     """
 
     dataset: Dataset
@@ -123,6 +124,7 @@ class Task:
     layers: tuple[str, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
     data_dir: str = ""
+    also: list[str] = field(default_factory=list)
 
     @property
     def backbone(self) -> Backbone:

@@ -173,6 +173,18 @@ def test_classes_without_images_are_named_by_attributes_up_to_the_ceiling(descri
     assert "4 seen classes, tested on the 2 unseen ones" in rows[0]["how"]
 
 
+def test_a_protocol_is_done_again_when_what_it_reads_beside_the_data_is_another(described, tmp_path):
+    keys, file = described
+    own = tmp_path / "attributes.npz"
+    own.write_bytes(file.read_bytes())
+    text = f"attributes(file='{own}', method='eszsl', folds=2)"
+    assert evaluate(keys, tmp_path / "run", protocols=text)[1] == [text]
+    assert evaluate(keys, tmp_path / "run", protocols=text)[1] == []
+    with np.load(file) as there:
+        np.savez(own, attributes=1 - there["attributes"], unseen=there["unseen"])
+    assert evaluate(keys, tmp_path / "run", protocols=text)[1] == [text]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

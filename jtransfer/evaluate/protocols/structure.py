@@ -73,6 +73,7 @@ def cka(task: Task, reference: str = "") -> Run:
     if len(task.test) < similarity.LEAST:
         raise InputError(f"cka: {task.dataset.name} has {len(task.test)} test rows; expected at least 4")
     other = task.seen_by(reference) if reference else task
+    task.also.extend([other.backbone.fingerprint] if reference else [])
 
     def run():
         mine, theirs = ([x[task.test] for x in t.features(*task.layers)] for t in (task, other))
@@ -97,6 +98,7 @@ def domain_gap(
     if not source:
         raise InputError("domain_gap: source is missing; name a dataset or stream, as domain_gap(source='glyphs')")
     there = _held_out(source, task, source_dir)
+    task.also.append(there.inputs.identity)
 
     def evaluate(x, layer):
         x, y = x[task.test], task.reader(there, layer)[layer]
