@@ -137,7 +137,7 @@ def test_a_source_may_lie_in_another_directory_than_the_data(reviews, tmp_path):
 
     from jtransfer.evaluate.protocols.structure import domain_gap
 
-    task = SimpleNamespace(dataset=SimpleNamespace(kind="text", name="mine"), data_dir=str(tmp_path))
+    task = SimpleNamespace(dataset=SimpleNamespace(kind="text", name="mine"), data_dir=str(tmp_path), also=[])
     with pytest.raises(InputError, match="'reviews' is not prepared"):
         domain_gap(task, source="tfds:reviews")
     assert callable(domain_gap(task, source="tfds:reviews", source_dir=reviews))

@@ -116,7 +116,18 @@ def test_two_processes_train_as_one(file, whole, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     for ours, theirs in zip(rows, whole[1], strict=True):
         assert ours == pytest.approx(theirs, abs=2e-4)
-    assert checkpoints.load(str(tmp_path / "model")).classes == tuple("0123456789")
+    backbone = checkpoints.load(str(tmp_path / "model"))
+    assert backbone.classes == tuple("0123456789")
+
+    run = prepared(file)
+    step, tree = loop.restored(run, tmp_path)  # one process reads what two wrote
+    assert step == 20 and (tree["encoder/norm/scale"] == backbone.params["encoder/norm/scale"]).all()
+    for path in sorted((tmp_path / "checkpoints" / "20" / "state").rglob("d/*")):
+        whole_file = path.read_bytes()
+        path.write_bytes(whole_file[:-9] + bytes([whole_file[-9] ^ 4]) + whole_file[-8:])
+        with pytest.raises(InputError, match="checkpoint .*20 (is damaged|cannot be read)"):
+            loop.restored(run, tmp_path)
+        path.write_bytes(whole_file)
 
 
 def test_a_loss_that_becomes_nan_names_the_step_and_keeps_the_last_good_checkpoint(file, tmp_path, monkeypatch):
