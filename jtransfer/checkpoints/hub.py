@@ -7,7 +7,7 @@ from pathlib import Path
 from etils import epath
 
 from jtransfer import files
-from jtransfer.checkpoints import kinds
+from jtransfer.checkpoints import recognition
 from jtransfer.checkpoints.tensors import PICKLED, conversion, refuse_pickles
 from jtransfer.errors import InputError, nearest
 from jtransfer.kinds import shown
@@ -82,10 +82,10 @@ def _check_directory(path, name):
     Raises:
         InputError: with what is to be done.
     """
-    names = kinds.entries(path)
-    if kinds.is_adapter(names) or not kinds.has_weights(names):
-        refuse_pickles(path, sorted(set(names) - {kinds.ADAPTER}) if not kinds.is_adapter(names) else ())
-        if said := kinds.what(path):
+    names = recognition.entries(path)
+    if recognition.is_adapter(names) or not recognition.has_weights(names):
+        refuse_pickles(path, sorted(set(names) - {recognition.ADAPTER}) if not recognition.is_adapter(names) else ())
+        if said := recognition.what(path):
             raise InputError(f"backbone '{name}' is no model: {said}")
     if not any(file.endswith(TOLD_BY) for file in names):
         raise InputError(f"backbone '{name}': the directory has no config.json, and no weights that tell without one")

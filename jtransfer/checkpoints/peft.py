@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 
 from jtransfer import files, methods
-from jtransfer.checkpoints import hub, kinds, peft_config, pooled, tensors, tying
+from jtransfer.checkpoints import hub, peft_config, pooled, recognition, tensors, tying
 from jtransfer.checkpoints.adapter import HEAD, Adapter
 from jtransfer.checkpoints.backbone import Backbone
 from jtransfer.checkpoints.huggingface import architecture_of, family_of, kind_of, values_of
@@ -179,7 +179,7 @@ def _find(name):
     if where.is_file():
         where = where.parent if where.name in (CONFIG, WEIGHTS) else where
     if not (where / CONFIG).exists():
-        said = kinds.what(where)
+        said = recognition.what(where)
         raise InputError(f"adapter '{name}' has no {CONFIG}{said and ': ' + said}")
     return where
 

@@ -11,7 +11,7 @@ The head reads what the pooling gives, before any normalisation:
     encoder = SentenceTransformer(DIR)
     linear = torch.nn.Linear(width, classes)
     linear.load_state_dict(safetensors.torch.load_file("DIR/head.safetensors"))
-    logits = linear(encoder[1](encoder[0](encoder.tokenize(texts)))["sentence_embedding"])
+    logits = linear(encoder[1](encoder[0](encoder.preprocess(texts)))["sentence_embedding"])  # `tokenize` before 6
 """
 
 import json

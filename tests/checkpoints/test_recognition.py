@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 
 import jtransfer as jt
 from jtransfer import checkpoints
-from jtransfer.checkpoints import kinds
+from jtransfer.checkpoints import recognition
 from jtransfer.errors import InputError
 
 
@@ -60,12 +60,12 @@ def test_the_base_of_an_adapter_is_named_if_it_is_a_name(tmp_path):
     touch(tmp_path, ADAPTER[1])
     for base, said in {"org/base": "the base 'org/base'", "a\nb": "the base 'BASE'", 3: "the base 'BASE'"}.items():
         (tmp_path / ADAPTER[0]).write_text(json.dumps({"base_model_name_or_path": base}))
-        assert said in kinds.what(tmp_path)
+        assert said in recognition.what(tmp_path)
 
 
 def test_a_model_with_an_adapter_beside_it_is_a_model(tmp_path):
     touch(tmp_path, *ADAPTER, "config.json", "model.safetensors")
-    assert not kinds.is_adapter(kinds.entries(tmp_path))
+    assert not recognition.is_adapter(recognition.entries(tmp_path))
 
 
 @pytest.fixture(scope="module")
