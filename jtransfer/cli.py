@@ -92,8 +92,10 @@ def _command(argv: list[str]) -> int:
         if (said := refusal(error, unnamed)) is None:
             raise  # a fault of ours, with its traceback
         code, line = said[1], f"error: {said[0]}"
+    from jtransfer.texts import plain
+
     with contextlib.suppress(OSError):  # stderr may lie on the disk that is full
-        print(f"jtransfer: {line}", file=sys.stderr)
+        print(f"jtransfer: {plain(line)}", file=sys.stderr)
     return code
 
 
