@@ -96,8 +96,9 @@ def _refused(error, unnamed):
         return f"{error.filename or unnamed} cannot be written: {error.strerror}"
     if not isinstance(error, InputError | MachineError | OSError):  # as TensorStore says it, in a text of many lines
         for line in str(error).splitlines():
-            if re.search(rf"\b({'|'.join(REFUSED)})\b|No space left on device|Read-only file system", line):
-                return f"{unnamed} cannot be written: {line.strip()[:200]}"
+            if why := re.search(rf"\b({'|'.join(REFUSED)})\b|No space left on device|Read-only file system", line):
+                where = re.search(r'local file "([^"]+)"', line)
+                return f"{where[1] if where else unnamed} cannot be written: {why[0]}"
     return ""
 
 
