@@ -39,9 +39,18 @@ class Store:
         with files.writing(self.directory):
             if not reading:
                 self.directory.mkdir(parents=True, exist_ok=True)
-            self.manager = ocp.CheckpointManager(
-                epath.Path(self.alias.name) / "it" if self.alias else where, options=options
-            )
+            self.manager = self._opened(epath.Path(self.alias.name) / "it" if self.alias else where, options)
+
+    def _opened(self, where, options):
+        try:
+            return ocp.CheckpointManager(where, options=options)
+        except (OSError, ImportError):
+            raise
+        except Exception as error:  # of whatever stands in the files that it reads first
+            raise Damaged(
+                f"checkpoints {self.directory} cannot be read ({_first_line(error)}); remove the damaged one to go on "
+                "from the one before"
+            ) from error
 
     def __enter__(self):
         return self

@@ -189,6 +189,43 @@ def test_a_flipped_bit_in_a_checkpoint_is_noticed(tmp_path):
         store.restore(1, like)
 
 
+def test_reading_checkpoints_leaves_one_alone_that_is_being_written(tmp_path):
+    tree = {f"leaf_{i}": jax.numpy.full((1 << 20,), float(i)) for i in range(8)}
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+    with Store(tmp_path / "store") as writer:
+        for step in (1, 2):
+            writer.save(step, tree)
+            for _ in range(3):
+                with Store(tmp_path / "store", reading=True) as reader:
+                    assert reader.latest in (None, step - 1, step)
+    with Store(tmp_path / "store", reading=True) as store:
+        assert store.latest == 2
+        assert all((leaf == tree[path]).all() for path, leaf in store.restore(2, like)[0].items())
+
+
+@pytest.mark.parametrize("name", ["lr[1e-3]", "a*b", "what?", "[0-9]"])
+def test_a_directory_whose_name_is_a_pattern_keeps_its_checkpoints(name, tmp_path):
+    tree = {"head/kernel": jax.numpy.arange(8.0)}
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+    for step in (1, 2, 3):
+        with Store(tmp_path / name) as store:
+            assert store.latest == (step - 1 or None)
+            store.save(step, tree)
+    with Store(tmp_path / name, reading=True) as store:
+        assert (store.restore(3, like)[0]["head/kernel"] == tree["head/kernel"]).all()
+    assert sorted(path.name for path in (tmp_path / name).iterdir() if path.is_dir()) == ["2", "3"]
+
+
+def test_a_checkpoint_that_was_given_another_step_is_refused(whole, file, tmp_path):
+    import shutil
+
+    shutil.copytree(whole[0], tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "20").rename(tmp_path / "20")
+    (tmp_path / "run" / "checkpoints" / "10").rename(tmp_path / "run" / "checkpoints" / "20")
+    with pytest.raises(InputError, match="checkpoint .*20 is that of step 10, renamed"):
+        loop.train(prepared(file), tmp_path / "run", pytest.fail)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
