@@ -5,8 +5,12 @@ reads it, and must come to what it came to undamaged, or be refused in one line.
 """
 
 import json
+import os
 import random
 import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -87,17 +91,39 @@ class Left:
             "store": self.evaluate_anew,
         }
         self.right = {name: self.read(name) for name in self.readers}
-        newest = root / "train" / "checkpoints" / "2"
-        newest.rename(root / "2")
-        self.earlier = self.read("train/checkpoints")[1]
-        (root / "2").rename(newest)
+        self.earlier = {"train/checkpoints": self.before("train/checkpoints")}
 
     def read(self, name):
         """What an artifact comes to; the last two checkpoints by their step."""
         return self.readers[name]()
 
-    def restore(self):
-        with Store(self.root / "train" / "checkpoints", reading=True) as store:
+    def before(self, name):
+        """What the checkpoint of step 1 comes to."""
+        newest = self.root / name / "2"
+        newest.rename(self.root / "2")
+        found = self.read(name)[1]
+        (self.root / "2").rename(newest)
+        return found
+
+    def add_two_processes(self):
+        """What a training of two processes left, which this one process reads."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{probe.getsockname()[1]}"
+        code = "import sys; from jtransfer.cli import main; sys.exit(main(sys.argv[1:]))"
+        command = [sys.executable, "-c", code, "train", f"--config={self.root / 'train.py'}"]
+        command += [f"--workdir={self.root / 'two'}", "--config.sharding=fsdp"]
+        launch = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "XLA_FLAGS": ""}
+        environments = [os.environ | launch | {"JAX_PROCESS_ID": str(i)} for i in range(2)]
+        processes = [subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL) for env in environments]
+        assert [process.wait(300) for process in processes] == [0, 0]
+        name = "two/checkpoints"
+        self.readers[name] = lambda: self.restore("two")
+        self.right[name] = self.read(name)
+        self.earlier[name] = self.before(name)
+
+    def restore(self, run="train"):
+        with Store(self.root / run / "checkpoints", reading=True) as store:
             if store.latest is None:
                 raise InputError("there is none")
             state, about = store.restore(store.latest, self.like)
@@ -222,8 +248,8 @@ def survive(left, name, seed, aside):
     else:
         right = left.right[name]
         believed = found != right
-        if name == "train/checkpoints" and (step := next(iter(found))) not in right:
-            believed = found[step] != left.earlier  # one that is gone leaves the one before it
+        if name in left.earlier and (step := next(iter(found))) not in right:
+            believed = found[step] != left.earlier[name]  # one that is gone leaves the one before it
         assert not believed, f"seed {seed}, {how}: believed"
     finally:
         for directory in every:
@@ -248,3 +274,10 @@ def test_a_damage_is_named_mended_or_harmless(left, name, tmp_path):
 def test_a_thousand_damages_are_named_mended_or_harmless(left, name, tmp_path):
     for seed in range(SHORT, LONG):
         survive(left, name, seed, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_hundred_damages_of_what_two_processes_left_are_named_or_harmless(left, tmp_path):
+    left.add_two_processes()
+    for seed in range(LONG):
+        survive(left, "two/checkpoints", seed, tmp_path)
