@@ -4,6 +4,7 @@ import difflib
 import errno
 import logging
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
@@ -98,7 +99,8 @@ def _refused(error, unnamed):
         for line in str(error).splitlines():
             if why := re.search(rf"\b({'|'.join(REFUSED)})\b|No space left on device|Read-only file system", line):
                 where = re.search(r'local file "([^"]+)"', line)
-                return f"{where[1] if where else unnamed} cannot be written: {why[0]}"
+                reason = os.strerror(getattr(errno, why[1])) if why[1] else why[0]
+                return f"{where[1] if where else unnamed} cannot be written: {reason}"
     return ""
 
 
