@@ -13,6 +13,7 @@ import numpy as np
 
 from jtransfer import checkpoints, methods, models
 from jtransfer.checkpoints import inputs
+from jtransfer.data.coded import Coded
 from jtransfer.data.dataset import Dataset
 from jtransfer.data.subsets import batches, few_shot, validation_shots
 from jtransfer.errors import InputError, nearest
@@ -46,14 +47,10 @@ class Examples:
     prepare: inputs.Prepare
 
     @cached_property
-    def inputs(self) -> dict[str, np.ndarray]:
-        """The backbone's inputs of `rows`, by name: `[u, ...]`; images as bytes where these say all."""
-        return inputs.prepared(self.prepare, self.dataset.inputs, self.rows)
-
-    @cached_property
-    def on_device(self) -> tuple[dict[str, jax.Array], jax.Array]:
-        """`inputs`, and the labels `[u]`."""
-        return jax.tree.map(jnp.asarray, (self.inputs, self.dataset.labels[self.rows]))
+    def on_device(self) -> tuple[dict[str, jax.Array | Coded], jax.Array]:
+        """The backbone's inputs of `rows`, by name, images as bytes where these say all; and the labels `[u]`."""
+        arrays = inputs.gathered(self.prepare, self.dataset.inputs, self.rows, coded=True)
+        return jax.device_put(arrays, may_alias=True), jnp.asarray(self.dataset.labels[self.rows])
 
     @cached_property
     def example(self) -> dict[str, jax.ShapeDtypeStruct]:

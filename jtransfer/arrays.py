@@ -2,14 +2,16 @@
 
 A zip archive of `.npy` members can claim whatever it likes: a shape of 10^17 values, pickled objects that run code, or
 gigabytes that are packed into a megabyte. So the headers are read first, and an array is only made where the size that
-it claims, the size of its member and the size of the file agree. An array is read once, into its own memory.
+it claims, the size of its member and the size of the file agree. An array is read once, into its own
+memory, or row by row, where it lies unpacked in a file on a disk.
 """
 
 import io
 import math
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -36,11 +38,66 @@ CHUNK = 1 << 20
 
 
 class Array(NamedTuple):
-    """One array of a file: `read()` gives it."""
+    """One array of a file: `read()` gives it, `rows()` where it can what reads rows when they are asked for."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
     read: Callable[[], np.ndarray]
+    rows: Callable[[], "np.ndarray | Rows"]
+
+
+class Rows:
+    """An array in a file, of which rows are read when they are asked for, so that it takes no memory.
+
+    Attributes:
+        what: Its name, for errors.
+        file: That it lies in, open.
+        start: Where in it.
+        shape: `[rows, ...]`.
+        dtype: Of the values.
+    """
+
+    def __init__(self, what: str, file: Any, start: int, shape: tuple[int, ...], dtype: np.dtype):
+        self.what, self.file, self.start, self.shape, self.dtype = what, file, start, shape, dtype
+        self._opened = self._now()
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def reshape(self, shape: tuple[int, ...]) -> "Rows":
+        """The same with other axes after the first."""
+        return Rows(self.what, self.file, self.start, shape, self.dtype)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        """The rows of an index, read from the file.
+
+        Raises:
+            InputError: the file has changed.
+        """
+        rows = np.arange(len(self))[index]
+        found, flat = np.empty((*rows.shape, *self.shape[1:]), self.dtype), rows.reshape(-1)
+        into, length = found.reshape(-1).view(np.uint8), math.prod(self.shape[1:]) * self.dtype.itemsize
+        # Rows that follow each other are read together.
+        ends = [*np.flatnonzero(np.diff(flat) != 1) + 1, len(flat)] if len(flat) else []
+        for first, end in zip([0, *ends], ends, strict=False):
+            part, where = memoryview(into[first * length : end * length]), self.start + int(flat[first]) * length
+            while part and (read := os.preadv(self.file.fileno(), [part], where)):
+                part, where = part[read:], where + read
+        if self._now() != self._opened:
+            raise InputError(f"{self.what} has changed since it was opened; start again, and leave the file as it is")
+        return found
+
+    def _now(self):
+        now = os.fstat(self.file.fileno())
+        return now.st_size, now.st_mtime_ns
+
+
+def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An array without values yet, aligned so that a CPU device takes the memory over instead of copying it."""
+    size, alignment = math.prod(shape) * np.dtype(dtype).itemsize, 64
+    buffer = np.empty(size + alignment, np.uint8)
+    start = -buffer.ctypes.data % alignment
+    return buffer[start : start + size].view(dtype).reshape(shape)
 
 
 def open_npz(path: epath.PathLike) -> dict[str, Array]:
@@ -82,12 +139,12 @@ def open_npz(path: epath.PathLike) -> dict[str, Array]:
             f"{path}: {length:,} bytes that unpack to {unpacked:,}; at most {PACKED} times its size is unpacked; "
             f"write it with numpy.savez, which does not pack"
         )
-    arrays: dict[str, Array] = {}
+    arrays, local = {}, "://" not in os.fspath(path)
     for member in members:
         key = member.filename.removesuffix(".npy")
         if key in arrays:
             raise InputError(f"{path}: key {key[:80]!r} stands twice; write the file again")
-        arrays[key] = _array(f"{path}: key {key[:80]!r}", archive, member)
+        arrays[key] = _array(f"{path}: key {key[:80]!r}", file, archive, member, local)
     return arrays
 
 
@@ -104,13 +161,13 @@ def _directory(file: Any, length: int) -> int:
     return size
 
 
-def _array(what: str, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
-    """The header of one member, if it can be believed."""
+def _array(what: str, file: Any, archive: zipfile.ZipFile, member: zipfile.ZipInfo, local: bool) -> Array:
+    """The header of one member, if it can be believed; of a file on a disk rows can be read."""
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or member.flag_bits & 1:
         raise InputError(f"{what} is packed or encrypted in another way than numpy.savez and savez_compressed do")
     try:
-        with archive.open(member) as file:
-            head = io.BytesIO(file.read(LONGEST_HEADER + 12))
+        with archive.open(member) as opened:
+            head = io.BytesIO(opened.read(LONGEST_HEADER + 12))
         version = np.lib.format.read_magic(head)
         # Version 3 differs from 2 in the names of fields alone, and no array with fields is read.
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -130,27 +187,52 @@ def _array(what: str, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Arra
             f"{what} claims the shape {_short(shape)} of {dtype.name}, {_count(claimed)} bytes, but {there:,} are "
             f"there; write the file again"
         )
-    return Array(shape, dtype, partial(_read, what, archive, member, head.tell(), shape, fortran, dtype))
+    read = partial(_read, what, archive, member, head.tell(), shape, fortran, dtype)
+    if member.compress_type != zipfile.ZIP_STORED or fortran or not shape or not local:
+        return Array(shape, dtype, read, read)
+    return Array(shape, dtype, read, partial(_rows, what, file, archive, member, head.tell(), shape, dtype))
 
 
 def _read(what, archive, member, start, shape, fortran, dtype) -> np.ndarray:
     size = math.prod(shape) * dtype.itemsize
     if size > (memory := _memory()):
         raise InputError(f"{what} needs {size:,} bytes of memory; this machine has {memory:,}")
-    try:
+    with _damage(what):
         flat = np.empty(math.prod(shape), dtype)
         into, at = flat.view(np.uint8) if size else flat, 0
-        with archive.open(member) as file:
-            file.read(start)
-            while part := file.read(CHUNK):  # the checksum is compared at the end
-                into[at : at + len(part)] = np.frombuffer(part, np.uint8)
-                at += len(part)
+        for part in _parts(archive, member, start):
+            into[at : at + len(part)] = np.frombuffer(part, np.uint8)
+            at += len(part)
         if at != size:
             raise EOFError(f"{at:,} bytes of {size:,}")
         return flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape)
+
+
+def _rows(what, file, archive, member, start, shape, dtype) -> Rows:
+    with _damage(what):
+        for _ in _parts(archive, member, start):
+            pass
+    head = os.pread(file.fileno(), 30, member.header_offset)  # of the member: APPNOTE.TXT 4.3.7
+    name, extra = (int.from_bytes(head[at : at + 2], "little") for at in (26, 28))
+    return Rows(what, file, member.header_offset + 30 + name + extra + start, shape, dtype)
+
+
+def _parts(archive: zipfile.ZipFile, member: zipfile.ZipInfo, start: int) -> Iterator[bytes]:
+    """The bytes of a member from `start` on; its checksum is compared at their end."""
+    with archive.open(member) as file:
+        file.read(start)
+        while part := file.read(CHUNK):
+            yield part
+
+
+@contextmanager
+def _damage(what: str) -> Iterator[None]:
+    """Whatever zlib and the file say in the block is an error of the input."""
+    try:
+        yield
     except MemoryError:
-        raise InputError(f"{what} needs {size:,} bytes of memory, which are not free") from None
-    except Exception as error:  # of zlib and of the file
+        raise InputError(f"{what} needs more bytes of memory than are free") from None
+    except Exception as error:
         reason = next(iter(str(error).splitlines()), "")[:120] or type(error).__name__
         raise InputError(f"{what} is damaged ({reason}); write the file again") from None
 

@@ -160,7 +160,7 @@ def run(curve: Curve, directory: epath.PathLike, on_cell: OnCell) -> list[Row]:
     """
     directory, plain = epath.Path(directory), _plain(curve.config) | {"fingerprints": curve.fingerprints}
     config = workdir.check(directory, plain, GROWS)
-    _ = curve.examples.inputs  # what cannot be read is refused before anything is written
+    _ = curve.examples.on_device  # what cannot be read is refused before anything is written
     fingerprint = workdir.fingerprint(config, GROWS)
     cells, every = Cells(directory, fingerprint), [_name(*key) for key in _keys(config)]
     done = cells.read(every)

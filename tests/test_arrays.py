@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jtransfer import arrays
+from jtransfer.arrays import Rows, open_npz
 from jtransfer.errors import InputError
 
 
@@ -172,3 +173,46 @@ def test_what_memory_cannot_hold_is_refused(tmp_path, monkeypatch):
     np.savez(tmp_path / "own.npz", images=np.zeros(1000, np.uint8))
     monkeypatch.setattr(arrays, "_memory", lambda: 999)
     assert refusal(tmp_path / "own.npz").endswith("needs 1,000 bytes of memory; this machine has 999")
+
+
+@pytest.mark.parametrize("dtype", ["u1", "<f2", ">f4", "f8"])
+@pytest.mark.parametrize("index", [3, slice(2, 5), [4, 4, 0, 1, 2], [[1], [0]], slice(0, 0), -1, np.array([], int)])
+def test_rows_of_an_array_that_is_not_packed_are_those_of_the_whole(tmp_path, dtype, index):
+    images = np.arange(6 * 5 * 2).reshape(6, 5, 2).astype(dtype)
+    np.savez(tmp_path / "own.npz", labels=np.arange(6), images=images)
+    array = open_npz(tmp_path / "own.npz")["images"].rows()
+    assert isinstance(array, Rows) and (array.shape, array.dtype, len(array)) == (images.shape, images.dtype, 6)
+    np.testing.assert_array_equal(array[index], images[index])
+    np.testing.assert_array_equal(array.reshape((6, 10, 1))[index], images.reshape(6, 10, 1)[index])
+
+
+def test_of_packed_arrays_and_those_in_the_order_of_columns_rows_are_those_in_memory(tmp_path):
+    images = np.asfortranarray(np.random.default_rng(0).integers(0, 9, (6, 5, 2)))
+    np.savez(tmp_path / "columns.npz", images=images)
+    np.savez_compressed(tmp_path / "packed.npz", images=images)
+    for name in ("columns", "packed"):
+        np.testing.assert_array_equal(open_npz(tmp_path / f"{name}.npz")["images"].rows(), images)
+
+
+def test_a_flipped_bit_is_found_before_any_row_is_read(tmp_path):
+    path = tmp_path / "own.npz"
+    np.savez(path, images=np.zeros((100, 100), np.uint8))
+    content = bytearray(path.read_bytes())
+    content[5000] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="'images' is damaged .*Bad CRC-32"):
+        open_npz(path)["images"].rows()
+
+
+@pytest.mark.parametrize("change", ["written anew", "cut"])
+def test_rows_of_a_file_that_changes_in_use_are_refused_and_those_of_one_that_is_replaced_are_kept(tmp_path, change):
+    path, other = tmp_path / "own.npz", tmp_path / "other.npz"
+    np.savez(path, images=np.ones((100, 100), np.uint8))
+    array = open_npz(path)["images"].rows()
+    np.savez(other, images=np.zeros((100, 100), np.uint8))
+    os.replace(other, path)
+    assert array[:].all()
+    array = open_npz(path)["images"].rows()
+    path.write_bytes(path.read_bytes()[: None if change == "written anew" else 5000])
+    with pytest.raises(InputError, match="'images' has changed since it was opened; start again"):
+        array[99]

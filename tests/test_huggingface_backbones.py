@@ -57,10 +57,15 @@ def prepared(file, *overrides):
     return curves.prepare(config.load("curve", file, [f"--config.{override}" for override in overrides])[1])
 
 
+def pixels_of(curve):
+    """Of the rows that a curve uses, as its backbone takes them."""
+    return curve.examples.on_device[0]["pixel_values"][:]
+
+
 @pytest.mark.parametrize(("model_type", "model"), [("vit", VIT), ("clip", CLIP)])
 def test_a_curve_gives_it_the_images_of_its_own_processor_and_takes_the_vision_tower(file, tmp_path, model_type, model):
     curve = prepared(file, f"backbone={write(tmp_path, model_type, model)}")
-    pixels = curve.examples.inputs["pixel_values"]
+    pixels = pixels_of(curve)
     # 797 test rows; one of each class to train on and one to validate on.
     assert pixels.shape == (797 + 20, 16, 16, 3) and pixels.dtype == np.float32
     # The darkest and the lightest ink of the digits, normalised.
@@ -72,7 +77,7 @@ def test_a_curve_gives_it_the_images_of_its_own_processor_and_takes_the_vision_t
 
 def test_a_curve_takes_another_size_and_grey_images(file, tmp_path):
     curve = prepared(file, f"backbone={write(tmp_path, 'vit', VIT)}", "load.image=8", "load.channels=1")
-    assert curve.examples.inputs["pixel_values"].shape == (817, 8, 8, 1)
+    assert pixels_of(curve).shape == (817, 8, 8, 1)
     assert curve.arms[0].adapted.shapes["embeddings/positions"].shape == (1, 2, 16)
     assert curve.arms[0].adapted.shapes["embeddings/patch/kernel"].shape == (64, 16)
 
@@ -122,7 +127,7 @@ def test_what_a_run_leaves_makes_its_inputs_as_the_backbone_that_it_began_with(f
     assert cli.main(["train", f"--config={tmp_path / 'train.py'}", f"--workdir={workdir}"]) == 0, capsys.readouterr()
     before = prepared(file, f"backbone={backbone}", *(f"load.{key}={value}" for key, value in load.items()))
     after = prepared(file, f"backbone={workdir / 'model'}")
-    before, after = (curve.examples.inputs["pixel_values"] for curve in (before, after))
+    before, after = map(pixels_of, (before, after))
     assert before.min() < -1
     np.testing.assert_array_equal(after, before)
 
@@ -153,7 +158,7 @@ def test_zero_shot_is_what_its_own_head_says(file, tmp_path, name):
     (tmp_path / "base" / "preprocessor_config.json").write_text(json.dumps(PROCESSOR | size))
     curve = prepared(file, f"backbone={tmp_path / 'base'}", "methods=('zero_shot',)")
     (row,) = curves.run(curve, tmp_path / "run", lambda *_: None)
-    images = curve.examples.inputs["pixel_values"][curve.examples.places(curve.dataset.test)]
+    images = pixels_of(curve)[curve.examples.places(curve.dataset.test)]
     labels = curve.dataset.labels[curve.dataset.test]
     logits = curve.backbone({"pixel_values": images})["logits"]
     assert np.ptp(logits, axis=0).min() > 1e-3

@@ -18,6 +18,7 @@ from etils import epath
 from jax.sharding import Sharding
 
 from jtransfer import files
+from jtransfer.arrays import aligned
 from jtransfer.checkpoints import calls, hub, layouts
 from jtransfer.checkpoints.families.values import shown
 from jtransfer.checkpoints.names import assign
@@ -382,10 +383,7 @@ def _shapes(config, head):
 
 def _cast(x, dtype):
     """`x` in another dtype, aligned so that a CPU device takes the memory over instead of copying it."""
-    size, alignment = x.size * dtype.itemsize, 64
-    buffer = np.empty(size + alignment, np.uint8)
-    start = -buffer.ctypes.data % alignment
-    cast = buffer[start : start + size].view(dtype).reshape(x.shape)
+    cast = aligned(x.shape, dtype)
     np.copyto(cast, x, casting="unsafe")
     return cast
 

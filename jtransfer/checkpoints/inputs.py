@@ -2,23 +2,27 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
+from jtransfer.arrays import aligned
 from jtransfer.checkpoints.backbone import Backbone, load
 from jtransfer.data import preprocess
-from jtransfer.data.dataset import floats
+from jtransfer.data.coded import Coded, Scale
+from jtransfer.data.dataset import each
 from jtransfer.errors import InputError
 from jtransfer.models import check_images
 
 log = logging.getLogger("jtransfer")
 
-BLOCK = 256
-"""Rows that are decoded at once."""
+BLOCK, BYTES = 256, 1 << 24
+"""Rows that are prepared at once, and bytes that they may take then; one row is always."""
 
 TOKENS = 16
 """What the length of texts is rounded up to a multiple of."""
@@ -26,6 +30,22 @@ TOKENS = 16
 Arrays = dict[str, np.ndarray]
 Prepare = Callable[[Any], Arrays]
 """From inputs of a dataset to arrays `[n, ...]` by Hugging Face's names, with the same names and axes for all rows."""
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Makes `pixel_values` of images.
+
+    Attributes:
+        make: Does it.
+        scale: That it brings bytes to, wherever it is given or makes these; None where there are none.
+    """
+
+    make: Callable[[Any], Arrays]
+    scale: Scale | None = None
+
+    def __call__(self, images: Any) -> Arrays:
+        return self.make(images)
 
 
 @dataclass(frozen=True)
@@ -99,39 +119,44 @@ def as_they_are(model: Any, data: Any) -> Prepare:
         raise InputError(f"config.data: {data.name} holds texts; name a config.backbone that has a tokenizer")
     shape = np.shape(data.inputs[np.arange(1)])[1:]
     check_images(model, f"images of {data.name}", shape)
-    return lambda images: preprocess.as_they_are(images, shape)
+    return Pixels(partial(preprocess.as_they_are, shape=shape), Scale())
 
 
-def blocks(prepare: Prepare, inputs: Any, rows: np.ndarray, block: int = BLOCK) -> Iterator[Arrays]:
-    """The prepared inputs of some rows, a block of them at a time, so that never all are decoded at once."""
-    for start in range(0, len(rows), block):
-        yield prepare(inputs[rows[start : start + block]])
-
-
-def prepared(prepare: Prepare, inputs: Any, rows: np.ndarray) -> Arrays:
+def gathered(prepare: Prepare, inputs: Any, rows: np.ndarray, coded: bool = False) -> dict[str, np.ndarray | Coded]:
     """The prepared inputs of some rows, by name: `[rows, ...]`.
 
-    Floats that are bytes over 255, to the bit, are given as these bytes, which take a fourth of the memory;
-    `train.trials.take` makes the floats again.
+    Pictures are decoded by each of as many threads as there are cores, one at a time: their size is not bounded.
+
+    Args:
+        prepare: Makes them.
+        inputs: Indexed by rows.
+        rows: Their numbers.
+        coded: Whether images are kept as bytes if all of them, to the bit, are the values of bytes.
     """
-    whole: Arrays = {}
-    for i, found in enumerate(blocks(prepare, inputs, rows)):
-        for key, x in found.items():
-            x = _bytes(x)
-            own = whole.setdefault(key, np.empty((len(rows), *x.shape[1:]), x.dtype))
-            if own.dtype != x.dtype:  # bytes in one block and not in another
-                own, x = floats(own), floats(x)
-                whole[key] = own
-            own[i * BLOCK : i * BLOCK + len(x)] = x
-    return whole
+    first = inputs[rows[:1]]
+    one = prepare(first)
+    alone = isinstance(first, list) and not isinstance(prepare, Texts)
+    step = 1 if alone else within(one)
+    scale = prepare.scale if coded and isinstance(prepare, Pixels) else None
+    whole = {key: aligned((len(rows), *x.shape[1:]), np.uint8 if scale else x.dtype) for key, x in one.items()}
+
+    def fill(start: int) -> bool:
+        for key, x in prepare(inputs[rows[start : start + step]]).items():
+            codes = scale.encode(x) if scale else x
+            if codes is None:
+                return False
+            whole[key][start : start + step] = codes
+        return True
+
+    if not all(each(fill, range(0, len(rows), step))):
+        return gathered(prepare, inputs, rows)
+    return {key: Coded(x, scale) for key, x in whole.items()} if scale else whole
 
 
-def _bytes(x: np.ndarray) -> np.ndarray:
-    """Images as bytes, if they are those over 255; anything else as it is."""
-    if x.dtype != np.float32 or x.ndim != 4 or not (x.min() >= 0 and x.max() <= 1):
-        return x
-    found = (x * 255).round().astype(np.uint8)
-    return found if np.array_equal(floats(found), x) else x
+def within(arrays: Mapping[str, Any], most: int = BLOCK, bytes_of_all: int = BYTES) -> int:
+    """How many rows of prepared inputs, of which some are given, take so many bytes at most: 1 to `most`."""
+    size = sum(math.prod(x.shape[1:]) * x.dtype.itemsize for x in arrays.values())
+    return min(max(bytes_of_all // size, 1), most)
 
 
 def example(arrays: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
@@ -154,7 +179,7 @@ def tokenizer_files(backbone: Backbone) -> dict[str, bytes]:
     return found
 
 
-def through(processor: Any) -> Prepare:
+def through(processor: Any) -> Pixels:
     """What makes `pixel_values` of a dataset's images by a processor, whatever of floats in 0..1 it needs as bytes."""
 
     def prepare(images):
@@ -162,7 +187,7 @@ def through(processor: Any) -> Prepare:
             images = np.clip(np.asarray(images) * 255, 0, 255).round().astype(np.uint8)
         return processor(images)
 
-    return prepare
+    return Pixels(prepare, processor.scale)
 
 
 def _for_images(backbone: Backbone, data: Any) -> Prepare:

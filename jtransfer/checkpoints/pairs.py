@@ -10,7 +10,16 @@ import jax
 import numpy as np
 
 from jtransfer.checkpoints.backbone import Backbone, load
-from jtransfer.checkpoints.inputs import BLOCK, Arrays, as_they_are, options_of, through, tokenizer_files
+from jtransfer.checkpoints.inputs import (
+    Arrays,
+    Pixels,
+    as_they_are,
+    gathered,
+    options_of,
+    through,
+    tokenizer_files,
+    within,
+)
 from jtransfer.data import images, text, vocabularies
 from jtransfer.data.pairs import PairStream
 from jtransfer.errors import InputError
@@ -27,7 +36,7 @@ class Start:
         module: The model.
         params: Leaves that it starts from.
         fresh: What the paths of the others begin with.
-        images: Makes the model's inputs of images.
+        images: Makes the model's inputs of images, or of what is known of them.
         crops: Makes them of images to train on, which may have been cropped.
         texts: Makes them of texts, and says which of these `[n]` are longer than what the model is given.
         backbone: The checkpoint of the whole; None where there is none.
@@ -39,8 +48,8 @@ class Start:
     module: nn.Module
     params: Tree
     fresh: tuple[str, ...]
-    images: Callable[[Any], Arrays]
-    crops: Callable[[Any], Arrays]
+    images: Pixels
+    crops: Pixels
     texts: Callable[[list[str]], tuple[Arrays, np.ndarray]]
     backbone: Backbone | None
     fingerprints: dict[str, str]
@@ -48,14 +57,18 @@ class Start:
     tokenizer: dict[str, bytes]
 
     def prepare(self, inputs: Mapping[str, Any]) -> Arrays:
-        """The model's inputs of `{"images": ..., "texts": ...}`, of which one may be left out."""
-        images = self.images(inputs["images"]) if "images" in inputs else {}
+        """The model's inputs of `{"images": by rows, "texts": a list}`, of which one may be left out."""
+        images = _whole(self.images, inputs["images"]) if "images" in inputs else {}
         return images | (self.texts(inputs["texts"])[0] if "texts" in inputs else {})
 
     def ready(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """What the loss takes of both, to train on."""
         texts, cut = self.texts(batch["texts"])
-        return {"inputs": self.crops(batch["images"]) | texts, "cut": cut}
+        return {"inputs": _whole(self.crops, batch["images"]) | texts, "cut": cut}
+
+
+def _whole(prepare, images):
+    return gathered(prepare, images, np.arange(len(images)))
 
 
 def start(config: Any, stream: Any) -> Start:
@@ -128,13 +141,12 @@ def cached(start: Start, stream: PairStream, rates: Mapping[str, float]) -> tupl
     tower = {path: x for path, x in start.params.items() if path.startswith(inside)}
     call = jax.jit(lambda tree, pixels: apply(of_config(start.module.config.vision), tree, pixels)["features"])
     own = select(tower, inside[0]) | prefixed(select(tower, inside[1]), STATISTICS)
-    rows = np.arange(len(stream.images))
-    found = [call(own, start.images(stream.images[rows[i : i + BLOCK]])) for i in range(0, len(rows), BLOCK)]
-    features = np.concatenate(jax.device_get(found))
+    rows, block = np.arange(len(stream.images)), within(start.images(stream.images[np.arange(1)]))
+    parts = np.split(rows, range(block, len(rows), block))
+    found = [jax.device_get(call(own, gathered(start.images, stream.images, part))) for part in parts]
+    features = np.concatenate(found)
 
-    def kept(images):
-        return {"image_features": np.asarray(images)}
-
+    kept = Pixels(lambda rows: {"image_features": np.asarray(rows)})
     rest = {path: x for path, x in start.params.items() if path not in tower}
     return dataclasses.replace(start, params=rest, images=kept, crops=kept), stream.over(features), tower
 
@@ -173,8 +185,8 @@ def _images(config, stream, module, source):
     processor = images.processor(values, "CLIPImageProcessor", shape)
 
     pixels = through(processor)
-    of_crops = dataclasses.replace(processor, steps=(images.Fixed(*shape[:2]),)) if config.crop else pixels
-    return pixels, of_crops, processor.values
+    square = dataclasses.replace(processor, steps=(images.Fixed(*shape[:2]),))
+    return pixels, Pixels(square) if config.crop else pixels, processor.values
 
 
 def _kept(source):

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from jtransfer.arrays import Rows
 from jtransfer.errors import InputError
 
 BLOCK = 1 << 20
@@ -18,17 +20,17 @@ BLOCK = 1 << 20
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Images that lie in memory as their file has them, and become floats where rows are asked for.
+    """Images that lie in memory or in a file as they were written, and become floats where rows are asked for.
 
     Indexed as an array `[n, height, width, channels]` float32 is, of which `shape` and `dtype` tell. A gigabyte of
-    bytes takes a gigabyte, and each batch its own floats.
+    bytes takes a gigabyte at most, and each batch its own floats.
 
     Attributes:
         parts: Arrays `[rows, height, width, channels]`, the one after the other: uint8, which is scaled by 1/255, or
             floats of 0 to 1.
     """
 
-    parts: tuple[np.ndarray, ...]
+    parts: tuple[np.ndarray | Rows, ...]
 
     dtype = np.dtype(np.float32)
 
@@ -150,16 +152,19 @@ def _update(digest, array):
         digest.update(block)
 
 
+THREADS = "jtransfer-each"
+"""What the names of threads begin with that `each` has."""
+
+
 @lru_cache(maxsize=1)
 def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="jtransfer-each")
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix=THREADS)
 
 
 def each(call: Callable, *items: Iterable) -> list:
-    """`list(map(call, *items))` by as many threads as there are cores: PIL decodes and resizes without Python's lock.
-
-    The call must not use `each` itself.
-    """
+    """`list(map(call, *items))` by as many threads as there are cores: PIL decodes without Python's lock."""
+    if threading.current_thread().name.startswith(THREADS):  # a call of `each` itself, which would wait for its own end
+        return list(map(call, *items))
     return list(_threads().map(call, *items))
 
 

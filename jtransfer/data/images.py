@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from jtransfer.data.coded import Scale
 from jtransfer.data.dataset import each
 from jtransfer.data.pictures import to_pil
 from jtransfer.errors import InputError, nearest
@@ -161,6 +162,11 @@ class Processor:
 
         each(fill, range(len(images)), images)
         return {"pixel_values": pixels}
+
+    @property
+    def scale(self) -> Scale:
+        """What pixels become."""
+        return Scale(self.factor, tuple(self.mean.tolist()), tuple(self.std.tolist()))
 
     @property
     def plain(self) -> bool:

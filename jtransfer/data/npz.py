@@ -26,7 +26,8 @@ DARK = 0.25
 def read(name: str, file: str) -> Dataset:
     """The dataset in a file, with the keys that `sources.load` describes.
 
-    Images stay what they are in the file, so that they take no more memory than there; see `dataset.Images`.
+    Images stay what they are in the file, so that they take no more memory than there, and none where they are not
+    packed: their rows are read when they are asked for. See `dataset.Images`.
 
     Raises:
         InputError: the file is missing, damaged, or holds something else.
@@ -97,7 +98,7 @@ def _check_keys(file: str, arrays: Mapping[str, Array], needed: str) -> None:
 def _check_shape(file: str, arrays: Mapping[str, Array], prefix: str) -> None:
     """Refuse images of one split for what their header says."""
     key = f"{prefix}images"
-    (shape, dtype, _), (others, _, _) = arrays[key], arrays["images"]
+    (shape, dtype, *_), (others, *_) = arrays[key], arrays["images"]
     if len(shape) not in (3, 4):
         raise InputError(
             f"{file}: {key!r} has shape {list(shape)}; expected [n, height, width] or [n, height, width, channels]"
@@ -122,8 +123,7 @@ def _images(file: str, arrays: Mapping[str, Array], prefixes: Sequence[str]) -> 
     """The images [n, h, w, c] of all splits, if their values are of the scale that they are read by."""
     parts = []
     for key in (f"{prefix}images" for prefix in prefixes):
-        array = arrays[key].read()
-        part = array if array.ndim == 4 else array[..., None]
+        part = arrays[key].rows().reshape((*arrays[key].shape, 1)[:4])
         low, high = _range(file, key, Images((part,)))
         if low < -STEP / 2 or high > 1 + STEP / 2:
             raise InputError(
@@ -147,7 +147,7 @@ def _range(file: str, key: str, images: Images) -> tuple[float, float]:
     """The least and the largest value."""
     (part,) = images.parts
     if part.dtype == np.uint8:
-        return 0.0, float(part.max()) / 255
+        return 0.0, max(int(block.max()) for block in blocks(part)) / 255
     low, high, start = np.inf, -np.inf, 0
     with np.errstate(over="ignore"):  # what overflows float32 is reported as infinite
         for block in blocks(images):
@@ -176,7 +176,7 @@ def _bytes(images: np.ndarray) -> np.ndarray:
 def _labels(file: str, arrays: Mapping[str, Array], prefix: str) -> np.ndarray:
     """Labels [n] or [n, classes] of one split, whatever their range; texts for classes by name."""
     images_key, key = f"{prefix}images", f"{prefix}labels"
-    (shape, dtype, read), count = arrays[key], arrays[images_key].shape[0]
+    (shape, dtype, read, _), count = arrays[key], arrays[images_key].shape[0]
     if len(shape) != 1 and (len(shape) != 2 or shape[1] < 2):
         raise InputError(
             f"{file}: {key!r} has shape {list(shape)}; expected [n], one integer a row, or [n, classes] "
@@ -195,7 +195,7 @@ def _names(file: str, arrays: Mapping[str, Array]) -> tuple[str, ...]:
     """The names of classes in the file; none where it has none."""
     if "classes" not in arrays:
         return ()
-    shape, dtype, read = arrays["classes"]
+    shape, dtype, read, _ = arrays["classes"]
     if len(shape) != 1 or dtype.kind not in "US":
         raise InputError(f"{file}: 'classes' has shape {list(shape)} and dtype {dtype}; expected a list of strings")
     names = texts(file, "classes", read())
@@ -212,7 +212,7 @@ def _captions(file: str, arrays: Mapping[str, Array]) -> Lazy:
     rows, digest = [], hashlib.sha256()
     for prefix in ("", "test_") if "test_images" in arrays else ("",):
         key, count = f"{prefix}captions", arrays[f"{prefix}images"].shape[0]
-        shape, dtype, read = arrays[key]
+        shape, dtype, read, _ = arrays[key]
         if len(shape) not in (1, 2) or dtype.kind != "U":
             raise InputError(
                 f"{file}: {key!r} has shape {list(shape)} and dtype {dtype}; expected strings, [n] or [n, captions]"

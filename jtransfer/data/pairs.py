@@ -36,7 +36,7 @@ class HeldOut:
 
     Attributes:
         what: What they are called in the metrics.
-        images: Indexed by slices.
+        images: By rows.
         names: One of each thing that is shown.
         labels: `[n]`, which of `names` each image shows.
         templates: That names are put into.
@@ -56,7 +56,7 @@ class PairStream:
     Attributes:
         name: As the config writes it.
         images: Those that are known beforehand, by rows: what the model is fitted to.
-        batches: From a step on, the batches `{"images": n of them, "texts": [n]}` of this process.
+        batches: From a step on, the batches `{"images": n of them, by rows, "texts": [n]}` of this process.
         held_out: The others.
         fingerprint: Of the data.
         kind: Of the inputs.
@@ -150,10 +150,8 @@ def _captioned(dataset, batch, share, seed, templates, crop) -> PairStream:
                 pick(templates, other).replace("{}", pick(own, one))
                 for own, (one, other) in zip(captions, draws[:, :2], strict=True)
             ]
-            images = dataset.inputs[own_rows]
-            if crop:
-                images = [cropped(image, crop, own) for image, own in zip(images, draws[:, 2:], strict=True)]
-            yield {"images": images, "texts": texts}
+            images = Rows(dataset.inputs, own_rows)
+            yield {"images": Crops(images, crop, draws[:, 2:]) if crop else images, "texts": texts}
 
     some = dataset.pool[:HELD_OUT]
     if len({text for own in _captions(dataset, some) for text in own}) < 2:
@@ -181,6 +179,28 @@ def _captioned(dataset, batch, share, seed, templates, crop) -> PairStream:
 def _captions(dataset: Any, rows: np.ndarray) -> list[list[str]]:
     """The captions of some rows that are not empty."""
     return [[text for text in own if text.strip()] for own in dataset.captions[rows]]
+
+
+@dataclass(frozen=True, eq=False)
+class Crops:
+    """Images by rows, each cropped by draws of its own when it is asked for.
+
+    Attributes:
+        images: Their wholes, by rows.
+        crop: See `cropped`.
+        draws: `[n, 4]`.
+    """
+
+    images: Rows
+    crop: Sequence[float]
+    draws: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, rows: np.ndarray) -> list[np.ndarray]:
+        whole = zip(self.images[rows], self.draws[rows], strict=True)
+        return [cropped(image, self.crop, own) for image, own in whole]
 
 
 def cropped(image: np.ndarray, crop: Sequence[float], draws: np.ndarray) -> np.ndarray:
@@ -255,7 +275,7 @@ def _glyphs(name, batch, share, seed, templates, digits: bool = True) -> PairStr
                 pick(templates, other).replace("{}", pick(called[label], one))
                 for label, (one, other) in zip(np.asarray(labels), draws, strict=True)
             ]
-            yield {"images": images, "texts": texts}
+            yield {"images": np.asarray(images), "texts": texts}
             step += 1
 
     examples = glyphs.examples(validation, jax.random.key(0), np.arange(HELD_OUT), classes, STRAYED)

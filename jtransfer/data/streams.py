@@ -26,8 +26,9 @@ class Stream:
         classes: One name per class.
         kind: Of the inputs, "image" or "text".
         inputs: Those that are known beforehand, by rows as in `sources.Dataset`: what the model is fitted to.
-        batches: From a step on, the batches `{"inputs": n of them, "labels": [n]}` of this process: its share of each.
-        held_out: What evaluation is called in the metrics, and its inputs (indexed by slices) and labels.
+        batches: From a step on, the batches `{"inputs": n of them, by rows, "labels": [n]}` of this process: its share
+            of each.
+        held_out: What evaluation is called in the metrics, and its inputs (by rows) and labels.
         fingerprint: Of the data.
     """
 
@@ -42,7 +43,7 @@ class Stream:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Some rows of inputs, numbered anew."""
+    """Some rows of inputs, numbered anew; none is read before it is asked for."""
 
     inputs: Any
     rows: np.ndarray
@@ -93,7 +94,7 @@ def open_stream(name: str, batch: int, seed: int, process: int = 0, processes: i
 
     def from_step(step):
         for rows in epochs(dataset.pool, batch, seed, step):
-            yield {"inputs": dataset.inputs[rows[share]], "labels": dataset.labels[rows[share]]}
+            yield {"inputs": Rows(dataset.inputs, rows[share]), "labels": dataset.labels[rows[share]]}
 
     held_out = ("test", Rows(dataset.inputs, dataset.test), dataset.labels[dataset.test])
     fingerprint = sources.fingerprint(dataset)
@@ -117,7 +118,7 @@ def _glyphs(name: str, batch: int, share: slice, seed: int, first: int = 0) -> S
         while True:
             rows = np.arange(batch)[share] + step * batch
             images, labels = glyphs.examples(bases, jax.random.key(seed), rows, classes)
-            yield {"inputs": images, "labels": labels - first}
+            yield {"inputs": np.asarray(images), "labels": labels - first}
             step += 1
 
     images = np.asarray(images)

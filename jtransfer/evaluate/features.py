@@ -30,6 +30,8 @@ import numpy as np
 
 from jtransfer import models
 from jtransfer.checkpoints import Backbone
+from jtransfer.checkpoints.inputs import gathered
+from jtransfer.data.coded import take
 from jtransfer.errors import InputError, MachineError, nearest
 from jtransfer.train import sharding
 
@@ -126,12 +128,12 @@ def extract(
     first = min((len(known[layer]) for layer in layers), default=0) if known else 0
     for layer in layers if first else ():
         out[layer][:first] = known[layer][:first]
-    program = jax.jit(partial(_read, backbone, tuple(layers)))
+    program = jax.jit(lambda tree, inputs: _read(backbone, tuple(layers), tree, take(inputs, slice(None))))
     tree = jax.device_put(backbone.params | backbone.state, whole)
 
     def prepared(start):
         rows = np.minimum(np.arange(start, start + batch), len(inputs) - 1)  # the last batch is padded
-        return jax.device_put(dict(prepare(inputs[rows])), split)
+        return jax.device_put(gathered(prepare, inputs, rows, coded=True), split)
 
     starts = list(range(first, len(inputs), batch))
     kept = done = first

@@ -18,9 +18,9 @@ from jax.sharding import Mesh
 
 from jtransfer import checkpoints, methods, models, objectives
 from jtransfer.checkpoints import pairs
-from jtransfer.checkpoints.inputs import as_they_are, example, load_for, tokenizer_files
+from jtransfer.checkpoints.inputs import as_they_are, example, gathered, load_for, tokenizer_files, within
 from jtransfer.data.pairs import PairStream, open_pairs
-from jtransfer.data.streams import Stream, ahead, open_stream
+from jtransfer.data.streams import Rows, Stream, ahead, open_stream
 from jtransfer.errors import InputError, Once
 from jtransfer.evaluate import zero_shot
 from jtransfer.evaluate.retrieval import ranks
@@ -31,8 +31,8 @@ from jtransfer.train import sharding
 from jtransfer.train.trials import predict
 from jtransfer.tree import Tree, merge
 
-BLOCK = 512
-"""Examples that are evaluated at once."""
+BLOCK, BYTES = 512, 1 << 26
+"""Examples that are evaluated at once, at most, and bytes of their inputs."""
 
 Evaluate = Callable[[Any, Tree], dict[str, float]]
 """From a train state and the frozen leaves to metrics by name."""
@@ -117,12 +117,12 @@ def _classification(config, mesh, stream) -> Task:
     objectives.check_mixup(config.mixup, one)
     return Task(
         stream,
-        lambda batch: batch | {"inputs": prepare(batch["inputs"])},
+        lambda batch: batch | {"inputs": gathered(prepare, batch["inputs"], np.arange(len(batch["inputs"])))},
         Classifier(module, len(stream.classes)),
         module,
         params,
         lambda adapted: objectives.classification(adapted.model, config.smoothing, config.mixup),
-        partial(_measured_classes, stream, prepare, mesh),
+        partial(_measured_classes, stream, prepare, one, mesh),
         one,
         fresh=("head/",),
         accumulate=config.accumulate,
@@ -145,9 +145,10 @@ def _processor_of(backbone, module):
     return getattr(own, "values", None)
 
 
-def _measured_classes(stream, prepare, mesh, adapted) -> Evaluate:
+def _measured_classes(stream, prepare, one, mesh, adapted) -> Evaluate:
     """Mean cross-entropy and accuracy."""
     name, inputs, labels = stream.held_out
+    block = within(one, BLOCK, BYTES)
 
     @partial(jax.jit, out_shardings=sharding.everywhere(mesh))  # so that every process can read the whole
     def score(state, frozen, inputs, labels):
@@ -156,8 +157,8 @@ def _measured_classes(stream, prepare, mesh, adapted) -> Evaluate:
         return losses, logits.argmax(-1) == labels
 
     def evaluate(state, frozen):
-        parts = [slice(i, i + BLOCK) for i in range(0, len(labels), BLOCK)]
-        arrays = ahead(prepare(inputs[part]) for part in parts)
+        parts = np.split(np.arange(len(labels)), range(block, len(labels), block))
+        arrays = ahead(gathered(prepare, inputs, part) for part in parts)
         # Each block is waited for, so that the inputs of no more than a few are ever in memory.
         scores = [
             jax.device_get(score(state, frozen, own, labels[part])) for part, own in zip(parts, arrays, strict=True)
@@ -180,6 +181,7 @@ def _contrastive(config, mesh, stream) -> Task:
         method, one = methods.parse(config.method), _one_of(start, stream)
         rates = methods.adapt(method, start.module, start.params, one, fresh=start.fresh).rates
         start, stream, left_out = pairs.cached(start, stream, rates)
+    one = _one_of(start, stream)
     pair_loss = partial(objectives.contrastive, name=config.objective, parts=config.accumulate, mesh=mesh)
     highest = config.temperature_limit if config.objective == "clip" else 0.0
     return Task(
@@ -189,8 +191,8 @@ def _contrastive(config, mesh, stream) -> Task:
         start.module,
         start.params,
         lambda adapted: pair_loss(adapted.model),
-        partial(_measured_pairs, stream, start.prepare, mesh),
-        _one_of(start, stream),
+        partial(_measured_pairs, stream, start.prepare, one, mesh),
+        one,
         fresh=start.fresh,
         limits={"logit_scale": (0.0, math.log(highest))} if highest else {},
         notice=partial(_at_the_limit, highest),
@@ -203,7 +205,7 @@ def _contrastive(config, mesh, stream) -> Task:
 
 
 def _one_of(start, stream):
-    return example(start.prepare({"images": stream.images[np.arange(1)], "texts": ["a"]}))
+    return example(start.prepare({"images": Rows(stream.images, np.arange(1)), "texts": ["a"]}))
 
 
 def _told_of_one_caption(ready):
@@ -225,11 +227,11 @@ def _at_the_limit(highest, row) -> str:
     return f"step {row['step']}: cosines are multiplied by {highest:g}, the most that config.temperature_limit allows"
 
 
-def _measured_pairs(stream, prepare, mesh, adapted) -> Evaluate:
+def _measured_pairs(stream, prepare, one, mesh, adapted) -> Evaluate:
     """Zero-shot accuracy by names in all templates, retrieval by the names alone, and how the embeddings lie."""
     held_out = stream.held_out
     texts = [template.replace("{}", name) for name in held_out.names for template in ("{}", *held_out.templates)]
-    count, rows = len(held_out.labels), len(held_out.names)
+    count, rows, block = len(held_out.labels), len(held_out.names), within(one, BLOCK, BYTES)
 
     @partial(jax.jit, out_shardings=sharding.everywhere(mesh))
     def embed(state, frozen, inputs):
@@ -238,13 +240,13 @@ def _measured_pairs(stream, prepare, mesh, adapted) -> Evaluate:
 
     def in_blocks(state, frozen, total, inputs):
         """Embeddings of all; every block is of one size, the last filled up, so that one program serves."""
-        size = min(BLOCK, total)
+        size = min(block, total)
         blocks = [np.minimum(np.arange(i, i + size), total - 1) for i in range(0, total, size)]
         found = [jax.device_get(embed(state, frozen, arrays)) for arrays in ahead(inputs(block) for block in blocks)]
         return np.concatenate(found)[:total]
 
     def evaluate(state, frozen):
-        images = in_blocks(state, frozen, count, lambda block: prepare({"images": held_out.images[block]}))
+        images = in_blocks(state, frozen, count, lambda block: prepare({"images": Rows(held_out.images, block)}))
         embeds = in_blocks(state, frozen, len(texts), lambda block: prepare({"texts": [texts[i] for i in block]}))
         embeds = embeds.reshape(rows, -1, embeds.shape[-1])
         plain, classes = embeds[:, 0], zero_shot.directions(embeds[:, 1:])

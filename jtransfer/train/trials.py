@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from jtransfer import models
+from jtransfer.data.coded import take
 from jtransfer.methods import Adapted
 from jtransfer.objectives import classification
 from jtransfer.train.optimiser import Optimiser
@@ -89,13 +90,6 @@ def make_trial(
         )
 
     return trial
-
-
-def take(inputs: Any, rows: jax.Array) -> Any:
-    """Some rows of one array, or of several by name; of images that are kept as bytes the floats, 0 to 1."""
-    # XLA multiplies by 1/255, which is not what dividing by 255 gives; a table is, to the bit.
-    table = np.arange(256, dtype=np.float32) / 255
-    return jax.tree.map(lambda x: jnp.asarray(table)[x[rows]] if x.dtype == jnp.uint8 else x[rows], inputs)
 
 
 def in_blocks(call: Callable, inputs: Any, rows: jax.Array | np.ndarray, block: int = BLOCK) -> Any:

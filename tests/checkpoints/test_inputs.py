@@ -10,12 +10,12 @@ from safetensors.numpy import save_file
 
 from jtransfer import checkpoints
 from jtransfer.checkpoints.families import FAMILIES
-from jtransfer.checkpoints.inputs import blocks, example, prepared
+from jtransfer.checkpoints.inputs import Pixels, example, gathered, within
+from jtransfer.data.coded import Coded, Scale, take
 from jtransfer.data.dataset import Dataset, Lazy, floats
 from jtransfer.data.sources import load
 from jtransfer.errors import InputError
 from jtransfer.models import CLIPConfig, CLIPTextConfig, ViTConfig, complete, of_config
-from jtransfer.train.trials import take
 
 TOWER = {"width": 16, "depth": 1, "heads": 2}
 VIT = ViTConfig(image=(16, 16), patch=8, **TOWER)
@@ -88,32 +88,59 @@ def test_rows_are_prepared_block_by_block_to_the_same_arrays(vit):
     data = load("digits")
     _, prepare = checkpoints.load_for(vit, {}, data)
     rows = np.arange(600)[::-2]
-    whole = prepared(prepare, data.inputs, rows)
-    np.testing.assert_array_equal(whole["pixel_values"], prepare(data.inputs[rows])["pixel_values"])
-    assert [len(block["pixel_values"]) for block in blocks(prepare, data.inputs, rows, 128)] == [128, 128, 44]
+    whole = prepare(data.inputs[rows])
+    np.testing.assert_array_equal(gathered(prepare, data.inputs, rows)["pixel_values"], whole["pixel_values"])
     assert example(whole)["pixel_values"] == jax.ShapeDtypeStruct((1, 16, 16, 3), np.float32)
+    assert [within(whole), within(whole, 500), within(whole, 300, 3072 * 7 + 1), within(whole, 300, 5)] == [
+        256,
+        500,
+        7,
+        1,
+    ]
+
+
+def test_pictures_of_any_size_are_decoded_one_at_a_time(vit):
+    """A batch of photographs of twelve megapixels would be gigabytes."""
+    asked, data = [], pictures((300, 200, 3), *[(16, 16, 3)] * 9)
+    _, prepare = checkpoints.load_for(vit, {}, data)
+    counted = Lazy(10, lambda rows: asked.append(len(rows)) or data.inputs[rows], "")
+    found = gathered(prepare, counted, np.arange(10), coded=True)["pixel_values"]
+    assert max(asked) == 1
+    np.testing.assert_array_equal(take(found, np.arange(10)), prepare(data.inputs[:])["pixel_values"])
 
 
 @pytest.mark.parametrize("odd", [None, 3, 300, 599], ids=["bytes alone", "first block", "second", "last"])
-def test_images_that_are_bytes_over_255_are_kept_as_bytes_and_taken_as_the_same_floats(odd):
-    """A curve keeps all rows that it uses, so what they take counts."""
-    images = (np.random.default_rng(0).integers(0, 256, (600, 8, 8, 1)) / np.float32(255)).astype(np.float32)
-    images[0, :2, :, 0] = np.arange(16).reshape(2, 8) / np.float32(255)
+@pytest.mark.parametrize(
+    "scale",
+    [Scale(), Scale(1 / 255, (0.5,), (0.5,)), Scale(1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), Scale(1.0)],
+    ids=["0 to 1", "-1 to 1", "ImageNet", "0 to 255"],
+)
+def test_images_that_are_made_of_bytes_are_kept_as_bytes_and_taken_as_the_same_floats(scale, odd):
+    """A curve keeps all rows that it uses, so what they take counts; ImageNet's are four times their bytes."""
+    codes = np.random.default_rng(0).integers(0, 256, (600, 8, 8, len(scale.mean))).astype(np.uint8)
+    codes[0, :2, :, 0] = np.arange(16).reshape(2, 8)
+    mean, std = (np.array(of, np.float32) for of in (scale.mean, scale.std))
+    images = ((codes * scale.factor).astype(np.float32) - mean) / std
     if odd is not None:
         images[odd, 0, 0] = 0.1234
-    whole = prepared(lambda x: {"pixel_values": x}, images, np.arange(600))["pixel_values"]
-    assert whole.dtype == (np.uint8 if odd is None else np.float32)
+    whole = gathered(Pixels(lambda x: {"pixel_values": x}, scale), images, np.arange(600), coded=True)["pixel_values"]
+    assert isinstance(whole, Coded) == (odd is None)
+    if odd is None:
+        np.testing.assert_array_equal(whole.codes, codes)
     np.testing.assert_array_equal(jax.jit(take)(whole, np.arange(600)[::-1]), images[::-1])
 
 
 def test_every_byte_becomes_the_same_float_on_the_device_and_off_it():
     every = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
-    expected = every.astype(np.float32) / 255
+    expected, coded = every.astype(np.float32) / 255, Coded(jax.numpy.asarray(every), Scale())
     np.testing.assert_array_equal(floats(every), expected)
-    np.testing.assert_array_equal(jax.jit(take)(every, np.arange(1)), expected)
-    np.testing.assert_array_equal(
-        jax.vmap(take, (None, 0))(jax.numpy.asarray(every), np.zeros((3, 1), int))[1], expected
-    )
+    np.testing.assert_array_equal(jax.jit(take)(coded, np.arange(1)), expected)
+    np.testing.assert_array_equal(jax.vmap(take, (None, 0))(coded, np.zeros((3, 1), int))[1], expected)
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -0.01, 1.01])
+def test_values_that_no_byte_stands_for_are_kept_as_they_are(odd):
+    assert Scale().encode(np.full((1, 2, 2, 1), odd, np.float32)) is None
 
 
 def test_of_a_dual_encoder_the_tower_for_the_data_is_taken(clip):

@@ -11,7 +11,7 @@ from jtransfer.errors import InputError
 
 
 def taken(stream, steps, start=0):
-    batches = stream.batches(start)
+    batches = (batch | {"images": batch["images"][np.arange(len(batch["images"]))]} for batch in stream.batches(start))
     return [next(batches) for _ in range(steps)]
 
 

@@ -76,9 +76,9 @@ def test_bytes_stay_bytes_until_rows_are_asked_for(save):
     np.testing.assert_array_equal(inputs[..., 0], whole[..., 0])
 
 
-@pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize(("write", "times"), [(np.savez, 0.2), (np.savez_compressed, 1.2)])
 @pytest.mark.parametrize("read", [lambda name: fingerprint(load(name)), lambda name: open_pairs(name, 2, 0)])
-def test_a_file_takes_no_more_memory_than_it_has_bytes(tmp_path, write, read):
+def test_a_file_takes_no_more_memory_than_it_has_bytes_and_none_where_it_is_not_packed(tmp_path, write, times, read):
     half = np.full((40, 900, 900, 1), 200, np.uint8)
     labels, captions = np.arange(40) % 2, np.array([*"ab"] * 20)
     keys = {"images": half, "labels": labels, "captions": captions}
@@ -87,7 +87,7 @@ def test_a_file_takes_no_more_memory_than_it_has_bytes(tmp_path, write, read):
     read(f"npz:{tmp_path / 'own.npz'}")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert 2 * half.nbytes < peak < 1.2 * 2 * half.nbytes
+    assert times - 0.2 < peak / (2 * half.nbytes) < times
 
 
 def test_the_fingerprint_is_that_of_the_floats(save):

@@ -81,8 +81,16 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/disk/file")
         (OSError(errno.EDQUOT, "Disk quota exceeded", "x"), "x cannot be written: Disk quota exceeded", 74),
         (caused(ValueError("in a library"), FULL), "/disk/file cannot be written", 74),
         (caused(InputError("the directory cannot be used"), FULL), "/disk/file cannot be written", 74),
-        (ValueError("many\nError writing [OS error 28: ENOSPC No space left on device]\nlines"), "a file in run cannot be written: No space", 74),
-        (ValueError('local file "/disk/f": [OS error 30: EROFS]'), "/disk/f cannot be written: Read-only file system", 74),
+        (
+            ValueError("many\nError writing [OS error 28: ENOSPC No space left on device]\nlines"),
+            "a file in run cannot be written: No space",
+            74,
+        ),
+        (
+            ValueError('local file "/disk/f": [OS error 30: EROFS]'),
+            "/disk/f cannot be written: Read-only file system",
+            74,
+        ),
         (MachineError("full"), "full", 74),
         (InputError("a\nb"), "a b", 2),
         (caused(InputError("no such file"), FileNotFoundError(errno.ENOENT, "none", "x")), "no such file", 2),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jtransfer import checkpoints, cli, config, inspection, models
+from jtransfer.data.dataset import Lazy
 from jtransfer.errors import InputError
 from jtransfer.train import loop
 
@@ -233,7 +234,8 @@ def test_crops_become_squares_and_pairs_that_are_held_out_are_seen_whole(file, c
     image[:4], image[12:] = 255, 255
     for crop, ends in ((("crop=(0.5, 1.0)",), 1.9), ((), -1.7)):
         task = prepared(str(own), *flags, *crop).task
-        seen = task.ready({"images": [image], "texts": ["a"]})["inputs"]["pixel_values"][0]
+        batch = Lazy(1, lambda rows: [image for _ in rows], "")
+        seen = task.ready({"images": batch, "texts": ["a"]})["inputs"]["pixel_values"][0]
         assert seen.shape == (8, 8, 3)
         np.testing.assert_allclose(seen[[0, -1]].mean(), ends, atol=0.2)
 
