@@ -19,7 +19,7 @@ import numpy as np
 from etils import epath
 
 from jtransfer import files
-from jtransfer.errors import InputError
+from jtransfer.errors import InputError, first_line
 
 MOST_ARRAYS = 4096
 """In one file; the largest checkpoints in this format have some hundreds."""
@@ -173,8 +173,7 @@ def _array(what: str, file: Any, archive: zipfile.ZipFile, member: zipfile.ZipIn
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(head, max_header_size=LONGEST_HEADER)
     except Exception as error:  # of zlib, of Python's parser, of NumPy's dtypes
-        reason = next(iter(str(error).splitlines()), "")[:120] or type(error).__name__
-        raise InputError(f"{what} is damaged ({reason}); write the file again") from None
+        raise InputError(f"{what} is damaged ({first_line(error)[:120]}); write the file again") from None
     if dtype.hasobject:
         raise InputError(f"{what} is a pickled object array; expected plain numbers or strings")
     if dtype.names is not None or dtype.subdtype is not None:
@@ -233,8 +232,7 @@ def _damage(what: str) -> Iterator[None]:
     except MemoryError:
         raise InputError(f"{what} needs more bytes of memory than are free") from None
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), "")[:120] or type(error).__name__
-        raise InputError(f"{what} is damaged ({reason}); write the file again") from None
+        raise InputError(f"{what} is damaged ({first_line(error)[:120]}); write the file again") from None
 
 
 def _short(shape) -> str:

@@ -24,7 +24,7 @@ from jtransfer.cells import Cells
 from jtransfer.config import resolved
 from jtransfer.data import sources, splits
 from jtransfer.data.subsets import few_shot, validation_shots
-from jtransfer.errors import InputError, Unfinished, nearest
+from jtransfer.errors import InputError, Unfinished, first_line, nearest
 from jtransfer.evaluate import few_shot as fits
 from jtransfer.fitted import Fitted
 from jtransfer.objectives import check_mixup
@@ -183,7 +183,7 @@ def run(curve: Curve, directory: epath.PathLike, on_cell: OnCell) -> list[Row]:
                     on_cell(name, shots, [], left)
                     rows = [row | {"fingerprint": fingerprint} for row in cell(shots, seeds)]
                 except (InputError, MemoryError, jax.errors.JaxRuntimeError) as error:
-                    failed[name] = next(iter(str(error).splitlines()), "") or type(error).__name__
+                    failed[name] = first_line(error)
                     break
                 config = workdir.claim(directory, plain, GROWS)  # not before there is something to keep
                 for row in rows:

@@ -90,6 +90,11 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, which of libraries is often the only one to the point; else its type."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def _refused(error, unnamed):
     """What the machine refused of what, if that is what an error says."""
     names = {getattr(errno, name) for name in REFUSED}

@@ -15,7 +15,7 @@ from typing import Any
 
 from etils import epath
 
-from jtransfer.errors import Damaged, InputError, MachineError
+from jtransfer.errors import Damaged, InputError, MachineError, first_line
 
 SCHEMES = ("gs", "s3")
 """Of the object stores that paths may name."""
@@ -88,7 +88,7 @@ def writing(path: epath.PathLike | str) -> Iterator[None]:
     try:
         yield
     except (OSError, ImportError) as error:
-        why = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), type(error).__name__)
+        why = getattr(error, "strerror", None) or first_line(error)
         if getattr(error, "errno", None) in NO_PATH or isinstance(error, IN_THE_WAY):
             raise InputError(f"{path} cannot be written: {why}; choose another place") from error
         raise MachineError(
@@ -200,9 +200,7 @@ def read_record(path: epath.Path, way_out: str, bare: tuple[type, ...] = (dict,)
     try:
         values = json.loads(read(path, LARGEST_JSON).decode("utf-8"), object_pairs_hook=_once)
     except (ValueError, OSError, RecursionError) as error:
-        raise Damaged(
-            f"{path} is damaged ({next(iter(str(error).splitlines()), type(error).__name__)}); {way_out}"
-        ) from None
+        raise Damaged(f"{path} is damaged ({first_line(error)}); {way_out}") from None
     return unseal(values, path, way_out, bare)
 
 

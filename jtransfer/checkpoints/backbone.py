@@ -24,7 +24,7 @@ from jtransfer.checkpoints.families.values import shown
 from jtransfer.checkpoints.names import assign
 from jtransfer.checkpoints.resizing import RESIZERS
 from jtransfer.data import preprocess
-from jtransfer.errors import InputError, nearest
+from jtransfer.errors import InputError, first_line, nearest
 from jtransfer.models import (
     SOURCE_HEAD,
     STATISTICS,
@@ -366,8 +366,7 @@ def _described(where, config, head):
     except InputError:
         raise
     except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise InputError(f"{where}: the config describes no model that can be built ({reason})") from error
+        raise InputError(f"{where}: the config describes no model that can be built ({first_line(error)})") from error
 
 
 @lru_cache(maxsize=32)

@@ -9,7 +9,7 @@ import numpy as np
 
 from jtransfer import files
 from jtransfer.data import keys
-from jtransfer.errors import InputError, nearest
+from jtransfer.errors import InputError, first_line, nearest
 from jtransfer.models import check_ids, tables
 
 
@@ -71,8 +71,8 @@ def _array(what, x, example):
         try:
             x = np.asarray(x)
         except Exception as error:  # of whatever library it belongs to
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise InputError(f"{what} are a {type(x).__name__} that does not become an array ({reason})") from error
+            kind = type(x).__name__
+            raise InputError(f"{what} are a {kind} that does not become an array ({first_line(error)})") from error
     whole = jax.numpy.issubdtype(example.dtype, np.integer)
     if not any(jax.numpy.issubdtype(x.dtype, kind) for kind in (np.bool_, np.integer if whole else np.number)):
         raise InputError(f"{what} are of {x.dtype}; expected {'integers' if whole else 'numbers'}")

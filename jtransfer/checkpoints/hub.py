@@ -9,7 +9,7 @@ from etils import epath
 from jtransfer import files
 from jtransfer.checkpoints import recognition
 from jtransfer.checkpoints.tensors import PICKLED, conversion, refuse_pickles
-from jtransfer.errors import InputError, nearest
+from jtransfer.errors import InputError, first_line, nearest
 from jtransfer.kinds import shown
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -53,7 +53,7 @@ def find(name: str, what: str = "backbone") -> epath.Path:
         if path.exists() and not (is_file or is_directory):
             raise InputError(f"{what} '{name}' is a pipe or device; expected a directory or a file of weights")
     except (OSError, ImportError) as error:  # an object store whose client is not installed, a name that is too long
-        reason = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), type(error).__name__)
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise InputError(f"{what} '{name[:100]}' cannot be read: {reason}") from None
     if is_file:
         return path

@@ -14,7 +14,7 @@ from etils import epath
 
 from jtransfer import files
 from jtransfer.checkpoints.sums import sums
-from jtransfer.errors import Damaged, MachineError
+from jtransfer.errors import Damaged, MachineError, first_line
 
 
 class Store:
@@ -145,7 +145,7 @@ LONGEST = 300
 
 
 def _first_line(error):
-    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    line = first_line(error)
     return line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."
 
 

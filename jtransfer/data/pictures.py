@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from jtransfer.errors import InputError
+from jtransfer.errors import InputError, first_line
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 """That are read, by PIL's names. Others may run programs (EPS), open files that they name, or hold no pixels."""
@@ -152,8 +152,7 @@ def _found(content: bytes) -> str:
 
 
 def _reason(error: Exception) -> str:
-    said = re.sub(r" <.*>", "", next(iter(str(error).splitlines()), ""))
-    return said or type(error).__name__
+    return re.sub(r" <.*>", "", first_line(error))
 
 
 def _from_array(image, row):

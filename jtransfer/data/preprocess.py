@@ -11,7 +11,7 @@ import numpy as np
 
 from jtransfer.data import keys
 from jtransfer.data.dataset import floats
-from jtransfer.errors import InputError
+from jtransfer.errors import InputError, first_line
 from jtransfer.files import read_json
 from jtransfer.models import tables
 
@@ -160,8 +160,7 @@ def _errors_of(file):
         named = str(error).startswith(str(file))
         raise (error if named else InputError(f"{file}: {error}")) from None
     except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), "")
-        raise InputError(f"{file}: {type(error).__name__}: {reason}") from error
+        raise InputError(f"{file}: {type(error).__name__}: {first_line(error)}") from error
 
 
 def as_they_are(images: Any, shape: tuple[int, int, int]) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ import numpy as np
 from jtransfer.data.dataset import Lazy, each, refused
 from jtransfer.data.downloads import digest
 from jtransfer.data.prepared import Prepared, shard
-from jtransfer.errors import InputError
+from jtransfer.errors import InputError, first_line
 
 CHECKED = 256
 """Records whose pictures are checked at once."""
@@ -34,7 +34,7 @@ def check_shards(data: Prepared, split: str) -> None:
                     f"{part.filename} has {count:,} records, dataset_info.json says {part.examples_in_shard:,}"
                 )
     except Exception as error:  # of files that are missing or damaged
-        raise InputError(f"{data.name}: split '{split}' cannot be read ({reason(error)})") from None
+        raise InputError(f"{data.name}: split '{split}' cannot be read ({first_line(error)})") from None
 
 
 def of_split(data: Prepared, split: str) -> Any:
@@ -50,7 +50,7 @@ def _get(data: Prepared, source: Any, rows: Sequence[int]) -> list[bytes]:
     try:
         return source.__getitems__([int(row) for row in rows])
     except Exception as error:  # of files that are damaged
-        raise InputError(f"{data.name}: rows {rows[0]}..{rows[-1]} cannot be read ({reason(error)})") from None
+        raise InputError(f"{data.name}: rows {rows[0]}..{rows[-1]} cannot be read ({first_line(error)})") from None
 
 
 def lazy(data: Prepared, source: Any, inputs: tuple[str, ...], kind: str, identity: str, contents: str) -> Lazy:
@@ -94,7 +94,7 @@ def parsed(data: Prepared, only: Any, source: Any, rows: Sequence[int], decoders
         try:
             yield only.deserialize_example_np(record, decoders=decoders)
         except Exception as error:  # of its parser
-            raise InputError(f"{data.name}: row {row} cannot be read ({reason(error)})") from None
+            raise InputError(f"{data.name}: row {row} cannot be read ({first_line(error)})") from None
 
 
 def contents(data: Prepared, split: str) -> str:
@@ -103,8 +103,3 @@ def contents(data: Prepared, split: str) -> str:
     for one in each(digest, dict.fromkeys(str(part.filename) for part in data.splits[split].file_instructions)):
         whole.update(one)
     return whole.hexdigest()[:16]
-
-
-def reason(error: Exception) -> str:
-    """The first line of what an error says."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

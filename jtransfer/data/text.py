@@ -16,8 +16,8 @@ from tokenizers import decoders, models, normalizers
 
 from jtransfer.data import keys
 from jtransfer.data.cleaning import cleaner
-from jtransfer.data.tokenizer_files import content, one_line, optional, read, reason, settings_of
-from jtransfer.errors import InputError, Once, nearest
+from jtransfer.data.tokenizer_files import content, one_line, optional, read, settings_of
+from jtransfer.errors import InputError, Once, first_line, nearest
 from jtransfer.files import LARGEST_JSON
 from jtransfer.files import read as read_bytes
 from jtransfer.models import check_ids
@@ -402,7 +402,7 @@ def _by_transformers(directory, settings, sentences):
         kind = settings.get("tokenizer_class", "the tokenizer")
         raise InputError(
             f"{directory}: there is no tokenizer.json, and {kind} needs transformers and what that asks for "
-            f"({reason(error)})"
+            f"({first_line(error)})"
         ) from None
 
     def encode(texts, pairs, limit):

@@ -18,7 +18,7 @@ from jtransfer.data import records
 from jtransfer.data.dataset import Dataset, Lazy
 from jtransfer.data.prepared import Prepared, describe
 from jtransfer.data.splits import hold_out_a_fifth, hold_out_the_last
-from jtransfer.errors import InputError, nearest
+from jtransfer.errors import InputError, first_line, nearest
 
 RESTRICTIONS = ("only", "test_only")
 OPTIONS = ("input", "label", "caption", "train", "test", *RESTRICTIONS)
@@ -160,7 +160,7 @@ def _opened(name: str, rest: str, data_dir: str) -> tuple[Prepared, epath.Path, 
     try:
         data = Prepared(name, tfds, describe(tfds, directory))
     except Exception as error:  # of its many parsers
-        raise InputError(f"{name}: {directory} cannot be read ({records.reason(error)})") from None
+        raise InputError(f"{name}: {directory} cannot be read ({first_line(error)})") from None
     return data, directory, options
 
 
@@ -331,7 +331,7 @@ def _check_split(data: Prepared, what: str, split: str) -> None:
     try:
         count = data.splits[split].num_examples
     except Exception as error:  # of its parser
-        raise InputError(f"{data.name}: split '{split}' cannot be read ({records.reason(error)})") from None
+        raise InputError(f"{data.name}: split '{split}' cannot be read ({first_line(error)})") from None
     if not count:
         raise InputError(f"{data.name}: split '{split}' is empty")
     records.check_shards(data, split)

@@ -12,7 +12,7 @@ from etils import epath
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from jtransfer.data import keys
-from jtransfer.errors import InputError
+from jtransfer.errors import InputError, first_line
 from jtransfer.files import LARGEST_JSON, read_json
 from jtransfer.files import read as read_bytes
 
@@ -91,17 +91,12 @@ def one_line(what: Callable[[], str]) -> Iterator[None]:
     except (InputError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
-        raise InputError(f"{what()} ({reason(error)})") from error
+        raise InputError(f"{what()} ({first_line(error)})") from error
 
 
 def _lines(file):
     """Words may hold what else ends a line in Unicode."""
     return read_bytes(file, LARGEST_JSON).decode("utf-8").removesuffix("\n").split("\n")
-
-
-def reason(error: BaseException) -> str:
-    """The first line of what a library says."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def optional(file: epath.Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from jtransfer import config as configs
 from jtransfer.cells import Cells
 from jtransfer.config import resolved
 from jtransfer.data import sources
-from jtransfer.errors import InputError, Unfinished
+from jtransfer.errors import InputError, Unfinished, first_line
 from jtransfer.evaluate import protocols
 from jtransfer.evaluate.features import Layer
 from jtransfer.evaluate.protocols.rows import Row, Run
@@ -126,7 +126,7 @@ def run(evaluation: Evaluation, directory: epath.PathLike, on_rows: Callable[[st
         try:
             done[text] = [{"protocol": text} | found | also | {"fingerprint": fingerprint} for found in work()]
         except OF_THE_INPUT as error:
-            failed[text] = next(iter(str(error).splitlines()), "") or type(error).__name__
+            failed[text] = first_line(error)
             continue
         config = workdir.claim(directory, mine, GROWS)  # not before there is something to keep
         cells.write(text, done[text])

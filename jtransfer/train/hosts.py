@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jtransfer.errors import Gone, InputError, MachineError
+from jtransfer.errors import Gone, InputError, MachineError, first_line
 from jtransfer.launch import launch
 from jtransfer.stopping import Stopped
 
@@ -58,9 +58,8 @@ def together() -> Iterator[None]:
         missing = link.missing() if isinstance(error, Exception) else None
         if missing and (missing.code == Gone.CODE or not isinstance(error, InputError)):
             raise missing from error
-        line = next(iter(str(error).splitlines()), "")
         known = isinstance(error, InputError | MachineError | Stopped)
-        link.tell(line if known else f"{type(error).__name__}: {line}", _code(error))
+        link.tell(f"{'' if known else f'{type(error).__name__}: '}{first_line(error)}", _code(error))
         raise
     _leave(link)
 
