@@ -128,6 +128,20 @@ def length(path: epath.PathLike) -> int:
     return status.st_size
 
 
+def digest(path: epath.PathLike) -> bytes:
+    """SHA-256 of a plain file, read a part at a time.
+
+    Raises:
+        OSError: it cannot be read, or is no plain file.
+    """
+    length(path)
+    whole = hashlib.sha256()
+    with epath.Path(path).open("rb") as file:
+        while part := file.read(1 << 20):
+            whole.update(part)
+    return whole.digest()
+
+
 def read_json(path: epath.Path, most: int | None = None) -> dict[str, Any]:
     """The object in a JSON file of at most `most` bytes that somebody else wrote.
 
@@ -252,20 +266,11 @@ def verify(directory: epath.PathLike) -> None:
         if os.path.isabs(name) or ".." in Path(name).parts:
             raise Damaged(f"{record} names {name!r}, which is outside its directory; {way_out}")
         try:
-            length(path)
-            same = _sha256(path) == sha256
+            same = digest(path).hex() == sha256
         except OSError as error:
             raise Damaged(f"{path}, which was written with {record}, cannot be read ({error}); {way_out}") from error
         if not same:
             raise Damaged(f"{path} is damaged (its checksum differs); {way_out}")
-
-
-def _sha256(path):
-    digest = hashlib.sha256()
-    with epath.Path(path).open("rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 @contextmanager
@@ -296,7 +301,7 @@ def replacing(directory: epath.PathLike, about: Mapping[str, Any]) -> Iterator[P
             _clear(target)
             draft.mkdir()
             yield draft
-            of_each = {name: _sha256(draft / name) for name in sorted(_files(draft))}
+            of_each = {name: digest(draft / name).hex() for name in sorted(_files(draft))}
             (draft / RECORD).write_text(json.dumps(seal(dict(about) | {"files": of_each}), indent=2) + "\n")
             for path in [*draft.rglob("*"), draft]:
                 _sync(path)

@@ -1,8 +1,6 @@
 """Directories that somebody else filled: what lies in them, each place once, and nothing that lies outside of them."""
 
-import hashlib
 import os
-import stat
 import unicodedata
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -10,8 +8,6 @@ from typing import NamedTuple
 from etils import epath
 
 from jtransfer.errors import InputError
-
-BLOCK = 1 << 20
 
 
 class Entry(NamedTuple):
@@ -94,21 +90,6 @@ class Places:
                     f"{shown(path)} is a link to {shown(before)}, which is read already; remove one of them"
                 )
         return path
-
-
-def digest(path: str) -> bytes:
-    """SHA-256 of a plain file's bytes, a block at a time.
-
-    Raises:
-        OSError: it cannot be read, or is a pipe or a device.
-    """
-    if "://" not in path and not stat.S_ISREG(os.stat(path).st_mode):
-        raise OSError("a pipe or device, not a file")
-    with epath.Path(path).open("rb") as file:
-        whole = hashlib.sha256()
-        while block := file.read(BLOCK):
-            whole.update(block)
-        return whole.digest()
 
 
 def shown(path: str | os.PathLike) -> str:

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from jtransfer import files
 from jtransfer.data.dataset import Lazy, each, refused
-from jtransfer.data.downloads import digest
 from jtransfer.data.prepared import Prepared, shard
 from jtransfer.errors import InputError, first_line
 
@@ -100,6 +100,6 @@ def parsed(data: Prepared, only: Any, source: Any, rows: Sequence[int], decoders
 def contents(data: Prepared, split: str) -> str:
     """16 hexadecimal digits over every byte of the files of a split."""
     whole = hashlib.sha256()
-    for one in each(digest, dict.fromkeys(str(part.filename) for part in data.splits[split].file_instructions)):
+    for one in each(files.digest, dict.fromkeys(str(part.filename) for part in data.splits[split].file_instructions)):
         whole.update(one)
     return whole.hexdigest()[:16]

@@ -131,14 +131,10 @@ def _checked(path, rows, about):
     """The array of a file that is to the byte what its record says."""
     shape = rows, about["width"]
     nbytes = 4 * shape[0] * shape[1]
-    size = path.stat().length
+    size = files.length(path)
     if not nbytes < size <= nbytes + LARGEST_HEADER:
         raise Damaged(f"{path} is damaged ({size} bytes, expected {nbytes} and a header); {AGAIN}")
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    if digest.hexdigest() != about.get("array"):
+    if files.digest(path).hex() != about.get("array"):
         raise Damaged(f"{path} is damaged (its checksum differs); {AGAIN}")
     if "://" in os.fspath(path):
         return np.frombuffer(path.read_bytes(), np.float32, offset=size - nbytes).reshape(shape)
