@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import stat
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -142,14 +143,18 @@ def digest(path: epath.PathLike) -> bytes:
     return whole.digest()
 
 
-def read_json(path: epath.Path, most: int | None = None) -> dict[str, Any]:
+LARGEST_JSON = 1 << 28
+"""Bytes; the largest `tokenizer.json` on the hub has a tenth of that."""
+
+
+def read_json(path: epath.Path, most: int = LARGEST_JSON) -> dict[str, Any]:
     """The object in a JSON file of at most `most` bytes that somebody else wrote.
 
     Raises:
         InputError: the file is damaged, or larger than any such file is.
     """
     try:
-        values = json.loads(read(path, LARGEST_JSON if most is None else most).decode("utf-8"))
+        values = json.loads(read(path, most).decode("utf-8"))
         if not isinstance(values, dict):
             raise ValueError("not an object")
     except (ValueError, OSError, RecursionError) as error:
@@ -157,8 +162,23 @@ def read_json(path: epath.Path, most: int | None = None) -> dict[str, Any]:
     return values
 
 
-LARGEST_JSON = 1 << 28
-"""Bytes; the largest `tokenizer.json` on the hub has a tenth of that."""
+def as_json(values: Any) -> str:
+    """The text of a JSON file."""
+    return json.dumps(values, indent=2) + "\n"
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of some pairs, for `json.loads` as its `object_pairs_hook`: of two values JSON would take the last.
+
+    Raises:
+        ValueError: a key stands twice.
+    """
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        ((name, _),) = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"key '{name}' stands there twice")
+    return values
+
 
 FORMAT, SEAL = "version", "sha256"
 """Keys of a sealed record: the version of its format, and the SHA-256 of the rest."""
@@ -167,9 +187,9 @@ VERSION = 2
 """Of the formats that docs/formats.md describes; in 1 nothing was sealed."""
 
 
-def seal(values: Mapping[str, Any], version: int = VERSION) -> dict[str, Any]:
+def seal(values: Mapping[str, Any]) -> dict[str, Any]:
     """A record with its version and the SHA-256 of its values as canonical JSON, so that a change to it shows."""
-    whole = {FORMAT: version, **values}
+    whole = {FORMAT: VERSION, **values}
     return whole | {SEAL: _digest(whole)}
 
 
@@ -200,9 +220,9 @@ def unseal(values: Any, where: epath.PathLike, way_out: str, bare: tuple[type, .
     return version, {key: value for key, value in whole.items() if key != FORMAT}
 
 
-def write_record(path: epath.PathLike, values: Mapping[str, Any], version: int = VERSION) -> None:
+def write_record(path: epath.PathLike, values: Mapping[str, Any]) -> None:
     """Write a sealed record as a file."""
-    write(path, json.dumps(seal(values, version), indent=2) + "\n")
+    write(path, as_json(seal(values)))
 
 
 def read_record(path: epath.Path, way_out: str, bare: tuple[type, ...] = (dict,)) -> tuple[int, Any]:
@@ -212,17 +232,10 @@ def read_record(path: epath.Path, way_out: str, bare: tuple[type, ...] = (dict,)
         Damaged: it is not as it was written.
     """
     try:
-        values = json.loads(read(path, LARGEST_JSON).decode("utf-8"), object_pairs_hook=_once)
+        values = json.loads(read(path, LARGEST_JSON).decode("utf-8"), object_pairs_hook=once)
     except (ValueError, OSError, RecursionError) as error:
         raise Damaged(f"{path} is damaged ({first_line(error)}); {way_out}") from None
     return unseal(values, path, way_out, bare)
-
-
-def _once(pairs):
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        raise ValueError("a key stands twice")
-    return values
 
 
 def _digest(values) -> str:
@@ -302,7 +315,7 @@ def replacing(directory: epath.PathLike, about: Mapping[str, Any]) -> Iterator[P
             draft.mkdir()
             yield draft
             of_each = {name: digest(draft / name).hex() for name in sorted(_files(draft))}
-            (draft / RECORD).write_text(json.dumps(seal(dict(about) | {"files": of_each}), indent=2) + "\n")
+            (draft / RECORD).write_text(as_json(seal(dict(about) | {"files": of_each})))
             for path in [*draft.rglob("*"), draft]:
                 _sync(path)
             if not target.exists():

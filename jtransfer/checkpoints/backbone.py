@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import inspect
-import json
 import logging
 import math
 from collections.abc import Callable, Mapping
@@ -324,8 +323,7 @@ def save(
     config = described(model.config) | {"classes": list(classes)}
     config |= {"preprocessor": dict(preprocessor)} if preprocessor else {}
     weights = to_bytes({path: np.asarray(leaf, order="C") for path, leaf in sorted(tree.items())})
-    described_as = (json.dumps(config, indent=2) + "\n").encode()
-    contents = {"model.safetensors": weights, "config.json": described_as}
+    contents = {"model.safetensors": weights, "config.json": files.as_json(config).encode()}
     files.write_together(directory, contents | dict(beside or {}))
 
 

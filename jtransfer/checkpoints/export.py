@@ -1,7 +1,6 @@
 """Results in the formats of others: Hugging Face's directories, PEFT's adapters, Orbax's trees; whole or not at all."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -172,7 +171,8 @@ def _huggingface(directory: Path, result: Backbone | Adapter, adapters: str) -> 
     backbone = result.merged() if isinstance(result, Adapter) else result
     kind, tensors = tensors_of(backbone)
     write_safetensors(directory / "model.safetensors", tensors)
-    _write_json(directory / "config.json", _config(backbone, kind, next(iter(tensors.values())).dtype))
+    config = _config(backbone, kind, next(iter(tensors.values())).dtype)
+    (directory / "config.json").write_text(files.as_json(config))
     _copy(directory, backbone)
     if pooled.is_encoder(backbone.config) and not kind:
         pooled.write_modules(directory, backbone.config, _limit(backbone))
@@ -244,7 +244,7 @@ def _orbax(directory: Path, result: Backbone | Adapter, adapters: str) -> None:
     values = described(backbone.config) | {"classes": list(result.classes)}
     values["head"] = dataclasses.asdict(head) if head else None
     values["method"] = result.method.name if isinstance(result, Adapter) and adapters == "apart" else None
-    _write_json(directory / "config.json", values)
+    (directory / "config.json").write_text(files.as_json(values))
 
 
 FORMATS = {"hf": _huggingface, "peft": _peft, "orbax": _orbax}
@@ -287,7 +287,7 @@ def _copy(directory: Path, backbone: Backbone) -> None:
             target.write_bytes(path.read_bytes())
     tower = getattr(backbone.config, "vision", backbone.config)
     if described and (values := getattr(preprocess.of(backbone.name, origin, tower), "values", None)):
-        _write_json(directory / PROCESSORS[0], values)
+        (directory / PROCESSORS[0]).write_text(files.as_json(values))
 
 
 def _limit(backbone: Backbone) -> int | None:
@@ -296,7 +296,3 @@ def _limit(backbone: Backbone) -> int | None:
         return backbone.preprocess.limit
     except InputError:
         return None
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n")

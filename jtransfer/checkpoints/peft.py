@@ -5,7 +5,6 @@ models kept the old ones. Both are read. The new ones are written, because PEFT 
 """
 
 import dataclasses
-import json
 import re
 from typing import Any
 
@@ -119,7 +118,7 @@ def fill(directory: epath.PathLike, adapter: Adapter) -> None:
     """
     config, tree = to_peft(adapter)
     tensors.write_safetensors(epath.Path(directory) / WEIGHTS, tree)
-    (epath.Path(directory) / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    (epath.Path(directory) / CONFIG).write_text(files.as_json(config))
 
 
 def to_peft(adapter: Adapter) -> tuple[dict[str, Any], Tree]:

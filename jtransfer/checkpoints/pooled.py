@@ -14,18 +14,16 @@ The head reads what the pooling gives, before any normalisation:
     logits = linear(encoder[1](encoder[0](encoder.preprocess(texts)))["sentence_embedding"])  # `tokenize` before 6
 """
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from etils import epath
 
+from jtransfer import files
 from jtransfer.checkpoints import tensors
 from jtransfer.checkpoints.names import DENSE, Row
 from jtransfer.errors import InputError
-from jtransfer.files import read_json
 from jtransfer.models import SOURCE_HEAD, Head
 from jtransfer.tree import Tree
 
@@ -51,7 +49,7 @@ def write_head(directory: Path, params: Tree, classes: tuple[str, ...]) -> None:
     """Write the two files of the head under `source_head/` of a tree."""
     kernel, bias = (np.asarray(params[SOURCE_HEAD + leaf], np.float32) for leaf in ("kernel", "bias"))
     tensors.write_safetensors(directory / WEIGHTS, {"weight": kernel.T, "bias": bias})
-    _write_json(directory / ABOUT, {"classes": list(classes), "reads": "pooling"})
+    (directory / ABOUT).write_text(files.as_json({"classes": list(classes), "reads": "pooling"}))
 
 
 def read(where: epath.Path) -> tuple[tuple[str, ...], dict[str, tensors.Tensor]] | None:
@@ -65,7 +63,7 @@ def read(where: epath.Path) -> tuple[tuple[str, ...], dict[str, tensors.Tensor]]
     for name in (WEIGHTS, ABOUT):
         if not (where / name).exists():
             raise InputError(f"{where / name} is missing, which describes the head together with the other file")
-    found, classes = tensors.read_safetensors(where / WEIGHTS), read_json(where / ABOUT).get("classes")
+    found, classes = tensors.read_safetensors(where / WEIGHTS), files.read_json(where / ABOUT).get("classes")
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise InputError(f"{where / ABOUT}: expected the list 'classes' of names")
     shapes = {name: tensor.shape for name, tensor in found.items()}
@@ -92,18 +90,16 @@ def write_modules(directory: Path, config: Any, limit: int | None) -> None:
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for i, (path, kind) in enumerate(zip(modules, kinds, strict=False))
     ]
-    (directory / "modules.json").write_text(json.dumps(described, indent=2) + "\n")
-    for path in modules[1:]:
-        (directory / path).mkdir(exist_ok=True)
     flags = {"cls_token": config.pool == "cls", "mean_tokens": config.pool == "mean"}
     modes = flags | {"max_tokens": False, "mean_sqrt_len_tokens": False}
     pooling = {f"pooling_mode_{mode}": value for mode, value in modes.items()}
-    _write_json(directory / "1_Pooling" / "config.json", {"word_embedding_dimension": config.width} | pooling)
-    if config.normalize:
-        _write_json(directory / "2_Normalize" / "config.json", {})
+    contents = {
+        "modules.json": described,
+        "1_Pooling/config.json": {"word_embedding_dimension": config.width} | pooling,
+        **({"2_Normalize/config.json": {}} if config.normalize else {}),
+    }
     if limit and not (directory / "sentence_bert_config.json").exists():
-        _write_json(directory / "sentence_bert_config.json", {"max_seq_length": limit, "do_lower_case": False})
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n")
+        contents["sentence_bert_config.json"] = {"max_seq_length": limit, "do_lower_case": False}
+    for name, values in contents.items():
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).write_text(files.as_json(values))

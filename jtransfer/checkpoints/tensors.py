@@ -8,9 +8,6 @@ copy is the one into the target's dtype and place.
 import json
 import math
 import mmap
-import os
-import stat
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -133,7 +130,7 @@ def _read_one(path):
     if length > LONGEST_HEADER:
         raise InputError(f"{path}: its header has {length:,} bytes; expected at most {LONGEST_HEADER:,}")
     try:
-        header = json.loads(bytes(data[8 : 8 + length]), object_pairs_hook=_unique)
+        header = json.loads(bytes(data[8 : 8 + length]), object_pairs_hook=files.once)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: the header is damaged ({error})") from None
     if not isinstance(header, dict):
@@ -217,7 +214,7 @@ def _plain(array):
 def _read_shards(directory):
     index = directory / INDEX
     try:
-        values = json.loads(files.read(index, LONGEST_HEADER), object_pairs_hook=_unique)
+        values = json.loads(files.read(index, LONGEST_HEADER), object_pairs_hook=files.once)
         wanted = {str(name): str(file) for name, file in values["weight_map"].items()}
         if wrong := [x for pair in wanted.items() for x in pair if len(x) > LONGEST_NAME or not x.isprintable()]:
             raise ValueError(f"{wrong[0][:40]!r}... is no name")
@@ -253,31 +250,14 @@ def some(names: Iterable[Any]) -> str:
     return ", ".join(map(str, names[:SOME])) + more
 
 
-def _check_plain(path):
-    """Refuse what is no plain file: a pipe would keep a reader waiting for ever."""
-    if "://" not in str(path) and not stat.S_ISREG(os.stat(path).st_mode):
-        raise InputError(f"{path} is no plain file")
-
-
 def _mapped(path):
     try:
-        if "://" in str(path):
+        if "://" in str(path) or not files.length(path):  # nothing cannot be mapped
             return memoryview(path.read_bytes())
-        _check_plain(path)
         with open(path, "rb") as file:
-            if file.seek(0, 2) == 0:
-                return memoryview(b"")
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror or error})") from None
-
-
-def _unique(pairs):
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        ((name, _),) = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"key '{name}' stands there twice")
-    return values
 
 
 def _entry(path, name, entry):

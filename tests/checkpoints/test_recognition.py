@@ -124,5 +124,5 @@ def test_a_pipe_in_the_place_of_weights_keeps_nobody_waiting(tmp_path):
 
     touch(tmp_path, "config.json")
     os.mkfifo(tmp_path / "model.safetensors")
-    with pytest.raises(InputError, match="is no plain file"):
+    with pytest.raises(InputError, match="a pipe or device, not a file"):
         checkpoints.load(str(tmp_path))
