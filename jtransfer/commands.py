@@ -1,6 +1,5 @@
 """The commands behind the command line: read the config, do the work, show it."""
 
-import errno
 import json
 import logging
 import os
@@ -11,6 +10,8 @@ from jtransfer import config as configs
 from jtransfer import files
 from jtransfer.errors import InputError, Unfinished
 
+log = logging.getLogger("jtransfer")
+
 
 def place(words: str, flag: str = "--workdir") -> epath.Path:
     """The directory of a flag, that a command is going to write to; nothing is made.
@@ -20,21 +21,8 @@ def place(words: str, flag: str = "--workdir") -> epath.Path:
         MachineError: it cannot be written to.
     """
     path = files.path(words, flag)
-    if "://" in words:
-        return path
-    there = path
-    while not os.path.lexists(there):
-        there = there.parent
-    if not there.is_dir():
-        found = "a link to nothing" if not there.exists() else "a file" if os.path.isfile(there) else "a pipe or device"
-        raise InputError(f"{flag} {words}: {there} is {found}; expected a directory, or nothing at all")
-    if not os.access(there, os.W_OK | os.X_OK):
-        with files.writing(f"{flag} {words}"):
-            raise PermissionError(errno.EACCES, f"{there} is read-only")
+    files.check_directory(path, f"{flag} {words}")
     return path
-
-
-log = logging.getLogger("jtransfer")
 
 
 def curve(arguments, overrides: list[str]) -> None:

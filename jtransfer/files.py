@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import stat
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -100,6 +101,38 @@ def writing(path: epath.PathLike | str) -> Iterator[None]:
 IN_THE_WAY = (FileExistsError, NotADirectoryError, IsADirectoryError, ImportError)
 NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENOTEMPTY)
 """What is wrong with a path itself, whatever the machine does."""
+
+
+def check_directory(directory: epath.PathLike, what: str) -> None:
+    """Refuse a place in which no directory can be made or filled, by the nearest part of its path that is there.
+
+    Nothing is made, and an object store is not asked.
+
+    Args:
+        directory: Where it is to be.
+        what: What names it, for errors, as "--workdir runs/mine".
+
+    Raises:
+        InputError: there is something else than a directory.
+        MachineError: nothing can be written there.
+    """
+    if "://" in os.fspath(directory):
+        return
+    there = Path(directory)
+    with writing(what):
+        while not _is_there(there):
+            there = there.parent
+        if not there.is_dir():
+            found = "a link to nothing" if not there.exists() else "a file" if there.is_file() else "a pipe or device"
+            raise InputError(f"{what}: {there} is {found}; expected a directory, or nothing at all")
+        tempfile.TemporaryFile(dir=there).close()
+
+
+def _is_there(path):
+    try:
+        return bool(os.lstat(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def read(path: epath.PathLike, most: int) -> bytes:

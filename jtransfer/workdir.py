@@ -2,9 +2,6 @@
 
 import hashlib
 import json
-import os
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -56,7 +53,7 @@ def check(
         MachineError: nothing can be written there.
     """
     path = workdir / "config.json"
-    _writable(workdir)
+    files.check_directory(workdir, f"workdir {workdir}")
     with files.writing(f"workdir {workdir}"):
         there = path.exists()
     if there:
@@ -85,21 +82,6 @@ def check(
 
 
 DATA = "fingerprints.data"
-
-
-def _writable(workdir):
-    """Refuse a path in which no directory can be written, by the nearest part of it that is there."""
-    if "://" in os.fspath(workdir):
-        return
-    place = Path(os.path.abspath(workdir))
-    with files.writing(f"workdir {workdir}"):
-        while True:
-            try:
-                os.lstat(place)
-                break
-            except FileNotFoundError:
-                place = place.parent
-        tempfile.TemporaryFile(dir=place).close()
 
 
 def fingerprint(config: dict[str, Any], may_grow: tuple[str, ...] = ()) -> str:

@@ -157,7 +157,7 @@ def test_methods_shots_and_seeds_may_grow_and_a_smaller_list_keeps_what_is_there
 
 def test_a_workdir_that_cannot_be_used_is_refused_before_any_compile(file, tmp_path):
     (tmp_path / "taken").write_text("a file")
-    with pytest.raises(InputError, match="workdir .*taken/run cannot be written: .*Not a directory"):
+    with pytest.raises(InputError, match="workdir .*taken/run: .*taken is a file; expected a directory"):
         run(file, tmp_path / "taken" / "run")
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(InputError, match="config.json is damaged"):
