@@ -3,11 +3,9 @@
 import difflib
 import errno
 import logging
-import math
 import os
 import re
 from collections.abc import Iterable, Mapping
-from numbers import Integral, Real
 from typing import Any
 
 
@@ -119,18 +117,6 @@ class Once:
         if not self.said:
             self.said = True
             logging.getLogger("jtransfer").warning(f"{message}; this is said once", *values)
-
-
-def finite(value: Any, what: str, least: float = 0.0, below: float = math.inf, *, whole: bool = False) -> None:
-    """Refuse what is no finite number from `least` to below `below`.
-
-    Raises:
-        InputError: naming `what` it is.
-    """
-    kind = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
-    if not (kind and math.isfinite(value) and least <= value < below):
-        upper = "" if math.isinf(below) else f" and below {below:g}"
-        raise InputError(f"{what} is {value!r}; expected a {'whole ' * whole}number of at least {least:g}{upper}")
 
 
 MOST = 40

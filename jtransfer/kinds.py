@@ -94,33 +94,14 @@ def shown(value: Any) -> str:
 
 def whole(least: int | None = None, most: int | None = None) -> Kind:
     """Whole numbers from `least` to `most`; True and False are none."""
-    return Kind(
-        _ranged("a whole number", least=least, most=most),
-        lambda x: (
-            isinstance(x, numbers.Integral)
-            and not isinstance(x, bool)
-            and (least is None or x >= least)
-            and (most is None or x <= most)
-        ),
-    )
+    return _ranged("a whole number", numbers.Integral, least=least, most=most)
 
 
 def number(
     least: float | None = None, above: float | None = None, most: float | None = None, below: float | None = None
 ) -> Kind:
     """Finite numbers, whole ones among them, from `least` (or `above` it) to `most` (or `below` it)."""
-    return Kind(
-        _ranged("a number", least, above, most, below),
-        lambda x: (
-            isinstance(x, numbers.Real)
-            and not isinstance(x, bool)
-            and _finite(x)
-            and (least is None or x >= least)
-            and (above is None or x > above)
-            and (most is None or x <= most)
-            and (below is None or x < below)
-        ),
-    )
+    return _ranged("a number", numbers.Real, least, above, most, below)
 
 
 def choice(*names: str) -> Kind:
@@ -196,13 +177,23 @@ def _finite(x):
         return False
 
 
-def _ranged(name, least=None, above=None, most=None, below=None):
-    if least is not None and most is not None:
-        return f"{name} from {least:,} to {most:,}" if least < most else f"{least:,}"
+def _ranged(name, kind, least=None, above=None, most=None, below=None):
     bounds = {"of at least": least, "above": above, "of at most": most, "below": below}
-    return " ".join(
-        [name, " and ".join(f"{how} {bound:,}" for how, bound in bounds.items() if bound is not None)]
-    ).strip()
+    said = " and ".join(f"{how} {bound:,}" for how, bound in bounds.items() if bound is not None)
+    if least is not None and most is not None:
+        said = f"from {least:,} to {most:,}"
+    return Kind(
+        f"{least:,}" if least is not None and least == most else f"{name} {said}".strip(),
+        lambda x: (
+            isinstance(x, kind)
+            and not isinstance(x, bool)
+            and (kind is numbers.Integral or _finite(x))
+            and (least is None or x >= least)
+            and (above is None or x > above)
+            and (most is None or x <= most)
+            and (below is None or x < below)
+        ),
+    )
 
 
 ANY = Kind("anything", lambda x: True)
@@ -212,9 +203,11 @@ TEXT = Kind("a text without control characters", _is_text)
 NAME = Kind("a text that is not empty", lambda x: _is_text(x) and bool(x.strip()))
 PATTERN = Kind("a regular expression", _is_pattern)
 SHARE = number(least=0, below=1)
-POSITIVE, SEED = number(above=0), whole(0, 2**32 - 1)
+POSITIVE, NOT_NEGATIVE, SEED = number(above=0), number(least=0), whole(0, 2**32 - 1)
 POSITIVES = several(POSITIVE, 1)
 AXES = by_name(either(whole(-1, -1), whole(1)))
 """Axes of a mesh and their sizes, -1 for what is left."""
 LIST = several(ANY)
+FLOATS = choice("float32", "bfloat16", "float16", "float64")
+"""Types of numbers that models compute with, or are kept in."""
 PLAIN = {int: whole(), float: number(), bool: FLAG, str: TEXT, tuple: LIST, list: LIST, type(None): NONE}

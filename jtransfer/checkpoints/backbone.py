@@ -24,6 +24,7 @@ from jtransfer.checkpoints.names import assign
 from jtransfer.checkpoints.resizing import RESIZERS
 from jtransfer.data import preprocess
 from jtransfer.errors import InputError, first_line, nearest
+from jtransfer.kinds import FLOATS
 from jtransfer.models import (
     SOURCE_HEAD,
     STATISTICS,
@@ -40,7 +41,6 @@ from jtransfer.tree import Tree, prefixed, select, size
 
 log = logging.getLogger("jtransfer")
 
-FLOATS = ("float32", "bfloat16", "float16", "float64")
 Place = Sharding | Callable[[str, tuple[int, ...]], Sharding] | str | None
 
 
@@ -351,8 +351,8 @@ def _check_options(head, classes, image, channels, positions, dtype, param_dtype
     if positions is not None and positions not in RESIZERS:
         raise InputError(f"positions: unknown '{positions}'; {nearest(str(positions), RESIZERS)}")
     for option, value in {"dtype": dtype, "param_dtype": param_dtype}.items():
-        if value not in FLOATS:
-            raise InputError(f"{option}: unknown '{value}'; {nearest(str(value), FLOATS)}")
+        if not FLOATS.takes(value):
+            raise InputError(f"{option}: unknown '{value}'; {nearest(str(value), FLOATS.choices)}")
     if not (sharding is None or sharding == "host" or isinstance(sharding, Sharding) or callable(sharding)):
         raise InputError(f"sharding={sharding!r}: expected a jax Sharding, a function of path and shape, or 'host'")
 

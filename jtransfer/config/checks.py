@@ -12,7 +12,6 @@ from jtransfer.kinds import FLAG, NAME, PATTERN, SHARE, TEXT, Kind, by_name, cho
 LARGEST = 2**31 - 1
 """The largest whole number that JAX holds by default."""
 
-FLOATS = choice("float32", "bfloat16", "float16", "float64")
 BATCH, STEPS = whole(1, 2**20), whole(1, LARGEST)
 RULE = Kind(
     "a pair of a regular expression and 'replicated', 'fsdp' or a list of the mesh's axes and None",
@@ -32,7 +31,7 @@ TRANSFER = {
         "image": whole(0, 2**14),
         "channels": whole(0, 2**14),
         "positions": choice("", "bicubic", "bicubic_torch", "bilinear"),
-        "dtype": FLOATS,
+        "dtype": kinds.FLOATS,
         "tokens": whole(0, LARGEST),
     },
 }
@@ -46,9 +45,9 @@ CURVE = TRANSFER | {
     "batch": BATCH,
     "steps": whole(1, 10**6),  # the rows of all steps are drawn beforehand
     "smoothing": SHARE,
-    "mixup": number(least=0),
+    "mixup": kinds.NOT_NEGATIVE,
 }
-SEARCHED = {"rate": kinds.POSITIVES, "decay": several(number(least=0), 1), "steps": CURVE["steps"]}
+SEARCHED = {"rate": kinds.POSITIVES, "decay": several(kinds.NOT_NEGATIVE, 1), "steps": CURVE["steps"]}
 TABLES: dict[str, dict[str, Any]] = {
     "curve": CURVE,
     "train": TRANSFER
@@ -69,7 +68,7 @@ TABLES: dict[str, dict[str, Any]] = {
         "accumulate": BATCH,
         "ema": SHARE,
         "smoothing": SHARE,
-        "mixup": number(least=0),
+        "mixup": kinds.NOT_NEGATIVE,
         "mesh": kinds.AXES,
         "sharding": either(choice("replicated", "fsdp"), several(RULE, 1)),
         "log_every": STEPS,
@@ -104,9 +103,9 @@ MODEL = {
     "registers": whole(0, 2**14),
     "image": several(whole(1, 2**14), 2, 2),
     "epsilon": number(above=0),
-    "layer_scale": number(least=0),
+    "layer_scale": kinds.NOT_NEGATIVE,
     **dict.fromkeys(("dropout", "attention_dropout", "embedding_dropout", "drop_path"), SHARE),
-    **dict.fromkeys(("dtype", "param_dtype"), FLOATS),
+    **dict.fromkeys(("dtype", "param_dtype"), kinds.FLOATS),
 }
 """Ranges of options that several architectures have; those of the others are their types."""
 

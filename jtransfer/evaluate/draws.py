@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jtransfer.errors import InputError, finite
+from jtransfer.errors import InputError
 from jtransfer.evaluate import checks
+from jtransfer.kinds import check, whole
 
 SHOTS = (1, 5, 10, 25)
 SEEDS = (0, 1, 2)
@@ -42,7 +43,7 @@ def draws(
     if not len(shots) or min(shots) < 1:
         raise InputError(f"shots are {list(shots)}; expected numbers of at least 1")
     for seed in seeds:
-        finite(seed, "seed", whole=True)
+        check(seed, whole(0), "seed")
     checks.shots(labels, max(shots), "labels", classes)
     rows = np.zeros((len(shots), len(seeds), classes * max(shots)), np.int32)
     of_each = checks.members(labels, classes)

@@ -13,11 +13,11 @@ import jax
 import numpy as np
 
 from jtransfer import expressions
-from jtransfer.evaluate import checks, heads
+from jtransfer.evaluate import heads
 from jtransfer.evaluate import logistic as logistics
 from jtransfer.evaluate import prototypes as means
 from jtransfer.evaluate import ridge as ridges
-from jtransfer.kinds import POSITIVES
+from jtransfer.kinds import POSITIVES, checked
 
 RIDGE = tuple(2.0**power for power in range(-10, 21, 2))
 LOGISTIC = tuple(np.logspace(-6, 2, 17).tolist())
@@ -57,16 +57,16 @@ class Fit:
     least: int = 1
 
 
+@checked
 def ridge(l2: Annotated[tuple, POSITIVES] = RIDGE) -> Fit:
     """Ridge regression as big_vision fits it; λ, on the sum over rows, by validation."""
-    checks.penalties(l2)
     how = f"whitened features, targets 1 and -1, λ on the sum of {len(l2)} from {min(l2):g} to {max(l2):g}"
     return Fit(_path(ridges.ridge_path, l2), how)
 
 
+@checked
 def logistic(l2: Annotated[tuple, POSITIVES] = LOGISTIC) -> Fit:
     """L2-regularised logistic regression at its optimum; λ, on the mean loss, by validation."""
-    checks.penalties(l2)
     how = f"cross-entropy, λ on the mean of {len(l2)} from {min(l2):g} to {max(l2):g}"
     return Fit(_path(logistics.few_shot_paths, l2), how)
 

@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jtransfer.errors import InputError, finite
+from jtransfer.errors import InputError
 from jtransfer.evaluate import checks, lbfgs
 from jtransfer.evaluate.draws import drawn
+from jtransfer.kinds import NOT_NEGATIVE, check
 
 NEIGHBOURS = 4
 """Solved penalties that a start is interpolated from; two where it is extrapolated."""
@@ -174,7 +175,7 @@ def _dtype(x):
 
 
 def _tolerance(tolerance, dtype):
-    finite(0 if tolerance is None else tolerance, "tolerance")
+    check(0 if tolerance is None else tolerance, NOT_NEGATIVE, "tolerance")
     return (1e-8 if dtype == np.float32 else 1e-10) if tolerance is None else tolerance
 
 

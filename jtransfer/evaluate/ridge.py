@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jtransfer.errors import finite
 from jtransfer.evaluate import checks
 from jtransfer.evaluate.draws import drawn, each_draw, labelled
+from jtransfer.kinds import NOT_NEGATIVE, check
 
 L2 = 2.0**10
 BIAS = 100.0
@@ -51,7 +51,7 @@ def ridge_path(
     """
     features, labels, classes = labelled(features, labels, classes)
     l2 = checks.penalties(np.atleast_1d(np.asarray(l2)))
-    finite(bias, "bias")
+    check(bias, NOT_NEGATIVE, "bias")
     rows, weights = drawn(rows, weights, len(features))
     fitted = len(features) if rows is None else rows.shape[-1]
     checks.fits(fitted * classes, f"targets of {fitted} rows and {classes} classes", "use prototypes or fewer rows")

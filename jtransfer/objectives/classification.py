@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from jtransfer import models
-from jtransfer.errors import InputError, finite
+from jtransfer.errors import InputError
+from jtransfer.kinds import NOT_NEGATIVE, SHARE, check
 from jtransfer.tree import Tree, flat
 
 
@@ -30,8 +31,8 @@ def classification(model: nn.Module, smoothing: float = 0.0, mixup: float = 0.0)
     Raises:
         InputError: `smoothing` outside 0..1, or `mixup` below 0 or not finite.
     """
-    finite(smoothing, "smoothing", below=1)
-    finite(mixup, "mixup")
+    check(smoothing, SHARE, "smoothing")
+    check(mixup, NOT_NEGATIVE, "mixup")
 
     def loss(params: Tree, state: Tree, batch: dict[str, jax.Array], key: jax.Array):
         mix_key, dropout_key = jax.random.split(key)
@@ -64,7 +65,7 @@ def check_mixup(mixup: float, inputs: Any) -> None:
     Raises:
         InputError: naming the inputs.
     """
-    finite(mixup, "mixup")
+    check(mixup, NOT_NEGATIVE, "mixup")
     named = inputs if isinstance(inputs, Mapping) else {"inputs": inputs}
     whole = [name for name, x in sorted(named.items()) if not jnp.issubdtype(x.dtype, jnp.floating)]
     if mixup and whole:

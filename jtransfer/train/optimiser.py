@@ -9,21 +9,21 @@ import jax.numpy as jnp
 import optax
 
 from jtransfer import kinds
-from jtransfer.kinds import PATTERN, SHARE, choice, number
+from jtransfer.kinds import NOT_NEGATIVE, PATTERN, POSITIVE, SHARE, choice
 from jtransfer.tree import FROZEN
 
 KINDS = {
     "name": choice("adamw", "sgd"),
-    "rate": number(above=0),
+    "rate": POSITIVE,
     "schedule": choice("cosine", "linear", "constant"),
-    "warmup": number(least=0),
-    "decay": number(least=0),
+    "warmup": NOT_NEGATIVE,
+    "decay": NOT_NEGATIVE,
     "no_decay": PATTERN,
-    "clip": number(least=0),
+    "clip": NOT_NEGATIVE,
     "momentum": SHARE,
     "b1": SHARE,
     "b2": SHARE,
-    "epsilon": number(above=0),
+    "epsilon": POSITIVE,
 }
 """What the options may be, here and in a config."""
 

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jtransfer.errors import finite
+from jtransfer.kinds import SHARE, check
 from jtransfer.tree import Tree, prefixed, select
 
 EMA = "ema/"
@@ -34,7 +34,7 @@ class TrainState:
         cls, key: jax.Array, trainable: Tree, state: Tree, optimiser: optax.GradientTransformation, ema: float = 0.0
     ) -> "TrainState":
         """The state before the first step; `ema` above 0 keeps a moving average of the trainable leaves."""
-        finite(ema, "ema", below=1)
+        check(ema, SHARE, "ema")
         average = prefixed(trainable, EMA) if ema else {}
         return cls(jnp.zeros((), jnp.int32), trainable, state | average, optimiser.init(trainable), key)
 

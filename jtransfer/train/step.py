@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jtransfer.errors import finite
+from jtransfer.kinds import SHARE, check, whole
 from jtransfer.train.state import EMA, TrainState
 from jtransfer.tree import Tree, merge, prefixed, select
 
@@ -37,8 +37,8 @@ def make_step(
     Raises:
         InputError: `accumulate` below 1, or `ema` outside 0..1.
     """
-    finite(accumulate, "accumulate", 1, whole=True)
-    finite(ema, "ema", below=1)
+    check(accumulate, whole(1), "accumulate")
+    check(ema, SHARE, "ema")
 
     def value_and_grad(trainable, frozen, state, batch, key):
         def of_trainable(trainable):

@@ -11,7 +11,7 @@ import numpy as np
 from jtransfer import arrays, files
 from jtransfer.data.dataset import Lazy
 from jtransfer.data.sources import fingerprint
-from jtransfer.errors import InputError, finite
+from jtransfer.errors import InputError
 from jtransfer.evaluate import attributes as by_attributes
 from jtransfer.evaluate import checks
 from jtransfer.evaluate import retrieval as search
@@ -70,7 +70,6 @@ def typographic(
     if dataset.kind != "image":
         raise InputError(f"typographic: {dataset.name} holds texts; expected images to write on")
     attack.check(texts.read_texts(names) if names else dataset.classes, size)
-    finite(seed, "typographic: seed", whole=True)
 
     def run():
         found, labels = make(), dataset.labels[task.test]
