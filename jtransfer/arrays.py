@@ -20,6 +20,7 @@ from etils import epath
 
 from jtransfer import files
 from jtransfer.errors import InputError, first_line
+from jtransfer.kinds import shown
 
 MOST_ARRAYS = 4096
 """In one file; the largest checkpoints in this format have some hundreds."""
@@ -179,11 +180,11 @@ def _array(what: str, file: Any, archive: zipfile.ZipFile, member: zipfile.ZipIn
     if dtype.names is not None or dtype.subdtype is not None:
         raise InputError(f"{what} is an array of records ({len(dtype.names or ())} fields); expected plain numbers")
     if version > (3, 0) or not all(type(side) is int and side >= 0 for side in shape):
-        raise InputError(f"{what} is damaged (version {version}, shape {_short(shape)}); write the file again")
+        raise InputError(f"{what} is damaged (version {version}, shape {shown(list(shape))}); write the file again")
     claimed, there = math.prod(shape) * dtype.itemsize, member.file_size - head.tell()
     if claimed != there or (not claimed and math.prod(shape)):
         raise InputError(
-            f"{what} claims the shape {_short(shape)} of {dtype.name}, {_count(claimed)} bytes, but {there:,} are "
+            f"{what} claims the shape {shown(list(shape))} of {dtype.name}, {_count(claimed)} bytes, but {there:,} are "
             f"there; write the file again"
         )
     read = partial(_read, what, archive, member, head.tell(), shape, fortran, dtype)
@@ -233,12 +234,6 @@ def _damage(what: str) -> Iterator[None]:
         raise InputError(f"{what} needs more bytes of memory than are free") from None
     except Exception as error:
         raise InputError(f"{what} is damaged ({first_line(error)[:120]}); write the file again") from None
-
-
-def _short(shape) -> str:
-    """A shape in a message, however many or long its numbers are."""
-    text = str(list(shape))
-    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def _count(size: int) -> str:

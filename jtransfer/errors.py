@@ -93,6 +93,11 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
+def cut(text: str, most: int = 80) -> str:
+    """A text that an error shows, with dots in place of what is too long of it."""
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
 def _refused(error, unnamed):
     """What the machine refused of what, if that is what an error says."""
     names = {getattr(errno, name) for name in REFUSED}

@@ -15,10 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jtransfer.errors import InputError, nearest
-
-LONGEST = 80
-"""Characters of a value that an error shows."""
+from jtransfer.errors import InputError, cut, nearest
 
 
 @dataclass(frozen=True)
@@ -86,10 +83,9 @@ def check_argument(value: Any, parameter: inspect.Parameter, what: str) -> None:
 def shown(value: Any) -> str:
     """A value as one line of an error shows it, however long or odd it is."""
     try:
-        text = " ".join(repr(value).split())
+        return cut(" ".join(repr(value).split()))
     except Exception:  # a whole number of more than 4300 digits, or whatever a class of the user's does
         return f"what cannot be shown, of type {type(value).__name__}"
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def whole(least: int | None = None, most: int | None = None) -> Kind:

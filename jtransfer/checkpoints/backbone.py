@@ -19,12 +19,11 @@ from jax.sharding import Sharding
 from jtransfer import files
 from jtransfer.arrays import aligned
 from jtransfer.checkpoints import calls, hub, layouts
-from jtransfer.checkpoints.families.values import shown
 from jtransfer.checkpoints.names import assign
 from jtransfer.checkpoints.resizing import RESIZERS
 from jtransfer.data import preprocess
 from jtransfer.errors import InputError, first_line, nearest
-from jtransfer.kinds import FLOATS
+from jtransfer.kinds import FLOATS, shown
 from jtransfer.models import (
     SOURCE_HEAD,
     STATISTICS,

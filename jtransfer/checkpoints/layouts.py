@@ -11,12 +11,13 @@ from etils import epath
 from jtransfer.checkpoints import pooled, sentences
 from jtransfer.checkpoints import tensors as files
 from jtransfer.checkpoints.families import FAMILIES, npz, open_clip, timm
-from jtransfer.checkpoints.families.values import MAY_BE_NULL, MOST, labels, shown, typed, words
+from jtransfer.checkpoints.families.values import MAY_BE_NULL, MOST, labels, typed, words
 from jtransfer.checkpoints.names import LEAF, Names, Row
 from jtransfer.checkpoints.resizing import LARGEST_IMAGE
 from jtransfer.checkpoints.tensors import Tensor
 from jtransfer.errors import InputError, nearest
 from jtransfer.files import read_json, verify
+from jtransfer.kinds import shown
 from jtransfer.models import MODELS, SOURCE_HEAD, Head, build
 
 

@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 
-from jtransfer.errors import InputError
+from jtransfer.errors import InputError, cut
 
 NAME = 64
 """Characters in the name of a module, about."""
@@ -38,7 +38,7 @@ def check(patterns: Iterable[str], around: Sequence[str] = ("", "")) -> None:
     """
     total = 0
     for pattern in patterns:
-        shown = pattern if len(pattern) <= 80 else f"{pattern[:80]}..."
+        shown = cut(pattern)
         if len(pattern) > LONGEST:
             raise InputError(f"'{shown}' has {len(pattern):,} characters; expected a pattern of at most {LONGEST:,}")
         try:

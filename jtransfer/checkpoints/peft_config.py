@@ -11,7 +11,7 @@ from etils import epath
 
 from jtransfer.checkpoints.patterns import check
 from jtransfer.checkpoints.tensors import some
-from jtransfer.errors import InputError
+from jtransfer.errors import InputError, cut
 from jtransfer.files import read_json
 
 READ = {
@@ -83,8 +83,7 @@ def read(path: epath.Path) -> dict[str, Any]:
 
 def _said(value):
     """A value as the file has it, cut where it is long."""
-    text = json.dumps(value)
-    return text if len(text) <= 80 else f"{text[:80]}..."
+    return cut(json.dumps(value))
 
 
 def _check_values(path, config):

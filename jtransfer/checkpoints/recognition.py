@@ -5,9 +5,9 @@ from typing import Any
 
 from etils import epath
 
-from jtransfer.checkpoints.families.values import shown
 from jtransfer.errors import InputError
 from jtransfer.files import read_json
+from jtransfer.kinds import shown
 
 ADAPTER, MODEL, RECORD = "adapter_config.json", "config.json", "jtransfer.json"
 WEIGHTS = (".safetensors", ".safetensors.index.json", ".npz")

@@ -14,7 +14,7 @@ from etils import epath
 
 from jtransfer import files
 from jtransfer.checkpoints.sums import sums
-from jtransfer.errors import Damaged, MachineError, first_line
+from jtransfer.errors import Damaged, MachineError, cut, first_line
 
 
 class Store:
@@ -48,7 +48,7 @@ class Store:
             raise
         except Exception as error:  # of whatever stands in the files that it reads first
             raise Damaged(
-                f"checkpoints {self.directory} cannot be read ({_first_line(error)}); remove the damaged one to go on "
+                f"checkpoints {self.directory} cannot be read ({_said(error)}); remove the damaged one to go on "
                 "from the one before"
             ) from error
 
@@ -112,7 +112,7 @@ class Store:
         try:
             restored = self.manager.restore(step, args=arguments)
         except Exception as error:
-            raise Damaged(f"checkpoint {where} cannot be read ({_first_line(error)}); {way_out}") from error
+            raise Damaged(f"checkpoint {where} cannot be read ({_said(error)}); {way_out}") from error
         record = restored.about
         # Format 1 had the SHA-256 of everything, and none where there were several hosts.
         earlier = isinstance(record, dict) and record.keys() == {"sha256"}
@@ -128,7 +128,7 @@ class Store:
 
     def _not_written(self, where, error):
         return MachineError(
-            f"checkpoint {where} cannot be written: {_first_line(error)}; make room or choose another place, and the "
+            f"checkpoint {where} cannot be written: {_said(error)}; make room or choose another place, and the "
             f"same command goes on from step {self.latest or 0}"
         )
 
@@ -144,9 +144,8 @@ LONGEST = 300
 """Characters that are shown of what Orbax says, which may hold its whole configuration."""
 
 
-def _first_line(error):
-    line = first_line(error)
-    return line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."
+def _said(error):
+    return cut(first_line(error), LONGEST)
 
 
 def _is_of_1(tree, record):

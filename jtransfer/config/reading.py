@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from jtransfer import files, kinds
 from jtransfer.config.checks import check, table
 from jtransfer.config.defaults import DEFAULTS, architecture, curve_defaults, train_defaults
-from jtransfer.errors import InputError, nearest
+from jtransfer.errors import InputError, cut, nearest
 
 LISTS = ("methods", "protocols", "layers")
 """Keys whose items are texts that hold commas of their own: on the command line a list arrives as one string."""
@@ -192,7 +192,7 @@ def _line(error, path):
 
 def _said(error):
     text = error.msg if isinstance(error, SyntaxError) else str(error)
-    said = " ".join(text.split())[: 4 * kinds.LONGEST]
+    said = cut(" ".join(text.split()), 320)
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from etils import epath
 
 from jtransfer.errors import InputError
+from jtransfer.kinds import shown
 
 log = logging.getLogger("jtransfer")
 
@@ -40,9 +41,7 @@ def check(file: epath.Path, values: Mapping[str, Any], known: Keys) -> None:
     """
     for key, value in values.items():
         if key in known.only and not known.only[key](value):
-            said = repr(value)
-            said = said if len(said) < 60 else f"{said[:60]}..."
-            raise InputError(f"{file}: {key} is {said}, which is not done here; take it out to do without")
+            raise InputError(f"{file}: {key} is {shown(value)}, which is not done here; take it out to do without")
     patterns = (*known.done.split(), *known.idle.split(), *known.only)
     if unknown := sorted(key for key in values if not any(fnmatchcase(key, pattern) for pattern in patterns)):
         log.warning("%s: nothing is done for %s, which are not known here", file, ", ".join(unknown[:10]))

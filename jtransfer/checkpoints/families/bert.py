@@ -10,9 +10,10 @@ from functools import partial
 from typing import Any
 
 from jtransfer.checkpoints.families.family import THEIR_ACTIVATIONS, Family, activation, untied
-from jtransfer.checkpoints.families.values import shown, typed, words
+from jtransfer.checkpoints.families.values import typed, words
 from jtransfer.checkpoints.names import DENSE, EMBED, LEAF, NORM, Names, Row, repeated
 from jtransfer.errors import InputError
+from jtransfer.kinds import shown
 from jtransfer.models import BertConfig, Head
 
 OLD_NORM = NORM | {".gamma": NORM[".weight"], ".beta": NORM[".bias"]}

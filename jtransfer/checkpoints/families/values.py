@@ -4,11 +4,11 @@ Every reader of a family takes its values from here, so that whatever stands in 
 code after it expects, or one line that names the key, what was expected and what was found.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from jtransfer.errors import InputError
+from jtransfer.kinds import FLAG, NOT_NEGATIVE, SHARE, Kind, number, several, shown, whole
 
 MOST = 1_000_000_000
 """The largest whole number that any size in a config may be."""
@@ -18,8 +18,11 @@ LONGEST = 200
 
 MAY_BE_ZERO = frozenset({"type_vocab_size", "pad_token_id", "eos_token_id", "eos_id", "num_register_tokens"})
 MAY_BE_NULL = frozenset({"pad_token_id", "padding", "pad_token", "logit_bias"})
-RATES = ("drop", "_pdrop")
-"""What the names of keys end with or hold whose values are rates of dropout."""
+
+SIZE = whole(1, MOST)
+TRUTH = Kind("true or false", FLAG.takes)
+RATE = Kind("a number from 0 to below 1", SHARE.takes)
+WORD = Kind("a word", lambda x: isinstance(x, str) and len(x) <= LONGEST and x.isprintable())
 
 
 def typed(values: Mapping[str, Any], key: str, default: Any) -> Any:
@@ -37,37 +40,23 @@ def typed(values: Mapping[str, Any], key: str, default: Any) -> Any:
     value = values.get(key, default)
     if value is None and (key in MAY_BE_NULL or default in (None, "")):
         return default if default == "" else None
-    fits, expected = _kinds(key)[type(default) if default is not None else int]
-    if not fits(value):
-        raise InputError(f"config.json: {key} is {shown(value)}; expected {expected}")
+    kind = _kind(key, int if default is None else type(default))
+    if not kind.takes(value):
+        raise InputError(f"config.json: {key} is {shown(value)}; expected {kind.expected}")
     return tuple(value) if isinstance(value, list) else value
 
 
-def _kinds(key):
+def _kind(key, of):
+    """What a value may be, by its key and its type."""
     least = 0 if key in MAY_BE_ZERO else 1
-
-    def whole(x):
-        return type(x) is int and least <= x <= MOST
-
-    def number(x):
-        return type(x) in (int, float) and (math.isfinite(x) if type(x) is float else abs(x) <= MOST)
-
-    rate = key.endswith(RATES[1]) or RATES[0] in key
-    signed = key.startswith("logit_")
+    size = whole(least, MOST)
     return {
-        bool: (lambda x: type(x) is bool, "true or false"),
-        int: (whole, f"a whole number from {least} to {MOST:,}"),
-        float: (
-            (lambda x: number(x) and 0 <= x < 1, "a number from 0 to below 1")
-            if rate
-            else (lambda x: number(x) and (signed or x >= 0), "a number" if signed else "a number of at least 0")
-        ),
-        str: (lambda x: isinstance(x, str) and len(x) <= LONGEST and x.isprintable(), "a word"),
-        tuple: (
-            lambda x: isinstance(x, list | tuple) and 0 < len(x) <= LONGEST and all(map(whole, x)),
-            f"a list of whole numbers from {least} to {MOST:,}",
-        ),
-    }
+        bool: TRUTH,
+        int: size,
+        float: RATE if "drop" in key else number() if key.startswith("logit_") else NOT_NEGATIVE,
+        str: WORD,
+        tuple: Kind(f"a list of whole numbers from {least} to {MOST:,}", several(size, 1, LONGEST).takes),
+    }[of]
 
 
 def sides(values: Mapping[str, Any], key: str, default: int | tuple[int, int]) -> tuple[int, int]:
@@ -78,8 +67,8 @@ def sides(values: Mapping[str, Any], key: str, default: int | tuple[int, int]) -
     """
     found = values.get(key, default)
     both = found if isinstance(found, list | tuple) else (found, found)
-    if len(both) != 2 or any(type(side) is not int or not 1 <= side <= MOST for side in both):
-        raise InputError(f"config.json: {key} is {shown(found)}; expected a whole number from 1 to {MOST:,}, or two")
+    if len(both) != 2 or not all(map(SIZE.takes, both)):
+        raise InputError(f"config.json: {key} is {shown(found)}; expected {SIZE.expected}, or two")
     return tuple(both)
 
 
@@ -145,9 +134,3 @@ def labels(values: Mapping[str, Any]) -> tuple[str, ...]:
     if wrong := [key for key, name in named.items() if not isinstance(name, str | int | float)]:
         raise InputError(f"config.json: id2label[{wrong[0]}] is {shown(named[wrong[0]])}; expected a name")
     return tuple(str(named[str(i)]) for i in range(len(named)))
-
-
-def shown(value: Any) -> str:
-    """A value as an error shows it: on one line, and short."""
-    text = repr(value) if not isinstance(value, int) or abs(value) < 10**30 else "a number of more than 30 digits"
-    return text if len(text) <= 80 else f"{text[:80]}..."

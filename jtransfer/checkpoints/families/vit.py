@@ -6,9 +6,10 @@ from functools import partial
 from typing import Any
 
 from jtransfer.checkpoints.families.family import THEIR_ACTIVATIONS, Family, activation
-from jtransfer.checkpoints.families.values import shown, sides, typed
+from jtransfer.checkpoints.families.values import sides, typed
 from jtransfer.checkpoints.names import DENSE, LEAF, NORM, Names, Row, patches
 from jtransfer.errors import InputError
+from jtransfer.kinds import shown
 from jtransfer.models import Head, ViTConfig
 
 BLOCK = tuple(
