@@ -4,10 +4,9 @@ import dataclasses
 import hashlib
 import inspect
 import logging
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from typing import Any
 
 import flax.linen as nn
@@ -17,30 +16,16 @@ from etils import epath
 from jax.sharding import Sharding
 
 from jtransfer import files
-from jtransfer.arrays import aligned
-from jtransfer.checkpoints import calls, hub, layouts
+from jtransfer.checkpoints import calls, hub, layouts, leaves
 from jtransfer.checkpoints.names import assign
 from jtransfer.checkpoints.resizing import RESIZERS
 from jtransfer.data import preprocess
-from jtransfer.errors import InputError, first_line, nearest
+from jtransfer.errors import InputError, nearest
 from jtransfer.kinds import FLOATS, shown
-from jtransfer.models import (
-    SOURCE_HEAD,
-    STATISTICS,
-    Head,
-    Headed,
-    apply,
-    complete,
-    described,
-    generation,
-    of_config,
-    shapes_of,
-)
-from jtransfer.tree import Tree, prefixed, select, size
+from jtransfer.models import SOURCE_HEAD, STATISTICS, Head, Headed, apply, described, generation, of_config
+from jtransfer.tree import Tree, prefixed, select
 
 log = logging.getLogger("jtransfer")
-
-Place = Sharding | Callable[[str, tuple[int, ...]], Sharding] | str | None
 
 
 @dataclass(frozen=True)
@@ -205,7 +190,7 @@ def load(
     positions: str | None = None,
     dtype: str = "float32",
     param_dtype: str = "float32",
-    sharding: Place = None,
+    sharding: leaves.Place = None,
 ) -> Backbone:
     """Load a backbone.
 
@@ -234,7 +219,8 @@ def load(
     if (source.origin.directory / "adapter_config.json").exists():
         log.warning("backbone '%s': the adapter beside it is left out; jtransfer.load_adapter puts it on", name)
     config, kind = source.config, source.head
-    adjusted = dataclasses.replace(config, dtype=dtype, param_dtype=param_dtype) if _has_dtype(config) else config
+    types = {"dtype": dtype, "param_dtype": param_dtype} if hasattr(config, "param_dtype") else {}
+    adjusted = dataclasses.replace(config, **types)
     changes: Mapping[str, Callable] = {}
     how = positions or source.interpolates or "bicubic"
     if image is not None or channels is not None:
@@ -245,55 +231,21 @@ def load(
                 adjusted, changes = source.resize(adjusted, own, channels, how)
         except InputError as error:
             log.warning("backbone '%s' keeps the size of its config, %s: %s", name, config.image, error)
-    shapes = _described(where, config, kind)
+    shapes = leaves.expected(where, config, kind)
     fresh_too = source.may_be_fresh(classes)
     sources = assign(source.names, source.tensors, shapes, where, fresh_too, headless=head == "")
-    fill = _placer(sharding, param_dtype)
-    tree = {path: fill(path, changes.get(path, _same)(found.read())) for path, found in sources.items()}
+    fill = leaves.placer(sharding, param_dtype)
+    tree = {path: fill(path, changes.get(path, np.asarray)(found.read())) for path, found in sources.items()}
     fresh = tuple(path for path in shapes if path not in tree)
     if fresh:
-        _check_fresh(where, {path: shapes[path] for path in fresh})
+        made = leaves.initialised(where, adjusted, kind, tree, {path: shapes[path] for path in fresh})
         log.warning("backbone '%s': freshly initialised, as the checkpoint has none that fits: %s", name, list(fresh))
-        model = of_config(adjusted)
-        made = _initialised(Headed(model, kind) if kind else model, tree, fresh)
         tree |= {path: fill(path, np.asarray(leaf)) for path, leaf in made.items()}
     if kind is None and head is None and (left := [x for x in source.tensors if source.names.in_head(x)]):
         log.warning("backbone '%s': the head in the file is left out, name its kind to load it: %s", name, left)
     params = {path: leaf for path, leaf in tree.items() if not path.startswith(STATISTICS)}
     state = {path: leaf for path, leaf in tree.items() if path not in params}
     return Backbone(name, of_config(adjusted), params, source.classes, kind, state, fresh, source.origin)
-
-
-MOST_FRESH = 1 << 28
-"""Values that a head may have that starts anew: a gigabyte in float32."""
-
-
-def _check_fresh(where, fresh):
-    """Refuse to make leaves of sizes that no tensor of the file vouches for, before they are made."""
-    if size(fresh) > MOST_FRESH:
-        path, leaf = max(fresh.items(), key=lambda item: math.prod(item[1].shape))
-        raise InputError(
-            f"{where}: a new {path} of {list(leaf.shape)} has {math.prod(leaf.shape):,} values; expected "
-            f"{MOST_FRESH:,} at most"
-        )
-
-
-def _initialised(model: nn.Module, tree: Tree, fresh: tuple[str, ...]) -> Tree:
-    """The leaves `fresh` of a model, from key 0; of the others in `tree` only the shapes are used, and no copy made."""
-    shapes = {path: (leaf.shape, leaf.dtype) for path, leaf in tree.items()}
-
-    @jax.jit
-    def make(key):
-        others = {path: jax.numpy.zeros(*shape) for path, shape in shapes.items()}
-        whole = complete(model, key, others, model_inputs(model))
-        return {path: whole[path] for path in fresh}
-
-    return make(jax.random.key(0))
-
-
-def model_inputs(model: nn.Module) -> dict[str, jax.ShapeDtypeStruct]:
-    """One example of each input of a model, headed or not."""
-    return getattr(model, "backbone", model).config.inputs
 
 
 def save(
@@ -326,14 +278,6 @@ def save(
     files.write_together(directory, contents | dict(beside or {}))
 
 
-def _same(x):
-    return x
-
-
-def _has_dtype(config):
-    return any(f.name == "param_dtype" for f in dataclasses.fields(config))
-
-
 def _check_options(head, classes, image, channels, positions, dtype, param_dtype, sharding):
     """Refuse options of `load` that are of no use, before anything is read."""
     if not (head is None or isinstance(head, str)):
@@ -354,51 +298,3 @@ def _check_options(head, classes, image, channels, positions, dtype, param_dtype
             raise InputError(f"{option}: unknown '{value}'; {nearest(str(value), FLOATS.choices)}")
     if not (sharding is None or sharding == "host" or isinstance(sharding, Sharding) or callable(sharding)):
         raise InputError(f"sharding={sharding!r}: expected a jax Sharding, a function of path and shape, or 'host'")
-
-
-def _described(where, config, head):
-    """Shapes of every leaf; whatever tracing the model of a hostile config raises is an error of that config."""
-    try:
-        return _shapes(config, head)
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"{where}: the config describes no model that can be built ({first_line(error)})") from error
-
-
-@lru_cache(maxsize=32)
-def _shapes(config, head):
-    """Shapes of every leaf. Blocks are alike, so one is traced and stands for all: it takes longer than reading."""
-    depth = vars(config).get("depth", 1)  # a property of that name is a sum over stacks whose blocks differ
-    model = of_config(dataclasses.replace(config, depth=1) if depth > 1 else config)
-    shapes = shapes_of(Headed(model, head) if head else model, config.inputs)
-    first = {path: leaf for path, leaf in shapes.items() if "/block_0/" in path}
-    others = {path.replace("/block_0/", f"/block_{i}/"): x for i in range(1, depth) for path, x in first.items()}
-    return shapes | others
-
-
-def _cast(x, dtype):
-    """`x` in another dtype, aligned so that a CPU device takes the memory over instead of copying it."""
-    cast = aligned(x.shape, dtype)
-    np.copyto(cast, x, casting="unsafe")
-    return cast
-
-
-def _placer(sharding: Place, dtype):
-    dtype = jax.numpy.dtype(dtype)
-
-    def wanted(path):  # statistics lose a tenth of a step in half precision
-        return np.dtype(np.float32) if path.startswith(STATISTICS) else dtype
-
-    def host(path, x):
-        return x if x.dtype == wanted(path) else x.astype(wanted(path))
-
-    def device(path, x):
-        where = sharding(path, x.shape) if callable(sharding) else sharding
-        if isinstance(where, Sharding) and len(where.device_set) > 1:
-            return jax.make_array_from_callback(x.shape, where, lambda index: host(path, x[index]))
-        if x.dtype == wanted(path):  # a copy: the file may change under its mapping
-            return jax.device_put(x, where, may_alias=False)
-        return jax.device_put(_cast(x, wanted(path)), where, may_alias=True)
-
-    return host if sharding == "host" else device

@@ -12,8 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jtransfer import checkpoints
-from jtransfer.checkpoints import backbone as backbones
-from jtransfer.checkpoints import patterns, peft_config
+from jtransfer.checkpoints import leaves, patterns, peft_config
 from jtransfer.checkpoints.families import FAMILIES
 from jtransfer.errors import InputError
 from jtransfer.models import Head, Headed, ViT, ViTConfig, shapes_of
@@ -147,7 +146,7 @@ def test_a_processor_that_asks_for_images_of_such_a_size_is_not_followed(tmp_pat
 
 
 def test_a_head_that_starts_anew_is_no_larger_than_a_gigabyte(directory, monkeypatch):
-    monkeypatch.setattr(backbones, "MOST_FRESH", 100)
+    monkeypatch.setattr(leaves, "MOST_FRESH", 100)
     assert "source_head/kernel of [8, 50] has 400 values; expected 100 at most" in refusal(directory, classes=50)
 
 

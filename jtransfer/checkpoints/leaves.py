@@ -1,0 +1,98 @@
+"""The leaves of a model that is loaded: which there are, where each goes, and those that start anew."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Sharding
+
+from jtransfer.arrays import aligned
+from jtransfer.errors import InputError, first_line
+from jtransfer.models import STATISTICS, Head, Headed, complete, of_config, shapes_of
+from jtransfer.tree import Tree, size
+
+Place = Sharding | Callable[[str, tuple[int, ...]], Sharding] | str | None
+
+MOST_FRESH = 1 << 28
+"""Values that a head may have that starts anew: a gigabyte in float32."""
+
+
+def expected(where: Any, config: Any, head: Head | None) -> Tree:
+    """Shapes of every leaf of the model that a checkpoint's config describes.
+
+    Raises:
+        InputError: whatever tracing the model of a hostile config raises, as an error of `where` it is from.
+    """
+    try:
+        return _shapes(config, head)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{where}: the config describes no model that can be built ({first_line(error)})") from error
+
+
+@lru_cache(maxsize=32)
+def _shapes(config, head):
+    """Blocks are alike, so one is traced and stands for all: it takes longer than reading."""
+    depth = vars(config).get("depth", 1)  # a property of that name is a sum over stacks whose blocks differ
+    model = of_config(dataclasses.replace(config, depth=1) if depth > 1 else config)
+    shapes = shapes_of(Headed(model, head) if head else model, config.inputs)
+    first = {path: leaf for path, leaf in shapes.items() if "/block_0/" in path}
+    others = {path.replace("/block_0/", f"/block_{i}/"): x for i in range(1, depth) for path, x in first.items()}
+    return shapes | others
+
+
+def placer(sharding: Place, dtype: str) -> Callable[[str, np.ndarray], Any]:
+    """What brings an array to the place and the dtype of the leaf at a path; `sharding` is as for `load`."""
+    dtype = jax.numpy.dtype(dtype)
+
+    def wanted(path):  # statistics lose a tenth of a step in half precision
+        return np.dtype(np.float32) if path.startswith(STATISTICS) else dtype
+
+    def host(path, x):
+        return x if x.dtype == wanted(path) else x.astype(wanted(path))
+
+    def device(path, x):
+        where = sharding(path, x.shape) if callable(sharding) else sharding
+        if isinstance(where, Sharding) and len(where.device_set) > 1:
+            return jax.make_array_from_callback(x.shape, where, lambda index: host(path, x[index]))
+        if x.dtype == wanted(path):  # a copy: the file may change under its mapping
+            return jax.device_put(x, where, may_alias=False)
+        return jax.device_put(_cast(x, wanted(path)), where, may_alias=True)
+
+    return host if sharding == "host" else device
+
+
+def _cast(x, dtype):
+    """`x` in another dtype, aligned so that a CPU device takes the memory over instead of copying it."""
+    cast = aligned(x.shape, dtype)
+    np.copyto(cast, x, casting="unsafe")
+    return cast
+
+
+def initialised(where: Any, config: Any, head: Head | None, tree: Tree, fresh: Tree) -> Tree:
+    """The leaves `fresh` of a model, from key 0; of the others in `tree` only the shapes are used, and no copy made.
+
+    Raises:
+        InputError: a size that no tensor of the checkpoint vouches for, and that is too large to be made.
+    """
+    if size(fresh) > MOST_FRESH:
+        path, leaf = max(fresh.items(), key=lambda item: math.prod(item[1].shape))
+        raise InputError(
+            f"{where}: a new {path} of {list(leaf.shape)} has {math.prod(leaf.shape):,} values; expected "
+            f"{MOST_FRESH:,} at most"
+        )
+    model = Headed(of_config(config), head) if head else of_config(config)
+    shapes = {path: (leaf.shape, leaf.dtype) for path, leaf in tree.items()}
+
+    @jax.jit
+    def make(key):
+        others = {path: jax.numpy.zeros(*shape) for path, shape in shapes.items()}
+        whole = complete(model, key, others, config.inputs)
+        return {path: whole[path] for path in fresh}
+
+    return make(jax.random.key(0))
