@@ -13,6 +13,7 @@ from jtransfer import files
 from jtransfer.checkpoints import peft, pooled
 from jtransfer.checkpoints.adapter import Adapter
 from jtransfer.checkpoints.backbone import Backbone
+from jtransfer.checkpoints.families.values import labels
 from jtransfer.checkpoints.huggingface import architecture_of, family_of, tensors_of, values_of
 from jtransfer.checkpoints.huggingface import check as check_names
 from jtransfer.checkpoints.tensors import write_safetensors
@@ -254,9 +255,7 @@ def _config(backbone: Backbone, kind: str, dtype: Any) -> Mapping[str, Any]:
     """The values of `config.json`: those that the checkpoint had, with what became of them."""
     _, family = family_of(backbone)
     before = values_of(backbone)
-    labels = sorted((before.get("id2label") or {}).items(), key=lambda label: int(label[0]))
-    names = [str(name) for _, name in labels]
-    as_it_was = before and backbone.origin.kind == kind and list(backbone.classes) == names
+    as_it_was = before and backbone.origin.kind == kind and tuple(backbone.classes) == labels(before)
     left_out = OF_THE_FILE + OLDER + (() if as_it_was else OF_THE_HEAD)
     values = {key: value for key, value in before.items() if key not in left_out} | family.write(backbone.config)
     values["architectures"] = [architecture_of(family, kind)]
