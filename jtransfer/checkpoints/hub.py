@@ -57,19 +57,16 @@ def find(name: str, what: str = "backbone") -> epath.Path:
         raise InputError(f"{what} '{name[:100]}' cannot be read: {reason}") from None
     if is_file:
         return path
-    if is_directory:
-        if what == "backbone":
-            _check_directory(path, name)
-        return path
-    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) or ".." in name or len(name) > LONGEST:
-        raise InputError(
-            f"unknown {what} '{name[:100]}': neither embedded nor a file or directory; "
-            f"{nearest(name[:100], embedded())}"
-        )
-    directory = _download(name)
+    if not is_directory:
+        if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) or ".." in name or len(name) > LONGEST:
+            raise InputError(
+                f"unknown {what} '{name[:100]}': neither embedded nor a file or directory; "
+                f"{nearest(name[:100], embedded())}"
+            )
+        path = _download(name)
     if what == "backbone":
-        _check_directory(directory, name)
-    return directory
+        _check_directory(path, name)
+    return path
 
 
 LONGEST = 96
@@ -83,8 +80,9 @@ def _check_directory(path, name):
         InputError: with what is to be done.
     """
     names = recognition.entries(path)
-    if recognition.is_adapter(names) or not recognition.has_weights(names):
-        refuse_pickles(path, sorted(set(names) - {recognition.ADAPTER}) if not recognition.is_adapter(names) else ())
+    adapter = recognition.is_adapter(names)
+    if adapter or not recognition.has_weights(names):
+        refuse_pickles(path, () if adapter else sorted(names))
         if said := recognition.what(path):
             raise InputError(f"backbone '{name}' is no model: {said}")
     if not any(file.endswith(TOLD_BY) for file in names):

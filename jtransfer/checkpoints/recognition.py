@@ -9,7 +9,7 @@ from jtransfer.errors import InputError
 from jtransfer.files import read_json
 from jtransfer.kinds import shown
 
-ADAPTER, MODEL, RECORD = "adapter_config.json", "config.json", "jtransfer.json"
+ADAPTER, MODEL = "adapter_config.json", "config.json"
 WEIGHTS = (".safetensors", ".safetensors.index.json", ".npz")
 """Ends of the names of files of weights, and of indices of them."""
 
@@ -52,23 +52,23 @@ def what(where: epath.Path) -> str:
     return next((said for tell in TELLS if (said := tell(where, names))), "")
 
 
-def base_of(where: epath.Path) -> str:
+def _adapter(where, names):
+    if not is_adapter(names):
+        return ""
+    base = _base(where)
+    return (
+        f"it is an adapter of PEFT, for the base {shown(base)}: jtransfer.load(BASE), then "
+        f"jtransfer.load_adapter(backbone, {shown(str(where))}); adapter.merged() is one model of both"
+    )
+
+
+def _base(where):
     """The checkpoint that an adapter says it was trained on; "BASE" where it says none."""
     try:
         base: Any = read_json(where / ADAPTER, 1 << 20).get("base_model_name_or_path")
     except InputError:
         base = None
     return base if isinstance(base, str) and base.isprintable() and 0 < len(base) < 400 else "BASE"
-
-
-def _adapter(where, names):
-    if not is_adapter(names):
-        return ""
-    base = base_of(where)
-    return (
-        f"it is an adapter of PEFT, for the base {shown(base)}: jtransfer.load(BASE), then "
-        f"jtransfer.load_adapter(backbone, {shown(str(where))}); adapter.merged() is one model of both"
-    )
 
 
 def _workdir(where, names):
