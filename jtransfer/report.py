@@ -2,12 +2,10 @@
 
 Results are rows, one for each (method, shots, seed). A report reads these fields of a row:
 `method`, `shots` (training labels a class; 0 without labels), `seed`, `test_accuracy` (0..1; None where every trial
-diverged), `trainable`
-(parameters that learn) and `flops_per_step` (of one compiled training step, or None where the compiler tells none).
+diverged), `trainable` (parameters that learn) and `flops_per_step` (of one compiled training step, or None where the
+compiler tells none).
 """
 
-import contextlib
-import io
 import itertools
 import math
 import re
@@ -22,6 +20,7 @@ from etils import epath
 from jtransfer import files
 from jtransfer.data.subsets import validation_shots
 from jtransfer.errors import InputError
+from jtransfer.figures import COLOURS, MARKERS, render, style
 from jtransfer.texts import code, plain
 
 if TYPE_CHECKING:
@@ -34,9 +33,6 @@ MISSING = "–"
 BASELINES = {"scratch": "#606060", "pixels": "#8f8f8f"}
 """Methods that use no pretrained weights, and their greys; `scratch(...)` and `scratch + ...` count as scratch."""
 NO_LABELS = "#333333"
-# Five of Okabe & Ito (2008) and Tol's indigo, told apart with any colour vision; light ones darkened to serve as text.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b3588f", "#b87f00", "#332288")
-MARKERS = ("o", "s", "^", "D", "v", "p", "h")
 
 
 @dataclass(frozen=True)
@@ -185,15 +181,6 @@ def figure(results: Results, title: str) -> "Figure":
     return figure
 
 
-def render(figure: "Figure", kind: str) -> bytes:
-    """The bytes of a figure as "png" or "svg": the same figure gives the same bytes."""
-    buffer = io.BytesIO()
-    unsigned = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}[kind]
-    with style():
-        figure.savefig(buffer, format=kind, metadata=unsigned)
-    return buffer.getvalue()
-
-
 def write(results: Results, workdir: epath.PathLike, protocol: Sequence[str], title: str) -> None:
     """Write `curve.png`, `curve.svg` and `table.md` into `workdir`, a directory or an object store's prefix."""
     workdir = epath.Path(workdir)
@@ -296,34 +283,6 @@ def _subtitle(points) -> str:
     counts = {point.n for (_, k), point in points.items() if k} or {point.n for point in points.values()}
     many = _seeds(max(counts)) if len(counts) == 1 else f"{min(counts)} to {_seeds(max(counts))}"
     return f"{many}, no interval" if counts == {1} else f"mean over {many} and its 95% Student-t interval"
-
-
-@contextlib.contextmanager
-def style():
-    """Matplotlib's defaults with ours on top, for as long as we draw; then what the user had."""
-    import matplotlib
-
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(
-            {
-                "font.size": 11,
-                "text.parse_math": False,  # a method's name may hold dollars
-                "axes.spines.top": False,
-                "axes.spines.right": False,
-                "axes.edgecolor": "#888888",
-                "axes.axisbelow": True,
-                "axes.grid": True,
-                "grid.color": "#e6e6e6",
-                "grid.linewidth": 0.8,
-                "xtick.color": "#888888",
-                "ytick.color": "#888888",
-                "xtick.labelcolor": "#222222",
-                "ytick.labelcolor": "#222222",
-                "svg.hashsalt": "jtransfer",
-            }
-        )
-        yield
 
 
 def _looks(points) -> dict[str, dict]:

@@ -21,7 +21,7 @@ from jtransfer.evaluate.features import extract
 from jtransfer.evaluate.report import canvas
 from jtransfer.evaluate.retrieval import ranks
 from jtransfer.evaluate.zero_shot import embed
-from jtransfer.report import COLOURS, MARKERS, render, style
+from jtransfer.figures import COLOURS, MARKERS, render, style
 
 CONFIG = Path(__file__).parents[2] / "configs" / "clip" / "emoji.py"
 STYLES = ("noto", "twemoji", "openmoji")

@@ -18,7 +18,7 @@ from jtransfer import cli
 from jtransfer.data import sources
 from jtransfer.evaluate.report import canvas
 from jtransfer.evaluate.typographic import neutral_words, overlay, wrong_classes
-from jtransfer.report import COLOURS, MARKERS, render, style
+from jtransfer.figures import COLOURS, MARKERS, render, style
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 DATA = "tfds:emoji_captions?input=image&caption=name+keywords&label=group"

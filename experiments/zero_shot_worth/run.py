@@ -17,7 +17,7 @@ from jtransfer import cli
 from jtransfer.data import sources
 from jtransfer.evaluate.report import canvas
 from jtransfer.evaluate.zero_shot import text_classifier, zero_shot
-from jtransfer.report import COLOURS, MARKERS, render, style
+from jtransfer.figures import COLOURS, MARKERS, render, style
 from jtransfer.worth import ZERO_SHOT, worth
 
 CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.py"

@@ -8,7 +8,7 @@ from etils import epath
 
 from jtransfer import files
 from jtransfer.config import slug
-from jtransfer.report import COLOURS, MARKERS, render, style
+from jtransfer.figures import COLOURS, MARKERS, render, style
 from jtransfer.texts import cell, code, plain
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def _map(title, matrix):
 
 
 def canvas(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple:
-    """A figure of so many inches, and its panels row by row; no pyplot. Draw inside `report.style()`."""
+    """A figure of so many inches, and its panels row by row; no pyplot. Draw inside `figures.style()`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
