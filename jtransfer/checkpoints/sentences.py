@@ -83,7 +83,7 @@ def _modes(pooling):
 
 def _check_prompts(where, file, pooling):
     """Refuse what else changes the embedding: it is cut, or its prompt is not pooled."""
-    from jtransfer.data.text import sentence_settings
+    from jtransfer.data.tokenizer_files import sentence_settings
 
     _, prompts, _ = sentence_settings(where)
     if not pooling.get("include_prompt", True) and any(prompts.values()):

@@ -14,9 +14,8 @@ import tokenizers
 from etils import epath
 from tokenizers import decoders, models, normalizers
 
-from jtransfer.data import keys
 from jtransfer.data.cleaning import cleaner
-from jtransfer.data.tokenizer_files import content, one_line, optional, read, settings_of
+from jtransfer.data.tokenizer_files import content, one_line, read, sentence_settings
 from jtransfer.errors import InputError, Once, first_line, nearest
 from jtransfer.files import LARGEST_JSON
 from jtransfer.files import read as read_bytes
@@ -46,11 +45,6 @@ FILES = (
     "config_sentence_transformers.json",
 )
 """What a tokenizer is read from."""
-
-SENTENCES = tuple(
-    f"sentence_{name}_config.json" for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta")
-)
-"""What sentence-transformers says of its tokenizer, by the names that the file has had."""
 
 
 def files_in(directory: epath.Path) -> dict[str, bytes]:
@@ -275,8 +269,7 @@ def tokenizer(
     Raises:
         InputError: there is no tokenizer, its files are damaged, or they ask for what is not done here.
     """
-    settings = settings_of(directory)
-    file, ours, settings = read(directory, values, settings)
+    file, ours, settings = read(directory, values)
     sentences, prompts, prompt = sentence_settings(directory)
     clean = clean or settings.get("clean") or ""
     if ours is None:
@@ -305,32 +298,6 @@ def tokenizer(
         prompts,
         prompt,
     )
-
-
-def sentence_settings(directory: epath.Path) -> tuple[dict[str, Any], dict[str, str], str]:
-    """What sentence-transformers does to texts: `sentence_bert_config.json`, the prompts by name, the default prompt.
-
-    Raises:
-        InputError: a damaged file, or a key that asks for what is not done here.
-    """
-    file = next((directory / name for name in SENTENCES if (directory / name).exists()), directory / SENTENCES[0])
-    values = optional(file)
-    keys.check(file, values, keys.SENTENCE_BERT)
-    length, lower = values.get("max_seq_length"), values.get("do_lower_case")
-    if not (length is None or (type(length) is int and length >= 1)):
-        raise InputError(f"{file}: max_seq_length is {length!r}; expected a whole number above 0")
-    if not isinstance(lower, bool | None):
-        raise InputError(f"{file}: do_lower_case is {lower!r}; expected true or false")
-    file = directory / "config_sentence_transformers.json"
-    said = optional(file)
-    keys.check(file, said, keys.SENTENCE_TRANSFORMERS)
-    given, name = said.get("prompts") or {}, said.get("default_prompt_name")
-    if not isinstance(given, dict) or not all(isinstance(prompt, str | None) for prompt in given.values()):
-        raise InputError(f"{file}: prompts: expected texts by name, found {given!r:.60}")
-    prompts = {"query": "", "document": ""} | {key: prompt or "" for key, prompt in given.items()}
-    if name is not None and name not in prompts:
-        raise InputError(f"{file}: default_prompt_name is {name!r}; {nearest(str(name), prompts)}")
-    return values, prompts, prompts[name] if name is not None else ""
 
 
 def _lowered(normalizer):

@@ -12,38 +12,55 @@ from etils import epath
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from jtransfer.data import keys
-from jtransfer.errors import InputError, first_line
+from jtransfer.errors import InputError, first_line, nearest
 from jtransfer.files import LARGEST_JSON, read_json
 from jtransfer.files import read as read_bytes
 
+SENTENCES = tuple(
+    f"sentence_{name}_config.json" for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta")
+)
+"""What sentence-transformers says of its tokenizer, by the names that the file has had."""
 
-def settings_of(directory: epath.Path) -> dict[str, Any]:
-    """What `tokenizer_config.json` says, and `special_tokens_map.json`, which a newer config makes needless.
+
+def sentence_settings(directory: epath.Path) -> tuple[dict[str, Any], dict[str, str], str]:
+    """What sentence-transformers does to texts: `sentence_bert_config.json`, the prompts by name, the default prompt.
 
     Raises:
         InputError: a damaged file, or a key that asks for what is not done here.
     """
-    file = directory / "tokenizer_config.json"
+    file = next((directory / name for name in SENTENCES if (directory / name).exists()), directory / SENTENCES[0])
     values = optional(file)
-    keys.check(file, values, keys.TOKENIZER)
-    if "added_tokens_decoder" not in values:
-        values |= optional(directory / "special_tokens_map.json")
-    return values
+    keys.check(file, values, keys.SENTENCE_BERT)
+    length, lower = values.get("max_seq_length"), values.get("do_lower_case")
+    if not (length is None or (type(length) is int and length >= 1)):
+        raise InputError(f"{file}: max_seq_length is {length!r}; expected a whole number above 0")
+    if not isinstance(lower, bool | None):
+        raise InputError(f"{file}: do_lower_case is {lower!r}; expected true or false")
+    file = directory / "config_sentence_transformers.json"
+    said = optional(file)
+    keys.check(file, said, keys.SENTENCE_TRANSFORMERS)
+    given, name = said.get("prompts") or {}, said.get("default_prompt_name")
+    if not isinstance(given, dict) or not all(isinstance(prompt, str | None) for prompt in given.values()):
+        raise InputError(f"{file}: prompts: expected texts by name, found {given!r:.60}")
+    prompts = {"query": "", "document": ""} | {key: prompt or "" for key, prompt in given.items()}
+    if name is not None and name not in prompts:
+        raise InputError(f"{file}: default_prompt_name is {name!r}; {nearest(str(name), prompts)}")
+    return values, prompts, prompts[name] if name is not None else ""
 
 
 def read(
-    directory: epath.Path, values: dict[str, Any], settings: dict[str, Any]
+    directory: epath.Path, values: dict[str, Any]
 ) -> tuple[epath.Path, tokenizers.Tokenizer | None, dict[str, Any]]:
-    """The file that was read, its tokenizer (None for one that only transformers reads), and the settings.
+    """The file that was read, its tokenizer (None for one that only transformers reads), and what all files say of it.
 
     Args:
         directory: With the files.
         values: Of `config.json`.
-        settings: As `settings_of`; those that `tokenizer.json` has are added to what is given back.
 
     Raises:
-        InputError: there is none, or it is damaged.
+        InputError: there is none, a file is damaged, or a key asks for what is not done here.
     """
+    settings = _settings(directory)
     named = settings.get("tokenizer_class") or OF_MODELS.get(values.get("model_type"), "")
     kind = str(named or "CLIPTokenizer").removesuffix("Fast")
     if "AutoTokenizer" in (settings.get("auto_map") or ()) and kind not in (*GENERIC, *SPECIAL):
@@ -77,6 +94,16 @@ def read(
         f"{file} is not there, nor vocab.txt, nor vocab.json with merges.txt: the checkpoint came without a tokenizer; "
         f"copy its files from the hub"
     )
+
+
+def _settings(directory):
+    """What `tokenizer_config.json` says, and `special_tokens_map.json`, which a newer config makes needless."""
+    file = directory / "tokenizer_config.json"
+    values = optional(file)
+    keys.check(file, values, keys.TOKENIZER)
+    if "added_tokens_decoder" not in values:
+        values |= optional(directory / "special_tokens_map.json")
+    return values
 
 
 @contextmanager
