@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
-from ml_collections import ConfigDict
 
 from jtransfer import arms, checkpoints, fitted, methods, workdir
 from jtransfer import config as configs
@@ -30,7 +29,8 @@ from jtransfer.fitted import Fitted
 from jtransfer.objectives import check_mixup
 from jtransfer.worth import worth
 
-GROWS = ("methods", "shots", "seeds")
+LISTS = ("methods", "shots")
+GROWS = (*LISTS, "seeds")
 FREE = ("parallel",)
 """Keys that change no result."""
 
@@ -73,7 +73,7 @@ def prepare(config, dataset: sources.Dataset | None = None) -> Curve:
         InputError: whatever in the config cannot be run, before any compilation.
     """
     configs.check("curve", config)
-    config = once(config)
+    config = configs.once(config, *LISTS)
     names = config.methods
     for name in names:
         if fitted.is_fit(name):
@@ -112,28 +112,15 @@ def prepare(config, dataset: sources.Dataset | None = None) -> Curve:
     return Curve(config, examples, backbone, built, fingerprints)
 
 
-def once(config) -> ConfigDict:
-    """A config with every method and number of shots once.
-
-    Raises:
-        InputError: there are none, or something that is no list.
-    """
-    config = ConfigDict(config)
-    for key in ("methods", "shots"):
-        if not isinstance(config[key], tuple | list) or not config[key]:
-            raise InputError(f"config.{key} is {config[key]!r}; expected a list of at least one")
-        config[key] = tuple(dict.fromkeys(config[key]))
-    return config
-
-
 def check(config, directory: epath.PathLike) -> None:
     """Refuse a directory that a config cannot have, before anything is loaded.
 
     Raises:
-        InputError: it belongs to another config, or it is none.
+        InputError: it belongs to another config, or it is none; or the config is none.
         MachineError: nothing can be written there.
     """
-    workdir.check(epath.Path(directory), _plain(once(config)), GROWS, later=("fingerprints",))
+    configs.check("curve", config)
+    workdir.check(epath.Path(directory), _plain(configs.once(config, *LISTS)), GROWS, later=("fingerprints",))
 
 
 def check_prepared(curve: Curve, directory: epath.PathLike) -> None:

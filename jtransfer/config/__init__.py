@@ -5,7 +5,7 @@
 
 from jtransfer.config.checks import check
 from jtransfer.config.defaults import DEFAULTS, advise_defaults, curve_defaults, evaluate_defaults, train_defaults
-from jtransfer.config.reading import arguments, load, resolved, slug
+from jtransfer.config.reading import arguments, load, once, resolved, slug
 
 __all__ = [
     "DEFAULTS",
@@ -15,6 +15,7 @@ __all__ = [
     "curve_defaults",
     "evaluate_defaults",
     "load",
+    "once",
     "resolved",
     "slug",
     "train_defaults",

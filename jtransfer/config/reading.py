@@ -70,6 +70,11 @@ def resolved(config: ConfigDict) -> dict[str, Any]:
     return plain(config.to_dict())
 
 
+def once(config: ConfigDict, *keys: str) -> ConfigDict:
+    """A copy of a config in which the lists of some keys have each item once."""
+    return ConfigDict(config.to_dict() | {key: tuple(dict.fromkeys(config[key])) for key in keys})
+
+
 def arguments(text: str) -> dict[str, Any]:
     """The keys in what stands behind the path of a config file: `FILE:backbone=gpt2,protocols=knn(k=(5, 10))+probe`.
 

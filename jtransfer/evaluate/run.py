@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
-from ml_collections import ConfigDict
 
 from jtransfer import checkpoints, files, workdir
 from jtransfer import config as configs
@@ -58,7 +57,7 @@ def prepare(config, progress: Progress = lambda what, done, rows: None) -> Evalu
     """
     configs.check("evaluate", config)
     make_mesh(config.mesh)  # which refuses one that does not fit the devices
-    config = _once(config)
+    config = configs.once(config, "protocols", "layers")
     for layer in config.layers:
         Layer.parse(layer)
     wanted = {text: protocols.parse(text) for text in config.protocols}
@@ -85,17 +84,13 @@ def check(config, directory: epath.PathLike) -> None:
         InputError: it belongs to another config, or it is none.
         MachineError: nothing can be written there.
     """
-    plain = {key: value for key, value in resolved(_once(config)).items() if key not in WITHOUT_EFFECT}
+    config = configs.once(config, "protocols", "layers")
     chosen_later = () if config.layers else ("layers",)
-    workdir.check(epath.Path(directory), plain, GROWS, later=("fingerprints", *chosen_later))
+    workdir.check(epath.Path(directory), _plain(config), GROWS, later=("fingerprints", *chosen_later))
 
 
-def _once(config):
-    """The config with every protocol and layer once."""
-    config = ConfigDict(config)
-    for key in ("protocols", "layers"):
-        config[key] = tuple(dict.fromkeys(config[key]))
-    return config
+def _plain(config):
+    return {key: value for key, value in resolved(config).items() if key not in WITHOUT_EFFECT}
 
 
 def run(evaluation: Evaluation, directory: epath.PathLike, on_rows: Callable[[str, list[Row]], None]) -> list[Row]:
@@ -112,8 +107,7 @@ def run(evaluation: Evaluation, directory: epath.PathLike, on_rows: Callable[[st
     """
     directory, task = epath.Path(directory), evaluation.task
     fingerprints = {"data": sources.fingerprint(task.dataset), "backbone": task.backbone.fingerprint}
-    plain = resolved(evaluation.config) | {"fingerprints": fingerprints}
-    mine = {k: v for k, v in plain.items() if k not in WITHOUT_EFFECT}
+    mine = _plain(evaluation.config) | {"fingerprints": fingerprints}
     config = workdir.check(directory, mine, GROWS)
     fingerprint = workdir.fingerprint(config, GROWS)
     cells = Cells(directory, fingerprint)
