@@ -109,16 +109,23 @@ def _computes(backbone, family, kind, head):
     theirs, config = family.head(values_of(backbone), kind, head.classes), backbone.config
     if dataclasses.replace(theirs, reads=head.reads) != head:
         return False
-    # What their class of this kind makes features of: a key that only we read cannot change that.
-    values = {key: value for key, value in family.write(config).items() if key != "sentence_transformers"}
-    values["architectures"] = [architecture_of(family, kind)]
-    back = family.read(values, {"pooler.dense.weight": None} if getattr(config, "pooler", False) else {})
-    back = getattr(back, family.towers[kind]) if kind in family.towers else back
+    pooler = {"pooler.dense.weight": None} if getattr(config, "pooler", False) else {}
+    back = as_their_class_reads(family, kind, family.write(config), pooler)
     same = all(getattr(back, key, None) == getattr(config, key, None) for key in ("pool", "pooler"))
     reads = theirs.reads
     if reads == "patches" and getattr(config, "pool", "") == "mean" and not config.norm_pooled:
         reads = "features"  # are the mean of the patches here
     return same and _same_output(backbone.model, reads, head.reads)
+
+
+def as_their_class_reads(family: Family, kind: str, values: Mapping[str, Any], tensors: Mapping[str, Any]) -> Any:
+    """The config that Hugging Face's class with a kind of head makes of the values of a `config.json`, and of tensors.
+
+    A key that only we read changes nothing there.
+    """
+    theirs = {key: value for key, value in values.items() if key != "sentence_transformers"}
+    config = family.read(theirs | {"architectures": [architecture_of(family, kind)]}, tensors)
+    return getattr(config, family.towers[kind]) if kind in family.towers else config
 
 
 def architecture_of(family: Family, kind: str) -> str:

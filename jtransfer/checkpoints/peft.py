@@ -16,7 +16,7 @@ from jtransfer import files, methods
 from jtransfer.checkpoints import hub, peft_config, pooled, recognition, tensors, tying
 from jtransfer.checkpoints.adapter import HEAD, Adapter
 from jtransfer.checkpoints.backbone import Backbone
-from jtransfer.checkpoints.huggingface import architecture_of, family_of, kind_of, values_of
+from jtransfer.checkpoints.huggingface import architecture_of, as_their_class_reads, family_of, kind_of, values_of
 from jtransfer.checkpoints.names import SAME, TRANSPOSED, Names, Row, Source, assign
 from jtransfer.checkpoints.peft_config import by_pattern, is_adapted
 from jtransfer.errors import InputError, nearest
@@ -252,16 +252,14 @@ def _reading(where, backbone, kind, head):
         InputError: a pooler that the base lacks, in whose place the head would silently read the first token.
     """
     _, family = family_of(backbone)
-    values = {key: x for key, x in values_of(backbone).items() if key != "sentence_transformers"}
+    values = values_of(backbone)
     if head.reads != "features" or "pool" not in vars(backbone.config) or not values:
         return head
-    architecture = architecture_of(family, kind)
-    theirs = family.read(values | {"architectures": [architecture]}, {})
-    theirs = getattr(theirs, family.towers[kind]) if kind in family.towers else theirs
+    theirs = as_their_class_reads(family, kind, values, {})
     if theirs.pooler and not backbone.config.pooler:
         raise InputError(
-            f"{where}: it adapts {architecture}, whose head reads a pooler, and backbone '{backbone.name}' has none, "
-            "so that PEFT starts it at random; load a base that was saved with its pooler"
+            f"{where}: it adapts {architecture_of(family, kind)}, whose head reads a pooler, and backbone "
+            f"'{backbone.name}' has none, so that PEFT starts it at random; load a base that was saved with its pooler"
         )
     # A sentence encoder's features are its pooling, which that class does not know.
     elsewhere = theirs.pooler and backbone.config.pool != theirs.pool

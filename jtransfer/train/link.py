@@ -64,9 +64,9 @@ class Link:
         self._send({"why": why, "code": code})
         threading.Thread(target=lambda: (time.sleep(LEAVE), stopping.end("", code)), daemon=True).start()
 
-    def missing(self, seconds: float = 2.0) -> Gone | None:
-        """Why the run has to end, if that is known within some seconds."""
-        self._known.wait(seconds)
+    def missing(self) -> Gone | None:
+        """Why the run has to end, if that is known within two seconds."""
+        self._known.wait(2)
         return self._why
 
     def leave(self, seconds: float | None = None) -> None:
