@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from etils import epath
 
@@ -82,6 +83,19 @@ def held(directory: epath.Path) -> Iterator[Callable[[], None]]:
             path.unlink(missing_ok=True)
 
 
+def runs(process: int) -> bool:
+    """Whether another process of this number runs on this machine; one that ended and was not waited for does not."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError, TypeError):
+        return False
+    except PermissionError:  # there is one, of another user
+        return True
+    status = Path(f"/proc/{process}/stat")
+    ended = status.exists() and status.read_text().rpartition(")")[2].split()[0] in "ZX"
+    return process != os.getpid() and not ended
+
+
 def _wait_for(path, directory):
     """Return when nobody holds the lock.
 
@@ -119,7 +133,7 @@ def _is_gone(holder, path):
     """Whether a holder on this machine ended, or its number is another program's by now."""
     if holder.get("machine") != _machine():
         return False
-    return not files.runs(holder.get("process")) or time.time() - path.stat().mtime > DEAD
+    return not runs(holder.get("process")) or time.time() - path.stat().mtime > DEAD
 
 
 def _taken(directory, holder):

@@ -7,18 +7,18 @@ import sys
 
 import pytest
 
-from jtransfer import files
+from jtransfer import directories
 from jtransfer.errors import InputError
 
 # Writes the directory again in a process that kills itself at the n-th thing it does to the file system, for every n.
 CRASHES = """
 import json, os, sys
 from pathlib import Path
-from jtransfer import files
+from jtransfer import directories
 
 exchange, target = sys.argv[1] == "exchange", Path(sys.argv[2]) / "out"
 if not exchange:
-    files._exchange = lambda one, other: False
+    directories._exchange = lambda one, other: False
 TOUCHES = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree"}
 
 
@@ -33,19 +33,19 @@ def write(content, die_at=None):
                 os._exit(9)
 
     sys.addaudithook(hook)
-    with files.replacing(target, {"content": content}) as draft:
+    with directories.replacing(target, {"content": content}) as draft:
         (draft / "deep").mkdir()
         for name in ("one", "deep/two"):
             (draft / name).write_text(content)
 
 
 def found():
-    record = target / files.RECORD
+    record = target / directories.RECORD
     if not record.exists():
         return None
     content = json.loads(record.read_text())["content"]
     assert [(target / name).read_text() for name in ("one", "deep/two")] == [content, content]
-    assert sorted(os.listdir(target)) == ["deep", files.RECORD, "one"]
+    assert sorted(os.listdir(target)) == ["deep", directories.RECORD, "one"]
     return content
 
 
@@ -99,14 +99,14 @@ def test_where_places_cannot_be_exchanged_the_next_write_takes_the_old_directory
 
 
 def write(path, content="x"):
-    with files.replacing(path, {}) as draft:
+    with directories.replacing(path, {}) as draft:
         (draft / "file").write_text(content)
 
 
 def test_an_error_while_writing_leaves_no_trace(tmp_path):
     write(tmp_path / "out", "old")
     for name in ("out", "other"):
-        with pytest.raises(ZeroDivisionError), files.replacing(tmp_path / name, {}) as draft:
+        with pytest.raises(ZeroDivisionError), directories.replacing(tmp_path / name, {}) as draft:
             (draft / "file").write_text("new")
             raise ZeroDivisionError
     assert (tmp_path / "out" / "file").read_text() == "old"
@@ -133,5 +133,5 @@ def test_what_was_not_written_so_is_never_replaced(tmp_path):
     write(tmp_path / "empty")
     (tmp_path / "link").symlink_to(tmp_path / "empty")
     write(tmp_path / "link")
-    assert (tmp_path / "link").is_symlink() and sorted(os.listdir(tmp_path / "empty")) == ["file", files.RECORD]
+    assert (tmp_path / "link").is_symlink() and sorted(os.listdir(tmp_path / "empty")) == ["file", directories.RECORD]
     assert sorted(os.listdir(tmp_path)) == ["empty", "full", "link", "out"]

@@ -54,7 +54,7 @@ def test_a_holder_that_was_killed_is_in_nobodys_way(directory):
 def test_a_child_that_ended_and_was_not_waited_for_holds_nothing(directory):
     child = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
     child.stdout.read()
-    while files.runs(child.pid):
+    while locks.runs(child.pid):
         pass
     holder(directory, process=child.pid)
     with locks.held(directory):

@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Sharding
 
-from jtransfer import files
+from jtransfer import directories, files
 from jtransfer.checkpoints import calls, hub, layouts, leaves
 from jtransfer.checkpoints.names import assign
 from jtransfer.checkpoints.resizing import RESIZERS
@@ -275,7 +275,7 @@ def save(
     config |= {"preprocessor": dict(preprocessor)} if preprocessor else {}
     weights = to_bytes({path: np.asarray(leaf, order="C") for path, leaf in sorted(tree.items())})
     contents = {"model.safetensors": weights, "config.json": files.as_json(config).encode()}
-    files.write_together(directory, contents | dict(beside or {}))
+    directories.write_together(directory, contents | dict(beside or {}))
 
 
 def _check_options(head, classes, image, channels, positions, dtype, param_dtype, sharding):

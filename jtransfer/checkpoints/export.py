@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from jtransfer import files
+from jtransfer import directories, files
 from jtransfer.checkpoints import peft, pooled
 from jtransfer.checkpoints.adapter import Adapter
 from jtransfer.checkpoints.backbone import Backbone
@@ -97,7 +97,7 @@ def write(
     check(directory, format, adapters)
     check_result(result, format, adapters)
     how = "apart" if format == "peft" else adapters
-    with files.replacing(directory, {"format": format, "adapters": how, **about}) as draft:
+    with directories.replacing(directory, {"format": format, "adapters": how, **about}) as draft:
         FORMATS[format](draft, result, adapters)
         if beside and beside.keys() - {*PROCESSORS}:
             from jtransfer.data.text import FILES  # which needs the tokenizers library
@@ -118,7 +118,7 @@ def check(directory: epath.PathLike, format: str, adapters: str) -> None:
     for value, known, what in ((format, FORMATS, "format"), (adapters, ADAPTERS, "adapters")):
         if value not in known:
             raise InputError(f"unknown {what} '{value}'; {nearest(str(value), known)}")
-    files.check_replaceable(directory)
+    directories.check_replaceable(directory)
 
 
 def check_result(result: Backbone | Adapter, format: str, adapters: str = "merged") -> None:

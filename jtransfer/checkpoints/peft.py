@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from jtransfer import files, methods
+from jtransfer import directories, files, methods
 from jtransfer.checkpoints import hub, peft_config, pooled, recognition, tensors, tying
 from jtransfer.checkpoints.adapter import HEAD, Adapter
 from jtransfer.checkpoints.backbone import Backbone
@@ -56,7 +56,7 @@ def load_adapter(backbone: Backbone, name: str, *, head: str | None = None) -> A
             ranks that differ: one line that lists every offender.
     """
     where = _find(str(name))
-    files.verify(where)
+    directories.verify(where)
     config, found = peft_config.read(where / CONFIG), _read_tensors(where)
     kind = _kind(where, backbone, config, head)
     saved = peft_config.saved(config)
@@ -106,7 +106,7 @@ def write_adapter(directory: epath.PathLike, adapter: Adapter) -> None:
     Raises:
         InputError: something that PEFT's LoRA cannot say, by name; or another directory that is in the way.
     """
-    with files.replacing(directory, {"format": "peft"}) as draft:
+    with directories.replacing(directory, {"format": "peft"}) as draft:
         fill(draft, adapter)
 
 
