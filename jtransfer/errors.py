@@ -55,6 +55,7 @@ class Gone(RuntimeError):
         self.code = code
 
 
+MAKE_ROOM = "make room or choose another place, and the same command goes on"
 REFUSED = ["ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO"]
 """What a machine answers, whatever is asked of it, when it has no room, must not write, or is broken."""
 
@@ -75,7 +76,7 @@ def refusal(error: BaseException, unnamed: str = "a file") -> tuple[str, int] | 
     if isinstance(error, MachineError) or (isinstance(error, InputError) and not refused):
         return one_line(error), MachineError.CODE if isinstance(error, MachineError) else 2
     if refused:
-        return f"{refused}; make room or choose another place, and the same command goes on", MachineError.CODE
+        return f"{refused}; {MAKE_ROOM}", MachineError.CODE
     if isinstance(error, OSError):
         return one_line(error), MachineError.CODE
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):

@@ -15,7 +15,7 @@ from typing import Any
 
 from etils import epath
 
-from jtransfer.errors import Damaged, InputError, MachineError, first_line
+from jtransfer.errors import MAKE_ROOM, Damaged, InputError, MachineError, first_line
 
 SCHEMES = ("gs", "s3")
 """Of the object stores that paths may name."""
@@ -100,9 +100,7 @@ def writing(path: epath.PathLike | str) -> Iterator[None]:
         why = getattr(error, "strerror", None) or first_line(error)
         if getattr(error, "errno", None) in NO_PATH or isinstance(error, IN_THE_WAY):
             raise InputError(f"{path} cannot be written: {why}; choose another place") from error
-        raise MachineError(
-            f"{path} cannot be written: {why}; make room or choose another place, and the same command goes on"
-        ) from error
+        raise MachineError(f"{path} cannot be written: {why}; {MAKE_ROOM}") from error
 
 
 IN_THE_WAY = (FileExistsError, NotADirectoryError, IsADirectoryError, ImportError)

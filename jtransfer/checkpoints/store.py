@@ -14,7 +14,7 @@ from etils import epath
 
 from jtransfer import files
 from jtransfer.checkpoints.sums import sums
-from jtransfer.errors import Damaged, MachineError, cut, first_line
+from jtransfer.errors import MAKE_ROOM, Damaged, MachineError, cut, first_line
 
 
 class Store:
@@ -128,8 +128,7 @@ class Store:
 
     def _not_written(self, where, error):
         return MachineError(
-            f"checkpoint {where} cannot be written: {_said(error)}; make room or choose another place, and the "
-            f"same command goes on from step {self.latest or 0}"
+            f"checkpoint {where} cannot be written: {_said(error)}; {MAKE_ROOM} from step {self.latest or 0}"
         )
 
 

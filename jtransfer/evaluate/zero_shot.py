@@ -7,8 +7,6 @@ From CLIP (Radford et al. 2021, arXiv:2103.00020, section 3.1.4, and the noteboo
 
 import io
 import json
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -75,12 +73,7 @@ class TextClassifier:
 
 
 LARGEST = 1 << 28
-"""Bytes of a file of texts or attributes."""
-UNREADABLE = (
-    OSError, ValueError, TypeError, KeyError, EOFError, MemoryError, RecursionError, NotImplementedError, RuntimeError,
-    zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
-"""What reading a file that somebody else wrote may end in."""
+"""Bytes of a file of texts."""
 FIELDS = tuple(TextClassifier.__dataclass_fields__)
 
 
@@ -208,7 +201,7 @@ def read_texts(path: epath.PathLike) -> tuple[str, ...]:
     try:
         content = files.read(files.path(path, "file of texts"), LARGEST).decode("utf-8-sig")
         values = json.loads(content) if str(path).endswith(".json") else content.strip().split("\n")
-    except UNREADABLE as error:
+    except (OSError, ImportError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: expected a JSON list of texts, or one text a line ({error})") from None
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise InputError(f"{path}: expected a JSON list of texts")
