@@ -232,6 +232,11 @@ def zero_shot_in_words(config, backbone: checkpoints.Backbone) -> str:
     return f"the classes' names in {each}, read by the text tower; no label is seen"
 
 
+def fingerprints(config) -> dict[str, str]:
+    """Of what a config's files of texts hold, by key."""
+    return {"templates": by_names.fingerprint(_templates(config))} if config.templates else {}
+
+
 def _is_dual(backbone):
     return {"pixel_values", "input_ids"} <= backbone.config.inputs.keys()
 

@@ -47,7 +47,7 @@ class Curve:
         examples: The target task, and the rows of it that are used.
         backbone: What is transferred; of a dual encoder both towers.
         arms: The methods that train or are fitted, in the config's order.
-        fingerprints: Of the data and of the backbone.
+        fingerprints: Of the data, of the backbone with what makes its inputs, and of the templates, if a file has them.
     """
 
     config: Any
@@ -108,7 +108,7 @@ def prepare(config, dataset: sources.Dataset | None = None) -> Curve:
         for name in names
         if name != ZERO_SHOT
     ]
-    fingerprints = {"data": sources.fingerprint(dataset), "backbone": backbone.fingerprint}
+    fingerprints = {"data": sources.fingerprint(dataset)} | backbone.fingerprints | arms.fingerprints(config)
     return Curve(config, examples, backbone, built, fingerprints)
 
 
@@ -120,12 +120,14 @@ def check(config, directory: epath.PathLike) -> None:
         MachineError: nothing can be written there.
     """
     configs.check("curve", config)
-    workdir.check(epath.Path(directory), _plain(configs.once(config, *LISTS)), GROWS, later=("fingerprints",))
+    plain = _plain(configs.once(config, *LISTS))
+    workdir.check(epath.Path(directory), plain, configs.defaults("curve", config), GROWS, later=("fingerprints",))
 
 
 def check_prepared(curve: Curve, directory: epath.PathLike) -> None:
     """`check` of a curve that is prepared, and of its data and backbone too."""
-    workdir.check(epath.Path(directory), _plain(curve.config) | {"fingerprints": curve.fingerprints}, GROWS)
+    plain = _plain(curve.config) | {"fingerprints": curve.fingerprints}
+    workdir.check(epath.Path(directory), plain, configs.defaults("curve", curve.config), GROWS)
 
 
 def _plain(config) -> dict[str, Any]:
@@ -146,7 +148,8 @@ def run(curve: Curve, directory: epath.PathLike, on_cell: OnCell) -> list[Row]:
         Unfinished: some methods cannot be run on this data; the rows of the others are written, and in the error.
     """
     directory, plain = epath.Path(directory), _plain(curve.config) | {"fingerprints": curve.fingerprints}
-    config = workdir.check(directory, plain, GROWS)
+    defaults = configs.defaults("curve", curve.config)
+    config = workdir.check(directory, plain, defaults, GROWS)
     _ = curve.examples.on_device  # what cannot be read is refused before anything is written
     fingerprint = workdir.fingerprint(config, GROWS)
     cells, every = Cells(directory, fingerprint), [_name(*key) for key in _keys(config)]
@@ -172,7 +175,7 @@ def run(curve: Curve, directory: epath.PathLike, on_cell: OnCell) -> list[Row]:
                 except (InputError, MemoryError, jax.errors.JaxRuntimeError) as error:
                     failed[name] = first_line(error)
                     break
-                config = workdir.claim(directory, plain, GROWS)  # not before there is something to keep
+                config = workdir.claim(directory, plain, defaults, GROWS)  # not before there is something to keep
                 for row in rows:
                     key = _name(row["method"], row["shots"], row["seed"])
                     cells.write(key, row)
@@ -181,7 +184,7 @@ def run(curve: Curve, directory: epath.PathLike, on_cell: OnCell) -> list[Row]:
                 left -= 1
                 on_cell(name, shots, rows, left)
     # Whatever other runs in this directory have finished meanwhile is gathered too.
-    config = workdir.check(directory, plain, GROWS)
+    config = workdir.check(directory, plain, defaults, GROWS)
     rows = list(cells.read(_name(*key) for key in _keys(config)).values())
     if rows:
         cells.gather(rows)

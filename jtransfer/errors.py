@@ -1,5 +1,6 @@
 """What a user can put right: one line that names the thing, the place, what was expected and the nearest choice."""
 
+import bisect
 import difflib
 import errno
 import logging
@@ -128,9 +129,14 @@ class Once:
 MOST = 40
 """Choices that an error lists."""
 
+COMPARED, LETTERS = 500, 100
+"""Choices among which the closest is looked for, and letters of each that are compared: files may name a million."""
+
 
 def nearest(name: str, choices: Iterable[str]) -> str:
     """A clause for the end of an error: the choice closest to `name`, or those there are when none is close.
+
+    Of more than `COMPARED` choices those count that stand next to it in the alphabet.
 
     >>> nearest("finetun", ["probe", "finetune"])
     "did you mean 'finetune'?"
@@ -138,9 +144,11 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     'there is nothing to choose from'
     """
     choices = sorted(filter(None, map(str, choices)))
-    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
+    first = max(0, min(bisect.bisect(choices, name) - COMPARED // 2, len(choices) - COMPARED))
+    begun = {choice[:LETTERS]: choice for choice in reversed(choices[first : first + COMPARED])}
+    close = difflib.get_close_matches(name[:LETTERS], begun, n=1, cutoff=0.6)
     if close:
-        return f"did you mean '{close[0]}'?"
+        return f"did you mean '{begun[close[0]]}'?"
     if not choices:
         return "there is nothing to choose from"
     more = f", ... ({len(choices) - MOST} more)" if len(choices) > MOST else ""

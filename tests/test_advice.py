@@ -214,6 +214,20 @@ def test_texts_are_advised_on_too(bert, reviews, file):
     assert evidence.error is None and ("domain gap", "unknown") in [line[:2] for line in evidence.lines]
 
 
+def test_a_prepared_source_is_found_in_a_directory_of_its_own(bert, reviews, file, tmp_path, monkeypatch):
+    load = sources.load
+    monkeypatch.setattr(
+        sources, "load", lambda name, where: load("tfds:reviews", where if name != "digits" else reviews)
+    )
+    overrides = [f"data_dir={tmp_path}", f"backbone={bert}", "steps=1", "source=tfds:reviews"]
+    settings = config.load("advise", file, [f"--config.{override}" for override in overrides])[1]
+    with pytest.raises(InputError, match="tfds:reviews"):
+        advise.prepare(settings)
+    settings.source_dir = reviews
+    plan = advise.prepare(settings)
+    assert plan.domain_gap is not None and "source_dir" not in plan.curve.config, "a trial goes on whatever the source"
+
+
 def test_where_lora_does_not_fit_the_last_block_is_what_trains_little(file, tmp_path):
     model = models.build("resnet", image=(8, 8), channels=1, block="basic", stem=4, widths=(4, 6), depths=(1, 1))
     checkpoints.save(tmp_path, model, random_tree(model))
@@ -231,6 +245,7 @@ def test_where_lora_does_not_fit_the_last_block_is_what_trains_little(file, tmp_
         ("validation=1.5", "config.validation: expected a number above 0 and below 1, found 1.5"),
         ("sorce=glyphs", "did you mean 'source'?"),
         ("source=glyph", "dataset 'glyph' is unknown"),
+        ("source_dir=there", "config.source_dir is of config.source, which names no source; leave it out"),
     ],
 )
 def test_a_mistake_gets_one_line_and_writes_nothing(capsys, file, tmp_path, override, message):

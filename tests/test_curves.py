@@ -1,6 +1,8 @@
 """The main job: cells, choice on validation, going on, and what is refused."""
 
+import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -251,6 +253,20 @@ def _nested(tree):
     return nested(tree)
 
 
+def test_a_file_of_templates_is_known_by_what_it_holds_and_an_older_workdir_goes_on(file, tmp_path):
+    templates = tmp_path / "templates.txt"
+    templates.write_text("a {}")
+    flags = "methods=zero_shot", f"templates={templates}"
+    first, older = prepared(file, *flags), tmp_path / "older"
+    known = {key: first.fingerprints[key] for key in ("data", "backbone")}
+    rows = curves.run(dataclasses.replace(first, fingerprints=known), older, lambda *cell: None)
+    assert run(file, tmp_path / "new", *flags)[1] == [("zero_shot", 0)] and not run(file, tmp_path / "new", *flags)[1]
+    templates.write_text("the {}")
+    with pytest.raises(InputError, match="belongs to another config: fingerprints.templates is"):
+        run(file, tmp_path / "new", *flags)
+    assert run(file, older, *flags) == (rows, [])
+
+
 @pytest.fixture(scope="module")
 def of_texts(file, reviews, bert, tmp_path_factory):
     """A finished curve of a tiny BERT on ten test reviews."""
@@ -271,6 +287,17 @@ def test_texts_have_a_curve_too_and_the_protocol_says_what_became_of_them(file, 
     assert "the test rows are 'test'" in text
     shorter = prepared(file, *flags, "load.tokens=3")
     assert shorter.examples.on_device[0]["input_ids"].shape[1] == 3 and "0 of" not in curves.protocol(shorter, rows)[4]
+
+
+def test_another_vocabulary_in_the_files_of_the_backbone_is_another_curve(file, of_texts, bert, tmp_path):
+    own = shutil.copytree(bert, tmp_path / "own")
+    flags = [f"backbone={own}", *of_texts[0][1:], "shots=1", "seeds=1"]
+    run(file, tmp_path / "run", *flags)
+    words = (own / "vocab.txt").read_text().split("\n")
+    (own / "vocab.txt").write_text("\n".join([*words[:5], words[6], words[5], *words[7:]]))
+    with pytest.raises(InputError, match="belongs to another config: fingerprints.preprocessing is") as error:
+        run(file, tmp_path / "run", *flags)
+    assert "fingerprints.backbone" not in str(error.value)
 
 
 def test_only_the_rows_that_are_used_are_made_ready(file, of_texts):

@@ -113,7 +113,8 @@ def prepare(config, progress: Progress = lambda what, done, rows: None) -> Plan:
         scored, scored.pool, scored.pool[:0], "", reader, (reader.default_layer(scored),), data_dir=config.data_dir
     )
     transferability = structure.transferability(task)
-    domain_gap = structure.domain_gap(task, config.source) if config.source else None
+    source_dir = str(files.path(config.source_dir, "config.source_dir")) if config.source_dir else ""
+    domain_gap = structure.domain_gap(task, config.source, source_dir=source_dir) if config.source else None
 
     def build(name):
         return arms.build(curve.config, name, curve.examples, tower)

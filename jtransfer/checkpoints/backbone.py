@@ -143,6 +143,14 @@ class Backbone:
         """
         return preprocess.of(self.name, self.origin, self.config)
 
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Of the weights, and of the files that say how its inputs are made, as a run keeps them."""
+        found = {"backbone": self.fingerprint}
+        if self.origin is not None:
+            found["preprocessing"] = preprocess.fingerprint(preprocess.files_of(self.origin, self.config))
+        return found
+
     @cached_property
     def fingerprint(self) -> str:
         """16 hexadecimal digits over architecture and weights, wherever they were read from."""

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -128,12 +129,8 @@ class Names:
     def targets(self, name: str) -> list[Target]:
         """The leaves that a tensor of this name fills; none if the table does not know the name."""
         for stem in dict.fromkeys((name.removeprefix(self.prefix), name)):
-            for pattern, row, end, layout in self._readers:
-                if match := pattern.fullmatch(stem):
-                    return [
-                        Target(end.format(path.format(*match.groups())), layout, part)
-                        for part, path in enumerate(row.paths)
-                    ]
+            for numbers, row, end, layout in _matching(self._readers, stem):
+                return [Target(end.format(path.format(*numbers)), layout, part) for part, path in enumerate(row.paths)]
         return []
 
     def in_head(self, name: str) -> bool:
@@ -143,28 +140,24 @@ class Names:
     def ignores(self, name: str) -> bool:
         """Whether a rule says by name that the tensor is not needed."""
         stems = {name, name.removeprefix(self.prefix)}
-        return any(re.fullmatch(pattern, stem) for pattern, _ in self.ignored for stem in stems)
+        return any(pattern.fullmatch(stem) for pattern in self._ignored for stem in stems)
 
     def source(self, path: str) -> tuple[str, list[str], Layout] | None:
         """The name, without prefix, that a leaf is part of, all the leaves that make it up, and the layout."""
-        for pattern, row, theirs, end, layout in self._writers:
-            if match := pattern.fullmatch(path):
-                numbers = match.groups()
-                return theirs.format(*numbers), [end.format(p.format(*numbers)) for p in row.paths], layout
+        for numbers, row, theirs, end, layout in _matching(self._writers, path):
+            return theirs.format(*numbers), [end.format(p.format(*numbers)) for p in row.paths], layout
         return None
 
     def called(self, path: str) -> tuple[str, ...]:
         """Every name, without prefix, of the tensor that a leaf is part of: that of files first, then the others."""
-        for pattern, row, theirs, _, _ in self._writers:
-            if match := pattern.fullmatch(path):
-                end = theirs.removeprefix(row.theirs)
-                return tuple((stem + end).format(*match.groups()) for stem in (row.theirs, *row.also))
+        for numbers, row, theirs, _, _ in _matching(self._writers, path):
+            end = theirs.removeprefix(row.theirs)
+            return tuple((stem + end).format(*numbers) for stem in (row.theirs, *row.also))
         return ()
 
     def every(self, path: str) -> list[str]:
         """The name in each row that has a leaf, where one array stands in files twice."""
-        matches = [(pattern.fullmatch(path), theirs) for pattern, _, theirs, _, _ in self._writers]
-        return [theirs.format(*match.groups()) for match, theirs in matches if match]
+        return [theirs.format(*numbers) for numbers, _, theirs, _, _ in _matching(self._writers, path)]
 
     def outside(self, found: Collection[str]) -> set[str]:
         """Those of a file's names that are not of the backbone, and so of some head.
@@ -207,22 +200,61 @@ class Names:
         return tensors
 
     @cached_property
+    def _ignored(self):
+        return [re.compile(pattern) for pattern, _ in self.ignored]
+
+    @cached_property
     def _readers(self):
-        return [
-            (_pattern(theirs + ending), row, end, layout)
+        return _by_form(
+            (theirs + ending, row, end, layout)
             for row in self.rows
             for theirs in (row.theirs, *row.also)
             for ending, (end, layout) in row.kind.items()
-        ]
+        )
 
     @cached_property
     def _writers(self):
-        return [
-            (_pattern(end.format(path)), row, row.theirs + ending, end, layout)
+        return _by_form(
+            (end.format(path), row, row.theirs + ending, end, layout)
             for row in self.rows
             for ending, (end, layout) in row.kind.items()
             for path in row.paths
-        ]
+        )
+
+
+def _by_form(entries):
+    """Entries `(template, ...)` by what all names have in common that the template stands for: each name looks at few.
+
+    A file may have thousands of names, and a table of our own layout a row for each.
+    """
+    found: dict[str, list] = {}
+    for place, (template, *entry) in enumerate(entries):
+        pattern = _pattern(template) if NUMBER in template else None
+        found.setdefault(_form(template) if pattern else template, []).append((place, pattern, entry))
+    return found
+
+
+def _matching(entries, name):
+    """Of entries by form those whose template stands for a name, in their order: the numbers in it, and the entry."""
+    near = [entry for key in {name, _form(name)} for entry in entries.get(key, ())]
+    for _, pattern, entry in sorted(near, key=itemgetter(0)):
+        if pattern is None:
+            yield (), *entry
+        elif match := pattern.fullmatch(name):
+            yield match.groups(), *entry
+
+
+NUMBER = "{}"
+"""What stands for a number in a template."""
+
+
+def _form(name):
+    """A name or a template without its numbers."""
+    return re.sub(r"(?:\d|\{\})+", NUMBER, name)
+
+
+def _pattern(template: str) -> re.Pattern:
+    return re.compile(r"(\d+)".join(re.escape(part) for part in template.split(NUMBER)))
 
 
 class Source(NamedTuple):
@@ -326,12 +358,12 @@ def assign(
     return sources
 
 
-SHOWN, COMPARED = 4, 500
-"""Of each kind of offender, those that an error lists; names among which the nearest is looked for."""
+SHOWN = 4
+"""Of each kind of offender, those that an error lists."""
 
 
 def _nearest(name, choices):
-    found = nearest(name, choices[:COMPARED]) if choices else ""
+    found = nearest(name, choices) if choices else ""
     return f" ({found})" if found and (len(choices) <= SHOWN or found.startswith("did you mean")) else ""
 
 
@@ -342,10 +374,6 @@ def _grouped(kinds, tensors):
         return said
     counts = ", ".join(what.format(number) for what, (number, _) in kinds.items() if number)
     return f"of {tensors} tensors, {counts}: {said}"
-
-
-def _pattern(template: str) -> re.Pattern:
-    return re.compile(r"(\d+)".join(re.escape(part) for part in template.split("{}")))
 
 
 def repeated(rows: Sequence[Row], theirs: str, ours: str) -> tuple[Row, ...]:

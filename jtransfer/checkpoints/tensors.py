@@ -36,8 +36,11 @@ DTYPES = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
+MOST = 5000
+"""Tensors in a checkpoint; a model of 200 blocks with the state of its optimiser has fewer."""
+
 LONGEST_HEADER = 4_000_000
-"""Bytes of a safetensors header, an index, or the directory of an archive: 40,000 tensors, and no model here has 4,000.
+"""Bytes of a safetensors header, or of an index: 40,000 tensors, and no model here has 4,000.
 
 The reference implementation reads 100 MB, which take more than a second and 500 MB to parse.
 """
@@ -137,7 +140,7 @@ def _read_one(path):
         raise InputError(f"{path}: the header is damaged (expected an object)")
     metadata = header.pop("__metadata__", None)
     start, spans, tensors = 8 + length, [], {}
-    for name, entry in header.items():
+    for name, entry in _few(path, header).items():
         if len(name) > LONGEST_NAME or not name.isprintable():
             raise InputError(f"{path}: {name[:40]!r}... is no name of a tensor, of {len(name):,} characters")
         shape, dtype, (begin, end) = _entry(path, name, entry)
@@ -169,10 +172,18 @@ def _aliases(path, metadata, tensors):
             if _of_parameter(name) and _of_parameter(kept) and name not in tensors:
                 raise InputError(f"{path}: the metadata say that '{name}' is '{kept}', which is not in the file")
         elif name not in tensors:
-            found[name] = tensors[kept]._replace(alias=kept)
+            found[name] = kept
         elif not _equal(tensors[name], tensors[kept]):
             raise InputError(f"{path}: the metadata say that '{name}' is '{kept}', and the file has both, which differ")
-    return found
+    _few(path, {**tensors, **found})
+    return {name: tensors[kept]._replace(alias=kept) for name, kept in found.items()}
+
+
+def _few(path, names):
+    """The names of tensors, or what is kept by them, if there are no more than any checkpoint has."""
+    if len(names) > MOST:
+        raise InputError(f"{path} has {len(names):,} tensors, as {some(names)}; at most {MOST:,} load")
+    return names
 
 
 def _of_parameter(name):
@@ -231,7 +242,7 @@ def _read_shards(directory):
         shard, said = _read_one(directory / file)
         if twice := tensors.keys() & shard.keys():
             raise InputError(f"{index}: '{min(twice)}' stands in '{file}' and in another shard")
-        tensors |= shard
+        tensors = _few(index, tensors | shard)
         metadata |= said if isinstance(said, dict) else {}
     tensors |= _aliases(index, metadata, tensors)
     if missing := [name for name in wanted if name not in tensors]:

@@ -5,14 +5,16 @@
 
 from jtransfer.config.checks import check
 from jtransfer.config.defaults import DEFAULTS, advise_defaults, curve_defaults, evaluate_defaults, train_defaults
-from jtransfer.config.reading import arguments, load, once, resolved, slug
+from jtransfer.config.reading import arguments, completed, defaults, load, once, resolved, slug
 
 __all__ = [
     "DEFAULTS",
     "advise_defaults",
     "arguments",
     "check",
+    "completed",
     "curve_defaults",
+    "defaults",
     "evaluate_defaults",
     "load",
     "once",

@@ -85,7 +85,13 @@ TABLES: dict[str, dict[str, Any]] = {
         "store": TEXT,
     },
     "advise": CURVE
-    | {"source": TEXT, "shots": whole(0, LARGEST), "validation": number(above=0, below=1), "store": TEXT},
+    | {
+        "source": TEXT,
+        "source_dir": TEXT,
+        "shots": whole(0, LARGEST),
+        "validation": number(above=0, below=1),
+        "store": TEXT,
+    },
 }
 """For each command and key what its values may be; `optimiser`, `hyper` and `model` depend on more: see `table`."""
 
@@ -221,6 +227,8 @@ def _refuse_unused(command: str, values: Mapping[str, Any]) -> None:
             raise InputError("config.temperature_limit is of objective 'clip'; 'siglip' has none; leave it out")
     if "methods" in values and values["templates"] and "zero_shot" not in values["methods"]:
         raise InputError("config.templates is of the method zero_shot, which config.methods has not; leave it out")
+    if values.get("source_dir") and not values["source"]:
+        raise InputError("config.source_dir is of config.source, which names no source; leave it out")
     if "optimiser" in values:
         of = {"adamw": ("momentum",), "sgd": ("b1", "b2", "epsilon")}
         name = values["optimiser"].get("name", "adamw")

@@ -99,6 +99,7 @@ def advise_defaults() -> dict[str, Any]:
     """Every key of `jtransfer advise`: those of a curve, of which it runs one number of shots, and a few more."""
     return curve_defaults() | {
         "source": "",  # dataset or stream that the backbone was pretrained on; empty where it is not known
+        "source_dir": "",  # where a prepared source tfds:NAME lies; empty for `data_dir`
         "methods": ("probe", "finetune"),  # that use the backbone, each compared with scratch
         "shots": 0,  # training labels per class of the trial; 0 for as many as there are, up to 10
         "seeds": 20,

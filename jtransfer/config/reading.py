@@ -47,27 +47,41 @@ def load(command: str | None, file: str, overrides: list[str]) -> tuple[str, Con
     for flag, keys, text in flags:
         _put(values, keys, text, flag)  # so that the table knows a new entry of `hyper`
         _put(values, keys, _value(text, keys[-1], _kind(command, values, keys), flag), flag)
-    defaults = DEFAULTS[command]()
-    if "model" in defaults:
-        model = values.get("model", {})
-        defaults["model"] = architecture(model) if isinstance(model, dict) else model
-    config = ConfigDict(_over(defaults, values))
+    config = ConfigDict(completed(command, values))
     places = {".".join(keys): flag for flag, keys, _ in flags}
     check(command, config, lambda key: places.get(key, f"in {path}"))
     return command, config
 
 
+def completed(command: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Some values of a config, and the defaults of all keys that it lacks."""
+    return _over(_defaults(command, values), values)
+
+
+def defaults(command: str, config: ConfigDict) -> dict[str, Any]:
+    """The defaults of all keys of a config, as `resolved` has values; those of its model are of the architecture."""
+    return _as_json(_defaults(command, config.to_dict()))
+
+
+def _defaults(command, values):
+    found = DEFAULTS[command]()
+    if "model" in found:
+        model = values.get("model", {})
+        found["model"] = architecture(model) if isinstance(model, dict) else model
+    return found
+
+
 def resolved(config: ConfigDict) -> dict[str, Any]:
     """A config as plain values that JSON keeps: tuples as lists, NumPy's numbers as Python's."""
+    return _as_json(config.to_dict())
 
-    def plain(value):
-        if isinstance(value, dict):
-            return {str(key): plain(item) for key, item in value.items()}
-        if isinstance(value, np.generic):
-            return value.item()
-        return [plain(item) for item in value] if isinstance(value, (tuple, list)) else value
 
-    return plain(config.to_dict())
+def _as_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _as_json(item) for key, item in value.items()}
+    if isinstance(value, np.generic):
+        return value.item()
+    return [_as_json(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 
 def once(config: ConfigDict, *keys: str) -> ConfigDict:

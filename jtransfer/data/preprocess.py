@@ -1,6 +1,8 @@
 """What a checkpoint's own image processor and tokenizer do, found beside its weights when they are first asked for."""
 
 import dataclasses
+import hashlib
+import json
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
@@ -12,7 +14,7 @@ import numpy as np
 from jtransfer.data import keys
 from jtransfer.data.dataset import floats
 from jtransfer.errors import InputError, first_line
-from jtransfer.files import read_json
+from jtransfer.files import LARGEST_JSON, read, read_json
 from jtransfer.models import tables
 
 log = logging.getLogger("jtransfer")
@@ -149,6 +151,42 @@ def cleaning_of(origin: Any) -> str:
     given = options.get("tokenizer_kwargs") or {}
     keys.check(file, given, keys.OPEN_CLIP_TOKENIZER)
     return given.get("clean") or ("whitespace" if options.get("hf_tokenizer_name") else "lower")
+
+
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+"""Files of an image processor."""
+
+
+def files_of(origin: Any, config: Any) -> dict[str, bytes]:
+    """What `of` reads beside the weights, by name; what a config says of it is under the empty name.
+
+    Args:
+        origin: Of the checkpoint.
+        config: Of its model.
+
+    Raises:
+        InputError: one of the files is no plain file, or larger than any such file is.
+    """
+    own = origin.values.get("preprocessor")
+    found = {"": json.dumps([own, cleaning_of(origin)]).encode()}
+    if "input_ids" in config.inputs:
+        from jtransfer.data.text import files_in
+
+        found |= files_in(origin.directory)
+    beside = "pixel_values" in config.inputs and not own and origin.layout != "jtransfer"
+    for file in (origin.directory / name for name in PROCESSORS):
+        if beside and file.exists():
+            try:
+                found[file.name] = read(file, LARGEST_JSON)
+            except OSError as error:
+                raise InputError(f"{file} cannot be read ({error})") from None
+    return found
+
+
+def fingerprint(contents: Mapping[str, bytes]) -> str:
+    """16 hexadecimal digits over files by name: those of a processor and of a tokenizer."""
+    each = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    return hashlib.sha256(json.dumps(each, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @contextmanager

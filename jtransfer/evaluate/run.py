@@ -86,7 +86,8 @@ def check(config, directory: epath.PathLike) -> None:
     """
     config = configs.once(config, "protocols", "layers")
     chosen_later = () if config.layers else ("layers",)
-    workdir.check(epath.Path(directory), _plain(config), GROWS, later=("fingerprints", *chosen_later))
+    plain, defaults = _plain(config), configs.defaults("evaluate", config)
+    workdir.check(epath.Path(directory), plain, defaults, GROWS, later=("fingerprints", *chosen_later))
 
 
 def _plain(config):
@@ -106,9 +107,10 @@ def run(evaluation: Evaluation, directory: epath.PathLike, on_rows: Callable[[st
         Unfinished: some protocols cannot be done on this data; the rows of the others are written, and in the error.
     """
     directory, task = epath.Path(directory), evaluation.task
-    fingerprints = {"data": sources.fingerprint(task.dataset), "backbone": task.backbone.fingerprint}
+    fingerprints = {"data": sources.fingerprint(task.dataset)} | task.backbone.fingerprints
     mine = _plain(evaluation.config) | {"fingerprints": fingerprints}
-    config = workdir.check(directory, mine, GROWS)
+    defaults = configs.defaults("evaluate", evaluation.config)
+    config = workdir.check(directory, mine, defaults, GROWS)
     fingerprint = workdir.fingerprint(config, GROWS)
     cells = Cells(directory, fingerprint)
     done, failed = _of_these(cells.read(config["protocols"]), evaluation.also), {}
@@ -122,12 +124,12 @@ def run(evaluation: Evaluation, directory: epath.PathLike, on_rows: Callable[[st
         except OF_THE_INPUT as error:
             failed[text] = first_line(error)
             continue
-        config = workdir.claim(directory, mine, GROWS)  # not before there is something to keep
+        config = workdir.claim(directory, mine, defaults, GROWS)  # not before there is something to keep
         cells.write(text, done[text])
         cells.gather(_ordered(done, config))
         on_rows(text, done[text])
     # Whatever other runs in this directory have finished meanwhile is gathered too.
-    config = workdir.check(directory, mine, GROWS)
+    config = workdir.check(directory, mine, defaults, GROWS)
     rows = _ordered(cells.read(config["protocols"]), config)
     if rows:
         cells.gather(rows)
@@ -137,11 +139,18 @@ def run(evaluation: Evaluation, directory: epath.PathLike, on_rows: Callable[[st
 
 
 def _of_these(done, also):
-    """The finished protocols, but for those that read a file or a source which is another by now."""
+    """The finished protocols, but for those that read a file or a source which is another by now.
+
+    What an earlier version did not note is taken as it is.
+    """
+
+    def same(now, noted):
+        return noted is None if now is None else bool(noted) and now[: len(noted)] == noted
+
     return {
         text: rows
         for text, rows in done.items()
-        if text not in also or all(row.get("also") == also[text].get("also") for row in rows)
+        if text not in also or all(same(also[text].get("also"), row.get("also")) for row in rows)
     }
 
 

@@ -5,11 +5,12 @@ scaled to length 1 again. Logits are `exp(logit_scale)` times the cosine of imag
 From CLIP (Radford et al. 2021, arXiv:2103.00020, section 3.1.4, and the notebook that came with its weights).
 """
 
+import hashlib
 import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -190,6 +191,11 @@ def embed(backbone: Backbone, texts: Sequence[str], batch: int = 256) -> np.ndar
     rows = [np.minimum(np.arange(start, start + batch), last) for start in range(0, len(texts), batch)]
     embeds = [backbone({name: x[part] for name, x in inputs.items()})["text_embeds"] for part in rows]
     return np.concatenate(embeds)[: len(texts)]
+
+
+def fingerprint(*values: Any) -> str:
+    """16 hexadecimal digits over what files came to, as JSON has it."""
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
 
 def read_texts(path: epath.PathLike) -> tuple[str, ...]:

@@ -15,7 +15,8 @@ from etils import epath
 
 from jtransfer import checkpoints, files, locks, methods, workdir
 from jtransfer.checkpoints.store import Store
-from jtransfer.config import check, resolved
+from jtransfer.config import check, defaults, resolved
+from jtransfer.data import preprocess
 from jtransfer.data.streams import ahead
 from jtransfer.errors import Damaged, InputError, Once
 from jtransfer.models import SOURCE_HEAD, STATISTICS
@@ -50,7 +51,8 @@ class Run:
         adapted: The model as the method changes it.
         optimiser: Its options.
         mesh: The devices.
-        fingerprints: Of the data and of the backbones, if there are any.
+        fingerprints: Of the data, of the backbones, and of the files that say how the model's inputs are made, if there
+            are any.
     """
 
     config: Any
@@ -93,6 +95,8 @@ def prepare(config, stream: Any = None) -> Run:
     adapted = methods.adapt(method, task.model, task.params, task.example, wrap, task.fresh)
     sharding.tree_shardings(adapted.shapes, mesh, config.sharding)
     fingerprints = {"data": task.stream.fingerprint} | task.fingerprints
+    if beside := task.beside():
+        fingerprints["preprocessing"] = preprocess.fingerprint(beside)
     return Run(config, task, method, adapted, optimiser, mesh, fingerprints)
 
 
@@ -117,7 +121,8 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], No
         Stopped: a signal came. The state is saved, and the next call ends as if there had been none.
     """
     directory, config, mesh = epath.Path(directory), run.config, run.mesh
-    of = workdir.fingerprint(workdir.claim(directory, resolved(config) | {"fingerprints": run.fingerprints}))
+    plain = resolved(config) | {"fingerprints": run.fingerprints}
+    of = workdir.fingerprint(workdir.claim(directory, plain, defaults("train", config)))
     if hosts.is_first():
         remembered.write(directory, run.task)
     step, state, frozen, evaluate = _programs(run)

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from jtransfer.checkpoints import export
 from jtransfer.checkpoints.adapter import Adapter
 from jtransfer.checkpoints.backbone import Backbone
-from jtransfer.config import train_defaults
+from jtransfer.config import completed
 from jtransfer.errors import InputError
 from jtransfer.files import read_record
 from jtransfer.methods.lora import LoRA
@@ -39,14 +39,15 @@ def result(directory: epath.PathLike) -> tuple[int, Adapter, dict[str, bytes]]:
     _, values = read_record(directory / "config.json", "it cannot be told what this run was")
     if "methods" in values:
         raise InputError(f"workdir {directory} is of 'jtransfer curve', which keeps results and no weights")
-    before = values.pop("fingerprints", {})
+    before = {"data": None} | values.pop("fingerprints", {})
     here = {"mesh": {"data": 1, "rest": -1}, "sharding": "replicated"}
-    config = ConfigDict(train_defaults() | values | here)
+    config = ConfigDict(completed("train", values) | here)
     stream, tokens = remembered.read(directory) or (None, 0)
     if tokens:
         config.load.tokens = tokens
     run = loop.prepare(config, stream)
-    if changed := [what for what, own in run.fingerprints.items() if not same_data(own, before.get(what))]:
+    now = run.fingerprints
+    if changed := [what for what in now if what in before and not same_data(now[what], before[what])]:
         raise InputError(f"workdir {directory}: the {' and the '.join(changed)} changed since the run was started")
     step, tree = loop.restored(run, directory)
     own = run.task.backbone is None or config.preprocessor or config.tokenizer

@@ -3,6 +3,7 @@
 import json
 import re
 import struct
+import sys
 import time
 import tracemalloc
 import zipfile
@@ -14,8 +15,8 @@ from safetensors.numpy import load_file, save_file
 from jtransfer import checkpoints
 from jtransfer.checkpoints import leaves, patterns, peft_config
 from jtransfer.checkpoints.families import FAMILIES
-from jtransfer.errors import InputError
-from jtransfer.models import Head, Headed, ViT, ViTConfig, shapes_of
+from jtransfer.errors import InputError, nearest
+from jtransfer.models import Head, Headed, ViT, ViTConfig, described, shapes_of
 from jtransfer.models.gpt2 import GPT2, GPT2Config
 
 CONFIG = ViTConfig(image=(8, 8), patch=4, width=8, depth=1, heads=2, hidden=12, epsilon=1e-3)
@@ -66,6 +67,8 @@ def write_header(directory, header):
         ({"a\nb": EMPTY}, "is no name of a tensor"),
         ({"a": EMPTY, "b": EMPTY | {"data_offsets": [0, 8], "shape": [2]}}, "is truncated: 'b' ends at byte"),
         (json.dumps({f"a{i}": 1 for i in range(100_000)}).encode()[:-1] + b',"a9":1}', "key 'a9' stands there twice"),
+        ({f"a{i}": 1 for i in range(100_000)}, "has 100,000 tensors, as a0, a1, a2, a3, a4 and 99,995 more"),
+        ({"__metadata__": {f"a{i}": "a" for i in range(100_000)}, "a": EMPTY}, "has 100,001 tensors, as a, a0, a1"),
     ],
     ids=lambda x: x[:24] if isinstance(x, str) else "header",
 )
@@ -78,6 +81,55 @@ def test_many_tensors_that_fit_nothing_are_counted_and_a_few_named(directory):
     write_header(directory, {f"vit.encoder.layer.{i}.x.weight": EMPTY for i in range(3000)})
     line = refusal(directory)
     assert "of 3000 tensors, 22 missing, 3000 unknown: 'embeddings.cls_token' is missing for embeddings/cls" in line
+
+
+def work(function, *arguments):
+    """How many functions a call calls: what takes its time, whatever the machine does beside."""
+    count = 0
+
+    def called(frame, event, argument):
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(called)
+    try:
+        function(*arguments)
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def in_own_layout(directory):
+    (directory / "config.json").write_text(json.dumps(described(CONFIG) | {"classes": []}))
+
+
+@pytest.mark.parametrize("name", ["vit.encoder.layer.{}.x.weight", "x{}", "encoder/block_{}/x/kernel"])
+@pytest.mark.parametrize("settle", [lambda directory: None, in_own_layout], ids=["huggingface", "jtransfer"])
+def test_twice_the_unknown_tensors_are_twice_the_work(directory, settle, name):
+    def refused():
+        with pytest.raises(InputError, match=f"of {count} tensors"):
+            checkpoints.load(str(directory))
+
+    settle(directory)
+    of_each = []
+    for count in (500, 500, 1000, 2000):  # the first call traces the model
+        write_header(directory, {name.format(i): EMPTY for i in range(count)})
+        of_each.append(work(refused))
+    assert of_each[3] - of_each[2] < 2.5 * (of_each[2] - of_each[1]) < 2.5 * 500 * 200
+
+
+@pytest.mark.parametrize("name", ["{0}", "{}", "{a}", "{0.__class__}", "a{}b", "{", "a}"])
+def test_a_name_that_python_would_format_is_a_name_of_no_leaf(directory, name):
+    in_own_layout(directory)
+    write_header(directory, {name: EMPTY})
+    assert f"'{name}' belongs to no leaf" in refusal(directory)
+
+
+def test_the_nearest_of_very_many_choices_is_looked_for_beside_the_name_in_the_alphabet():
+    choices = [f"n{i:08d}" for i in range(100_000)]
+    assert nearest("n00050000x", choices) == "did you mean 'n00050000'?"
+    assert work(nearest, "n00050000x", choices) < 2 * work(nearest, "n00050000x", choices[50_000:50_500])
+    assert nearest("a" * 5000, ["a" * 4999]) == f"did you mean '{'a' * 4999}'?"
 
 
 @pytest.mark.parametrize(
@@ -115,7 +167,7 @@ def test_an_archive_of_objects_or_words_is_refused(tmp_path, array, said):
 
 def test_a_config_of_any_length_is_refused_before_it_is_read(directory):
     (directory / "config.json").write_text('{"a": "' + "x" * 20_000_000 + '"}')
-    assert "at most 16,777,216 are read" in refusal(directory)
+    assert "at most 8,388,608 are read" in refusal(directory)
 
 
 @pytest.mark.parametrize(

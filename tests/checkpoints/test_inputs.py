@@ -221,3 +221,25 @@ def test_a_text_anywhere_in_a_dataset_that_the_model_has_no_row_for_is_refused_b
     (tmp_path / "more" / "tokenizer_config.json").write_text(json.dumps(settings))
     with pytest.raises(InputError, match=r"text 299: input_ids\[1\] is \d+ \('<user>', which was added"):
         checkpoints.load_for(str(tmp_path / "more"), {}, texts(*["good"] * 299, "<user> film", "film"))
+
+
+def test_what_a_checkpoint_says_of_its_inputs_is_known_by_its_files(tmp_path):
+    config = FAMILIES["clip"].write(CLIP)
+    tree = complete(of_config(CLIP), jax.random.key(0), {}, CLIP.inputs)
+    save_file(FAMILIES["clip"].names(CLIP, "").write(tree), tmp_path / "model.safetensors")
+    for name, values in (("config.json", config), ("preprocessor_config.json", PROCESSOR), ("tokenizer.json", {})):
+        (tmp_path / name).write_text(json.dumps(values))
+    backbone = checkpoints.load(str(tmp_path))
+    parts = backbone, backbone.tower("vision"), backbone.tower("text")
+
+    def changed(name):
+        """Of which parts another content of a file is seen."""
+        before = [part.fingerprints for part in parts]
+        (tmp_path / name).write_text(json.dumps({"changed": name}))
+        after = [part.fingerprints for part in parts]
+        assert [x["backbone"] for x in before] == [x["backbone"] for x in after] == [x.fingerprint for x in parts]
+        return [one["preprocessing"] != other["preprocessing"] for one, other in zip(before, after, strict=True)]
+
+    assert changed("preprocessor_config.json") == [True, True, False]
+    assert changed("tokenizer.json") == changed("tokenizer_config.json") == [True, False, True]
+    assert changed("README.md") == [False, False, False]

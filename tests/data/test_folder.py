@@ -125,14 +125,16 @@ def test_a_workdir_that_knew_the_folder_by_names_and_sizes_goes_on_as_it_was(roo
     ours = fingerprint(load(f"folder:{root}"))
     workdir = epath.Path(tmp_path / "run")
     earlier = ours.split(".")[0]
-    claim(workdir, {"fingerprints": {"data": earlier}})
-    assert claim(workdir, {"fingerprints": {"data": ours}})["fingerprints"]["data"] == earlier  # as its cells have it
+    claim(workdir, {"fingerprints": {"data": earlier}}, {})
+    assert (
+        claim(workdir, {"fingerprints": {"data": ours}}, {})["fingerprints"]["data"] == earlier
+    )  # as its cells have it
     with pytest.raises(InputError, match="fingerprints.data is"):
-        claim(workdir, {"fingerprints": {"data": "-" + ours[1:]}})
-    claim(workdir / "new", {"fingerprints": {"data": ours}})
+        claim(workdir, {"fingerprints": {"data": "-" + ours[1:]}}, {})
+    claim(workdir / "new", {"fingerprints": {"data": ours}}, {})
     for other in (ours[:-1] + "-", "-" + ours[1:], earlier):
         with pytest.raises(InputError, match="fingerprints.data is"):
-            claim(workdir / "new", {"fingerprints": {"data": other}})
+            claim(workdir / "new", {"fingerprints": {"data": other}}, {})
 
 
 @pytest.mark.parametrize("ending", [".bmp", ".gif", ".tif", ".TIFF", ".WebP", ".JPG"])

@@ -1,6 +1,5 @@
 """Protocols that need no label of the task: class names read by a text tower, captions, and attributes."""
 
-import hashlib
 import json
 from dataclasses import replace
 from functools import partial
@@ -123,7 +122,7 @@ def attributes(task: Task, file: str = "", method: str = "eszsl", folds: Annotat
     if method not in grids:
         raise InputError(f"attributes: unknown method '{method}'; choose one of {', '.join(grids)}")
     matrix, unseen = _attributes(file, task.dataset.classes)
-    task.also.append(_digest(matrix.tolist(), np.asarray(unseen).tolist()))
+    task.also.append(texts.fingerprint(matrix.tolist(), np.asarray(unseen).tolist()))
     seen = np.setdiff1d(np.arange(len(matrix)), unseen)
     measure.groups(seen, folds)
     by_attributes.check(matrix, seen, binary=method == "dap")
@@ -186,7 +185,7 @@ def classifier(task: Task, templates: str, names: str, protocol: str, distinct: 
     texts.check(task.backbone)
     own = texts.read_texts(templates) if templates else texts.TEMPLATES
     classes = texts.read_texts(names) if names else task.dataset.classes
-    task.also.extend([_digest(own, classes)] if templates or names else [])
+    task.also.extend([texts.fingerprint(own, classes)] if templates or names else [])
     if len(classes) != len(task.dataset.classes):
         raise InputError(
             f"{protocol}: {names} has {len(classes)} names, {task.dataset.name} {len(task.dataset.classes)} classes"
@@ -246,11 +245,6 @@ def _captions(task):
 
     texts.check(task.backbone)
     return run
-
-
-def _digest(*values):
-    """16 hexadecimal digits over what a file came to."""
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
 
 def _attributes(file, classes):

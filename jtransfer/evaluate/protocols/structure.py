@@ -73,7 +73,7 @@ def cka(task: Task, reference: str = "") -> Run:
     if len(task.test) < similarity.LEAST:
         raise InputError(f"cka: {task.dataset.name} has {len(task.test)} test rows; expected at least 4")
     other = task.seen_by(reference) if reference else task
-    task.also.extend([other.backbone.fingerprint] if reference else [])
+    task.also.extend(other.backbone.fingerprints.values() if reference else ())
 
     def run():
         mine, theirs = ([x[task.test] for x in t.features(*task.layers)] for t in (task, other))
