@@ -150,6 +150,38 @@ def test_what_a_workdir_keeps_embeds_the_same_in_sentence_transformers(text_runs
     assert (tmp_path / "out" / "head.safetensors").exists() == (head is None)
 
 
+def older_name(directory):
+    settings = json.dumps({"max_seq_length": 4, "do_lower_case": True})
+    (directory / "sentence_bert_config.json").unlink()
+    (directory / "sentence_roberta_config.json").write_text(settings)
+
+
+def other_places(directory):
+    (directory / "1_Pooling").rename(directory / "pooling")
+    modules = json.loads((directory / "modules.json").read_text())
+    paths = ["", "pooling", "unit"]
+    described = [module | {"path": path} for module, path in zip(modules, paths, strict=True)]
+    (directory / "modules.json").write_text(json.dumps(described))
+
+
+def a_prompt(directory):
+    settings = {"prompts": {"passage": "the plot "}, "default_prompt_name": "passage"}
+    (directory / "config_sentence_transformers.json").write_text(json.dumps(settings))
+
+
+@pytest.mark.parametrize("change", [older_name, other_places, a_prompt])
+def test_an_encoder_goes_out_with_all_that_its_directory_says_of_texts_and_pooling(encoders, change, tmp_path):
+    sentences = pytest.importorskip("sentence_transformers")
+    directory = encoders("cls_token", True)
+    plain = jt.load(str(directory))(jt.load(str(directory)).preprocess(TEXTS))["sentence_embedding"]
+    change(directory)
+    to_huggingface(tmp_path / "out", jt.load(str(directory)))
+    before, after = (sentences.SentenceTransformer(str(it), device="cpu") for it in (directory, tmp_path / "out"))
+    expected = before.encode(TEXTS)
+    np.testing.assert_allclose(after.encode(TEXTS), expected, **CLOSE)
+    assert change is other_places or np.abs(expected - plain).max() > 1e-2
+
+
 def test_a_head_beside_an_encoder_that_is_not_whole_is_refused_in_one_line(text_runs, tmp_path):
     *_, workdir = text_runs["finetune"]
     trained = jt.load(str(workdir / "model"))

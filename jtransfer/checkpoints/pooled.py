@@ -77,15 +77,13 @@ def read(where: epath.Path) -> tuple[tuple[str, ...], dict[str, tensors.Tensor]]
 
 
 def write_modules(directory: Path, config: Any, limit: int | None) -> None:
-    """Write what sentence-transformers reads beside the model, where it is not there already.
+    """Write what sentence-transformers reads beside the model; what it says of texts stays where it is there already.
 
     Args:
         directory: With `config.json`, weights and the files of the tokenizer.
         config: Of the encoder.
         limit: The most tokens that are kept of a text; None where nothing says it.
     """
-    if (directory / "modules.json").exists():
-        return
     modules = ["", "1_Pooling", *(["2_Normalize"] if config.normalize else [])]
     kinds = ("Transformer", "Pooling", "Normalize")
     described = [
@@ -101,7 +99,7 @@ def write_modules(directory: Path, config: Any, limit: int | None) -> None:
     _write_json(directory / "1_Pooling" / "config.json", {"word_embedding_dimension": config.width} | pooling)
     if config.normalize:
         _write_json(directory / "2_Normalize" / "config.json", {})
-    if limit and not (directory / "sentence_bert_config.json").exists():
+    if limit and not any(directory.glob("sentence_*_config.json")):
         _write_json(directory / "sentence_bert_config.json", {"max_seq_length": limit, "do_lower_case": False})
 
 

@@ -33,22 +33,8 @@ PADS = ("[PAD]", "<pad>", "<|endoftext|>", "</s>")
 
 SIDES = ("left", "right")
 
-FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "*.model",
-    "sentence_*_config.json",
-    "config_sentence_transformers.json",
-)
-"""What a tokenizer is read from."""
-
 SENTENCES = tuple(
-    f"sentence_{name}_config.json" for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta")
+    f"sentence_{name}_config.json" for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
 """What sentence-transformers says of its tokenizer, by the names that the file has had."""
 
@@ -60,7 +46,7 @@ def files_in(directory: epath.Path) -> dict[str, bytes]:
         InputError: one of them is no plain file, or larger than any such file is.
     """
     found = {}
-    for path in (path for pattern in FILES for path in directory.glob(pattern)):
+    for path in (path for pattern in keys.FILES for path in directory.glob(pattern)):
         try:
             found[path.name] = read_bytes(path, LARGEST_JSON)
         except OSError as error:
