@@ -34,7 +34,8 @@ PADS = ("[PAD]", "<pad>", "<|endoftext|>", "</s>")
 SIDES = ("left", "right")
 
 SENTENCES = tuple(
-    f"sentence_{name}_config.json" for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+    f"sentence_{name}_config.json"
+    for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
 """What sentence-transformers says of its tokenizer, by the names that the file has had."""
 
