@@ -39,10 +39,12 @@ class Pixels:
     Attributes:
         make: Does it.
         scale: That it brings bytes to, wherever it is given or makes these; None where there are none.
+        identity: What tells it from any other that makes other values of some image.
     """
 
     make: Callable[[Any], Arrays]
     scale: Scale | None = None
+    identity: str = ""
 
     def __call__(self, images: Any) -> Arrays:
         return self.make(images)
@@ -59,6 +61,11 @@ class Texts:
 
     tokenizer: Any
     tokens: int
+
+    @property
+    def identity(self) -> str:
+        """What tells it from any other that makes other tokens of some text."""
+        return f"{self.tokenizer.identity} {self.tokens}"
 
     def __call__(self, inputs: list) -> Arrays:
         return self.tokenizer.read(*_columns(inputs), length=self.tokens)[0]
@@ -187,7 +194,7 @@ def through(processor: Any) -> Pixels:
             images = np.clip(np.asarray(images) * 255, 0, 255).round().astype(np.uint8)
         return processor(images)
 
-    return Pixels(prepare, processor.scale)
+    return Pixels(prepare, processor.scale, repr(processor))
 
 
 def _for_images(backbone: Backbone, data: Any) -> Prepare:

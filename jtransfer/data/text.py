@@ -4,6 +4,7 @@
 `merges.txt` (BPE). Whatever else there is, transformers reads, where it is installed.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -83,6 +84,7 @@ class Tokenizer:
             without an entry is not checked.
         prompts: What texts may be begun with, by name.
         prompt: What they are begun with if none is named.
+        identity: Digest of the files, and what else tells it from a tokenizer that makes other tokens of some text.
     """
 
     encode: Encode
@@ -97,6 +99,7 @@ class Tokenizer:
     tables: Mapping[str, int] = field(default_factory=dict)
     prompts: Mapping[str, str] = field(default_factory=dict)
     prompt: str = ""
+    identity: str = ""
     _warn: Once = field(default_factory=Once, repr=False)
 
     def __call__(
@@ -291,7 +294,14 @@ def tokenizer(
         tables or {},
         prompts,
         prompt,
+        f"{_digest(directory)} {clean} {limit}",
     )
+
+
+def _digest(directory):
+    """16 hexadecimal digits over the names and contents of the files."""
+    lines = [f"{name} {hashlib.sha256(own).hexdigest()}" for name, own in sorted(files_in(directory).items())]
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def sentence_settings(directory: epath.Path) -> tuple[dict[str, Any], dict[str, str], str]:

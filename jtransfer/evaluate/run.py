@@ -37,7 +37,7 @@ class Evaluation:
         config: The resolved config.
         task: Data and backbone.
         runs: What each protocol does.
-        also: Of each protocol, what its rows say that it has read beside the task; empty where that is nothing.
+        also: Of each protocol, what its rows say of how inputs are made, and of what it has read beside the task.
     """
 
     config: Any
@@ -70,11 +70,11 @@ def prepare(config, progress: Progress = lambda what, done, rows: None) -> Evalu
     config.layers = config.layers or (reader.default_layer(dataset),)
     task = Task(dataset, train, validation, held_out, reader, config.layers, dict(config.load), config.data_dir)
     reader.check(dataset, *config.layers)
-    runs, also = {}, {}
+    runs, also, made = {}, {}, {"preprocessing": reader.origin(dataset, "").preprocessing}
     for text, put_on in wanted.items():
         task.also.clear()
         runs[text] = put_on(task)
-        also[text] = {"also": list(task.also)} if task.also else {}
+        also[text] = made | ({"also": list(task.also)} if task.also else {})
     return Evaluation(config, task, runs, also)
 
 
@@ -143,12 +143,17 @@ def run(evaluation: Evaluation, directory: epath.PathLike, on_rows: Callable[[st
 
 
 def _of_these(done, also):
-    """The finished protocols, but for those that read a file or a source which is another by now."""
-    return {
-        text: rows
-        for text, rows in done.items()
-        if text not in also or all(row.get("also") == also[text].get("also") for row in rows)
-    }
+    """The finished protocols, but for those that read what is another by now: a file, a source, how inputs are made.
+
+    Rows of versions that did not say how their inputs are made are taken to have had them made so.
+    """
+
+    def is_this(text, row):
+        own = also.get(text, {})
+        made = own.get("preprocessing")
+        return not own or (row.get("also") == own.get("also") and row.get("preprocessing", made) == made)
+
+    return {text: rows for text, rows in done.items() if all(is_this(text, row) for row in rows)}
 
 
 def _ordered(done, config):

@@ -246,6 +246,7 @@ def _captions(task):
         return [row(EMBEDS, metrics, how)]
 
     texts.check(task.backbone)
+    task.also.append(_digest(dataset.captions.identity))
     return run
 
 
