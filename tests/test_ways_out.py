@@ -136,6 +136,42 @@ def test_peft_takes_the_adapter_of_a_sentence_encoder_and_its_head_stands_beside
     assert again.classes == ("yes", "no")
 
 
+@pytest.mark.parametrize("model_type", ["DistilBert", "Electra", "Bert"])
+def test_an_encoder_without_a_pooler_goes_out_with_the_head_on_its_first_token(
+    model_type, bert, reviews, tmp_path, monkeypatch
+):
+    monkeypatch.undo()
+    peft = pytest.importorskip("peft")
+    sizes = {"vocab_size": 20, "max_position_embeddings": 40, "hidden_size": 16, "num_hidden_layers": 1}
+    sizes |= {"num_attention_heads": 2, "intermediate_size": 24}
+    if model_type == "DistilBert":
+        sizes = {"vocab_size": 20, "max_position_embeddings": 40, "dim": 16, "n_layers": 1, "n_heads": 2}
+    config = getattr(transformers, f"{model_type}Config")(**sizes)
+    options = {"add_pooling_layer": False} if model_type == "Bert" else {}
+    getattr(transformers, f"{model_type}Model")(config, **options).save_pretrained(tmp_path / "base")
+    shutil.copy(f"{bert}/vocab.txt", tmp_path / "base")
+    rate = {"optimiser": train_defaults()["optimiser"] | {"rate": 0.1}}
+    data = {"data": "tfds:reviews", "data_dir": reviews, "method": "lora(rank=2)"}
+    workdir = train(tmp_path / "run", backbone=str(tmp_path / "base"), **data, **rate)
+    for format in ("hf", "peft"):
+        assert main(["export", f"--workdir={workdir}", f"--format={format}", f"--out={tmp_path / format}"]) == 0
+    trained = jt.load(str(workdir / "model"))
+    batch = trained.preprocess(TEXTS)
+    expected = trained(batch)["logits"]
+    assert np.ptp(expected) > 1e-3
+    merged = transformers.AutoModel.from_pretrained(tmp_path / "hf")
+    base = transformers.AutoModel.from_pretrained(tmp_path / "base")
+    given = {name: x for name, x in batch.items() if model_type != "DistilBert" or name != "token_type_ids"}
+    for model, out in ((merged, "hf"), (peft.PeftModel.from_pretrained(base, tmp_path / "peft"), "peft")):
+        _, logits = of_torch(model, tmp_path / out, "cls_token", False, given)
+        np.testing.assert_allclose(logits, expected, **CLOSE)
+    adapter = jt.load_adapter(jt.load(str(tmp_path / "base")), str(tmp_path / "peft"))
+    for again in (jt.load(str(tmp_path / "hf")), adapter):
+        np.testing.assert_allclose(again(batch)["logits"], expected, **CLOSE)
+    to_huggingface(tmp_path / "plain", jt.load(str(tmp_path / "base")))
+    assert not (tmp_path / "plain" / "modules.json").exists(), "of itself it is no sentence encoder"
+
+
 @pytest.mark.parametrize("method", ["lora(rank=2)", "finetune"])
 @pytest.mark.parametrize("head", [None, ""])
 def test_what_a_workdir_keeps_embeds_the_same_in_sentence_transformers(text_runs, method, head, tmp_path):

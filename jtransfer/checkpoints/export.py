@@ -158,7 +158,7 @@ def _huggingface(directory: Path, result: Backbone | Adapter, adapters: str) -> 
     write_safetensors(directory / "model.safetensors", tensors)
     _write_json(directory / "config.json", _config(backbone, kind, next(iter(tensors.values())).dtype))
     _copy(directory, backbone)
-    if pooled.is_encoder(backbone.config) and not kind:
+    if (pooled.is_encoder(backbone.config) or (directory / pooled.WEIGHTS).exists()) and not kind:
         pooled.write_modules(directory, backbone.config, _limit(backbone))
 
 

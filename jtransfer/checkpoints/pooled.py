@@ -42,9 +42,19 @@ def is_encoder(config: Any) -> bool:
     return hasattr(config, "normalize") and config.pool in POOLED
 
 
+def pooling(config: Any) -> str:
+    """How features are pooled, one of `POOLED`; "" where a sentence encoder could not pool them so.
+
+    An encoder of texts whose checkpoint has no pooler gives its first token, as "cls" does.
+    """
+    if hasattr(config, "normalize") and config.pool == "pooler" and not config.pooler:
+        return "cls"
+    return config.pool if is_encoder(config) else ""
+
+
 def stands_beside(config: Any, head: Head | None) -> bool:
     """Whether a head on a model goes into the two files: one layer on what a sentence encoder pools."""
-    return head is not None and is_encoder(config) and head == Head(head.classes)
+    return head is not None and pooling(config) != "" and head == Head(head.classes)
 
 
 def write_head(directory: Path, params: Tree, classes: tuple[str, ...]) -> None:
@@ -93,10 +103,10 @@ def write_modules(directory: Path, config: Any, limit: int | None) -> None:
     (directory / "modules.json").write_text(json.dumps(described, indent=2) + "\n")
     for path in modules[1:]:
         (directory / path).mkdir(exist_ok=True)
-    flags = {"cls_token": config.pool == "cls", "mean_tokens": config.pool == "mean"}
-    modes = flags | {"max_tokens": False, "mean_sqrt_len_tokens": False}
-    pooling = {f"pooling_mode_{mode}": value for mode, value in modes.items()}
-    _write_json(directory / "1_Pooling" / "config.json", {"word_embedding_dimension": config.width} | pooling)
+    own = {"cls": "cls_token", "mean": "mean_tokens"}[pooling(config)]
+    modes = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens")
+    flags = {f"pooling_mode_{mode}": mode == own for mode in modes}
+    _write_json(directory / "1_Pooling" / "config.json", {"word_embedding_dimension": config.width} | flags)
     if config.normalize:
         _write_json(directory / "2_Normalize" / "config.json", {})
     if limit and not any(directory.glob("sentence_*_config.json")):
