@@ -136,6 +136,42 @@ def test_peft_takes_the_adapter_of_a_sentence_encoder_and_its_head_stands_beside
     assert again.classes == ("yes", "no")
 
 
+@pytest.mark.parametrize("model_type", ["DistilBert", "Electra", "Bert"])
+def test_an_encoder_without_a_pooler_goes_out_with_the_head_on_its_first_token(
+    model_type, bert, reviews, tmp_path, monkeypatch
+):
+    monkeypatch.undo()
+    peft = pytest.importorskip("peft")
+    sizes = {"vocab_size": 20, "max_position_embeddings": 40, "hidden_size": 16, "num_hidden_layers": 1}
+    sizes |= {"num_attention_heads": 2, "intermediate_size": 24}
+    if model_type == "DistilBert":
+        sizes = {"vocab_size": 20, "max_position_embeddings": 40, "dim": 16, "n_layers": 1, "n_heads": 2}
+    config = getattr(transformers, f"{model_type}Config")(**sizes)
+    options = {"add_pooling_layer": False} if model_type == "Bert" else {}
+    getattr(transformers, f"{model_type}Model")(config, **options).save_pretrained(tmp_path / "base")
+    shutil.copy(f"{bert}/vocab.txt", tmp_path / "base")
+    rate = {"optimiser": train_defaults()["optimiser"] | {"rate": 0.1}}
+    data = {"data": "tfds:reviews", "data_dir": reviews, "method": "lora(rank=2)"}
+    workdir = train(tmp_path / "run", backbone=str(tmp_path / "base"), **data, **rate)
+    for format in ("hf", "peft"):
+        assert main(["export", f"--workdir={workdir}", f"--format={format}", f"--out={tmp_path / format}"]) == 0
+    trained = jt.load(str(workdir / "model"))
+    batch = trained.preprocess(TEXTS)
+    expected = trained(batch)["logits"]
+    assert np.ptp(expected) > 1e-3
+    merged = transformers.AutoModel.from_pretrained(tmp_path / "hf")
+    base = transformers.AutoModel.from_pretrained(tmp_path / "base")
+    given = {name: x for name, x in batch.items() if model_type != "DistilBert" or name != "token_type_ids"}
+    for model, out in ((merged, "hf"), (peft.PeftModel.from_pretrained(base, tmp_path / "peft"), "peft")):
+        _, logits = of_torch(model, tmp_path / out, "cls_token", False, given)
+        np.testing.assert_allclose(logits, expected, **CLOSE)
+    adapter = jt.load_adapter(jt.load(str(tmp_path / "base")), str(tmp_path / "peft"))
+    for again in (jt.load(str(tmp_path / "hf")), adapter):
+        np.testing.assert_allclose(again(batch)["logits"], expected, **CLOSE)
+    to_huggingface(tmp_path / "plain", jt.load(str(tmp_path / "base")))
+    assert not (tmp_path / "plain" / "modules.json").exists(), "of itself it is no sentence encoder"
+
+
 @pytest.mark.parametrize("method", ["lora(rank=2)", "finetune"])
 @pytest.mark.parametrize("head", [None, ""])
 def test_what_a_workdir_keeps_embeds_the_same_in_sentence_transformers(text_runs, method, head, tmp_path):
@@ -148,6 +184,38 @@ def test_what_a_workdir_keeps_embeds_the_same_in_sentence_transformers(text_runs
     np.testing.assert_allclose(encoder.encode(TEXTS), expected, **CLOSE)
     assert encoder.max_seq_length == 20
     assert (tmp_path / "out" / "head.safetensors").exists() == (head is None)
+
+
+def older_name(directory):
+    settings = json.dumps({"max_seq_length": 4, "do_lower_case": True})
+    (directory / "sentence_bert_config.json").unlink()
+    (directory / "sentence_roberta_config.json").write_text(settings)
+
+
+def other_places(directory):
+    (directory / "1_Pooling").rename(directory / "pooling")
+    modules = json.loads((directory / "modules.json").read_text())
+    paths = ["", "pooling", "unit"]
+    described = [module | {"path": path} for module, path in zip(modules, paths, strict=True)]
+    (directory / "modules.json").write_text(json.dumps(described))
+
+
+def a_prompt(directory):
+    settings = {"prompts": {"passage": "the plot "}, "default_prompt_name": "passage"}
+    (directory / "config_sentence_transformers.json").write_text(json.dumps(settings))
+
+
+@pytest.mark.parametrize("change", [older_name, other_places, a_prompt])
+def test_an_encoder_goes_out_with_all_that_its_directory_says_of_texts_and_pooling(encoders, change, tmp_path):
+    sentences = pytest.importorskip("sentence_transformers")
+    directory = encoders("cls_token", True)
+    plain = jt.load(str(directory))(jt.load(str(directory)).preprocess(TEXTS))["sentence_embedding"]
+    change(directory)
+    to_huggingface(tmp_path / "out", jt.load(str(directory)))
+    before, after = (sentences.SentenceTransformer(str(it), device="cpu") for it in (directory, tmp_path / "out"))
+    expected = before.encode(TEXTS)
+    np.testing.assert_allclose(after.encode(TEXTS), expected, **CLOSE)
+    assert change is other_places or np.abs(expected - plain).max() > 1e-2
 
 
 def test_a_head_beside_an_encoder_that_is_not_whole_is_refused_in_one_line(text_runs, tmp_path):

@@ -17,7 +17,7 @@ from jtransfer.checkpoints.families.values import labels
 from jtransfer.checkpoints.huggingface import architecture_of, family_of, tensors_of, values_of
 from jtransfer.checkpoints.huggingface import check as check_names
 from jtransfer.checkpoints.tensors import write_safetensors
-from jtransfer.data import preprocess
+from jtransfer.data import keys, preprocess
 from jtransfer.errors import InputError, nearest
 from jtransfer.models import SOURCE_HEAD, STATISTICS, described
 from jtransfer.tree import nested, select
@@ -29,22 +29,8 @@ OF_THE_FILE = ("architectures", "dtype", "torch_dtype", "_name_or_path", "transf
 OLDER = ("text_config_dict", "vision_config_dict")
 """Keys that transformers prefers to those that are written."""
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
-OTHERS = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "*.model",
-    "generation_config.json",
-    "modules.json",
-    "sentence_bert_config.json",
-    "config_sentence_transformers.json",
-    "[12]_*/config.json",
-)
-"""Files beside the weights that stay as they are: of the tokenizer, generation, the sentence encoder."""
+OTHERS = (*keys.FILES, "generation_config.json")
+"""Files beside the weights that stay as they are: of the tokenizer and of generation."""
 
 
 def to_huggingface(
@@ -100,10 +86,8 @@ def write(
     with directories.replacing(directory, {"format": format, "adapters": how, **about}) as draft:
         FORMATS[format](draft, result, adapters)
         if beside and beside.keys() - {*PROCESSORS}:
-            from jtransfer.data.text import FILES  # which needs the tokenizers library
-
             # Another tokenizer's: no file of the backbone's may be read together with these.
-            for path in (path for pattern in FILES for path in draft.glob(pattern)):
+            for path in (path for pattern in keys.FILES for path in draft.glob(pattern)):
                 path.unlink()
         for name, content in (beside or {}).items():
             (draft / name).write_bytes(content)
@@ -175,7 +159,7 @@ def _huggingface(directory: Path, result: Backbone | Adapter, adapters: str) -> 
     config = _config(backbone, kind, next(iter(tensors.values())).dtype)
     (directory / "config.json").write_text(files.as_json(config))
     _copy(directory, backbone)
-    if pooled.is_encoder(backbone.config) and not kind:
+    if (pooled.is_encoder(backbone.config) or (directory / pooled.WEIGHTS).exists()) and not kind:
         pooled.write_modules(directory, backbone.config, _limit(backbone))
 
 

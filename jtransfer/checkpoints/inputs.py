@@ -33,16 +33,18 @@ Prepare = Callable[[Any], Arrays]
 
 
 @dataclass(frozen=True)
-class Pixels:
+class Pictures:
     """Makes `pixel_values` of images.
 
     Attributes:
         make: Does it.
         scale: That it brings bytes to, wherever it is given or makes these; None where there are none.
+        identity: What tells it from any other that makes other values of some image.
     """
 
     make: Callable[[Any], Arrays]
     scale: Scale | None = None
+    identity: str = ""
 
     def __call__(self, images: Any) -> Arrays:
         return self.make(images)
@@ -59,6 +61,11 @@ class Texts:
 
     tokenizer: Any
     tokens: int
+
+    @property
+    def identity(self) -> str:
+        """What tells it from any other that makes other tokens of some text."""
+        return f"{self.tokenizer.identity} {self.tokens}"
 
     def __call__(self, inputs: list) -> Arrays:
         return self.tokenizer.read(*_columns(inputs), length=self.tokens)[0]
@@ -119,7 +126,7 @@ def as_they_are(model: Any, data: Any) -> Prepare:
         raise InputError(f"config.data: {data.name} holds texts; name a config.backbone that has a tokenizer")
     shape = np.shape(data.inputs[np.arange(1)])[1:]
     check_images(model, f"images of {data.name}", shape)
-    return Pixels(partial(preprocess.as_they_are, shape=shape), Scale())
+    return Pictures(partial(preprocess.as_they_are, shape=shape), Scale())
 
 
 def gathered(prepare: Prepare, inputs: Any, rows: np.ndarray, coded: bool = False) -> dict[str, np.ndarray | Coded]:
@@ -137,7 +144,7 @@ def gathered(prepare: Prepare, inputs: Any, rows: np.ndarray, coded: bool = Fals
     one = prepare(first)
     alone = isinstance(first, list) and not isinstance(prepare, Texts)
     step = 1 if alone else within(one)
-    scale = prepare.scale if coded and isinstance(prepare, Pixels) else None
+    scale = prepare.scale if coded and isinstance(prepare, Pictures) else None
     whole = {key: aligned((len(rows), *x.shape[1:]), np.uint8 if scale else x.dtype) for key, x in one.items()}
 
     def fill(start: int) -> bool:
@@ -179,7 +186,7 @@ def tokenizer_files(backbone: Backbone) -> dict[str, bytes]:
     return found
 
 
-def through(processor: Any) -> Pixels:
+def through(processor: Any) -> Pictures:
     """What makes `pixel_values` of a dataset's images by a processor, whatever of floats in 0..1 it needs as bytes."""
 
     def prepare(images):
@@ -187,7 +194,7 @@ def through(processor: Any) -> Pixels:
             images = np.clip(np.asarray(images) * 255, 0, 255).round().astype(np.uint8)
         return processor(images)
 
-    return Pixels(prepare, processor.scale)
+    return Pictures(prepare, processor.scale, repr(processor))
 
 
 def _for_images(backbone: Backbone, data: Any) -> Prepare:

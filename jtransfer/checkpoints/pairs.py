@@ -12,7 +12,7 @@ import numpy as np
 from jtransfer.checkpoints.backbone import Backbone, load
 from jtransfer.checkpoints.inputs import (
     Arrays,
-    Pixels,
+    Pictures,
     as_they_are,
     gathered,
     options_of,
@@ -48,8 +48,8 @@ class Start:
     module: nn.Module
     params: Tree
     fresh: tuple[str, ...]
-    images: Pixels
-    crops: Pixels
+    images: Pictures
+    crops: Pictures
     texts: Callable[[list[str]], tuple[Arrays, np.ndarray]]
     backbone: Backbone | None
     fingerprints: dict[str, str]
@@ -146,7 +146,7 @@ def cached(start: Start, stream: PairStream, rates: Mapping[str, float]) -> tupl
     found = [jax.device_get(call(own, gathered(start.images, stream.images, part))) for part in parts]
     features = np.concatenate(found)
 
-    kept = Pixels(lambda rows: {"image_features": np.asarray(rows)})
+    kept = Pictures(lambda rows: {"image_features": np.asarray(rows)})
     rest = {path: x for path, x in start.params.items() if path not in tower}
     return dataclasses.replace(start, params=rest, images=kept, crops=kept), stream.over(features), tower
 
@@ -186,7 +186,7 @@ def _images(config, stream, module, source):
 
     pixels = through(processor)
     square = dataclasses.replace(processor, steps=(images.Fixed(*shape[:2]),))
-    return pixels, Pixels(square) if config.crop else pixels, processor.values
+    return pixels, Pictures(square) if config.crop else pixels, processor.values
 
 
 def _kept(source):

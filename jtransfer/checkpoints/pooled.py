@@ -40,9 +40,19 @@ def is_encoder(config: Any) -> bool:
     return hasattr(config, "normalize") and config.pool in POOLED
 
 
+def pooling(config: Any) -> str:
+    """How features are pooled, one of `POOLED`; "" where a sentence encoder could not pool them so.
+
+    An encoder of texts whose checkpoint has no pooler gives its first token, as "cls" does.
+    """
+    if hasattr(config, "normalize") and config.pool == "pooler" and not config.pooler:
+        return "cls"
+    return config.pool if is_encoder(config) else ""
+
+
 def stands_beside(config: Any, head: Head | None) -> bool:
     """Whether a head on a model goes into the two files: one layer on what a sentence encoder pools."""
-    return head is not None and is_encoder(config) and head == Head(head.classes)
+    return head is not None and pooling(config) != "" and head == Head(head.classes)
 
 
 def write_head(directory: Path, params: Tree, classes: tuple[str, ...]) -> None:
@@ -75,30 +85,28 @@ def read(where: epath.Path) -> tuple[tuple[str, ...], dict[str, tensors.Tensor]]
 
 
 def write_modules(directory: Path, config: Any, limit: int | None) -> None:
-    """Write what sentence-transformers reads beside the model, where it is not there already.
+    """Write what sentence-transformers reads beside the model; what it says of texts stays where it is there already.
 
     Args:
         directory: With `config.json`, weights and the files of the tokenizer.
         config: Of the encoder.
         limit: The most tokens that are kept of a text; None where nothing says it.
     """
-    if (directory / "modules.json").exists():
-        return
     modules = ["", "1_Pooling", *(["2_Normalize"] if config.normalize else [])]
     kinds = ("Transformer", "Pooling", "Normalize")
     described = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for i, (path, kind) in enumerate(zip(modules, kinds, strict=False))
     ]
-    flags = {"cls_token": config.pool == "cls", "mean_tokens": config.pool == "mean"}
-    modes = flags | {"max_tokens": False, "mean_sqrt_len_tokens": False}
-    pooling = {f"pooling_mode_{mode}": value for mode, value in modes.items()}
+    own = {"cls": "cls_token", "mean": "mean_tokens"}[pooling(config)]
+    modes = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens")
+    flags = {f"pooling_mode_{mode}": mode == own for mode in modes}
     contents = {
         "modules.json": described,
-        "1_Pooling/config.json": {"word_embedding_dimension": config.width} | pooling,
+        "1_Pooling/config.json": {"word_embedding_dimension": config.width} | flags,
         **({"2_Normalize/config.json": {}} if config.normalize else {}),
     }
-    if limit and not (directory / "sentence_bert_config.json").exists():
+    if limit and not any(directory.glob("sentence_*_config.json")):
         contents["sentence_bert_config.json"] = {"max_seq_length": limit, "do_lower_case": False}
     for name, values in contents.items():
         (directory / name).parent.mkdir(exist_ok=True)

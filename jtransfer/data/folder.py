@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -32,6 +33,9 @@ SPLITS = {
     "testing": "test",
 }
 """What directories of splits are called, in small or capital letters, and what is meant."""
+
+NAMED = re.compile(rf"({'|'.join(SPLITS)})[\W_]*(set|split|data|images|\d+)?", re.IGNORECASE)
+"""A directory of a split, with what may follow the word, as in train2017, "Test Data" and val_set."""
 
 BLOCK = 4096
 """Files that are handed to the threads at once."""
@@ -113,7 +117,7 @@ def _splits(folder: Folder) -> tuple[dict[str, str], list[str]]:
     there = [entry for entry in entries(folder.root, folder.root) if entry.kind == "directory" and not entry.hidden]
     found: dict[str, str] = {}
     for entry in there:
-        meant = SPLITS.get(entry.name.lower())
+        meant = _meant(entry.name)
         if meant and any(own.kind == "directory" and not own.hidden for own in entries(entry.path, folder.root)):
             if meant in found:
                 one, other = os.path.basename(found[meant]), entry.name
@@ -138,6 +142,24 @@ def _splits(folder: Folder) -> tuple[dict[str, str], list[str]]:
     return found, notes
 
 
+def _meant(name: str) -> str | None:
+    """The split that a name of a directory stands for."""
+    found = NAMED.fullmatch(name)
+    return SPLITS[found[1].lower()] if found else None
+
+
+def _refuse_splits(folder: Folder, directory: str) -> None:
+    """Refuse a class whose images lie in directories of splits, which would be trained and tested on alike."""
+    own = entries(directory, folder.root)
+    found = [entry.name for entry in own if entry.kind == "directory" and not entry.hidden and _meant(entry.name)]
+    if len({_meant(name) for name in found}) > 1:
+        one, other = (shown(name) for name in found[:2])
+        raise InputError(
+            f"{shown(directory)}: a class holds '{one}' and '{other}'; expected splits above the classes, as "
+            f"DIR/{one}/{shown(os.path.basename(directory))}"
+        )
+
+
 def _classes(folder: Folder, directory: str) -> dict[str, list[str]]:
     """The image files of each class, in the order of their names."""
     found = {}
@@ -149,6 +171,7 @@ def _classes(folder: Folder, directory: str) -> dict[str, list[str]]:
             raise InputError(
                 f"{shown(directory)}: class {entry.name!a} is not UTF-8, or has control characters; rename it"
             )
+        _refuse_splits(folder, entry.path)
         found[entry.name] = _images(folder, entry.path)
         if not found[entry.name]:
             raise InputError(f"{shown(entry.path)} holds no images; expected files ending in {_listed(SUFFIXES)}")

@@ -18,6 +18,22 @@ from jtransfer.kinds import shown
 log = logging.getLogger("jtransfer")
 
 
+FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "*.model",
+    "chat_template.jinja",
+    "sentence_*_config.json",
+    "config_sentence_transformers.json",
+)
+"""What is of a tokenizer, sentence-transformers' settings among it."""
+
+
 @dataclass(frozen=True)
 class Keys:
     """The keys of a file.

@@ -1,10 +1,13 @@
 """Labels as people keep them, numbers of a catalogue or names, become classes: 0..k-1, each with a name."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from jtransfer.errors import InputError, nearest
+
+log = logging.getLogger("jtransfer")
 
 KEYS = ("labels", "test_labels")
 
@@ -67,6 +70,11 @@ def columns(where: str, names: Sequence[str], splits: Sequence[np.ndarray]) -> C
         if (outside := (own < 0) | (own > 1)).any():
             row, value = np.argwhere(outside)[0][0], own[outside][0]
             raise InputError(f"{where}: {key!r} row {row} holds {value}; expected 0 or 1 in each column")
+    if all((own.sum(axis=1) == 1).all() for own in splits):
+        log.warning(
+            "%s: 'labels' are read as several a row, and every row has one: for one class a row, save labels.argmax(1)",
+            where,
+        )
     return tuple(names) or tuple(map(str, range(count))), [own.astype(np.int32) for own in splits]
 
 

@@ -161,12 +161,16 @@ def _range(file: str, key: str, images: Images) -> tuple[float, float]:
 
 def _mended(key: str, low: float, high: float) -> str:
     """How images of another scale become floats of 0 to 1."""
-    if low >= -0.25 and high <= 1.25:
+    if low >= -0.25 and 0.5 + STEP < high <= 1.25:
         return f"np.clip({key}, 0, 1)"
-    if low >= -1 - STEP and high <= 1 + STEP:
-        return f"({key} + 1) / 2"
-    scale = next((scale for scale in (16, 255, 65535) if high <= scale), 0)
-    return f"{key} / {scale}" if low >= 0 and scale else "them as they were before they were normalised"
+    if low < 0:
+        way_out = {0.5: f"{key} + 0.5", 1: f"({key} + 1) / 2"}
+        return next(
+            (said for half, said in way_out.items() if max(-low, high) <= half + STEP),
+            "them as they were before they were normalised",
+        )
+    scale = next((scale for scale in (16, 100, 255, 1023, 4095, 65535) if scale / 2 < high <= scale), 0)
+    return f"{key} / {scale}" if scale else f"{key} over the largest value that they can have"
 
 
 def _bytes(images: np.ndarray) -> np.ndarray:
@@ -178,16 +182,17 @@ def _labels(file: str, arrays: Mapping[str, Array], prefix: str) -> np.ndarray:
     images_key, key = f"{prefix}images", f"{prefix}labels"
     (shape, dtype, read, _), count = arrays[key], arrays[images_key].shape[0]
     if len(shape) != 1 and (len(shape) != 2 or shape[1] < 2):
+        way_out = f": save {key}[:, 0]" if shape[1:] == (1,) else ""
         raise InputError(
             f"{file}: {key!r} has shape {list(shape)}; expected [n], one integer a row, or [n, classes] "
-            f"of 0 and 1, several labels a row"
+            f"of 0 and 1, several labels a row{way_out}"
         )
     if count != shape[0]:
         raise InputError(f"{file}: {images_key!r} has {count} rows and {key!r} has {shape[0]}; expected as many")
-    if not np.issubdtype(dtype, np.integer) and (dtype.kind not in "US" or len(shape) > 1):
-        raise InputError(
-            f"{file}: {key!r} has dtype {dtype}; expected integers{', or names of classes' if len(shape) == 1 else ''}"
-        )
+    if dtype.kind not in ("iuUS" if len(shape) == 1 else "iu"):
+        names = ", or names of classes" if len(shape) == 1 else ""
+        way_out = f": save {key}.astype(int)" if dtype.kind in "fb" else ""
+        raise InputError(f"{file}: {key!r} has dtype {dtype}; expected integers{names}{way_out}")
     return read()
 
 

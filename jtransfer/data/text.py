@@ -14,6 +14,7 @@ import tokenizers
 from etils import epath
 from tokenizers import decoders, models, normalizers
 
+from jtransfer.data import keys, preprocess
 from jtransfer.data.cleaning import cleaner
 from jtransfer.data.tokenizer_files import content, one_line, read, sentence_settings
 from jtransfer.errors import InputError, Once, first_line, nearest
@@ -32,20 +33,6 @@ PADS = ("[PAD]", "<pad>", "<|endoftext|>", "</s>")
 
 SIDES = ("left", "right")
 
-FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "*.model",
-    "sentence_*_config.json",
-    "config_sentence_transformers.json",
-)
-"""What a tokenizer is read from."""
-
 
 def files_in(directory: epath.Path) -> dict[str, bytes]:
     """The files of the tokenizer in a directory, by name.
@@ -54,7 +41,7 @@ def files_in(directory: epath.Path) -> dict[str, bytes]:
         InputError: one of them is no plain file, or larger than any such file is.
     """
     found = {}
-    for path in (path for pattern in FILES for path in directory.glob(pattern)):
+    for path in (path for pattern in keys.FILES for path in directory.glob(pattern)):
         try:
             found[path.name] = read_bytes(path, LARGEST_JSON)
         except OSError as error:
@@ -90,6 +77,7 @@ class Tokenizer:
             without an entry is not checked.
         prompts: What texts may be begun with, by name.
         prompt: What they are begun with if none is named.
+        identity: Digest of the files, and what else tells it from a tokenizer that makes other tokens of some text.
     """
 
     encode: Encode
@@ -104,6 +92,7 @@ class Tokenizer:
     tables: Mapping[str, int] = field(default_factory=dict)
     prompts: Mapping[str, str] = field(default_factory=dict)
     prompt: str = ""
+    identity: str = ""
     _warn: Once = field(default_factory=Once, repr=False)
 
     def __call__(
@@ -297,6 +286,7 @@ def tokenizer(
         tables or {},
         prompts,
         prompt,
+        f"{preprocess.fingerprint(files_in(directory))} {clean} {limit}",
     )
 
 

@@ -17,7 +17,8 @@ from jtransfer.files import LARGEST_JSON, read_json
 from jtransfer.files import read as read_bytes
 
 SENTENCES = tuple(
-    f"sentence_{name}_config.json" for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta")
+    f"sentence_{name}_config.json"
+    for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
 """What sentence-transformers says of its tokenizer, by the names that the file has had."""
 
@@ -143,6 +144,9 @@ GENERIC = ("PreTrainedTokenizer", "TokenizersBackend")
 BERT = {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True}
 """What the classes of `WORDPIECE` do where `tokenizer_config.json` does not say."""
 
+SPACED = ("GPT2Tokenizer", "RobertaTokenizer")
+"""Classes that put a space before a text only where `tokenizer_config.json` says so, whatever `tokenizer.json` says."""
+
 BERT_NORMALIZER = {
     "do_lower_case": "lowercase",
     "strip_accents": "strip_accents",
@@ -161,8 +165,8 @@ def _as_configured(spec, kind, settings):
     if normalizer and normalizer["type"] == "BertNormalizer":
         said = (BERT if kind in WORDPIECE else {}) | settings
         normalizer |= {ours: said[theirs] for theirs, ours in BERT_NORMALIZER.items() if theirs in said}
-    if splitter and splitter["type"] == "ByteLevel" and "add_prefix_space" in settings:
-        splitter["add_prefix_space"] = settings["add_prefix_space"]
+    if splitter and splitter["type"] == "ByteLevel" and ("add_prefix_space" in settings or kind in SPACED):
+        splitter["add_prefix_space"] = bool(settings.get("add_prefix_space"))
     if kind in WORDPIECE and (unknown := content(settings.get("unk_token"))):
         spec["model"]["unk_token"] = unknown
     if kind == "Siglip2Tokenizer":  # the tokenizer of Gemma, which the model was trained with on lowercase texts

@@ -11,7 +11,7 @@ from etils import epath
 from tokenizers import pre_tokenizers
 
 from jtransfer import files as file_paths
-from jtransfer.data import text
+from jtransfer.data import keys, text
 from jtransfer.errors import InputError, nearest
 from jtransfer.files import read as read_bytes
 
@@ -94,7 +94,7 @@ def _from_hub(name: str) -> epath.Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return epath.Path(snapshot_download(name, allow_patterns=list(text.FILES)))
+        return epath.Path(snapshot_download(name, allow_patterns=list(keys.FILES)))
     except Exception as error:  # whatever the network and its libraries raise
         raise InputError(
             f"config.tokenizer: unknown '{name}', {nearest(name, [BYTES])}: no file, no directory, not in the hub's "

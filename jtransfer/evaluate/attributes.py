@@ -126,7 +126,7 @@ def checked(features, labels, attributes, queries):
     checks.same_width(queries, features, ("queries", "features"))
     attributes = checks.attributes(attributes)
     _varied(attributes)
-    count = int(np.max(labels, initial=-1)) + 1 if np.asarray(labels).dtype.kind in "iu" else 0
+    count = int(np.max(labels)) + 1 if np.size(labels) and np.asarray(labels).dtype.kind in "iu" else 0
     if count > len(attributes):
         raise InputError(
             f"attributes have {len(attributes)} rows, but labels name class {count - 1}; expected a row each"

@@ -92,7 +92,7 @@ def labels(y: Any, rows: int, classes: int | None = None, what: str = "labels", 
         raise InputError(f"{what} have shape {list(y.shape)} and dtype {y.dtype}; expected [n] integers")
     if len(y) != rows:
         raise InputError(f"{what}: {len(y)} for {rows} rows of features; expected as many")
-    count = classes if classes is not None else int(y.max(initial=-1)) + 1
+    count = classes if classes is not None else int(y.max()) + 1 if len(y) else 0
     outside = (y < 0) | (y >= count)
     if outside.any():
         row = int(outside.argmax())

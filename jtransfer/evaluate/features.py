@@ -77,8 +77,8 @@ class Layer:
 
 
 def of_preprocessing(inputs: Any, prepare: Prepare) -> str:
-    """16 hexadecimal digits over what preprocessing makes of the first rows of a dataset."""
-    digest = hashlib.sha256()
+    """16 hexadecimal digits over what preprocessing makes of the first rows of a dataset, and how it makes the rest."""
+    digest = hashlib.sha256(getattr(prepare, "identity", "").encode())
     for name, array in sorted(prepare(inputs[np.arange(min(8, len(inputs)))]).items()):
         digest.update(f"{name}{array.dtype}{array.shape[1:]}".encode())
         digest.update(np.ascontiguousarray(array))

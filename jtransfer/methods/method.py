@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jtransfer import kinds
 from jtransfer.errors import InputError
 from jtransfer.models import SOURCE_HEAD, STATISTICS, complete, shapes_of
 from jtransfer.models.layers import BatchNorm
@@ -73,7 +74,12 @@ def learn(*rules: tuple[str, float]) -> Callable[[Collection[str]], Rates]:
     """Rates by rules of `(pattern, rate)`, first match wins; every leaf that they do not name is frozen.
 
     `HEAD` is left out for a model that has no new head, as one of two towers that is trained on pairs.
+
+    Raises:
+        InputError: a rate that is negative, infinite or no number.
     """
+    for pattern, rate in rules:
+        kinds.check(rate, kinds.number(least=0), f"learn: the rate of {pattern!r}")
 
     def rates(paths):
         headed = any(path.startswith("head/") for path in paths)

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from jtransfer import checkpoints
 from jtransfer.checkpoints.families import FAMILIES
-from jtransfer.checkpoints.inputs import Pixels, example, gathered, within
+from jtransfer.checkpoints.inputs import Pictures, example, gathered, within
 from jtransfer.data.coded import Coded, Scale, take
 from jtransfer.data.dataset import Dataset, Lazy, floats
 from jtransfer.data.sources import load
@@ -123,7 +123,7 @@ def test_images_that_are_made_of_bytes_are_kept_as_bytes_and_taken_as_the_same_f
     images = ((codes * scale.factor).astype(np.float32) - mean) / std
     if odd is not None:
         images[odd, 0, 0] = 0.1234
-    whole = gathered(Pixels(lambda x: {"pixel_values": x}, scale), images, np.arange(600), coded=True)["pixel_values"]
+    whole = gathered(Pictures(lambda x: {"pixel_values": x}, scale), images, np.arange(600), coded=True)["pixel_values"]
     assert isinstance(whole, Coded) == (odd is None)
     if odd is None:
         np.testing.assert_array_equal(whole.codes, codes)

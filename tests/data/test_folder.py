@@ -178,6 +178,27 @@ def test_val_is_reported_where_there_is_no_test(tmp_path, train, val):
     assert dataset.note == f"The test rows are those of '{val}', as there is no 'test'."
 
 
+@pytest.mark.parametrize(
+    ("train", "test"), [("train2017", "val2017"), ("Training Data", "Test Data"), ("train_set", "test_set")]
+)
+def test_splits_are_known_by_longer_names_and_are_no_classes(tmp_path, train, test):
+    for split, count in ((train, 4), (test, 2)):
+        for label in ("cat", "dog"):
+            fill(tmp_path / split / label, count)
+    dataset = load(f"folder:{tmp_path}")
+    assert dataset.classes == ("cat", "dog") and dataset.test.tolist() == [*range(8, 12)]
+
+
+def test_classes_with_splits_in_them_are_refused_and_those_with_other_directories_are_read(tmp_path):
+    for label in ("cat", "dog"):
+        for part in ("train", "indoors"):
+            fill(tmp_path / label / part, 2)
+    assert load(f"folder:{tmp_path}").classes == ("cat", "dog")
+    fill(tmp_path / "dog" / "Test", 1)
+    with pytest.raises(InputError, match="dog: a class holds 'Test' and 'train'; expected .* as DIR/Test/dog"):
+        load(f"folder:{tmp_path}")
+
+
 def test_beside_train_and_test_val_and_other_directories_are_counted_and_said(tmp_path):
     for split, count in (("train", 4), ("val", 3), ("test", 2), ("notes", 1)):
         for label in ("cat", "dog"):

@@ -241,6 +241,17 @@ def test_texts_become_words_with_marks_and_padding(bert):
     assert {array.dtype for array in found.values()} == {np.dtype(np.int32)}
 
 
+@pytest.mark.parametrize("settings", [{"do_lower_case": False}, {"truncation_side": "left"}, {"model_max_length": 5}])
+def test_a_tokenizer_of_other_settings_is_another_whatever_it_makes_of_some_texts(bert, tmp_path, settings):
+    def again():
+        return of(tmp_path, takes(input_ids=None, attention_mask=None, token_type_ids=None))
+
+    assert again().identity == bert.identity
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"} | settings))
+    assert again().identity != bert.identity
+    assert again()(["a cat"], length=4)["input_ids"].tolist() == bert(["a cat"], length=4)["input_ids"].tolist()
+
+
 def test_the_second_text_of_a_pair_has_type_one(bert):
     found = bert(["red", "a cat"], ["blue cats", "[MASK] dog"])
     assert found["input_ids"][:, :8].tolist() == [[2, 6, 3, 7, 8, 9, 3, 0], [2, 5, 8, 3, 4, 1, 3, 0]]

@@ -139,6 +139,14 @@ def test_training_and_test_labels_of_several_widths_are_the_same_classes(save):
     assert dataset.classes == ("7", "8", "9") and dataset.labels[dataset.test].tolist() == [2, 1]
 
 
+def test_several_labels_a_row_of_which_each_row_has_one_are_read_as_such_and_said(save, caplog):
+    assert load(save(labels=np.eye(3, dtype=int)[LABELS])).labels.shape == (30, 3)
+    assert "every row has one: for one class a row, save labels.argmax(1)" in caplog.text
+    caplog.clear()
+    load(save(labels=np.eye(3, dtype=int)[LABELS] | [0, 0, 1]))
+    assert not caplog.records
+
+
 def test_labels_may_be_names_in_the_order_that_classes_give(save):
     names = np.array(["fox", "cat", "dog"])
     assert load(save(labels=names[LABELS], classes=names)).labels.tolist() == LABELS.tolist()
@@ -175,6 +183,9 @@ def test_a_class_with_a_single_row_is_trained_on_and_counted(save, caplog):
         (lambda x: np.float16(x * 60000 + 6e4), "holds NaN or infinite values"),
         (lambda x: x * 60000, "floats from 0 to 6e+04; expected 0 to 1, or uint8 (0..255): save {} / 65535"),
         (lambda x: x * 2 - 1, "floats from -1 to 1; expected 0 to 1, or uint8 (0..255): save ({} + 1) / 2"),
+        (lambda x: x - 0.5, "floats from -0.5 to 0.5; expected 0 to 1, or uint8 (0..255): save {} + 0.5"),
+        (lambda x: x * 100, "floats from 0 to 100; expected 0 to 1, or uint8 (0..255): save {} / 100"),
+        (lambda x: x * 2, "(0..255): save {} over the largest value that they can have"),
         (lambda x: x * 1.1 - 0.05, "floats from -0.05 to 1.05; expected 0 to 1, or uint8 (0..255): save np.clip({}, 0"),
         (
             lambda x: (x - 0.45) / 0.22,
@@ -187,7 +198,7 @@ def test_a_class_with_a_single_row_is_trained_on_and_counted(save, caplog):
         (lambda x: np.broadcast_to(x[:, None], (len(x), 3, 5, 5)), "channels first"),
         (lambda x: np.broadcast_to(x[:, None], (len(x), 1, 5, 5)), "channels first"),
     ],
-    ids=range(13),
+    ids=range(16),
 )
 @pytest.mark.parametrize("key", ["images", "test_images"])
 def test_values_of_another_scale_are_refused_with_their_range_and_the_way_out(save, scale, hint, key):
@@ -365,7 +376,7 @@ def with_label(row, value):
         (
             {"labels": LABELS[:, None]},
             "'labels' has shape [30, 1]; expected [n], one integer a row, or [n, classes] of 0 and 1, several labels "
-            "a row",
+            "a row: save labels[:, 0]",
         ),
         (
             {"labels": np.where(np.arange(30)[:, None] == 27, 2, SEVERAL)},
@@ -383,9 +394,15 @@ def with_label(row, value):
         ),
         ({"images": IMAGES[:, :0]}, "'images' is empty, shape [30, 0, 5]; expected at least one pixel"),
         ({"images": IMAGES.astype(int)}, "'images' has dtype int64; expected uint8 (0..255) or float (0..1)"),
-        ({"labels": LABELS.astype(float)}, "'labels' has dtype float64; expected integers, or names of classes"),
-        ({"labels": LABELS > 1}, "'labels' has dtype bool; expected integers, or names of classes"),
-        ({"labels": SEVERAL > 0}, "'labels' has dtype bool; expected integers"),
+        (
+            {"labels": LABELS.astype(float)},
+            "'labels' has dtype float64; expected integers, or names of classes: save labels.astype(int)",
+        ),
+        (
+            {"labels": LABELS > 1},
+            "'labels' has dtype bool; expected integers, or names of classes: save labels.astype(int)",
+        ),
+        ({"labels": SEVERAL > 0}, "'labels' has dtype bool; expected integers: save labels.astype(int)"),
         ({"images": with_nan(7)}, "'images' row 7 holds NaN or infinite values; expected finite ones"),
         ({"images": with_nan(0, -np.inf)}, "'images' row 0 holds NaN or infinite values; expected finite ones"),
         (

@@ -79,6 +79,16 @@ def test_labels_of_any_size_are_told_apart_where_only_equality_counts():
     assert np.isnan(precisions).tolist() == [False] * 4 + [True]
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.uint64, bool])
+def test_labels_of_any_integer_type_are_those_of_int64(dtype):
+    x = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+    labels = THREE > 0 if dtype is bool else THREE
+    given, expected = logistic_path(x, labels.astype(dtype), [0.1]), logistic_path(x, labels.astype(int), [0.1])
+    assert all((one == other).all() for one, other in zip(given, expected, strict=True))
+    top = np.array([0, 255], np.uint8)[THREE % 2]
+    assert logistic_path(x, top, [0.1])[1].shape == (1, 256)
+
+
 FINDINGS = (np.random.default_rng(3).random((100, 4)) < 0.4).astype(int)
 RARE = {
     "no positive in training": (lambda y: y[:60] * [1, 1, 1, 0], lambda y: y[60:]),

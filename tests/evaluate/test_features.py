@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from jtransfer import checkpoints, models
+from jtransfer.checkpoints import inputs
+from jtransfer.data import images as processing
 from jtransfer.data.dataset import Dataset, Lazy, fingerprint_of_inputs
 from jtransfer.errors import InputError
 from jtransfer.evaluate import features
@@ -161,6 +163,21 @@ def test_other_weights_data_preprocessing_or_layers_are_other_features(reader, d
     ]
     assert len({origin.key, *(other.key for other in different)}) == 5
     assert origin == reader.origin(dataclasses.replace(dataset, name="the same by another name"), "features")
+
+
+@pytest.mark.parametrize("change", [{"resample": 0}, {"size": {"shortest_edge": 9}, "do_center_crop": True}])
+def test_a_processor_that_changes_the_later_rows_alone_gives_other_features(reader, change):
+    """The first rows have the size of the model's inputs, and are resized by neither."""
+    rows = [np.full((8, 8, 1), i, np.uint8) for i in range(8)] + [np.zeros((11, 11, 1), np.uint8)]
+    lazy = Lazy(9, lambda asked: [rows[row] for row in asked], "rows")
+    dataset = Dataset("rows", lazy, np.arange(9) % 2, ("a", "b"), np.arange(6), np.arange(6, 9))
+    values = processing.plain((8, 8, 1)).values
+
+    def origin(values):
+        prepare = inputs.through(processing.processor(values, "", (8, 8, 1)))
+        return dataclasses.replace(reader, prepare=prepare).origin(dataset, "features")
+
+    assert origin(values) == origin(dict(values)) != origin(values | {"crop_size": 8} | change)
 
 
 def test_features_of_different_spaces_are_not_compared(reader, dataset):

@@ -337,6 +337,22 @@ def test_retrieval_ranks_images_and_all_their_captions_as_counted_in_float64(
     assert f"24 test images and their {len(texts)} captions" in row["how"]
 
 
+def test_retrieval_is_done_again_where_the_captions_alone_are_others(dual, tmp_path):
+    images = np.random.default_rng(1).integers(0, 256, (24, 16, 16, 3), dtype=np.uint8)
+    keys = dual | {"data": f"npz:{tmp_path / 'data.npz'}", "protocols": "retrieval", "store": str(tmp_path / "store")}
+
+    def recalls(captions):
+        np.savez(tmp_path / "data.npz", images=images, labels=np.arange(24) % 2, captions=captions)
+        did, evaluation = [], run.prepare(resolved("evaluate", keys))
+        (row,) = run.run(evaluation, tmp_path / "run", lambda protocol, rows: did.extend(rows))
+        return row["metrics"], len(did)
+
+    said = np.array([f"{LETTERS[i % 5]} {LETTERS[i // 5]}" for i in range(24)])
+    first, once = recalls(said)
+    assert recalls(said) == (first, 0) and once == 1
+    assert recalls(said[::-1])[1] == 1
+
+
 def test_a_dual_encoder_whose_texts_cannot_be_read_is_refused_before_anything_runs(dual, tmp_path):
     (tmp_path / "templates.txt").write_text("a photo of\n")
     keys = dual | {"methods": "zero_shot", "templates": str(tmp_path / "templates.txt"), "shots": "(1,)"}

@@ -27,6 +27,12 @@ def start(adapted, seed=0):
     return jax.jit(adapted.start)(jax.random.key(seed), adapted.base)[0]
 
 
+@pytest.mark.parametrize("rate", [-1.0, float("nan"), float("inf"), "1"])
+def test_a_rule_has_a_rate_that_a_leaf_can_learn_at(rate):
+    with pytest.raises(InputError, match=r"learn: the rate of 'head/\.\*': expected a number of at least 0, found"):
+        methods.learn(("head/.*", rate))
+
+
 def test_a_probe_trains_the_new_head_alone(vit, backbone):
     assert learning(adapt("probe", vit, backbone)) == {"head/kernel": 1.0, "head/bias": 1.0}
 

@@ -484,6 +484,19 @@ def test_what_the_tokenizer_config_says_is_done_as_in_transformers(kind, setting
     assert ours.decode(rows) == theirs.batch_decode(rows, skip_special_tokens=True)
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "roberta"])
+def test_a_space_before_a_text_is_a_matter_of_the_config_and_not_of_the_whole_file(kind, kinds, tmp_path):
+    for file in kinds[kind][1].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    whole = json.loads((tmp_path / "tokenizer.json").read_text())
+    whole["pre_tokenizer"]["add_prefix_space"] = True
+    said = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    write(tmp_path, tokenizer=whole, tokenizer_config={key: x for key, x in said.items() if key != "add_prefix_space"})
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    ours = of_texts(tmp_path, {"model_type": KINDS[kind][1]}, longest=64, names=("input_ids",))
+    assert [ids for ids, _, _ in ours.rows(TEXTS)] == theirs(TEXTS, truncation=True, max_length=64)["input_ids"]
+
+
 def test_added_tokens_have_the_flags_and_numbers_that_the_config_gives_them(kinds, tmp_path):
     for file in kinds["gpt2"][0].iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())

@@ -244,6 +244,7 @@ def _captions(task):
         return [row(EMBEDS, metrics, how)]
 
     texts.check(task.backbone)
+    task.also.append(texts.fingerprint(dataset.captions.identity))
     return run
 
 
