@@ -10,9 +10,24 @@ from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any
 
+from jtransfer.texts import plain
+
+LONGEST = 2000
+"""Characters of a message; files may have names of any length, and as many as they like."""
+
 
 class InputError(ValueError):
-    """Input that cannot be used as it is. The command line prints it as one line and exits with code 2."""
+    r"""Input that cannot be used as it is. The command line prints it as one line and exits with code 2.
+
+    The message is one line of bounded length, whatever words of a file it quotes; what is too long lacks its middle.
+
+    >>> str(InputError("unknown key 'a\x1b[2J\n'"))
+    "unknown key 'a\\x1b[2J '"
+    """
+
+    def __init__(self, message: str):
+        line = plain(_joined(message))
+        super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST * 2 // 3]} ... {line[-LONGEST // 3 :]}")
 
 
 class Damaged(InputError):
@@ -87,7 +102,12 @@ def refusal(error: BaseException, unnamed: str = "a file") -> tuple[str, int] | 
 
 def one_line(error: BaseException) -> str:
     """The text of an error as one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    return _joined(error) or type(error).__name__
+
+
+def _joined(text):
+    """The lines of a text as one; spaces within a line stay, as those of a path do."""
+    return re.sub(r"\s*[\r\n]\s*", " ", str(text).strip())
 
 
 def _refused(error, unnamed):
@@ -128,8 +148,8 @@ def finite(value: Any, what: str, least: float = 0.0, below: float = math.inf, *
         raise InputError(f"{what} is {value!r}; expected a {'whole ' * whole}number of at least {least:g}{upper}")
 
 
-MOST = 40
-"""Choices that an error lists."""
+MOST, COMPARED = 40, 100
+"""Choices that an error lists, and the characters of a name that are compared, as that takes the square of them."""
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
@@ -140,7 +160,7 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     >>> nearest("sequence", [""])
     'there is nothing to choose from'
     """
-    choices = sorted(filter(None, map(str, choices)))
+    name, choices = name[:COMPARED], sorted({choice[:COMPARED] for choice in filter(None, map(str, choices))})
     close = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
     if close:
         return f"did you mean '{close[0]}'?"
