@@ -15,10 +15,10 @@ from etils import epath
 from tokenizers import decoders, models, normalizers
 
 from jtransfer.data import keys
+from jtransfer.data import tokenizer_bounds as bounds
 from jtransfer.data.cleaning import cleaner
 from jtransfer.data.tokenizer_files import content, one_line, optional, read, reason, settings_of
 from jtransfer.errors import InputError, Once, nearest
-from jtransfer.files import LARGEST_JSON
 from jtransfer.files import read as read_bytes
 from jtransfer.models import check_ids
 
@@ -62,7 +62,7 @@ def files_in(directory: epath.Path) -> dict[str, bytes]:
     found = {}
     for path in (path for pattern in FILES for path in directory.glob(pattern)):
         try:
-            found[path.name] = read_bytes(path, LARGEST_JSON)
+            found[path.name] = read_bytes(path, bounds.LARGEST)
         except OSError as error:
             raise InputError(f"{path} cannot be read ({error})") from None
     return found
@@ -325,8 +325,6 @@ def sentence_settings(directory: epath.Path) -> tuple[dict[str, Any], dict[str, 
     said = optional(file)
     keys.check(file, said, keys.SENTENCE_TRANSFORMERS)
     given, name = said.get("prompts") or {}, said.get("default_prompt_name")
-    if not isinstance(given, dict) or not all(isinstance(prompt, str | None) for prompt in given.values()):
-        raise InputError(f"{file}: prompts: expected texts by name, found {given!r:.60}")
     prompts = {"query": "", "document": ""} | {key: prompt or "" for key, prompt in given.items()}
     if name is not None and name not in prompts:
         raise InputError(f"{file}: default_prompt_name is {name!r}; {nearest(str(name), prompts)}")

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jtransfer import checkpoints
+from jtransfer import checkpoints, patterns
 from jtransfer.checkpoints import backbone as backbones
-from jtransfer.checkpoints import patterns, peft_config
+from jtransfer.checkpoints import peft_config
 from jtransfer.checkpoints.families import FAMILIES
 from jtransfer.errors import InputError
 from jtransfer.models import Head, Headed, ViT, ViTConfig, shapes_of
