@@ -3,11 +3,13 @@
 import ctypes
 import errno
 import hashlib
+import importlib.util
 import json
 import os
 import secrets
 import shutil
 import stat
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,8 +19,8 @@ from etils import epath
 
 from jtransfer.errors import Damaged, InputError, MachineError
 
-SCHEMES = ("gs", "s3")
-"""Of the object stores that paths may name."""
+SCHEMES = {"gs": "gcsfs", "s3": "s3fs"}
+"""Of the object stores that paths may name, and the package that reads each; TensorFlow reads both."""
 
 
 def path(words: epath.PathLike, what: str) -> epath.Path:
@@ -44,11 +46,17 @@ def path(words: epath.PathLike, what: str) -> epath.Path:
         raise InputError(f"{what} {text}: expected a path on a disk, or {expected}")
     if colon and any(mark in rest for mark in "*?["):
         raise InputError(f"{what} {text} holds '*', '?' or '[', which clients of object stores take for a pattern")
+    if colon and not any(map(_is_installed, (SCHEMES[scheme], "tensorflow"))):
+        raise InputError(f"{what} {text}: {scheme}:// takes the package {SCHEMES[scheme]}, which is not installed")
     if not colon and text.startswith("~"):
         text = os.path.expanduser(text)
         if text.startswith("~"):
             raise InputError(f"{what} {text}: there is no user of that name; for a directory called so, write ./{text}")
     return epath.Path(text)
+
+
+def _is_installed(package: str) -> bool:
+    return package in sys.modules or importlib.util.find_spec(package) is not None
 
 
 def write(path: epath.PathLike, content: bytes | str) -> None:
