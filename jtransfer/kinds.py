@@ -17,8 +17,8 @@ from typing import Any
 
 from jtransfer.errors import InputError, nearest
 
-LONGEST = 80
-"""Characters of a value that an error shows."""
+LONGEST, LONGEST_TEXT = 80, 100_000
+"""Characters of a value that an error shows, and that a name may have."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def shown(value: Any) -> str:
     """A value as one line of an error shows it, however long or odd it is."""
     try:
         text = " ".join(repr(value).split())
-    except Exception:  # a whole number of more than 4300 digits, or whatever a class of the user's does
+    except (Exception, SystemExit):  # a whole number of more than 4300 digits, or whatever a class of the user's does
         return f"what cannot be shown, of type {type(value).__name__}"
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
@@ -209,7 +209,7 @@ ANY = Kind("anything", lambda x: True)
 NONE = Kind("None", lambda x: x is None)
 FLAG = Kind("True or False", lambda x: isinstance(x, bool))
 TEXT = Kind("a text without control characters", _is_text)
-NAME = Kind("a text that is not empty", lambda x: _is_text(x) and bool(x.strip()))
+NAME = Kind("a text that is not empty", lambda x: _is_text(x) and bool(x.strip()) and len(x) <= LONGEST_TEXT)
 PATTERN = Kind("a regular expression", _is_pattern)
 SHARE = number(least=0, below=1)
 POSITIVE, SEED = number(above=0), whole(0, 2**32 - 1)

@@ -81,9 +81,8 @@ def texts(where: str, key: str, values: np.ndarray) -> tuple[str, ...]:
         "".join(found).encode()
         return found
     except UnicodeError as error:
-        raise InputError(
-            f"{where}: {key!r} holds {error.object[max(0, error.start - 20) :][:40]!r}, which is no UTF-8; expected texts"
-        ) from None
+        held = error.object[max(0, error.start - 20) :][:40]
+        raise InputError(f"{where}: {key!r} holds {held!r}, which is no UTF-8; expected texts") from None
 
 
 def _nothing(value: str | int, values: Sequence) -> bool:
