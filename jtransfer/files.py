@@ -154,6 +154,9 @@ def read_json(path: epath.Path, most: int | None = None) -> dict[str, Any]:
 LARGEST_JSON = 1 << 28
 """Bytes; the largest `tokenizer.json` on the hub has a tenth of that."""
 
+LARGEST_RECORD = 1 << 24
+"""Bytes of a sealed record; one with the names of 100,000 classes has an eighth of that."""
+
 FORMAT, SEAL = "version", "sha256"
 """Keys of a sealed record: the version of its format, and the SHA-256 of the rest."""
 
@@ -206,7 +209,7 @@ def read_record(path: epath.Path, way_out: str, bare: tuple[type, ...] = (dict,)
         Damaged: it is not as it was written.
     """
     try:
-        values = json.loads(read(path, LARGEST_JSON).decode("utf-8"), object_pairs_hook=_once)
+        values = json.loads(read(path, LARGEST_RECORD).decode("utf-8"), object_pairs_hook=_once)
     except (ValueError, OSError, RecursionError) as error:
         raise Damaged(
             f"{path} is damaged ({next(iter(str(error).splitlines()), type(error).__name__)}); {way_out}"
