@@ -488,6 +488,7 @@ def test_an_export_that_cannot_be_is_refused_first(place, capsys):
 CALLS = {
     "load(3)": lambda: jtransfer.load(3),
     "load('')": lambda: jtransfer.load(""),
+    "load(positions=[])": lambda: jtransfer.load("glyphs-vit", positions=[]),
     "load(head='nope')": lambda: jtransfer.load("glyphs-vit", head="nope"),
     "load(head=3)": lambda: jtransfer.load("glyphs-vit", head=3),
     "load(dtype='int8')": lambda: jtransfer.load("glyphs-vit", dtype="int8"),
