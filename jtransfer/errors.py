@@ -9,9 +9,24 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from jtransfer.texts import plain
+
+LONGEST = 2000
+"""Characters of a message; files may have names of any length, and as many as they like."""
+
 
 class InputError(ValueError):
-    """Input that cannot be used as it is. The command line prints it as one line and exits with code 2."""
+    r"""Input that cannot be used as it is. The command line prints it as one line and exits with code 2.
+
+    The message is one line of bounded length, whatever words of a file it quotes; what is too long lacks its middle.
+
+    >>> str(InputError("unknown key 'a\x1b[2J\n'"))
+    "unknown key 'a\\x1b[2J '"
+    """
+
+    def __init__(self, message: str):
+        line = plain(_joined(message))
+        super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST * 2 // 3]} ... {line[-LONGEST // 3 :]}")
 
 
 class Damaged(InputError):
@@ -73,21 +88,34 @@ def refusal(error: BaseException, unnamed: str = "a file") -> tuple[str, int] | 
     chain: list[BaseException] = [error]
     while (before := chain[-1].__cause__ or chain[-1].__context__) and before not in chain:
         chain.append(before)
-    refused = next((said for one in chain if (said := _refused(one, unnamed))), "")
+    refused = next((found for one in chain if (found := _refused(one, unnamed))), "")
     if isinstance(error, MachineError) or (isinstance(error, InputError) and not refused):
         return one_line(error), MachineError.CODE if isinstance(error, MachineError) else 2
     if refused:
         return f"{refused}; {MAKE_ROOM}", MachineError.CODE
     if isinstance(error, OSError):
         return one_line(error), MachineError.CODE
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in said(error):
         return f"out of memory ({one_line(error)}); take a smaller config.batch, or a smaller model", MachineError.CODE
     return None
 
 
 def one_line(error: BaseException) -> str:
     """The text of an error as one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    return _joined(error) or type(error).__name__
+
+
+def _joined(text):
+    """The lines of a text as one; spaces within a line stay, as those of a path do."""
+    return re.sub(r"\s*[\r\n]\s*", " ", said(text).strip())
+
+
+def said(error: Any) -> str:
+    """The text of an error; empty where it is of a class of the user's that cannot say it."""
+    try:
+        return str(error)
+    except (Exception, SystemExit):
+        return ""
 
 
 def first_line(error: BaseException) -> str:
@@ -106,7 +134,7 @@ def _refused(error, unnamed):
     if isinstance(error, OSError) and error.errno in names:
         return f"{error.filename or unnamed} cannot be written: {error.strerror}"
     if not isinstance(error, InputError | MachineError | OSError):  # as TensorStore says it, in a text of many lines
-        for line in str(error).splitlines():
+        for line in said(error).splitlines():
             if why := re.search(rf"\b({'|'.join(REFUSED)})\b|No space left on device|Read-only file system", line):
                 where = re.search(r'local file "([^"]+)"', line)
                 reason = os.strerror(getattr(errno, why[1])) if why[1] else why[0]

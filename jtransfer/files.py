@@ -2,10 +2,12 @@
 
 import errno
 import hashlib
+import importlib.util
 import json
 import os
 import secrets
 import stat
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -17,8 +19,8 @@ from etils import epath
 
 from jtransfer.errors import MAKE_ROOM, Damaged, InputError, MachineError, first_line
 
-SCHEMES = ("gs", "s3")
-"""Of the object stores that paths may name."""
+SCHEMES = {"gs": "gcsfs", "s3": "s3fs"}
+"""Of the object stores that paths may name, and the package that reads each; TensorFlow reads both."""
 
 
 def path(words: epath.PathLike, what: str) -> epath.Path:
@@ -44,11 +46,17 @@ def path(words: epath.PathLike, what: str) -> epath.Path:
         raise InputError(f"{what} {text}: expected a path on a disk, or {expected}")
     if colon and any(mark in rest for mark in "*?["):
         raise InputError(f"{what} {text} holds '*', '?' or '[', which clients of object stores take for a pattern")
+    if colon and not any(map(_is_installed, (SCHEMES[scheme], "tensorflow"))):
+        raise InputError(f"{what} {text}: {scheme}:// takes the package {SCHEMES[scheme]}, which is not installed")
     if not colon and text.startswith("~"):
         text = os.path.expanduser(text)
         if text.startswith("~"):
             raise InputError(f"{what} {text}: there is no user of that name; for a directory called so, write ./{text}")
     return epath.Path(text)
+
+
+def _is_installed(package: str) -> bool:
+    return package in sys.modules or importlib.util.find_spec(package) is not None
 
 
 def write(path: epath.PathLike, content: bytes | str) -> None:
@@ -218,6 +226,9 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
+LARGEST_RECORD = 1 << 24
+"""Bytes of a sealed record; one with the names of 100,000 classes has an eighth of that."""
+
 FORMAT, SEAL = "version", "sha256"
 """Keys of a sealed record: the version of its format, and the SHA-256 of the rest."""
 
@@ -270,7 +281,7 @@ def read_record(path: epath.Path, way_out: str, bare: tuple[type, ...] = (dict,)
         Damaged: it is not as it was written.
     """
     try:
-        values = json.loads(read(path, LARGEST_JSON).decode("utf-8"), object_pairs_hook=once)
+        values = json.loads(read(path, LARGEST_RECORD).decode("utf-8"), object_pairs_hook=once)
     except (ValueError, OSError, RecursionError) as error:
         raise Damaged(f"{path} is damaged ({first_line(error)}); {way_out}") from None
     return unseal(values, path, way_out, bare)

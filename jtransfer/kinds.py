@@ -17,6 +17,9 @@ from typing import Any
 
 from jtransfer.errors import InputError, cut, nearest
 
+LONGEST_TEXT = 100_000
+"""Characters that a name may have."""
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -84,7 +87,7 @@ def shown(value: Any) -> str:
     """A value as one line of an error shows it, however long or odd it is."""
     try:
         return cut(" ".join(repr(value).split()))
-    except Exception:  # a whole number of more than 4300 digits, or whatever a class of the user's does
+    except (Exception, SystemExit):  # a whole number of more than 4300 digits, or whatever a class of the user's does
         return f"what cannot be shown, of type {type(value).__name__}"
 
 
@@ -196,7 +199,7 @@ ANY = Kind("anything", lambda x: True)
 NONE = Kind("None", lambda x: x is None)
 FLAG = Kind("True or False", lambda x: isinstance(x, bool))
 TEXT = Kind("a text without control characters", _is_text)
-NAME = Kind("a text that is not empty", lambda x: _is_text(x) and bool(x.strip()))
+NAME = Kind("a text that is not empty", lambda x: _is_text(x) and bool(x.strip()) and len(x) <= LONGEST_TEXT)
 PATTERN = Kind("a regular expression", _is_pattern)
 SHARE = number(least=0, below=1)
 POSITIVE, NOT_NEGATIVE, SEED = number(above=0), number(least=0), whole(0, 2**32 - 1)

@@ -397,3 +397,55 @@ def test_classes_are_told_by_their_numbers_whatever_the_order_of_a_file(tmp_path
     to_huggingface(tmp_path / "out", jt.load(str(tmp_path / "base")))
     after = json.loads((tmp_path / "out" / "config.json").read_text())
     assert after["problem_type"] == "multi_label_classification" and after["id2label"] == labels
+
+
+def changed(run, tmp_path, file, change):
+    """A copy of a run's directory in which a sealed record says something else."""
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    values = json.loads((copy / file).read_text())
+    files.write_record(copy / file, change({key: x for key, x in values.items() if key not in ("version", "sha256")}))
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "said"),
+    [
+        ("config.json", lambda x: x | {"fingerprints": ["a"]}, "fingerprints are no object"),
+        ("task.json", lambda x: x | {"row": x["row"] | {"dtype": "O"}}, "object"),
+        ("task.json", lambda x: x | {"row": x["row"] | {"dtype": "V1000000000"}}, "void"),
+        ("task.json", lambda x: x | {"row": x["row"] | {"dtype": "f4,(1000000,)f8"}}, "void"),
+        ("task.json", lambda x: x | {"row": x["row"] | {"shape": [10**9, 10**9]}}, "1000000000"),
+        ("task.json", lambda x: x | {"kind": "evil"}, "evil"),
+    ],
+)
+def test_a_record_of_a_run_that_says_what_cannot_be_is_damaged(adapted, tmp_path, capsys, file, change, said):
+    run = changed(adapted, tmp_path, file, change)
+    assert main(["export", f"--workdir={run}", "--format=hf", f"--out={tmp_path / 'out'}"]) == 2
+    line = capsys.readouterr().err
+    assert f"{file} is damaged" in line and said in line and line.count("\n") == 1
+
+
+def test_a_directory_starts_no_download_of_what_its_config_names(adapted, tmp_path, capsys, monkeypatch):
+    asked = []
+
+    def snapshot_download(name, allow_patterns, local_files_only):
+        asked.append((name, local_files_only))
+        raise OSError("not here")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    run = changed(adapted, tmp_path, "config.json", lambda x: x | {"backbone": "somebody/model"})
+    assert main(["export", f"--workdir={run}", "--format=hf", f"--out={tmp_path / 'out'}"]) == 2
+    assert asked == [("somebody/model", True)] and "hf download somebody/model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["pipe", "link"])
+def test_a_checkpoint_with_a_pipe_or_a_link_in_it_is_not_waited_for(adapted, tmp_path, capsys, what):
+    run = tmp_path / "run"
+    shutil.copytree(adapted, run)
+    newest = max((path for path in (run / "checkpoints").iterdir() if path.name.isdigit()), key=lambda x: int(x.name))
+    inside = newest / "about" / "metadata"
+    inside.unlink()
+    os.mkfifo(inside) if what == "pipe" else inside.symlink_to("/etc/passwd")
+    assert main(["export", f"--workdir={run}", "--format=hf", f"--out={tmp_path / 'out'}"]) == 2
+    assert f"{inside} is a link, a pipe or a device; expected a file" in capsys.readouterr().err

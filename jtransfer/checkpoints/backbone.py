@@ -299,7 +299,7 @@ def _check_options(head, classes, image, channels, positions, dtype, param_dtype
         raise InputError(f"classes={shown(classes)}: expected at most {layouts.MOST_CLASSES:,}")
     if isinstance(image, tuple | list) and (len(image) != 2 or None in image):
         raise InputError(f"image={image!r}: expected height and width, or both as one number")
-    if positions is not None and positions not in RESIZERS:
+    if not (positions is None or (isinstance(positions, str) and positions in RESIZERS)):
         raise InputError(f"positions: unknown '{positions}'; {nearest(str(positions), RESIZERS)}")
     for option, value in {"dtype": dtype, "param_dtype": param_dtype}.items():
         if not FLOATS.takes(value):

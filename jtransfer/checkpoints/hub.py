@@ -2,6 +2,9 @@
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from etils import epath
@@ -89,11 +92,35 @@ def _check_directory(path, name):
         raise InputError(f"backbone '{name}': the directory has no config.json, and no weights that tell without one")
 
 
+_cached: ContextVar[bool] = ContextVar("cached", default=False)
+
+
+@contextmanager
+def from_cache_alone() -> Iterator[None]:
+    """Within this block no name is looked for on the network: it was not the user who gave it."""
+    before = _cached.set(True)
+    try:
+        yield
+    finally:
+        _cached.reset(before)
+
+
+def snapshot(name: str, patterns: list[str]) -> epath.Path:
+    """The directory of a repository in the hub's cache, with the files of some patterns.
+
+    Raises:
+        Exception: whatever the network and the hub's library raise.
+    """
+    from huggingface_hub import snapshot_download
+
+    return epath.Path(snapshot_download(name, allow_patterns=patterns, local_files_only=_cached.get()))
+
+
 def _download(name):
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import errors
 
     try:
-        directory = epath.Path(snapshot_download(name, allow_patterns=WANTED))
+        directory = snapshot(name, WANTED)
     except (errors.RepositoryNotFoundError, errors.GatedRepoError) as error:
         reason = "is gated" if isinstance(error, errors.GatedRepoError) else "does not exist, or is private"
         raise InputError(
@@ -118,6 +145,8 @@ def _refuse(name, cached):
     from huggingface_hub import model_info
 
     try:
+        if _cached.get():
+            raise LookupError("not asked")
         there = [file.rfilename for file in model_info(name, timeout=10).siblings or ()]
     except Exception as error:  # whatever the network and its libraries raise
         if not any(file.endswith(PICKLED) for file in cached):

@@ -9,10 +9,10 @@ from typing import Any
 
 from etils import epath
 
-from jtransfer.checkpoints.patterns import check
 from jtransfer.checkpoints.tensors import some
 from jtransfer.errors import InputError, cut
 from jtransfer.files import read_json
+from jtransfer.patterns import check
 
 READ = {
     "peft_type",

@@ -3,6 +3,7 @@
 import glob
 import hashlib
 import os
+import stat
 import tempfile
 from collections.abc import Mapping
 from typing import Any
@@ -110,6 +111,7 @@ class Store:
         arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), about=ocp.args.JsonRestore())
         where, way_out = self.directory / str(step), "remove it to go on from the one before"
         try:
+            _check_plain(where)
             restored = self.manager.restore(step, args=arguments)
         except Exception as error:
             raise Damaged(f"checkpoint {where} cannot be read ({_said(error)}); {way_out}") from error
@@ -137,6 +139,20 @@ def _alias(directory):
     made = tempfile.TemporaryDirectory()
     os.symlink(directory, os.path.join(made.name, "it"), target_is_directory=True)
     return made
+
+
+def _check_plain(directory):
+    """Refuse a checkpoint with anything but files and directories in it: Orbax would wait for a pipe for ever.
+
+    Raises:
+        OSError: with the path.
+    """
+    if "://" in os.fspath(directory):
+        return
+    for place, directories, names in os.walk(directory):
+        for path in (os.path.join(place, name) for name in directories + names):
+            if not stat.S_ISREG(mode := os.lstat(path).st_mode) and not stat.S_ISDIR(mode):
+                raise OSError(f"{path} is a link, a pipe or a device; expected a file")
 
 
 LONGEST = 300

@@ -151,7 +151,10 @@ def check(command: str, config: Any, place=lambda key: "") -> None:
     """
     if not hasattr(config, "to_dict"):
         raise InputError(f"config: expected an ml_collections.ConfigDict, found {kinds.shown(config)}")
-    values = config.to_dict()
+    try:
+        values = config.to_dict()
+    except Exception as error:  # keys that are no texts, a placeholder that was not given
+        raise InputError(f"config: {type(error).__name__}: {error}") from None
     expected = table(command, values)
     missing = [key for key in DEFAULTS[command]() if key not in values]
     for name in {"load", "towers"} & TABLES[command].keys() & values.keys():

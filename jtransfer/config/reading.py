@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from jtransfer import files, kinds
 from jtransfer.config.checks import check, table
 from jtransfer.config.defaults import DEFAULTS, architecture, curve_defaults, train_defaults
-from jtransfer.errors import InputError, cut, nearest
+from jtransfer.errors import InputError, cut, nearest, said
 
 LISTS = ("methods", "protocols", "layers")
 """Keys whose items are texts that hold commas of their own: on the command line a list arrives as one string."""
@@ -210,14 +210,16 @@ def _line(error, path):
 
 
 def _said(error):
-    text = error.msg if isinstance(error, SyntaxError) else str(error)
-    said = cut(" ".join(text.split()), 320)
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+    text = error.msg if isinstance(error, SyntaxError) else said(error)
+    line = cut(" ".join(text.split()), 320)
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__
 
 
 def _plain(value: Any) -> Any:
     """Lists as tuples, and what NumPy makes as plain values."""
     if isinstance(value, dict):
+        if odd := [key for key in value if not isinstance(key, str)]:
+            raise TypeError(f"the key {kinds.shown(odd[0])} is no text")
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()

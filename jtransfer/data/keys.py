@@ -12,8 +12,9 @@ from typing import Any
 
 from etils import epath
 
+from jtransfer import kinds
 from jtransfer.errors import InputError
-from jtransfer.kinds import shown
+from jtransfer.kinds import Kind, shown
 
 log = logging.getLogger("jtransfer")
 
@@ -42,11 +43,13 @@ class Keys:
         done: Patterns of the keys that are read, with spaces between them.
         idle: Patterns of the keys that change no number that is made here, likewise.
         only: What the others may be, so that they change nothing.
+        kinds: What values of those that are read must be; null is as good as none.
     """
 
     done: str
     idle: str
     only: Mapping[str, Callable[[Any], bool]] = field(default_factory=dict)
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
 
 
 def check(file: epath.Path, values: Mapping[str, Any], known: Keys) -> None:
@@ -56,6 +59,8 @@ def check(file: epath.Path, values: Mapping[str, Any], known: Keys) -> None:
         InputError: with the key and its value.
     """
     for key, value in values.items():
+        if value is not None and (kind := next((k for name, k in known.kinds.items() if fnmatchcase(key, name)), None)):
+            kinds.check(value, kind, f"{file}: {key}")
         if key in known.only and not known.only[key](value):
             raise InputError(f"{file}: {key} is {shown(value)}, which is not done here; take it out to do without")
     patterns = (*known.done.split(), *known.idle.split(), *known.only)
@@ -73,7 +78,44 @@ def nothing(value: Any) -> bool:
     return not value
 
 
+LONGEST = 10_000
+"""Characters of a token or a prompt."""
+
+WORD = Kind(f"a text of at most {LONGEST:,} characters", lambda x: isinstance(x, str) and len(x) <= LONGEST)
+TOKEN = Kind(
+    "a token, or an object with its 'content'",
+    lambda x: WORD.takes(x.get("content") if isinstance(x, dict) else x),
+)
+NUMBERED = Kind(
+    "an object of tokens by their numbers",
+    lambda x: (
+        isinstance(x, dict)
+        and all(len(key) < 10 and key.isdecimal() and TOKEN.takes(token) for key, token in x.items())
+    ),
+)
+TOKENS_OF_OWN = Kind(
+    "a list of tokens, or an object of them by name",
+    lambda x: isinstance(x, dict | list) and all(map(TOKEN.takes, x.values() if isinstance(x, dict) else x)),
+)
+SIDE = kinds.choice("left", "right")
+LENGTH = Kind("a number above 0", lambda x: type(x) in (int, float) and x > 0)
+
 TOKENIZER = Keys(
+    kinds={
+        "tokenizer_class": WORD,
+        **{f"{name}_token": TOKEN for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")},
+        "*_token": Kind(TOKEN.expected, lambda x: not isinstance(x, str | dict) or TOKEN.takes(x)),
+        "added_tokens_decoder": NUMBERED,
+        **dict.fromkeys(("additional_special_tokens", "extra_special_tokens"), TOKENS_OF_OWN),
+        **dict.fromkeys(("do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space"), kinds.FLAG),
+        **dict.fromkeys(("clean_up_tokenization_spaces", "split_special_tokens"), kinds.FLAG),
+        "model_max_length": LENGTH,
+        **dict.fromkeys(("padding_side", "truncation_side"), SIDE),
+        "model_input_names": Kind("a list with 'input_ids'", lambda x: isinstance(x, list) and "input_ids" in x),
+        "auto_map": Kind("an object or a list", lambda x: isinstance(x, dict | list)),
+        "clean": WORD,
+        "extra_ids": kinds.whole(0, 10_000),
+    },
     done="""tokenizer_class *_token added_tokens_decoder additional_special_tokens extra_special_tokens do_lower_case
         strip_accents tokenize_chinese_chars add_prefix_space clean_up_tokenization_spaces model_max_length padding_side
         truncation_side model_input_names split_special_tokens
@@ -127,6 +169,13 @@ SENTENCE_BERT = Keys(
 """Of `sentence_bert_config.json`."""
 
 SENTENCE_TRANSFORMERS = Keys(
+    kinds={
+        "prompts": Kind(
+            f"texts of at most {LONGEST:,} characters by name",
+            lambda x: isinstance(x, dict) and all(prompt is None or WORD.takes(prompt) for prompt in x.values()),
+        ),
+        "default_prompt_name": WORD,
+    },
     done="prompts default_prompt_name",
     idle="__version__ model_type similarity_fn_name requirements",  # the similarity is none of an embedding
     only={"truncate_dim": nothing},
@@ -146,6 +195,7 @@ NORMALIZE = Keys(
 """Of the `config.json` of a `Normalize`."""
 
 OPEN_CLIP_TOKENIZER = Keys(
+    kinds={"clean": WORD},
     done="clean",
     idle="context_length cache_dir",
     only=dict.fromkeys(("reduction_mask", "additional_special_tokens", "strip_sep_token", "language"), nothing),

@@ -82,12 +82,15 @@ def texts(where: str, key: str, values: np.ndarray) -> tuple[str, ...]:
     """Strings or bytes as texts.
 
     Raises:
-        InputError: bytes that are no UTF-8.
+        InputError: bytes that are no UTF-8, or strings that can be none.
     """
     try:
-        return tuple(value.decode() if isinstance(value, bytes) else str(value) for value in values.tolist())
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where}: {key!r} holds {error.object[:40]!r}, which is no UTF-8; expected texts") from None
+        found = tuple(value.decode() if isinstance(value, bytes) else str(value) for value in values.tolist())
+        "".join(found).encode()
+        return found
+    except UnicodeError as error:
+        held = error.object[max(0, error.start - 20) :][:40]
+        raise InputError(f"{where}: {key!r} holds {held!r}, which is no UTF-8; expected texts") from None
 
 
 def _nothing(value: str | int, values: Sequence) -> bool:

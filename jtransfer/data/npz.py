@@ -16,6 +16,9 @@ log = logging.getLogger("jtransfer")
 
 KEYS = ("images", "labels", "captions", "test_images", "test_labels", "test_captions", "classes")
 
+LONGEST_NAME, MOST_CLASSES = 1000, 1 << 20
+"""Characters of a class's name, and how many names there may be."""
+
 STEP = 1 / 255
 """One of 8 bits; what leaves 0..1 by less than half of it is rounding, and not another scale."""
 
@@ -193,7 +196,17 @@ def _labels(file: str, arrays: Mapping[str, Array], prefix: str) -> np.ndarray:
         names = ", or names of classes" if len(shape) == 1 else ""
         way_out = f": save {key}.astype(int)" if dtype.kind in "fb" else ""
         raise InputError(f"{file}: {key!r} has dtype {dtype}; expected integers{names}{way_out}")
+    _check_length(file, key, dtype)
     return read()
+
+
+def _check_length(file: str, key: str, dtype: np.dtype) -> None:
+    """Refuse an array of texts that has room for longer ones than names are, before it is read."""
+    characters = np.dtype(dtype).itemsize // (4 if dtype.kind == "U" else 1)
+    if dtype.kind in "US" and characters > LONGEST_NAME:
+        raise InputError(
+            f"{file}: {key!r} has names of up to {characters:,} characters; expected {LONGEST_NAME:,} at most"
+        )
 
 
 def _names(file: str, arrays: Mapping[str, Array]) -> tuple[str, ...]:
@@ -203,6 +216,9 @@ def _names(file: str, arrays: Mapping[str, Array]) -> tuple[str, ...]:
     shape, dtype, read, _ = arrays["classes"]
     if len(shape) != 1 or dtype.kind not in "US":
         raise InputError(f"{file}: 'classes' has shape {list(shape)} and dtype {dtype}; expected a list of strings")
+    if shape[0] > MOST_CLASSES:
+        raise InputError(f"{file}: 'classes' has {shape[0]:,} names; expected {MOST_CLASSES:,} at most")
+    _check_length(file, "classes", dtype)
     names = texts(file, "classes", read())
     seen: set[str] = set()
     for name in names:

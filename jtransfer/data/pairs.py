@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jtransfer import files
+from jtransfer import files, kinds
 from jtransfer.data import glyphs, npz, tfds
 from jtransfer.data.dataset import check_whole, fingerprint
 from jtransfer.data.sources import directory
@@ -104,6 +104,9 @@ def open_pairs(
         InputError: an unknown name, data without captions, captions that are all the same or all empty, templates that
             are none, or a batch that the processes do not divide.
     """
+    kinds.check(name, kinds.NAME, "config.data")
+    kinds.check(batch, kinds.whole(1), "config.batch")
+    kinds.check(seed, kinds.SEED, "config.seed")
     if batch % processes:
         raise InputError(f"config.batch {batch} is not a multiple of the {processes} processes")
     if bad := [template for template in templates if not isinstance(template, str) or "{}" not in template]:

@@ -22,11 +22,28 @@ LARGEST_PICTURE = 89_478_485
 LARGEST_FILE = 1 << 29
 """Bytes of the largest file that is read: no picture of `LARGEST_PICTURE` pixels needs more."""
 
+MOST_READS, BYTES_A_READ = 50_000, 64
+"""How often a decoder may ask for a few bytes of a file: so often, and once more for so many bytes that it has."""
+
 DEEP = ("I", "F")
 """What the modes of PIL images with more than 8 bits a channel begin with."""
 
 for category in (Image.DecompressionBombWarning, UserWarning):  # what these are about is refused here, or harmless
     warnings.filterwarnings("ignore", category=category, module=r"PIL\.(Image|\w+ImagePlugin)$")
+
+
+class _Counted(io.BytesIO):
+    """A file in memory that ends the reading of one which consists of headers: PIL takes them in one by one."""
+
+    def __init__(self, content: bytes):
+        super().__init__(content)
+        self.left = MOST_READS + len(content) // BYTES_A_READ
+
+    def read(self, *size):
+        self.left -= 1
+        if self.left < 0:
+            raise ValueError("too many blocks for its size")
+        return super().read(*size)
 
 
 def decode(content: bytes, what: str) -> np.ndarray:
@@ -68,7 +85,7 @@ def opened(content: bytes, what: str) -> Image.Image:
         InputError: it is none of `FORMATS`, or has more pixels than `LARGEST_PICTURE`.
     """
     try:
-        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        image = Image.open(_Counted(content), formats=FORMATS)
     except Image.UnidentifiedImageError:
         raise InputError(f"image {what} cannot be read ({_found(content)}; expected {', '.join(FORMATS)})") from None
     except Exception as error:  # each format has its own, and a picture that is too large another
@@ -103,7 +120,8 @@ def to_pil(image: Any, row: int | str, channels: int) -> Image.Image:
         if "A" in image.getbands() or image.info.get("transparency") is not None:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image.convert("RGB" if channels == 3 else "L")
+        mode = "RGB" if channels == 3 else "L"
+        return image if image.mode == mode else image.convert(mode)
     except ValueError:
         raise InputError(f"image {row} has mode '{image.mode}'; expected grey, RGB, CMYK or a palette") from None
 
@@ -126,8 +144,17 @@ def _complete(image: Image.Image, content: bytes) -> bool:
             image.verify()
         except Exception:
             return False
-        return True
+        return _ends_with_pixels(content)
     return image.format == "WEBP"  # which opens only whole
+
+
+def _ends_with_pixels(content: bytes) -> bool:
+    """Whether nothing stands behind the pixels of a PNG: what does is only unpacked with them."""
+    at = content.rfind(b"IDAT")
+    return at + 4 + int.from_bytes(content[at - 4 : at]) + 4 + len(PNG_END) == len(content)
+
+
+PNG_END = b"\0\0\0\0IEND\xae\x42\x60\x82"
 
 
 def _scan(content: bytes) -> int:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from jtransfer import files
+from jtransfer import files, kinds
 from jtransfer.data import folder, npz, tfds
 from jtransfer.data.dataset import Dataset, Images, Lazy, fingerprint
 from jtransfer.errors import InputError, nearest
@@ -44,6 +44,8 @@ def load(name: str, data_dir: str = "") -> Dataset:
     Raises:
         InputError: when the name is unknown, or what it names cannot be used as it is.
     """
+    kinds.check(name, kinds.TEXT, "dataset")
+    kinds.check(data_dir, kinds.either(kinds.TEXT, kinds.NONE), "data_dir")
     if name in EMBEDDED:
         return EMBEDDED[name](name)
     prefix, colon, rest = name.partition(":")

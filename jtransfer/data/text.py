@@ -15,10 +15,10 @@ from etils import epath
 from tokenizers import decoders, models, normalizers
 
 from jtransfer.data import keys, preprocess
+from jtransfer.data import tokenizer_bounds as bounds
 from jtransfer.data.cleaning import cleaner
 from jtransfer.data.tokenizer_files import content, one_line, read, sentence_settings
 from jtransfer.errors import InputError, Once, first_line, nearest
-from jtransfer.files import LARGEST_JSON
 from jtransfer.files import read as read_bytes
 from jtransfer.models import check_ids
 
@@ -43,7 +43,7 @@ def files_in(directory: epath.Path) -> dict[str, bytes]:
     found = {}
     for path in (path for pattern in keys.FILES for path in directory.glob(pattern)):
         try:
-            found[path.name] = read_bytes(path, LARGEST_JSON)
+            found[path.name] = read_bytes(path, bounds.LARGEST)
         except OSError as error:
             raise InputError(f"{path} cannot be read ({error})") from None
     return found

@@ -1,7 +1,6 @@
 """Tokenizers of the `tokenizers` library from a checkpoint's files: `tokenizer.json`, or what there was before it."""
 
 import json
-import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,9 +11,10 @@ from etils import epath
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from jtransfer.data import keys
+from jtransfer.data import tokenizer_bounds as bounds
 from jtransfer.errors import InputError, first_line, nearest
-from jtransfer.files import LARGEST_JSON, read_json
 from jtransfer.files import read as read_bytes
+from jtransfer.files import read_json
 
 SENTENCES = tuple(
     f"sentence_{name}_config.json"
@@ -41,8 +41,6 @@ def sentence_settings(directory: epath.Path) -> tuple[dict[str, Any], dict[str, 
     said = optional(file)
     keys.check(file, said, keys.SENTENCE_TRANSFORMERS)
     given, name = said.get("prompts") or {}, said.get("default_prompt_name")
-    if not isinstance(given, dict) or not all(isinstance(prompt, str | None) for prompt in given.values()):
-        raise InputError(f"{file}: prompts: expected texts by name, found {given!r:.60}")
     prompts = {"query": "", "document": ""} | {key: prompt or "" for key, prompt in given.items()}
     if name is not None and name not in prompts:
         raise InputError(f"{file}: default_prompt_name is {name!r}; {nearest(str(name), prompts)}")
@@ -72,24 +70,31 @@ def read(
     found, written = None, ""
     with one_line(lambda: f"{file}: this is no tokenizer that can be read"):
         if file.exists():
-            spec = _as_configured(read_json(file), kind, settings)
-            _check_growth(file, spec)
+            spec = _as_configured(read_json(file, bounds.LARGEST), kind, settings)
+            bounds.check(file, spec)
             found = tokenizers.Tokenizer.from_str(json.dumps(spec))
             settings, written = _own_sides(spec) | settings, json.dumps(spec.get("post_processor"))
             kind = kind if named else ""
         elif kind in WORDPIECE and words.exists():
             file = words
-            found = _wordpiece(_lines(file), settings)
+            found = _wordpiece(file, settings)
         elif kind in BPE and pieces.exists() and merges.exists():
             file = pieces
-            pairs = [tuple(line.split(" ")) for line in _lines(merges) if line and not line.startswith("#version")]
-            found = BPE[kind](read_json(file), pairs, settings)
+            vocabulary, lines = read_json(file, bounds.LARGEST), _lines(merges)
+            bounds.check_words(file, vocabulary, lines)
+            pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+            found = BPE[kind](vocabulary, pairs, settings)
         if found is not None:
             _add_tokens(found, directory, settings, SPECIAL.get(kind, {}))
             _set_ends(found, kind, settings, written)
             found.encode_special_tokens = bool(settings.get("split_special_tokens", False))
             return file, found, settings
-    if "tokenizer_class" in settings or list(directory.glob("*.model")):
+    own = [kind for kind in (settings.get("tokenizer_class"), values.get("tokenizer_class")) if kind]
+    if own or list(directory.glob("*.model")):
+        for kind in own:
+            if str(kind).removesuffix("Fast") not in BY_TRANSFORMERS:
+                known = (*WORDPIECE, *BPE, *BY_TRANSFORMERS)
+                raise InputError(f"{directory}: the tokenizer {kind} is not read here; {nearest(str(kind), known)}")
         return directory / "tokenizer_config.json", None, settings
     raise InputError(
         f"{file} is not there, nor vocab.txt, nor vocab.json with merges.txt: the checkpoint came without a tokenizer; "
@@ -103,7 +108,10 @@ def _settings(directory):
     values = optional(file)
     keys.check(file, values, keys.TOKENIZER)
     if "added_tokens_decoder" not in values:
-        values |= optional(directory / "special_tokens_map.json")
+        file = directory / "special_tokens_map.json"
+        named = optional(file)
+        keys.check(file, named, keys.TOKENIZER)
+        values |= named
     return values
 
 
@@ -124,7 +132,9 @@ def one_line(what: Callable[[], str]) -> Iterator[None]:
 
 def _lines(file):
     """Words may hold what else ends a line in Unicode."""
-    return read_bytes(file, LARGEST_JSON).decode("utf-8").removesuffix("\n").split("\n")
+    lines = read_bytes(file, bounds.LARGEST)
+    bounds.check_count(file, lines.count(b"\n"))
+    return lines.decode("utf-8").removesuffix("\n").split("\n")
 
 
 def optional(file: epath.Path) -> dict[str, Any]:
@@ -183,21 +193,6 @@ def _own_sides(spec):
     return {key: value for key, value in said.items() if value}
 
 
-MOST_GROWTH = 100
-"""How many times longer the replacements of a normalizer may make a text; those on the hub keep its length."""
-
-
-def _check_growth(file, spec):
-    """Refuse replacements that make texts so long that they fill the memory."""
-    if _growth(spec.get("normalizer") or {}) > MOST_GROWTH:
-        raise InputError(f"{file}: its replacements make a text more than {MOST_GROWTH} times as long")
-
-
-def _growth(normalizer):
-    steps = [_growth(step) for step in normalizer.get("normalizers") or ()]
-    return math.prod(steps) * max(1, len(normalizer.get("content") or ""))
-
-
 NAMED = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 """Keys of special tokens, in the order in which transformers numbers those that are new."""
 
@@ -214,8 +209,9 @@ def _add_tokens(tokenizer, directory, settings, defaults):
         where, special = "added_tokens.json", {token.content for token in named}
         for word, number in optional(directory / where).items():
             added[number] = AddedToken(word, normalized=word not in special, special=word in special)
-    for number, token in sorted(added.items()):
-        tokenizer.add_tokens([token])
+    tokens = dict(sorted(added.items()))
+    tokenizer.add_tokens(list(tokens.values()))
+    for number, token in tokens.items():
         if tokenizer.token_to_id(token.content) != number:
             raise InputError(f"{directory / where}: '{token.content}' cannot be added as number {number}")
     there = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
@@ -280,10 +276,11 @@ def _gpt2_ends(first, last, settings, whole):
     )
 
 
-def _wordpiece(words, settings):
-    said = BERT | settings
+def _wordpiece(file, settings):
+    said, words = BERT | settings, {word: number for number, word in enumerate(_lines(file))}
+    bounds.check_words(file, words)
     unknown = content(said.get("unk_token")) or SPECIAL["BertTokenizer"]["unk_token"]
-    tokenizer = tokenizers.Tokenizer(models.WordPiece({w: i for i, w in enumerate(words)}, unk_token=unknown))
+    tokenizer = tokenizers.Tokenizer(models.WordPiece(words, unk_token=unknown))
     options = {ours: said[theirs] for theirs, ours in BERT_NORMALIZER.items()}
     tokenizer.normalizer = normalizers.BertNormalizer(**options)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -317,6 +314,18 @@ WORDPIECE = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")
 
 BPE = {"CLIPTokenizer": _clip, "RobertaTokenizer": _gpt2, "GPT2Tokenizer": _gpt2}
 """What builds a tokenizer from `vocab.json` and `merges.txt`, by its class in transformers."""
+
+BY_TRANSFORMERS = (
+    *("AlbertTokenizer", "BarthezTokenizer", "BartphoTokenizer", "BertweetTokenizer", "BigBirdTokenizer"),
+    *("ByT5Tokenizer", "CamembertTokenizer", "DebertaV2Tokenizer", "FNetTokenizer", "GemmaTokenizer", "LlamaTokenizer"),
+    *("MBart50Tokenizer", "MBartTokenizer", "MPNetTokenizer", "NllbTokenizer", "PegasusTokenizer", "PhobertTokenizer"),
+    *("ReformerTokenizer", "RemBertTokenizer", "SiglipTokenizer", "T5Tokenizer", "XGLMTokenizer"),
+    *("XLMRobertaTokenizer", "XLNetTokenizer"),
+)
+"""Classes that transformers reads where there is no `tokenizer.json`: of bytes, and of SentencePiece or words in files.
+
+Others start programs (as phonemizers), load dictionaries that a file names, or read further checkpoints.
+"""
 
 OF_BERT = {f"{name}_token": f"[{name.upper()}]" for name in ("unk", "cls", "sep", "pad", "mask")}
 OF_ROBERTA = {"bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>"}

@@ -91,10 +91,10 @@ def _byte_pairs(merges: list[tuple[str, str]], clean: str = "") -> Files:
 
 
 def _from_hub(name: str) -> epath.Path:
-    from huggingface_hub import snapshot_download
+    from jtransfer.checkpoints import hub
 
     try:
-        return epath.Path(snapshot_download(name, allow_patterns=list(keys.FILES)))
+        return hub.snapshot(name, list(keys.FILES))
     except Exception as error:  # whatever the network and its libraries raise
         raise InputError(
             f"config.tokenizer: unknown '{name}', {nearest(name, [BYTES])}: no file, no directory, not in the hub's "

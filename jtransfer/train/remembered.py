@@ -64,10 +64,10 @@ def _stream(values: Mapping[str, Any]) -> Stream | PairStream:
         one = "" if row["texts"] == 1 else ("",) * min(int(row["texts"]), 2)
         inputs = Lazy(1, lambda rows: [one] * len(rows), "")
     else:
-        shape = tuple(map(int, row["shape"]))
-        if not 0 < np.prod(shape, dtype=float) <= LARGEST:
-            raise ValueError(f"images of {shape}")
-        image = np.broadcast_to(np.zeros((), np.dtype(row["dtype"])), shape)
+        shape, dtype = tuple(map(int, row["shape"])), np.dtype(row["dtype"])
+        if kind not in ("image", "pair") or dtype.kind not in "biuf" or not 0 < np.prod(shape, dtype=float) <= LARGEST:
+            raise ValueError(f"{kind} of {shape}, {dtype.name}")
+        image = np.broadcast_to(np.zeros((), dtype), shape)
         inputs = Lazy(1, lambda rows: [image] * len(rows), "") if row["lazy"] else image[None]
     if kind == "pair":
         held_out = HeldOut("", inputs, (), np.zeros(0, np.int32), ())

@@ -8,11 +8,11 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from jtransfer.checkpoints import export
+from jtransfer.checkpoints import export, hub
 from jtransfer.checkpoints.adapter import Adapter
 from jtransfer.checkpoints.backbone import Backbone
 from jtransfer.config import completed
-from jtransfer.errors import InputError
+from jtransfer.errors import Damaged, InputError
 from jtransfer.files import read_record
 from jtransfer.methods.lora import LoRA
 from jtransfer.models import STATISTICS, Headed
@@ -27,8 +27,9 @@ def result(directory: epath.PathLike) -> tuple[int, Adapter, dict[str, bytes]]:
     The files are a tokenizer's and a processor's that the backbone does not have: of a model trained from scratch, or
     of a config that names others.
 
-    The backbone of the run has to be where it was. The data need not, and the devices need not be those that it had.
-    A run of an earlier version, which left no `task.json`, needs its data too.
+    The backbone of the run has to be where it was, or in the hub's cache: a directory starts no download. The data need
+    not, and the devices need not be those that it had. A run of an earlier version, which left no `task.json`, needs
+    its data too.
 
     Raises:
         InputError: no directory of a training run, no checkpoint in it, or a backbone (or data) that have changed.
@@ -39,13 +40,17 @@ def result(directory: epath.PathLike) -> tuple[int, Adapter, dict[str, bytes]]:
     _, values = read_record(directory / "config.json", "it cannot be told what this run was")
     if "methods" in values:
         raise InputError(f"workdir {directory} is of 'jtransfer curve', which keeps results and no weights")
-    before = {"data": None} | values.pop("fingerprints", {})
+    before = values.pop("fingerprints", {})
+    if not isinstance(before, dict):
+        raise Damaged(f"{directory / 'config.json'} is damaged (fingerprints are no object); choose another --workdir")
+    before = {"data": None} | before
     here = {"mesh": {"data": 1, "rest": -1}, "sharding": "replicated"}
     config = ConfigDict(completed("train", values) | here)
     stream, tokens = remembered.read(directory) or (None, 0)
     if tokens:
         config.load.tokens = tokens
-    run = loop.prepare(config, stream)
+    with hub.from_cache_alone():
+        run = loop.prepare(config, stream)
     now = run.fingerprints
     if changed := [what for what in now if what in before and not same_data(now[what], before[what])]:
         raise InputError(f"workdir {directory}: the {' and the '.join(changed)} changed since the run was started")

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jtransfer import checkpoints
-from jtransfer.checkpoints import leaves, patterns, peft_config
+from jtransfer import checkpoints, patterns
+from jtransfer.checkpoints import leaves, peft_config
 from jtransfer.checkpoints.families import FAMILIES
 from jtransfer.errors import InputError, nearest
 from jtransfer.models import Head, Headed, ViT, ViTConfig, described, shapes_of

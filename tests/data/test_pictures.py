@@ -98,10 +98,11 @@ def test_other_formats_are_refused_and_start_no_program(content, found, monkeypa
         )
 
 
-def png_of(width, height):
-    def chunk(kind, data):
-        return len(data).to_bytes(4) + kind + data + zlib.crc32(kind + data).to_bytes(4)
+def chunk(kind, data=b""):
+    return len(data).to_bytes(4) + kind + data + zlib.crc32(kind + data).to_bytes(4)
 
+
+def png_of(width, height):
     header = chunk(b"IHDR", width.to_bytes(4) + height.to_bytes(4) + bytes([1, 0, 0, 0, 0]))
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
 
@@ -128,6 +129,42 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(content):
     for call in (pictures.decode, pictures.check):
         said = refusal(content, call)
         assert "pixels" in said and any(number in said for number in ("89,478,485", "178956970")), said
+
+
+JPEG, PNG = file(PICTURE, "JPEG"), file(PICTURE, "PNG")
+GIF = file(PICTURE, "GIF")[:6] + b"\4\0\4\0\0\0\0"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        JPEG[:2] + b"\xff" * 20_000_000 + JPEG[2:],
+        JPEG[:20] + b"a" * 20_000_000 + JPEG[20:],
+        JPEG[:2] + b"\xff\xfe\0\2" * 3_000_000 + JPEG[2:],
+        PNG[:33] + chunk(b"abCd") * 1_000_000 + PNG[33:],
+        GIF + b"!\xfe\1a\0" * 3_000_000,
+        b"II+\0\x08\0\0\0" + (16).to_bytes(8, "little") + (10**6).to_bytes(8, "little") + bytes(20 * 10**6),
+    ],
+    ids=["filling", "junk", "segments", "chunks", "comments", "entries"],
+)
+@pytest.mark.parametrize("call", [pictures.decode, pictures.check])
+def test_a_file_that_consists_of_headers_is_refused_before_they_are_all_read(content, call):
+    assert "too many blocks for its size" in refusal(content, call)
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iCCP"])
+def test_a_text_that_unpacks_to_more_than_any_has_is_refused_wherever_it_stands(kind):
+    bomb = chunk(kind, b"x\0\0" + zlib.compress(bytes(1 << 27)))
+    places = [PNG[:33] + bomb + PNG[33:], *([PNG[:-12] + bomb + PNG[-12:]] if kind == b"zTXt" else [])]
+    for content in places:
+        assert refusal(content) == refusal(content, pictures.check)
+
+
+def test_what_ends_with_its_pixels_is_not_decoded_to_be_checked(monkeypatch):
+    monkeypatch.setattr(pictures, "decode", lambda content, what: pytest.fail("decoded"))
+    pictures.check(PNG, "a.png")
+    with pytest.raises(pytest.fail.Exception):
+        pictures.check(PNG[:-12] + chunk(b"tEXt", b"date\0today") + PNG[-12:], "a.png")
 
 
 def test_modes_become_grey_or_rgb():

@@ -15,7 +15,7 @@ from etils import epath
 from PIL import Image
 
 from jtransfer.checkpoints.layouts import Origin
-from jtransfer.data import images, preprocess
+from jtransfer.data import images, preprocess, text
 from jtransfer.data.images import Crop, Fixed, Shortest
 from jtransfer.errors import InputError
 from jtransfer.models import ViTConfig
@@ -413,29 +413,147 @@ def whole(normalizer=None, splitter=None):
     return spec | {"normalizer": normalizer, "pre_tokenizer": splitter, "post_processor": None, "decoder": None}
 
 
+def template(*names, ids=()):
+    pieces = [{"SpecialToken" if name == "X" else "Sequence": {"id": name, "type_id": 0}} for name in names]
+    special = {"X": {"id": "X", "ids": list(ids), "tokens": ["a"] * len(ids)}}
+    return {"type": "TemplateProcessing", "single": pieces, "pair": pieces, "special_tokens": special}
+
+
+LIGATURE = "\ufdfa"
+"""Which NFKD makes a phrase of 18 letters."""
+
+
 @pytest.mark.parametrize(
-    "normalizer",
+    ("part", "listed", "steps", "said"),
     [
-        {"type": "Sequence", "normalizers": replacements(*["aa"] * 40)},
-        {"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": replacements("aaaa", "a" * 30)}]},
-        replacements("a" * 1_000_000)[0],
+        ("normalizer", "normalizers", replacements(*["aa"] * 40), "its normalizer makes a text more than 100 times"),
+        ("normalizer", "normalizers", replacements("a" * 1_000_000), "makes a text more than 100 times"),
+        ("normalizer", "normalizers", [{"type": "Prepend", "prepend": "aa"}] * 5, "makes a text more than 100 times"),
+        ("normalizer", "normalizers", [*replacements(LIGATURE), {"type": "NFKD"}] * 3, "more than 100 times"),
+        ("normalizer", "normalizers", [{"type": "ByteLevel"}] * 8, "more than 100 times"),
+        (
+            "normalizer",
+            "normalizers",
+            [{"type": "Sequence", "normalizers": replacements("aaaa", "a" * 30)}],
+            "than 100",
+        ),
+        ("normalizer", "normalizers", [{"type": "Lowercase"}] * 1000, "its normalizer has 1,000 steps"),
+        ("pre_tokenizer", "pretokenizers", [{"type": "Whitespace"}] * 1000, "its pre_tokenizer has 1,000 steps"),
+        ("post_processor", "processors", [template(*"AAAAA")] * 3, "its post_processor makes a text more than 100"),
+        ("post_processor", "processors", [template("X", "A", ids=[0] * 1000)], "more than 100 times"),
+        ("decoder", "decoders", replacements("a" * 1000), "its decoder makes a text more than 100 times"),
     ],
-    ids=["forty-doublings", "nested", "a-million"],
 )
-def test_replacements_that_would_fill_the_memory_are_refused(tmp_path, normalizer):
-    (tmp_path / "tokenizer.json").write_text(json.dumps(whole(normalizer)))
-    with pytest.raises(InputError, match="tokenizer.json: its replacements make a text more than 100 times as long"):
+def test_steps_that_would_fill_the_memory_are_refused(tmp_path, part, listed, steps, said):
+    spec = whole() | {part: {"type": "Sequence", listed: steps}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    with pytest.raises(InputError, match=f"tokenizer.json: .*{said}"):
         of(tmp_path, takes(input_ids=None))
 
 
-@pytest.mark.parametrize("pattern", ["(a+)+$", "(a|a)*$", "a*a*a*a*a*a*a*$"])
-def test_a_pattern_that_backtracks_without_end_is_one_line_at_the_first_text(tmp_path, pattern):
+def split(pattern):
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+@pytest.mark.parametrize("part", ["splitter", "normalizer"])
+@pytest.mark.parametrize(
+    "pattern", ["(a+)+$", "(a|a)*$", "(a?){23}b", "a?" * 30 + "b", "b|(.*a){20}", "(a*)*\\1", "a*" * 20, "x" * 20_000]
+)
+def test_a_pattern_that_could_take_for_ever_is_refused_before_any_text(tmp_path, pattern, part):
+    step = split(pattern) if part == "splitter" else split(pattern) | {"type": "Replace", "content": "a"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(whole(**{part: step})))
+    with pytest.raises(InputError, match=r"tokenizer.json: its .* could take for ever to match"):
+        of(tmp_path, takes(input_ids=None))
+
+
+PATTERNS = [
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+",
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{M}]*[\p{Ll}\p{Lm}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\s\p{L}\p{N}]+|\s+",
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+",
+    r" ?[^(\s|[.,!?…。，、।۔،])]+",
+    r"[0-9][0-9][0-9]",
+    r"\s{1,}|\n|.",
+]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_patterns_of_tokenizers_in_use_are_taken(tmp_path, pattern):
+    (tmp_path / "tokenizer.json").write_text(json.dumps(whole(splitter=split(pattern))))
+    assert of(tmp_path, takes(input_ids=None))(["a"])["input_ids"][0, 0] == 2
+
+
+def test_a_pattern_that_takes_long_after_all_is_one_line_at_the_first_text(tmp_path):
     """The library gives up after ten million steps, with a panic, which is no Exception."""
-    splitter = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-    (tmp_path / "tokenizer.json").write_text(json.dumps(whole(splitter=splitter)))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(whole(splitter=split("a*a*a*a*$"))))
     texts = of(tmp_path, takes(input_ids=None))
     with pytest.raises(InputError, match=r"tokenizer.json: the texts cannot be tokenized \(.*retry-limit"):
-        texts(["a" * 60 + "b"])
+        texts(["a" * 200 + "b"])
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "said"),
+    [
+        ({"a": 2**31, "[PAD]": 0}, "'a' has the number 2147483648; expected 0 to 1,048,575"),
+        ({"a": -1, "[PAD]": 0}, "'a' has the number -1"),
+        ({"a": 1.5, "[PAD]": 0}, "'a' has the number 1.5"),
+        ({"a" * 20_000: 1, "[PAD]": 0}, "has 20,000 characters; expected words of at most 10,000"),
+    ],
+)
+@pytest.mark.parametrize("file", ["tokenizer.json", "vocab.json"])
+def test_a_vocabulary_with_numbers_or_words_that_cannot_be_is_refused(tmp_path, vocabulary, said, file):
+    spec = whole() | {"model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "[PAD]"}}
+    (tmp_path / file).write_text(json.dumps(spec if file == "tokenizer.json" else vocabulary))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
+    with pytest.raises(InputError, match=f"{file}: .*{said}"):
+        of(tmp_path, takes(input_ids=None))
+
+
+def test_lists_of_more_words_than_there_are_are_not_taken_apart(tmp_path):
+    (tmp_path / "vocab.txt").write_text("a\n" * 1_100_000)
+    with pytest.raises(
+        InputError, match=r"vocab.txt: its vocabulary has 1,100,000 words or merges; expected 1,048,576"
+    ):
+        of(tmp_path, takes(input_ids=None))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("pad_token", 3, "a token, or an object"),
+        ("unk_token", {"text": "a"}, "a token, or an object"),
+        ("pad_token", "x" * 100_000, "a token, or an object"),
+        ("added_tokens_decoder", {"x": {"content": "a"}}, "an object of tokens by their numbers"),
+        ("added_tokens_decoder", ["a"], "an object of tokens by their numbers"),
+        ("extra_special_tokens", 3, "a list of tokens"),
+        ("padding_side", "up", "one of 'left', 'right', found 'up'"),
+        ("model_max_length", "512", "a number above 0, found '512'"),
+        ("model_max_length", -1, "a number above 0"),
+        ("model_input_names", ["attention_mask"], "a list with 'input_ids'"),
+        ("clean", ["lower"], "a text of at most"),
+        ("auto_map", 3, "an object or a list"),
+        ("do_lower_case", "no", "True or False"),
+    ],
+)
+def test_a_setting_of_another_type_is_named(tmp_path, key, value, expected):
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer", key: value}))
+    with pytest.raises(InputError, match=f"tokenizer_config.json: {key}: expected {expected}"):
+        of(tmp_path, takes(input_ids=None))
+
+
+@pytest.mark.parametrize("where", ["tokenizer_config.json", "config.json"])
+@pytest.mark.parametrize("kind", ["RagTokenizer", "Wav2Vec2PhonemeCTCTokenizer", "BertJapaneseTokenizer", "os.system"])
+def test_of_the_tokenizers_of_transformers_only_those_that_read_words_are_asked(tmp_path, kind, where, monkeypatch):
+    """Others start programs, load dictionaries that a file names, or read further checkpoints."""
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    (tmp_path / "x.model").write_bytes(b"")
+    values = {"tokenizer_class": kind}
+    if where != "config.json":
+        (tmp_path / where).write_text(json.dumps(values))
+    with pytest.raises(InputError, match=f"the tokenizer {kind} is not read here"):
+        text.tokenizer(epath.Path(tmp_path), values if where == "config.json" else {}, ("input_ids",), 8, False)
 
 
 @pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json", "sentence_bert_config.json"])

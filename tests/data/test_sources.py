@@ -4,12 +4,15 @@ import dataclasses
 import hashlib
 import io
 import re
+import struct
 import time
 import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
 
+from jtransfer import files
 from jtransfer.data.pairs import open_pairs
 from jtransfer.data.sources import fingerprint, load
 from jtransfer.errors import InputError
@@ -466,3 +469,54 @@ def with_label(row, value):
 def test_what_cannot_be_used_is_refused_with_file_key_and_row(save, change, message):
     name = save(**change)
     assert refusal(name) == f"{name.removeprefix('npz:')}: {message}"
+
+
+def member(descr, shape, size):
+    head = repr({"descr": descr, "fortran_order": False, "shape": shape}).encode()
+    return b"\x93NUMPY\1\0" + struct.pack("<H", len(head)) + head + bytes(size)
+
+
+@pytest.mark.parametrize(
+    ("key", "array", "said"),
+    [
+        ("labels", np.arange(4).astype("m8[s]"), "'labels' has dtype timedelta64[s]; expected integers, or names"),
+        ("labels", member("<U3000000", (4,), 48_000_000), "'labels' has names of up to 3,000,000 characters"),
+        ("classes", member("|S1000000", (2,), 2_000_000), "'classes' has names of up to 1,000,000 characters"),
+        ("classes", member("|S1", (50_000_000,), 50_000_000), "'classes' has 50,000,000 names; expected 1,048,576"),
+        ("labels", np.array(["a\ud800", "b"] * 2), "'labels' holds 'a\\ud800b', which is no UTF-8; expected texts"),
+        ("classes", np.array(["b", "a" * 60 + "\udcff"]), "which is no UTF-8; expected texts"),
+    ],
+)
+def test_labels_and_names_that_cannot_be_are_refused_before_they_fill_the_memory(tmp_path, key, array, said):
+    arrays = {"images": np.zeros((4, 2, 2, 3), np.uint8), "labels": np.arange(4) % 2} | {key: array}
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, one in arrays.items():
+            content = io.BytesIO()
+            _ = content.write(one) if isinstance(one, bytes) else np.save(content, one)
+            archive.writestr(f"{name}.npy", content.getvalue())
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError) as refused:
+            load(f"npz:{tmp_path / 'x.npz'}")
+        assert tracemalloc.get_traced_memory()[1] < 100_000_000
+    finally:
+        tracemalloc.stop()
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["gs://bucket/x", "s3://bucket/x.npz"])
+@pytest.mark.parametrize("form", ["folder:{}", "npz:{}"])
+def test_an_object_store_whose_client_is_not_installed_is_refused_with_its_name(form, name, monkeypatch):
+    monkeypatch.setattr(files, "_is_installed", lambda package: False)
+    with pytest.raises(InputError, match=rf"{name}: \w\w:// takes the package (gcsfs|s3fs), which is not installed"):
+        load(form.format(name))
+
+
+@pytest.mark.parametrize("name", [None, 3, b"digits", ["digits"], {}, True, float("nan")])
+def test_what_is_no_text_names_no_dataset(name):
+    with pytest.raises(InputError, match="dataset: expected a text without control characters, found"):
+        load(name)
+    with pytest.raises(InputError, match=r"config.data: expected a text"):
+        open_pairs(name, 4, 0)
+    with pytest.raises(InputError, match="data_dir: expected a text"):
+        load("digits", data_dir=name or 3)

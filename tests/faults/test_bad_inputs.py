@@ -371,6 +371,10 @@ FILES = {
     "def get_config(a, b): pass": "TypeError",
     "def get_config(): return {}": "must return an ml_collections.ConfigDict",
     "def get_config(): pass": "must return an ml_collections.ConfigDict",
+    "class Own(Exception):\n    def __str__(self): raise ValueError\ndef get_config(): raise Own": "line 3: Own",
+    "class Own:\n    def __repr__(self): raise SystemExit\n" + CONFIG + "({'batch': Own()})": "what cannot be shown",
+    CONFIG + "({1: 2})": "the key 1 is no text",
+    CONFIG + "({'data': 'x' * 10**7})": "config.data: expected a text that is not empty, found 'xxx",
     "import nowhere_at_all": "line 1: ModuleNotFoundError",
     "x = 'a\0b'": "null bytes",
     CONFIG + "({'batch': 10**5000})": "config.batch",
@@ -484,6 +488,7 @@ def test_an_export_that_cannot_be_is_refused_first(place, capsys):
 CALLS = {
     "load(3)": lambda: jtransfer.load(3),
     "load('')": lambda: jtransfer.load(""),
+    "load(positions=[])": lambda: jtransfer.load("glyphs-vit", positions=[]),
     "load(head='nope')": lambda: jtransfer.load("glyphs-vit", head="nope"),
     "load(head=3)": lambda: jtransfer.load("glyphs-vit", head=3),
     "load(dtype='int8')": lambda: jtransfer.load("glyphs-vit", dtype="int8"),

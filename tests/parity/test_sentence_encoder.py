@@ -258,7 +258,7 @@ def test_a_prompt_is_named_and_the_first_text_of_a_pair_has_it(tmp_path):
     [
         ("config_sentence_transformers", {"truncate_dim": 6}, "truncate_dim is 6, which is not done here"),
         ("config_sentence_transformers", PROMPTS | {"default_prompt_name": "q"}, "default_prompt_name is 'q'; "),
-        ("config_sentence_transformers", {"prompts": ["query: "]}, "prompts: expected texts by name"),
+        ("config_sentence_transformers", {"prompts": ["query: "]}, "prompts: expected texts of at most"),
         ("sentence_bert_config", {"max_seq_length": "long"}, "max_seq_length is 'long'"),
         ("sentence_bert_config", {"do_lower_case": "yes"}, "do_lower_case is 'yes'"),
         ("sentence_bert_config", {"transformer_task": "fill-mask"}, "transformer_task is 'fill-mask', which is not"),

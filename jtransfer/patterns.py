@@ -86,6 +86,17 @@ def steps(pattern: str) -> float:
     return math.comb(NAME, repeats) * choices * _alternatives(pattern, starts[0][1])
 
 
+def alternatives(pattern: str) -> list[str]:
+    """The alternatives of a pattern that stand in no group."""
+    found, depth, start = [], 0, 0
+    for piece in PIECES.finditer(pattern):
+        depth = max(0, depth + (piece.lastgroup == "open") - (piece.lastgroup == "close"))
+        if piece.lastgroup == "or" and not depth:
+            found.append(pattern[start : piece.start()])
+            start = piece.end()
+    return [*found, pattern[start:]]
+
+
 def _alternatives(text, bars):
     """How many of the alternatives in a group may match at one place."""
     parts = text.split("|")
