@@ -109,8 +109,10 @@ def _hush() -> None:
 
     absl.logging.set_verbosity(absl.logging.FATAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    loud = threading.excepthook
+    loud, louder = threading.excepthook, sys.unraisablehook
     threading.excepthook = lambda raised: None if refusal(raised.exc_value) else loud(raised)
+    # Said of each array of a checkpoint whose reading ends after that of the first damaged one.
+    sys.unraisablehook = lambda raised: None if str(raised.exc_value) == "Event loop is closed" else louder(raised)
 
 
 def run(*arguments: str) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import orbax.checkpoint as ocp
 import pytest
@@ -180,6 +181,15 @@ def test_what_one_process_does_is_refused_in_a_second_one(command, monkeypatch, 
     workdir = [] if command == "inspect" else [f"--workdir={tmp_path}"]
     assert cli.main([command, "--config=none.py", *workdir]) == 2
     assert "this is number 1 of the 2 that SLURM_NTASKS names" in capsys.readouterr().err
+
+
+def test_what_asyncio_says_after_the_first_damaged_array_is_no_line_of_its_own(monkeypatch):
+    said = []
+    monkeypatch.setattr("sys.unraisablehook", lambda raised: said.append(str(raised.exc_value)))
+    assert cli.main(["train", "--config=none.py", "--workdir=none"]) == 2
+    for words in ("Event loop is closed", "a fault"):
+        sys.unraisablehook(SimpleNamespace(exc_value=RuntimeError(words)))
+    assert said == ["a fault"]
 
 
 def test_a_signal_is_noted_for_the_step_and_raised_where_nothing_can_be_saved():
