@@ -208,7 +208,7 @@ def test_a_mistake_gets_one_line_and_writes_nothing(adapted, pretrained, tmp_pat
     assert "has no config.json; expected the directory of a 'jtransfer train' run" in error(tmp_path, "hf")
     (tmp_path / "curve").mkdir()
     (tmp_path / "curve" / "config.json").write_text('{"methods": ["probe"], "shots": [1]}')
-    assert "is of 'jtransfer curve', which keeps results and no weights" in error(tmp_path / "curve", "hf")
+    assert "is of no 'jtransfer train', which alone keeps weights" in error(tmp_path / "curve", "hf")
     (tmp_path / "new").mkdir()
     shutil.copy(pretrained / "config.json", tmp_path / "new")
     assert "there is no checkpoint yet" in error(tmp_path / "new", "hf")

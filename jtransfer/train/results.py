@@ -37,9 +37,12 @@ def result(directory: epath.PathLike) -> tuple[int, Adapter, dict[str, bytes]]:
     if not (directory / "config.json").exists():
         raise InputError(f"workdir {directory} has no config.json; expected the directory of a 'jtransfer train' run")
     _, values = read_record(directory / "config.json", "it cannot be told what this run was")
-    if "methods" in values:
-        raise InputError(f"workdir {directory} is of 'jtransfer curve', which keeps results and no weights")
     before = values.pop("fingerprints", {})
+    if foreign := sorted(values.keys() - train_defaults().keys()):
+        raise InputError(
+            f"workdir {directory} is of no 'jtransfer train', which alone keeps weights: its config.json has "
+            f"'{foreign[0]}'"
+        )
     here = {"mesh": {"data": 1, "rest": -1}, "sharding": "replicated"}
     config = ConfigDict(train_defaults() | values | here)
     stream, tokens = remembered.read(directory) or (None, 0)
