@@ -161,7 +161,8 @@ def test_an_adapter_alone_gives_equal_outputs_on_the_base_with_its_head(adapted,
 def test_orbax_restores_the_variables_that_flax_takes(adapters, adapted, expected, images, tmp_path):
     import orbax.checkpoint as ocp
 
-    out = export(adapted, tmp_path / "out", "--format=orbax", f"--adapters={adapters}")
+    odd = export(adapted, tmp_path / "lr[1e-3]", "--format=orbax", f"--adapters={adapters}")
+    out = odd.rename(tmp_path / "out")  # Orbax reads no directory of that name
     variables = ocp.StandardCheckpointer().restore(out / "variables")
     values = json.loads((out / "config.json").read_text())
     head, classes, method = (values.pop(key) for key in ("head", "classes", "method"))
