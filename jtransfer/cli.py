@@ -73,8 +73,8 @@ def _command(argv: list[str]) -> int:
         arguments, overrides = _parse(argv)
         from jtransfer import commands, launch
 
-        if getattr(arguments, "workdir", ""):
-            unnamed = f"a file in {arguments.workdir}"
+        if written := getattr(arguments, "out", "") or getattr(arguments, "workdir", ""):
+            unnamed = f"a file in {written}"
         if arguments.command != "train":
             launch.alone(f"jtransfer {arguments.command}")
         code = getattr(commands, arguments.command)(arguments, overrides) or 0

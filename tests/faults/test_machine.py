@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from jtransfer import cli
+from jtransfer import cli, commands
 from jtransfer.errors import InputError, MachineError, refusal
 
 CONFIGS = {
@@ -59,6 +59,15 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path, monkeypa
     assert len(lines) == 1 and lines[0].startswith("jtransfer: error: ") and "make room" in lines[0], lines
     assert "run/" in lines[0] or "store/" in lines[0] or " run " in lines[0], lines
     assert not again or cli.main(words) == 0
+
+
+def test_an_export_without_room_names_the_place_that_it_writes_to(monkeypatch, capsys):
+    def full(arguments, overrides):
+        raise ValueError("in a library: No space left on device")
+
+    monkeypatch.setattr(commands, "export", full)
+    assert cli.main(["export", "--workdir=run", "--format=hf", "--out=there"]) == 74
+    assert "a file in there cannot be written: No space left on device" in capsys.readouterr().err
 
 
 def caused(error, *causes):
