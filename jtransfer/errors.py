@@ -79,7 +79,8 @@ def refusal(error: BaseException, unnamed: str = "a file") -> tuple[str, int] | 
     if refused:
         return f"{refused}; make room or choose another place, and the same command goes on", MachineError.CODE
     if isinstance(error, OSError):
-        return one_line(error), MachineError.CODE
+        said = f"{error.filename} cannot be used: {error.strerror}" if error.filename else one_line(error)
+        return f"{said}; put that right, and the same command goes on", MachineError.CODE
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return f"out of memory ({one_line(error)}); take a smaller config.batch, or a smaller model", MachineError.CODE
     return None

@@ -100,6 +100,7 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/disk/file")
             "/disk/f cannot be written: Read-only file system",
             74,
         ),
+        (OSError(errno.EACCES, "Permission denied", "/x"), "/x cannot be used: Permission denied; put that right", 74),
         (MachineError("full"), "full", 74),
         (InputError("a\nb"), "a b", 2),
         (caused(InputError("no such file"), FileNotFoundError(errno.ENOENT, "none", "x")), "no such file", 2),
