@@ -40,8 +40,8 @@ EPILOG = """examples:
 def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit code; without arguments, those of this process, which then ends with it.
 
-    0, 2 for input to put right, 74 for a full disk, 75 when another process of the run is gone, 130 and 143 when
-    stopped by SIGINT and SIGTERM.
+    0, 2 for input to put right, 74 for a full disk, 75 when another process of the run is gone, 130, 143 and 129
+    when stopped by SIGINT, SIGTERM and SIGHUP.
     """
     if argv is not None:
         return _command(argv)
@@ -50,8 +50,10 @@ def main(argv: list[str] | None = None) -> int:
     stopping.guard()
     try:
         code = _command(sys.argv[1:])
-    except Exception:
-        if (number := stopping.first()) is None:
+        stopping.done()
+    except (Exception, KeyboardInterrupt) as error:
+        number = error.code - 128 if isinstance(error, stopping.Stopped) else stopping.first()
+        if number is None:
             import traceback
 
             traceback.print_exc()

@@ -195,9 +195,25 @@ def test_what_asyncio_says_after_the_first_damaged_array_is_no_line_of_its_own(m
 def test_a_signal_is_noted_for_the_step_and_raised_where_nothing_can_be_saved():
     with stopping.after_a_step(), pytest.raises(stopping.Stopped, match="stopped by SIGTERM; the same command goes on"):
         signal.raise_signal(signal.SIGTERM)
-    stopping._raised.clear()
-    with stopping.after_a_step() as signalled:
-        assert signalled() == 0
-        signal.raise_signal(signal.SIGTERM)
-        assert signalled() == signal.SIGTERM
+    for number in stopping.SIGNALS:
+        stopping._raised.clear()
+        with stopping.after_a_step() as signalled:
+            assert signalled() == 0
+            signal.raise_signal(number)
+            assert signalled() == number
     stopping._waiting.clear()
+
+
+def test_a_closed_terminal_stops_a_training_as_a_signal_does():
+    assert signal.SIGHUP in stopping.SIGNALS and stopping.Stopped(signal.SIGHUP).code == 129
+
+
+def test_what_is_done_is_not_ended_by_a_signal():
+    before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
+    try:
+        stopping.done()
+        for number in stopping.SIGNALS:
+            signal.raise_signal(number)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
