@@ -16,7 +16,8 @@ from etils import epath
 
 from jtransfer import cli, launch, stopping
 from jtransfer.checkpoints.store import Store
-from jtransfer.errors import InputError
+from jtransfer.errors import Damaged, Gone, InputError
+from jtransfer.train import hosts
 
 FILE = """
 from ml_collections import ConfigDict
@@ -135,6 +136,17 @@ def test_a_signal_to_one_of_two_processes_stops_both_saved_at_one_step(file, tmp
     assert codes == [130, 130] and said[0] == said[1], said
     assert said[0].startswith(f"jtransfer: stopped by SIGINT to process 1 on {socket.gethostname()} at step")
     assert said[0].split("at step ")[1].split(";")[0] in [path.name for path in (tmp_path / "checkpoints").iterdir()]
+
+
+@pytest.mark.parametrize("cause", [None, ValueError("Gloo AllGather failed: Connection reset by peer")])
+def test_a_checkpoint_is_not_called_damaged_where_another_process_left_while_it_was_read(cause, monkeypatch):
+    link = SimpleNamespace(hosts=["a", "b"], address="", missing=lambda: Gone("a: stopped", 143), tell=lambda *_: None)
+    monkeypatch.setattr("jtransfer.train.link.Link", lambda here: link)
+    monkeypatch.setattr(hosts, "launch", lambda: launch.Launch(1, 2))
+    monkeypatch.setattr(hosts, "_join", lambda *_: None)
+    monkeypatch.setattr(hosts, "_names", [])
+    with pytest.raises(Gone if cause else Damaged), hosts.together():
+        raise Damaged("a checkpoint cannot be read; remove it") from cause
 
 
 @pytest.mark.parametrize(
