@@ -40,8 +40,8 @@ EPILOG = """examples:
 def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit code; without arguments, those of this process, which then ends with it.
 
-    0, 2 for input to put right, 74 for a full disk, 75 when another process of the run is gone, 130 and 143 when
-    stopped by SIGINT and SIGTERM.
+    0, 2 for input to put right, 74 for a full disk, 75 when another process of the run is gone, 130, 143 and 129
+    when stopped by SIGINT, SIGTERM and SIGHUP.
     """
     if argv is not None:
         return _command(argv)
@@ -50,8 +50,10 @@ def main(argv: list[str] | None = None) -> int:
     stopping.guard()
     try:
         code = _command(sys.argv[1:])
-    except Exception:
-        if (number := stopping.first()) is None:
+        stopping.done()
+    except (Exception, KeyboardInterrupt) as error:
+        number = error.code - 128 if isinstance(error, stopping.Stopped) else stopping.first()
+        if number is None:
             import traceback
 
             traceback.print_exc()
@@ -73,8 +75,8 @@ def _command(argv: list[str]) -> int:
         arguments, overrides = _parse(argv)
         from jtransfer import commands, launch
 
-        if getattr(arguments, "workdir", ""):
-            unnamed = f"a file in {arguments.workdir}"
+        if written := getattr(arguments, "out", "") or getattr(arguments, "workdir", ""):
+            unnamed = f"a file in {written}"
         if arguments.command != "train":
             launch.alone(f"jtransfer {arguments.command}")
         code = getattr(commands, arguments.command)(arguments, overrides) or 0
@@ -109,8 +111,10 @@ def _hush() -> None:
 
     absl.logging.set_verbosity(absl.logging.FATAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    loud = threading.excepthook
+    loud, louder = threading.excepthook, sys.unraisablehook
     threading.excepthook = lambda raised: None if refusal(raised.exc_value) else loud(raised)
+    # Said of each array of a checkpoint whose reading ends after that of the first damaged one.
+    sys.unraisablehook = lambda raised: None if str(raised.exc_value) == "Event loop is closed" else louder(raised)
 
 
 def run(*arguments: str) -> None:

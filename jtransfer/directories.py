@@ -36,7 +36,7 @@ def verify(directory: epath.PathLike) -> None:
     """Check the files of a directory against the record that was written with them, if there is one.
 
     Raises:
-        Damaged: one of them is not as it was written.
+        Damaged: one of them is not as it was written, or there is one more that a loader may read.
     """
     record = epath.Path(directory) / RECORD
     if not record.exists():
@@ -56,6 +56,26 @@ def verify(directory: epath.PathLike) -> None:
             raise Damaged(f"{path}, which was written with {record}, cannot be read ({error}); {way_out}") from error
         if not same:
             raise Damaged(f"{path} is damaged (its checksum differs); {way_out}")
+    if added := sorted(_loadable(record.parent) - {RECORD, *of_each}) if version > 1 else ():
+        raise Damaged(
+            f"{record.parent / added[0]} was not written with the files beside it; move it away, or remove "
+            f"{record} if you put it there yourself"
+        )
+
+
+LOADABLE = (".json", ".safetensors", ".npz", ".model", "vocab.txt", "merges.txt")
+"""Ends of the names of files in which loaders find weights, or what is done with them."""
+
+
+def _loadable(directory):
+    """Such files in a directory and, as of a sentence encoder's modules, one below."""
+    folders = [directory, *(path for path in directory.iterdir() if path.is_dir() and not path.name.startswith("."))]
+    return {
+        path.name if folder == directory else f"{folder.name}/{path.name}"
+        for folder in folders
+        for path in folder.iterdir()
+        if path.name.endswith(LOADABLE) and not path.name.startswith(".")
+    }
 
 
 @contextmanager

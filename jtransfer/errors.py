@@ -94,7 +94,8 @@ def refusal(error: BaseException, unnamed: str = "a file") -> tuple[str, int] | 
     if refused:
         return f"{refused}; {MAKE_ROOM}", MachineError.CODE
     if isinstance(error, OSError):
-        return one_line(error), MachineError.CODE
+        line = f"{error.filename} cannot be used: {error.strerror}" if error.filename else one_line(error)
+        return f"{line}; put that right, and the same command goes on", MachineError.CODE
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in said(error):
         return f"out of memory ({one_line(error)}); take a smaller config.batch, or a smaller model", MachineError.CODE
     return None

@@ -1,6 +1,7 @@
 """How signals end a command: with one line, and in a training after the step that is under way, with its state saved.
 
-SIGINT (Ctrl-C) and SIGTERM (Slurm, Kubernetes and TPUs before they take a machine away) are one thing here.
+SIGINT (Ctrl-C), SIGTERM (Slurm, Kubernetes and TPUs before they take a machine away) and SIGHUP (a terminal that is
+closed) are one thing here.
 """
 
 import os
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 GRACE = 10.0
 """Seconds for a command to come out of what it does, such as a long compilation, before it is ended where it is."""
@@ -26,7 +27,7 @@ class Stopped(KeyboardInterrupt):
     """A signal ended the work.
 
     Attributes:
-        code: The exit code, as shells have it: 130 for SIGINT, 143 for SIGTERM.
+        code: The exit code, as shells have it: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP.
         agreed: Whether all processes of the run stop like this one, at the same step.
     """
 
@@ -62,6 +63,12 @@ def guard() -> None:
 def first() -> int | None:
     """The first signal that this process was sent, if it was."""
     return _seen[0] if _seen else None
+
+
+def done() -> None:
+    """Let signals pass from now on: the work is done, and Python would die of one at its end, without a word."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
@@ -104,10 +111,11 @@ def end(line: str, code: int) -> None:
     flushing = threading.Thread(target=_flush, daemon=True)  # a full pipe must not keep it
     flushing.start()
     flushing.join(1)
-    if os.isatty(1):
-        os.write(1, b"\x1b[?25h")  # a bar hides the cursor
-    if line:
-        os.write(2, f"{line}\n".encode())
+    with suppress(OSError):  # of a terminal that is gone
+        if os.isatty(1):
+            os.write(1, b"\x1b[?25h")  # a bar hides the cursor
+        if line:
+            os.write(2, f"{line}\n".encode())
     os._exit(code)
 
 

@@ -161,7 +161,8 @@ def test_an_adapter_alone_gives_equal_outputs_on_the_base_with_its_head(adapted,
 def test_orbax_restores_the_variables_that_flax_takes(adapters, adapted, expected, images, tmp_path):
     import orbax.checkpoint as ocp
 
-    out = export(adapted, tmp_path / "out", "--format=orbax", f"--adapters={adapters}")
+    odd = export(adapted, tmp_path / "lr[1e-3]", "--format=orbax", f"--adapters={adapters}")
+    out = odd.rename(tmp_path / "out")  # Orbax reads no directory of that name
     variables = ocp.StandardCheckpointer().restore(out / "variables")
     values = json.loads((out / "config.json").read_text())
     head, classes, method = (values.pop(key) for key in ("head", "classes", "method"))
@@ -208,7 +209,7 @@ def test_a_mistake_gets_one_line_and_writes_nothing(adapted, pretrained, tmp_pat
     assert "has no config.json; expected the directory of a 'jtransfer train' run" in error(tmp_path, "hf")
     (tmp_path / "curve").mkdir()
     (tmp_path / "curve" / "config.json").write_text('{"methods": ["probe"], "shots": [1]}')
-    assert "is of 'jtransfer curve', which keeps results and no weights" in error(tmp_path / "curve", "hf")
+    assert "is of no 'jtransfer train', which alone keeps weights" in error(tmp_path / "curve", "hf")
     (tmp_path / "new").mkdir()
     shutil.copy(pretrained / "config.json", tmp_path / "new")
     assert "there is no checkpoint yet" in error(tmp_path / "new", "hf")

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from jtransfer import directories
-from jtransfer.errors import InputError
+from jtransfer.errors import Damaged, InputError
 
 # Writes the directory again in a process that kills itself at the n-th thing it does to the file system, for every n.
 CRASHES = """
@@ -135,3 +135,16 @@ def test_what_was_not_written_so_is_never_replaced(tmp_path):
     write(tmp_path / "link")
     assert (tmp_path / "link").is_symlink() and sorted(os.listdir(tmp_path / "empty")) == ["file", directories.RECORD]
     assert sorted(os.listdir(tmp_path)) == ["empty", "full", "link", "out"]
+
+
+@pytest.mark.parametrize("name", ["processor_config.json", "1_Pooling/config.json", "model-2.safetensors"])
+def test_what_a_loader_would_read_and_was_not_written_with_the_rest_is_refused_by_name(name, tmp_path):
+    directories.write_together(tmp_path, {"config.json": b"{}", "2_Dense/config.json": b"{}"})
+    for harmless in ("README.md", ".cache/x.json", "config.json.orig"):
+        (tmp_path / harmless).parent.mkdir(exist_ok=True)
+        (tmp_path / harmless).write_text("x")
+    directories.verify(tmp_path)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(Damaged, match=f"{name} was not written with the files beside it; move it away"):
+        directories.verify(tmp_path)

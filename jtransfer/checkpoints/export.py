@@ -215,6 +215,8 @@ def _check_inputs(backbone: Backbone) -> None:
 def _orbax(directory: Path, result: Backbone | Adapter, adapters: str) -> None:
     import orbax.checkpoint as ocp
 
+    from jtransfer.checkpoints.store import plain
+
     backbone, tree, head = result, None, None
     if isinstance(result, Adapter):
         backbone, head = result.backbone, result.head
@@ -224,8 +226,8 @@ def _orbax(directory: Path, result: Backbone | Adapter, adapters: str) -> None:
     variables = {"params": nested({path: leaf for path, leaf in tree.items() if not path.startswith(STATISTICS)})}
     if statistics := select(tree, STATISTICS):
         variables["batch_stats"] = nested(statistics)
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(directory.resolve() / "variables", variables)
+    with plain(directory) as place, ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(place / "variables", variables)
     values = described(backbone.config) | {"classes": list(result.classes)}
     values["head"] = dataclasses.asdict(head) if head else None
     values["method"] = result.method.name if isinstance(result, Adapter) and adapters == "apart" else None

@@ -5,7 +5,8 @@ import hashlib
 import os
 import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import jax
@@ -35,12 +36,12 @@ class Store:
             read_only=reading,
             create=not reading,
         )
-        where = self.directory.resolve()
-        self.alias = _alias(where) if os.fspath(where) != glob.escape(os.fspath(where)) else None
+        self.alias = ExitStack()
+        where = self.alias.enter_context(plain(self.directory))
         with files.writing(self.directory):
             if not reading:
                 self.directory.mkdir(parents=True, exist_ok=True)
-            self.manager = self._opened(epath.Path(self.alias.name) / "it" if self.alias else where, options)
+            self.manager = self._opened(where, options)
 
     def _opened(self, where, options):
         try:
@@ -64,8 +65,7 @@ class Store:
                 raise self._not_written(self.directory, refused) from refused
         finally:
             self.manager.close()
-            if self.alias:
-                self.alias.cleanup()
+            self.alias.close()
 
     @property
     def latest(self) -> int | None:
@@ -134,11 +134,21 @@ class Store:
         )
 
 
-def _alias(directory):
-    """A directory with a link `it` to another one: Orbax looks for files by patterns, and `lr[1e-3]` is one."""
-    made = tempfile.TemporaryDirectory()
-    os.symlink(directory, os.path.join(made.name, "it"), target_is_directory=True)
-    return made
+@contextmanager
+def plain(directory: epath.PathLike) -> Iterator[epath.Path]:
+    """A path to a directory that Orbax takes for a path: a link to it where its own is `lr[1e-3]` or `C:\\runs`.
+
+    Orbax looks for files by patterns, and TensorStore takes a backslash for a slash: what is written into another
+    directory, or not found again, is lost without a word.
+    """
+    where = epath.Path(directory).resolve()
+    words = os.fspath(where)
+    if "://" in words or words == glob.escape(words).replace("\\", "/"):
+        yield where
+        return
+    with tempfile.TemporaryDirectory() as made:
+        os.symlink(where, os.path.join(made, "it"), target_is_directory=True)
+        yield epath.Path(made) / "it"
 
 
 def _check_plain(directory):

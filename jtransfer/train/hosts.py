@@ -54,9 +54,11 @@ def together() -> Iterator[None]:
         if isinstance(error, Stopped) and error.agreed:
             _leave(link)
             raise
-        # Where another process is gone, whatever failed here failed of that.
+        # Where another process is gone, whatever failed here failed of that: a collective fails in the middle of a
+        # checkpoint too, which is not damaged for it.
         missing = link.missing() if isinstance(error, Exception) else None
-        if missing and (missing.code == Gone.CODE or not isinstance(error, InputError)):
+        ours = isinstance(error, InputError) and error.__cause__ is None
+        if missing and (missing.code == Gone.CODE or not ours):
             raise missing from error
         known = isinstance(error, InputError | MachineError | Stopped)
         link.tell(f"{'' if known else f'{type(error).__name__}: '}{first_line(error)}", _code(error))

@@ -179,16 +179,17 @@ def restored(run: Run, directory: epath.PathLike) -> tuple[int, Tree]:
     """The step of a run's newest checkpoint, and all leaves then (averaged where an average is kept), none merged.
 
     Raises:
-        InputError: there is no checkpoint yet, or it is damaged.
+        InputError: there is no checkpoint yet, or it is damaged, or not of the directory's config.
     """
-    directory = epath.Path(directory) / "checkpoints"
-    if not directory.exists():  # which opening it would make
-        raise InputError(f"workdir {directory.parent}: there is no checkpoint yet")
+    directory = epath.Path(directory)
+    of = workdir.fingerprint(files.read_record(directory / "config.json", "it cannot be told what this run was")[1])
+    if not (directory / "checkpoints").exists():  # which opening it would make
+        raise InputError(f"workdir {directory}: there is no checkpoint yet")
     _, state, frozen, _ = _programs(run)
-    with Store(directory, reading=True) as store:
+    with Store(directory / "checkpoints", reading=True) as store:
         if (step := store.latest) is None:
-            raise InputError(f"workdir {directory.parent}: there is no checkpoint yet")
-        state, *_ = _restore(store, step, state, directory.parent)
+            raise InputError(f"workdir {directory}: there is no checkpoint yet")
+        state, *_ = _restore(store, step, state, directory, of)
     return step, merge(state.average, frozen, _statistics(state))
 
 
@@ -248,7 +249,7 @@ def _abstract(state: TrainState) -> TrainState:
 
 
 def _restore(
-    store: Store, step: int, state: TrainState, directory: epath.Path, of: str | None = None
+    store: Store, step: int, state: TrainState, directory: epath.Path, of: str
 ) -> tuple[TrainState, list[Row], list[dict[str, float]]]:
     """The state at a step, in the layout of `state`, the rows of metrics up to it, and the metrics since the last row.
 
@@ -256,7 +257,7 @@ def _restore(
     checkpoints of format 1 did not have them.
 
     Raises:
-        Damaged: it is not as it was written, of another step, or of a run of another config than that `of`.
+        Damaged: it is not as it was written, of another step, or of a run of another config than `of`.
     """
     state, about = store.restore(step, _abstract(state))
     if int(state.step) != step:
@@ -264,8 +265,11 @@ def _restore(
             f"checkpoint {store.directory / str(step)} is that of step {int(state.step)}, renamed; give it its name "
             "back, or remove it"
         )
-    if of and about.get("config", of) != of:
-        raise Damaged(f"checkpoint {store.directory / str(step)} is of another config; choose another --workdir")
+    if about.get("config", of) != of:
+        raise Damaged(
+            f"checkpoint {store.directory / str(step)} is of another config; remove it to go on "
+            "from the one before, or choose another --workdir"
+        )
     rows = about["metrics"] if "metrics" in about else _rows_of_1(directory / "metrics.jsonl")
     return state, [row for row in rows if row["step"] <= step], about.get("pending", [])
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from jtransfer.checkpoints import export, hub
 from jtransfer.checkpoints.adapter import Adapter
 from jtransfer.checkpoints.backbone import Backbone
-from jtransfer.config import completed
+from jtransfer.config import completed, train_defaults
 from jtransfer.errors import Damaged, InputError
 from jtransfer.files import read_record
 from jtransfer.methods.lora import LoRA
@@ -38,12 +38,15 @@ def result(directory: epath.PathLike) -> tuple[int, Adapter, dict[str, bytes]]:
     if not (directory / "config.json").exists():
         raise InputError(f"workdir {directory} has no config.json; expected the directory of a 'jtransfer train' run")
     _, values = read_record(directory / "config.json", "it cannot be told what this run was")
-    if "methods" in values:
-        raise InputError(f"workdir {directory} is of 'jtransfer curve', which keeps results and no weights")
     before = values.pop("fingerprints", {})
     if not isinstance(before, dict):
         raise Damaged(f"{directory / 'config.json'} is damaged (fingerprints are no object); choose another --workdir")
     before = {"data": None} | before
+    if foreign := sorted(values.keys() - train_defaults().keys()):
+        raise InputError(
+            f"workdir {directory} is of no 'jtransfer train', which alone keeps weights: its config.json has "
+            f"'{foreign[0]}'"
+        )
     here = {"mesh": {"data": 1, "rest": -1}, "sharding": "replicated"}
     config = ConfigDict(completed("train", values) | here)
     stream, tokens = remembered.read(directory) or (None, 0)

@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from jtransfer import cli
+from jtransfer import cli, commands
 from jtransfer.errors import InputError, MachineError, refusal
 
 CONFIGS = {
@@ -61,6 +61,15 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path, monkeypa
     assert not again or cli.main(words) == 0
 
 
+def test_an_export_without_room_names_the_place_that_it_writes_to(monkeypatch, capsys):
+    def full(arguments, overrides):
+        raise ValueError("in a library: No space left on device")
+
+    monkeypatch.setattr(commands, "export", full)
+    assert cli.main(["export", "--workdir=run", "--format=hf", "--out=there"]) == 74
+    assert "a file in there cannot be written: No space left on device" in capsys.readouterr().err
+
+
 def caused(error, *causes):
     for cause in causes:
         try:
@@ -91,6 +100,7 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/disk/file")
             "/disk/f cannot be written: Read-only file system",
             74,
         ),
+        (OSError(errno.EACCES, "Permission denied", "/x"), "/x cannot be used: Permission denied; put that right", 74),
         (MachineError("full"), "full", 74),
         (InputError("a\nb"), "a b", 2),
         (caused(InputError("no such file"), FileNotFoundError(errno.ENOENT, "none", "x")), "no such file", 2),

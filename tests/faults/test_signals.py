@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import orbax.checkpoint as ocp
 import pytest
@@ -15,7 +16,8 @@ from etils import epath
 
 from jtransfer import cli, launch, stopping
 from jtransfer.checkpoints.store import Store
-from jtransfer.errors import InputError
+from jtransfer.errors import Damaged, Gone, InputError
+from jtransfer.train import hosts
 
 FILE = """
 from ml_collections import ConfigDict
@@ -136,6 +138,17 @@ def test_a_signal_to_one_of_two_processes_stops_both_saved_at_one_step(file, tmp
     assert said[0].split("at step ")[1].split(";")[0] in [path.name for path in (tmp_path / "checkpoints").iterdir()]
 
 
+@pytest.mark.parametrize("cause", [None, ValueError("Gloo AllGather failed: Connection reset by peer")])
+def test_a_checkpoint_is_not_called_damaged_where_another_process_left_while_it_was_read(cause, monkeypatch):
+    link = SimpleNamespace(hosts=["a", "b"], address="", missing=lambda: Gone("a: stopped", 143), tell=lambda *_: None)
+    monkeypatch.setattr("jtransfer.train.link.Link", lambda here: link)
+    monkeypatch.setattr(hosts, "launch", lambda: launch.Launch(1, 2))
+    monkeypatch.setattr(hosts, "_join", lambda *_: None)
+    monkeypatch.setattr(hosts, "_names", [])
+    with pytest.raises(Gone if cause else Damaged), hosts.together():
+        raise Damaged("a checkpoint cannot be read; remove it") from cause
+
+
 @pytest.mark.parametrize(
     ("env", "named"),
     [
@@ -182,12 +195,37 @@ def test_what_one_process_does_is_refused_in_a_second_one(command, monkeypatch, 
     assert "this is number 1 of the 2 that SLURM_NTASKS names" in capsys.readouterr().err
 
 
+def test_what_asyncio_says_after_the_first_damaged_array_is_no_line_of_its_own(monkeypatch):
+    said = []
+    monkeypatch.setattr("sys.unraisablehook", lambda raised: said.append(str(raised.exc_value)))
+    assert cli.main(["train", "--config=none.py", "--workdir=none"]) == 2
+    for words in ("Event loop is closed", "a fault"):
+        sys.unraisablehook(SimpleNamespace(exc_value=RuntimeError(words)))
+    assert said == ["a fault"]
+
+
 def test_a_signal_is_noted_for_the_step_and_raised_where_nothing_can_be_saved():
     with stopping.after_a_step(), pytest.raises(stopping.Stopped, match="stopped by SIGTERM; the same command goes on"):
         signal.raise_signal(signal.SIGTERM)
-    stopping._raised.clear()
-    with stopping.after_a_step() as signalled:
-        assert signalled() == 0
-        signal.raise_signal(signal.SIGTERM)
-        assert signalled() == signal.SIGTERM
+    for number in stopping.SIGNALS:
+        stopping._raised.clear()
+        with stopping.after_a_step() as signalled:
+            assert signalled() == 0
+            signal.raise_signal(number)
+            assert signalled() == number
     stopping._waiting.clear()
+
+
+def test_a_closed_terminal_stops_a_training_as_a_signal_does():
+    assert signal.SIGHUP in stopping.SIGNALS and stopping.Stopped(signal.SIGHUP).code == 129
+
+
+def test_what_is_done_is_not_ended_by_a_signal():
+    before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
+    try:
+        stopping.done()
+        for number in stopping.SIGNALS:
+            signal.raise_signal(number)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,8 +14,9 @@ import numpy as np
 import pytest
 from etils import epath
 
-from jtransfer import checkpoints, config
+from jtransfer import checkpoints, config, files
 from jtransfer.checkpoints.store import Store
+from jtransfer.config import resolved
 from jtransfer.errors import InputError
 from jtransfer.train import loop
 
@@ -177,8 +179,8 @@ def test_a_flipped_bit_in_a_checkpoint_is_noticed(tmp_path):
         assert (jax.random.key_data(restored["key"]) == jax.random.key_data(tree["key"])).all()
         with pytest.raises(RuntimeError, match="step 1 was not written"):
             store.save(1, tree)
-    files = [path for path in (tmp_path / "store" / "1" / "state").rglob("*") if path.is_file()]
-    largest = max(files, key=lambda path: path.stat().st_size)
+    parts = [path for path in (tmp_path / "store" / "1" / "state").rglob("*") if path.is_file()]
+    largest = max(parts, key=lambda path: path.stat().st_size)
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
     largest.write_bytes(content)
@@ -203,8 +205,8 @@ def test_reading_checkpoints_leaves_one_alone_that_is_being_written(tmp_path):
         assert all((leaf == tree[path]).all() for path, leaf in store.restore(2, like)[0].items())
 
 
-@pytest.mark.parametrize("name", ["lr[1e-3]", "a*b", "what?", "[0-9]"])
-def test_a_directory_whose_name_is_a_pattern_keeps_its_checkpoints(name, tmp_path):
+@pytest.mark.parametrize("name", ["lr[1e-3]", "a*b", "what?", "[0-9]", "C:\\runs"])
+def test_a_directory_whose_name_is_no_plain_path_keeps_its_checkpoints(name, tmp_path):
     tree = {"head/kernel": jax.numpy.arange(8.0)}
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
     for step in (1, 2, 3):
@@ -217,13 +219,20 @@ def test_a_directory_whose_name_is_a_pattern_keeps_its_checkpoints(name, tmp_pat
 
 
 def test_a_checkpoint_that_was_given_another_step_is_refused(whole, file, tmp_path):
-    import shutil
-
     shutil.copytree(whole[0], tmp_path / "run")
     (tmp_path / "run" / "checkpoints" / "20").rename(tmp_path / "20")
     (tmp_path / "run" / "checkpoints" / "10").rename(tmp_path / "run" / "checkpoints" / "20")
     with pytest.raises(InputError, match="checkpoint .*20 is that of step 10, renamed"):
         loop.train(prepared(file), tmp_path / "run", pytest.fail)
+
+
+def test_a_checkpoint_that_was_copied_from_another_run_is_no_result_of_this_one(whole, file, tmp_path):
+    run = prepared(file, "--config.seed=1")
+    files.write_record(tmp_path / "config.json", resolved(run.config) | {"fingerprints": run.fingerprints})
+    shutil.copytree(whole[0] / "checkpoints", tmp_path / "checkpoints")
+    for reader in (loop.restored, lambda run, place: loop.train(run, place, pytest.fail)):
+        with pytest.raises(InputError, match="checkpoint .*20 is of another config; remove it to go on"):
+            reader(run, tmp_path)
 
 
 @pytest.mark.parametrize(
