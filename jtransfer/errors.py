@@ -177,8 +177,8 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     begun = {choice[:LETTERS]: choice for choice in reversed(choices[first : first + COMPARED])}
     close = difflib.get_close_matches(name[:LETTERS], begun, n=1, cutoff=0.6)
     if close:
-        return f"did you mean '{begun[close[0]]}'?"
+        return f"did you mean '{cut(begun[close[0]], LETTERS)}'?"
     if not choices:
         return "there is nothing to choose from"
     more = f", ... ({len(choices) - MOST} more)" if len(choices) > MOST else ""
-    return f"choose one of {', '.join(choices[:MOST])}{more}"
+    return f"choose one of {', '.join(cut(choice, LETTERS) for choice in choices[:MOST])}{more}"

@@ -196,7 +196,7 @@ def line_of(capsys, *flags):
     return captured.err
 
 
-def test_a_mistake_gets_one_line_and_writes_nothing(adapted, pretrained, tmp_path, capsys):
+def test_a_mistake_gets_one_line_and_writes_nothing(adapted, pretrained, tmp_path, capsys, monkeypatch):
     def error(workdir, format, out=tmp_path / "out", *more):
         line = line_of(capsys, f"--workdir={workdir}", f"--format={format}", f"--out={out}", *more)
         assert not (tmp_path / "out").exists()
@@ -215,6 +215,7 @@ def test_a_mistake_gets_one_line_and_writes_nothing(adapted, pretrained, tmp_pat
     assert "there is no checkpoint yet" in error(tmp_path / "new", "hf")
     assert os.listdir(tmp_path / "new") == ["config.json"]
     assert "is not empty, and holds no earlier export" in error(adapted, "hf", adapted)
+    monkeypatch.setitem(files.SCHEMES, "gs", "json")  # a package that is there
     assert "gs://bucket/out: an object store cannot" in error(adapted, "hf", "gs://bucket/out")
     _, values = files.read_record(adapted / "config.json", "")
     values["fingerprints"]["backbone"] = "0"

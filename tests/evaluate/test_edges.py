@@ -29,6 +29,7 @@ class Reader:
         self.features = features
         config = types.SimpleNamespace(cls=True, depth=4)
         self.backbone = types.SimpleNamespace(name="made", classes=("p", "q"), config=config, fingerprint="0")
+        self.backbone.fingerprints = {"backbone": "0"}
 
     def __call__(self, dataset, *layers):
         return {layer: np.tile(self.features, 2)[:, :2] if layer == "logits" else self.features for layer in layers}
