@@ -19,6 +19,7 @@ from jtransfer.data.subsets import batches, few_shot, validation_shots
 from jtransfer.errors import InputError, nearest
 from jtransfer.evaluate import zero_shot as by_names
 from jtransfer.models import Classifier, Pixels, PixelsConfig
+from jtransfer.objectives import Objective, classification
 from jtransfer.train import Optimiser, TrialData, costs, make_trial, predict_rows, trials
 from jtransfer.tree import partition, size
 
@@ -75,6 +76,7 @@ class Arm:
     Attributes:
         name: As the config writes it.
         adapted: The model that it trains.
+        objective: What it learns.
         optimiser: Its options.
         steps: Of each trial.
         grid: Every combination of the hyper-parameters that are searched.
@@ -82,6 +84,7 @@ class Arm:
 
     name: str
     adapted: methods.Adapted
+    objective: Objective
     optimiser: Optimiser
     steps: int
     grid: list[dict[str, float]]
@@ -105,7 +108,8 @@ def build(config, name: str, examples: Examples, backbone: checkpoints.Backbone)
     else:
         module, params, method = backbone.model, backbone.params | backbone.state, methods.parse(name)
     model = Classifier(module, len(examples.dataset.classes))
-    return Arm(name, methods.adapt(method, model, params, examples.example), optimiser, steps, grid)
+    objective = classification(config.smoothing, config.mixup)
+    return Arm(name, methods.adapt(method, model, params, examples.example), objective, optimiser, steps, grid)
 
 
 def trained(config, arm: Arm, examples: Examples, seeds: int) -> Cell:
@@ -114,7 +118,7 @@ def trained(config, arm: Arm, examples: Examples, seeds: int) -> Cell:
     `config.parallel` bounds how many trials run side by side; the others wait their turn in the same program.
     """
     dataset, adapted = examples.dataset, arm.adapted
-    trial = make_trial(adapted, arm.optimiser, arm.steps, config.smoothing, config.mixup)
+    trial = make_trial(adapted, arm.objective, arm.optimiser, arm.steps)
     test = examples.places(examples.test)
     many = config.parallel
     seeds_at_once = max(1, many // len(arm.grid)) if many else 0
@@ -143,7 +147,7 @@ def trained(config, arm: Arm, examples: Examples, seeds: int) -> Cell:
     padded = len(dataset.classes) * max(map(validation_shots, config.shots))
     grid = {key: jnp.array([point[key] for point in arm.grid], jnp.float32) for key in arm.grid[0]}
     compiled = {seeds: program.lower(*arguments(min(config.shots), range(seeds))).compile()}
-    shapes = costs.step_shapes(adapted, arm.optimiser, config.batch, smoothing=config.smoothing, mixup=config.mixup)
+    shapes = costs.step_shapes(adapted, arm.objective, arm.optimiser, config.batch)
     trainable = size(partition(adapted.shapes, adapted.rates)[0])
     flops = costs.step_flops(shapes)
 

@@ -14,9 +14,8 @@ def of_curve(config) -> list[dict[str, Any]]:
     from jtransfer import curves
     from jtransfer.arms import Arm
 
-    loss = {"smoothing": config.smoothing, "mixup": config.mixup}
     return [
-        _report(arm.name, arm.adapted, costs.step_shapes(arm.adapted, arm.optimiser, config.batch, **loss), {})
+        _report(arm.name, arm.adapted, costs.step_shapes(arm.adapted, arm.objective, arm.optimiser, config.batch), {})
         for arm in curves.prepare(config).arms
         if isinstance(arm, Arm)
     ]
@@ -27,8 +26,8 @@ def of_train(config) -> list[dict[str, Any]]:
     from jtransfer.train import loop
 
     run = loop.prepare(config)
-    parts, loss = run.task.accumulate, run.task.loss(run.adapted)
-    shapes = costs.step_shapes(run.adapted, Optimiser(**config.optimiser), config.batch, parts, config.ema, loss)
+    options = Optimiser(**config.optimiser), config.batch, run.task.accumulate, config.ema
+    shapes = costs.step_shapes(run.adapted, run.task.objective, *options)
     leaves = sharding.tree_shardings(run.adapted.shapes, run.mesh, config.sharding)
     laid_out = replace(shapes, arguments=sharding.lay_out(shapes.arguments, leaves, run.mesh))
     specs = {path: str(tuple(layout.spec)) for path, layout in leaves.items() if tuple(layout.spec)}

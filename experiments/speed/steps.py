@@ -28,7 +28,7 @@ import jax
 import numpy as np
 
 from jtransfer import methods, models
-from jtransfer.objectives import classification
+from jtransfer.objectives import classification, make_loss
 from jtransfer.train import Optimiser, TrainState, make_step
 from jtransfer.train.costs import step_flops, step_shapes
 from jtransfer.tree import FROZEN, partition
@@ -59,7 +59,7 @@ def ours(name: str, shape: dict, dtype: str, image: int, batch: dict[str, np.nda
         trainable, frozen = partition(tree, adapted.rates)
         return TrainState.create(key, trainable, state, transformation), frozen
 
-    step = jax.jit(make_step(classification(adapted.model), transformation), donate_argnums=0)
+    step = jax.jit(make_step(make_loss(adapted.model, classification()), transformation), donate_argnums=0)
     state, frozen = create(jax.random.key(0))
     batch = jax.device_put(batch)
 
@@ -70,7 +70,7 @@ def ours(name: str, shape: dict, dtype: str, image: int, batch: dict[str, np.nda
         jax.block_until_ready((state, metrics))
 
     learns = sum(math.prod(adapted.shapes[path].shape) for path, rate in adapted.rates.items() if rate != FROZEN)
-    return Program(advance, learns), step_flops(step_shapes(adapted, options, len(batch["labels"])))
+    return Program(advance, learns), step_flops(step_shapes(adapted, classification(), options, len(batch["labels"])))
 
 
 def theirs(name: str, shape: dict, dtype: str, image: int, batch: dict[str, np.ndarray], compiled: bool) -> Program:

@@ -298,7 +298,7 @@ def run(plan: Plan, evidence: Evidence, directory: epath.PathLike, on_cell: curv
 
 
 def _cost(arm, config):
-    shapes = costs.step_shapes(arm.adapted, arm.optimiser, config.batch, smoothing=config.smoothing, mixup=config.mixup)
+    shapes = costs.step_shapes(arm.adapted, arm.objective, arm.optimiser, config.batch)
     return {
         "trainable": size(partition(arm.adapted.shapes, arm.adapted.rates)[0]),
         "flops_per_step": costs.step_flops(shapes),

@@ -1,32 +1,26 @@
 """Cross-entropy on class labels, with label smoothing and mixup."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
-from jtransfer import models
 from jtransfer.errors import InputError
 from jtransfer.kinds import NOT_NEGATIVE, SHARE, check
-from jtransfer.tree import Tree, flat
+from jtransfer.objectives.objective import Batch, Metrics, Objective, Outputs
 
 
-def classification(model: nn.Module, smoothing: float = 0.0, mixup: float = 0.0) -> Callable:
-    """The mean cross-entropy of `model`'s logits over a batch `{"inputs": [batch, ...], "labels": [batch]}`.
+def classification(smoothing: float = 0.0, mixup: float = 0.0) -> Objective:
+    """The mean cross-entropy of logits over a batch `{"inputs": [batch, ...], "labels": [batch]}`.
 
-    The inputs are one array, or several by name.
+    The inputs are one array, or several by name; the model's outputs have `logits [batch, classes]`.
 
     Args:
-        model: Called with `(inputs, train=True)`; its outputs have `logits [batch, classes]`.
         smoothing: Weight of the uniform distribution in the target (Szegedy et al. 2016, arXiv:1512.00567).
         mixup: Alpha of the Beta distribution from which one weight a batch is drawn; 0 is off
             (Zhang et al. 2018, arXiv:1710.09412). Only numbers can be mixed: `check_mixup`.
-
-    Returns:
-        `loss(params, state, batch, key) -> (value, (metrics, state))`, flat trees in and out.
 
     Raises:
         InputError: `smoothing` outside 0..1, or `mixup` below 0 or not finite.
@@ -34,25 +28,30 @@ def classification(model: nn.Module, smoothing: float = 0.0, mixup: float = 0.0)
     check(smoothing, SHARE, "smoothing")
     check(mixup, NOT_NEGATIVE, "mixup")
 
-    def loss(params: Tree, state: Tree, batch: dict[str, jax.Array], key: jax.Array):
-        mix_key, dropout_key = jax.random.split(key)
-        inputs, labels = batch["inputs"], batch["labels"]
-        weight = jax.random.beta(mix_key, mixup, mixup) if mixup else None
-        if mixup:
-            check_mixup(mixup, inputs)
-            inputs = jax.tree.map(lambda x: weight * x + (1 - weight) * jnp.roll(x, 1, axis=0), inputs)
-        mutable = ["batch_stats"] if state else []
-        outputs, updated = models.apply(
-            model, params | state, inputs, train=True, rngs={"dropout": dropout_key}, mutable=mutable
-        )
-        logits = outputs["logits"]
+    def augment(key, batch):
+        if not mixup:
+            return batch
+        inputs, weight = batch["inputs"], jax.random.beta(key, mixup, mixup)
+        check_mixup(mixup, inputs)
+        mixed = jax.tree.map(lambda x: weight * x + (1 - weight) * jnp.roll(x, 1, axis=0), inputs)
+        return batch | {"inputs": mixed, "weight": weight}
+
+    def score(params, outputs, batch):
+        logits, labels = outputs["logits"], batch["labels"]
         targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
         if mixup:
-            targets = weight * targets + (1 - weight) * jnp.roll(targets, 1, axis=0)
+            targets = batch["weight"] * targets + (1 - batch["weight"]) * jnp.roll(targets, 1, axis=0)
         value = optax.softmax_cross_entropy(logits, targets).mean()
-        return value, ({"loss": value, "accuracy": jnp.mean(logits.argmax(-1) == labels)}, flat(updated))
+        return value, {"accuracy": jnp.mean(logits.argmax(-1) == labels)}
 
-    return loss
+    return Objective(score, augment, measure=measure)
+
+
+def measure(outputs: Outputs, batch: Batch) -> Metrics:
+    """Cross-entropy in nats and accuracy (0 or 1) of every example `[n]`."""
+    logits, labels = outputs["logits"], batch["labels"]
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return {"loss": losses, "accuracy": logits.argmax(-1) == labels}
 
 
 def check_mixup(mixup: float, inputs: Any) -> None:

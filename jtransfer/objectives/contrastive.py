@@ -12,16 +12,14 @@ With logits `l = scale * images @ texts.T + bias`, both losses are a sum over al
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from jtransfer import models
 from jtransfer.errors import InputError, nearest
-from jtransfer.tree import Tree, flat
+from jtransfer.objectives.objective import Objective, forward
 
 CHUNK = 1024
 """Columns of a block of similarities, at most."""
@@ -205,47 +203,43 @@ def _on_devices(call, mesh, chunk, takes, gives):
     return jax.shard_map(partial(call, ring), mesh=mesh, in_specs=into, out_specs=out, check_vma=False)
 
 
-def contrastive(model: nn.Module, name: str, parts: int = 1, mesh: Mesh | None = None) -> Callable:
+def contrastive(name: str, parts: int = 1, mesh: Mesh | None = None) -> Objective:
     """The loss of a dual encoder on a batch of pairs, `{"inputs": {"pixel_values", "input_ids", ...}}`.
 
+    The outputs of the model have `image_embeds` and `text_embeds`, and its tree has `logit_scale` and, for "siglip",
+    `logit_bias`. The metrics are `temperature` (what cosines are multiplied by) and `duplicates` (the share of texts
+    that the batch has already: false negatives), and `cut`, where the batch says which texts were.
+
     Args:
-        model: Whose outputs have `image_embeds` and `text_embeds`, and whose tree has `logit_scale` and, for "siglip",
-            `logit_bias`.
         name: "clip" or "siglip".
         parts: The batch is embedded in so many equal parts, one after another, which the backward pass embeds again:
             gradient caching (Gao et al. 2021, arXiv:2101.06983). The loss is that of the whole batch, and exact.
         mesh: As for `pair_loss`.
-
-    Returns:
-        `loss(params, state, batch, key) -> (value, (metrics, state))`, flat trees in and out. The metrics are `loss`,
-        `temperature` (what cosines are multiplied by) and `duplicates` (the share of texts that the batch has already:
-        false negatives), and `cut`, where the batch says which texts were.
     """
 
-    def loss(params: Tree, state: Tree, batch: dict[str, Any], key: jax.Array):
-        mutable = ["batch_stats"] if state else []
-
-        def embed(state, part):
-            inputs, key = part
-            outputs, updated = models.apply(
-                model, params | state, inputs, train=True, rngs={"dropout": key}, mutable=mutable
-            )
-            return state | flat(updated), (outputs["image_embeds"], outputs["text_embeds"])
-
-        if parts == 1:
-            state, (images, texts) = embed(state, (batch["inputs"], key))
-        else:  # part i takes every `parts`-th pair: a batch that is split over devices stays where it is
-            split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch["inputs"])
-            embed = jax.checkpoint(embed, prevent_cse=False)
-            state, embeds = jax.lax.scan(embed, state, (split, jax.random.split(key, parts)))
-            images, texts = (x.swapaxes(0, 1).reshape(-1, x.shape[-1]) for x in embeds)
+    def score(params, outputs, batch):
         scale = jnp.exp(params["logit_scale"].astype(jnp.float32))
+        images, texts = outputs["image_embeds"], outputs["text_embeds"]
         value = pair_loss(name, images, texts, scale, params.get("logit_bias", 0.0), mesh=mesh)
-        metrics = {"loss": value, "temperature": scale, "duplicates": duplicates(batch["inputs"]["input_ids"])}
-        metrics |= {"cut": jnp.mean(batch["cut"])} if "cut" in batch else {}
-        return value, (metrics, state)
+        metrics = {"temperature": scale, "duplicates": duplicates(batch["inputs"]["input_ids"])}
+        return value, metrics | ({"cut": jnp.mean(batch["cut"])} if "cut" in batch else {})
 
-    return loss
+    return Objective(score, forward=partial(_in_parts, parts) if parts > 1 else forward)
+
+
+def _in_parts(parts, model, params, state, inputs, key):
+    """The embeddings of a batch, whose parts are run one after another, and again by the backward pass."""
+
+    def embed(state, part):
+        inputs, key = part
+        outputs, state = forward(model, params, state, inputs, key)
+        return state, {name: outputs[name] for name in ("image_embeds", "text_embeds")}
+
+    # Part i takes every `parts`-th pair: a batch that is split over devices stays where it is.
+    split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), inputs)
+    embed = jax.checkpoint(embed, prevent_cse=False)
+    state, embeds = jax.lax.scan(embed, state, (split, jax.random.split(key, parts)))
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, x.shape[-1]), embeds), state
 
 
 def duplicates(ids: jax.Array) -> jax.Array:

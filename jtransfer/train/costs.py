@@ -1,7 +1,6 @@
 """What a training step costs: FLOPs and bytes, counted on the lowered or compiled program."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 
 from jtransfer.methods import Adapted
 from jtransfer.models import apply
-from jtransfer.objectives import classification
+from jtransfer.objectives import Objective, make_loss
 from jtransfer.train.optimiser import Optimiser
 from jtransfer.train.state import TrainState
 from jtransfer.train.step import Step, make_step
@@ -35,16 +34,15 @@ class StepShapes:
 
 def step_shapes(
     adapted: Adapted,
+    objective: Objective,
     optimiser: Optimiser,
     batch: int,
     accumulate: int = 1,
     ema: float = 0.0,
-    loss: Callable | None = None,
-    **loss_options: float,
 ) -> StepShapes:
-    """The step of a method on a batch of `batch` examples; `loss` is classification unless it is given."""
+    """The step of a method on a batch of `batch` examples."""
     transformation = optimiser.build(adapted.rates, steps=100)
-    loss = loss or classification(adapted.model, **loss_options)
+    loss = make_loss(adapted.model, objective)
     step, counted = (make_step(loss, transformation, accumulate, ema, unroll) for unroll in (False, True))
     trainable, frozen = partition(adapted.shapes, adapted.rates)
 

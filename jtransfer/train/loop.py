@@ -20,6 +20,7 @@ from jtransfer.data import preprocess
 from jtransfer.data.streams import ahead
 from jtransfer.errors import Damaged, InputError, Once
 from jtransfer.models import SOURCE_HEAD, STATISTICS
+from jtransfer.objectives import make_loss
 from jtransfer.stopping import Stopped, after_a_step
 from jtransfer.train import hosts, remembered, sharding
 from jtransfer.train.optimiser import Optimiser
@@ -219,7 +220,7 @@ def _programs(run: Run):
     layout = sharding.state_shardings(shapes, leaves, mesh), {path: leaves[path] for path in frozen}
     state, frozen = jax.jit(create, out_shardings=layout)(start_key, run_key, base)
     step = jax.jit(
-        make_step(run.task.loss(adapted), transformation, run.task.accumulate, config.ema),
+        make_step(make_loss(adapted.model, run.task.objective), transformation, run.task.accumulate, config.ema),
         out_shardings=(layout[0], sharding.everywhere(mesh)),
         donate_argnums=0,
     )

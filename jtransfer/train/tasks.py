@@ -48,7 +48,7 @@ class Task:
         model: Of which `module` is the part that is kept: the model without a new head.
         module: See `model`.
         params: Leaves to start from.
-        loss: From the adapted model to a loss, as those in `objectives`.
+        objective: What is learned of them.
         evaluate: From the adapted model to what measures it on the held-out examples.
         example: One of each of the model's inputs.
         fresh: What the paths of leaves begin with that may start at random beside given ones.
@@ -68,7 +68,7 @@ class Task:
     model: nn.Module
     module: nn.Module
     params: Tree
-    loss: Callable[[Adapted], Callable]
+    objective: objectives.Objective
     evaluate: Callable[[Adapted], Evaluate]
     example: dict[str, jax.ShapeDtypeStruct]
     fresh: tuple[str, ...]
@@ -121,7 +121,7 @@ def _classification(config, mesh, stream) -> Task:
         Classifier(module, len(stream.classes)),
         module,
         params,
-        lambda adapted: objectives.classification(adapted.model, config.smoothing, config.mixup),
+        objectives.classification(config.smoothing, config.mixup),
         partial(_measured_classes, stream, prepare, one, mesh),
         one,
         fresh=("head/",),
@@ -182,7 +182,6 @@ def _contrastive(config, mesh, stream) -> Task:
         rates = methods.adapt(method, start.module, start.params, one, fresh=start.fresh).rates
         start, stream, left_out = pairs.cached(start, stream, rates)
     one = _one_of(start, stream)
-    pair_loss = partial(objectives.contrastive, name=config.objective, parts=config.accumulate, mesh=mesh)
     highest = config.temperature_limit if config.objective == "clip" else 0.0
     return Task(
         stream,
@@ -190,7 +189,7 @@ def _contrastive(config, mesh, stream) -> Task:
         start.module,
         start.module,
         start.params,
-        lambda adapted: pair_loss(adapted.model),
+        objectives.contrastive(config.objective, config.accumulate, mesh),
         partial(_measured_pairs, stream, start.prepare, one, mesh),
         one,
         fresh=start.fresh,

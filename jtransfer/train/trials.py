@@ -15,7 +15,7 @@ import optax
 from jtransfer import models
 from jtransfer.data.coded import take
 from jtransfer.methods import Adapted
-from jtransfer.objectives import classification
+from jtransfer.objectives import Objective, make_loss
 from jtransfer.train.optimiser import Optimiser
 from jtransfer.train.state import TrainState
 from jtransfer.train.step import make_step
@@ -57,15 +57,13 @@ class TrialResult(NamedTuple):
     losses: jax.Array
 
 
-def make_trial(
-    adapted: Adapted, optimiser: Optimiser, steps: int, smoothing: float = 0.0, mixup: float = 0.0
-) -> Callable:
+def make_trial(adapted: Adapted, objective: Objective, optimiser: Optimiser, steps: int) -> Callable:
     """Make `trial(key, hyper, base, inputs, labels, data) -> TrialResult`.
 
     `hyper` is `{"rate": ..., "decay": ...}`, scalars that may be traced; `base` are the leaves that the backbone gives;
     `inputs` (one array `[n, ...]` or several by name) and `labels [n]` are the dataset, of which `data` names rows.
     """
-    loss = classification(adapted.model, smoothing, mixup)
+    loss = make_loss(adapted.model, objective)
 
     def trial(key, hyper, base, inputs, labels, data: TrialData) -> TrialResult:
         start_key, run_key = jax.random.split(key)

@@ -12,7 +12,7 @@ import jtransfer as jt
 from jtransfer import checkpoints, methods, models
 from jtransfer.errors import InputError
 from jtransfer.models.layers import BatchNorm
-from jtransfer.objectives import classification
+from jtransfer.objectives import classification, make_loss
 from jtransfer.train import Optimiser, TrainState, make_step, make_trial, predict, sharding
 from jtransfer.train.trials import TrialData
 from jtransfer.tree import FROZEN, flat, merge, partition
@@ -61,7 +61,7 @@ def train(adapt, images):
         tree, state = start(adapted)
         trainable, frozen = partition(tree, adapted.rates)
         transformation = Optimiser("sgd", rate=0.1, schedule="constant", warmup=0).build(adapted.rates, STEPS)
-        step = jax.jit(make_step(classification(adapted.model), transformation))
+        step = jax.jit(make_step(make_loss(adapted.model, classification()), transformation))
         train_state = TrainState.create(jax.random.key(2), trainable, state, transformation)
         for i in range(STEPS):
             batch = {"inputs": images[0][i * BATCH :][:BATCH], "labels": images[1][i * BATCH :][:BATCH]}
@@ -111,7 +111,7 @@ def test_a_batch_of_one_value_a_channel_is_refused_in_training(adapt):
     tree, state = start(adapted)
     batch = {"inputs": jnp.zeros((1, *SHAPE)), "labels": jnp.zeros(1, int)}
     with pytest.raises(InputError, match="stage_1/block_0/norm_1: one value a channel has no variance"):
-        classification(adapted.model)(tree, state, batch, jax.random.key(0))
+        make_loss(adapted.model, classification())(tree, state, batch, jax.random.key(0))
 
 
 def test_finetuning_starts_from_the_checkpoint_s_statistics_and_moves_all_of_them(train, resnet):
@@ -165,7 +165,7 @@ def test_evaluation_uses_the_statistics_that_training_left(train, adapt, resnet,
 def test_a_trial_scans_with_the_statistics_in_its_state(adapt, resnet, images):
     data = TrialData(jnp.arange(STEPS * BATCH).reshape(STEPS, BATCH), jnp.arange(9), jnp.ones(9))
     adapted = adapt("top_blocks(1)")
-    trial = jax.jit(make_trial(adapted, Optimiser(), STEPS))
+    trial = jax.jit(make_trial(adapted, classification(), Optimiser(), STEPS))
     result = trial(jax.random.key(0), {"rate": 1e-2, "decay": 0.0}, adapted.base, *images, data)
     assert result.accuracy >= 0
     assert changed(resnet.state, result.state) == {path for path in resnet.state if "/stage_1/block_0/" in path}
@@ -211,7 +211,7 @@ def test_flax_s_own_batch_norm_is_frozen_as_well(images):
     for text, moves in (("finetune", True), ("finetune + frozen_norm", False)):
         adapted = methods.adapt(methods.parse(text), model, pretrained, SHAPE)
         tree, state = adapted.start(jax.random.key(0), adapted.base)
-        _, (_, after) = classification(adapted.model)(
+        _, (_, after) = make_loss(adapted.model, classification())(
             tree, state, {"inputs": images[0], "labels": images[1]}, jax.random.key(0)
         )
         assert bool(changed(state, after)) == moves
@@ -225,7 +225,7 @@ def test_every_block_s_stream_is_held_to_the_batch_s_split_and_statistics_are_th
     spread = jax.device_put(batch, sharding.batch_sharding(mesh))
 
     def gradients(adapted):
-        loss = classification(adapted.model)
+        loss = make_loss(adapted.model, classification())
         return jax.jit(jax.value_and_grad(lambda *args: loss(*args, jax.random.key(0)), has_aux=True))
 
     (value, (_, expected)), grads = gradients(one)(tree, state, batch)

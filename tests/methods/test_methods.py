@@ -8,7 +8,7 @@ import pytest
 
 from jtransfer import methods, models
 from jtransfer.errors import InputError
-from jtransfer.objectives import classification
+from jtransfer.objectives import classification, make_loss
 from jtransfer.train import predict
 from jtransfer.tree import FROZEN, partition
 
@@ -108,7 +108,7 @@ def test_lora_with_b_at_zero_is_the_base_model_exactly_and_merges_to_1e_5(remat,
     assert np.abs(unmerged - base).max() > 0.1
 
     labels = jnp.asarray(images[1])
-    loss = classification(adapted.model)
+    loss = make_loss(adapted.model, classification())
     trainable, frozen = partition(learned, adapted.rates)
     grads = jax.jit(
         jax.grad(lambda t: loss(t | frozen, {}, {"inputs": images[0], "labels": labels}, jax.random.key(0))[0])
@@ -171,7 +171,7 @@ def test_a_frozen_part_runs_in_evaluation_mode_and_a_learning_one_does_not(text,
     adapted = methods.adapt(method or methods.parse(text), model, pretrained, SHAPE)
     tree, state = adapted.start(jax.random.key(0), adapted.base)
     assert state.keys() == {f"batch_stats/block_{i}/norm/{name}" for i in (0, 1) for name in ("mean", "var")}
-    loss = jax.jit(classification(adapted.model))
+    loss = jax.jit(make_loss(adapted.model, classification()))
     batch = {"inputs": images[0], "labels": images[1]}
     tree = tree | {"head/kernel": jnp.ones((8, 3)) * jnp.arange(3)}
     (one, (_, after)), (two, _) = (loss(tree, state, batch, jax.random.key(seed)) for seed in (1, 2))

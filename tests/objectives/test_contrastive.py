@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jtransfer import models
 from jtransfer.errors import InputError
-from jtransfer.objectives import contrastive, pair_loss
+from jtransfer.objectives import contrastive, make_loss, pair_loss
 from jtransfer.objectives.contrastive import duplicates
 
 N, D = 48, 12
@@ -148,7 +148,7 @@ def test_gradient_caching_in_four_parts_is_exact_and_takes_less_memory(dual):
     inputs = jax.tree.map(lambda x: np.tile(x, (16, *[1] * (x.ndim - 1))), inputs)
 
     def compiled(parts):
-        loss = contrastive(model, "clip", parts)
+        loss = make_loss(model, contrastive("clip", parts))
         call = jax.jit(jax.value_and_grad(lambda tree: loss(tree, {}, {"inputs": inputs}, jax.random.key(0))[0]))
         return call.lower(tree).compile()
 
@@ -164,7 +164,7 @@ def test_gradient_caching_in_four_parts_is_exact_and_takes_less_memory(dual):
 def test_the_share_of_texts_that_the_batch_has_already_is_reported(dual):
     model, tree, inputs = dual
     assert duplicates(inputs["input_ids"]) == pytest.approx(2 / 16)
-    _, (metrics, _) = jax.jit(contrastive(model, "clip"))(tree, {}, {"inputs": inputs}, jax.random.key(0))
+    _, (metrics, _) = jax.jit(make_loss(model, contrastive("clip")))(tree, {}, {"inputs": inputs}, jax.random.key(0))
     assert metrics["duplicates"] == pytest.approx(2 / 16)
     assert metrics["temperature"] == pytest.approx(1 / 0.07, rel=1e-4)
 

@@ -11,7 +11,7 @@ from jtransfer.checkpoints.families import FAMILIES
 from jtransfer.methods import adapt, rules
 from jtransfer.models import CLIPConfig, CLIPTextConfig, ViTConfig, build, complete
 from jtransfer.models.clip import OPENAI
-from jtransfer.objectives import contrastive
+from jtransfer.objectives import contrastive, make_loss
 from jtransfer.train import Optimiser, TrainState, make_step
 from jtransfer.tree import partition
 
@@ -68,7 +68,7 @@ def test_loss_gradients_and_the_new_temperature_are_those_of_torch(scale, tmp_pa
     adapted = adapt(rules(".*"), model, tree, example)
     optimiser = Optimiser(rate=RATE, decay=DECAY, clip=0, b2=0.98, epsilon=1e-6, schedule="constant", warmup=0)
     transformation = optimiser.build(adapted.rates, 10, limits={"logit_scale": (0.0, LIMIT)})
-    objective = contrastive(adapted.model, "clip")
+    objective = make_loss(adapted.model, contrastive("clip"))
     state = TrainState.create(jax.random.key(0), partition(tree, adapted.rates)[0], {}, transformation)
     after, metrics = jax.jit(make_step(objective, transformation))(state, {}, {"inputs": inputs})
     ours = jax.jit(jax.grad(lambda tree: objective(tree, {}, {"inputs": inputs}, jax.random.key(0))[0]))(tree)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jtransfer import methods
-from jtransfer.objectives import classification
+from jtransfer.objectives import classification, make_loss
 from jtransfer.tree import FROZEN, merge, nested, partition
 
 METHOD = methods.lora(rank=4, alpha=16)
@@ -38,7 +38,7 @@ def ours(peer, make_ours, batch):
     plain = make_ours("gelu")
     adapted = methods.adapt(METHOD, plain, {}, batch["inputs"].shape[1:])
     trainable, frozen = partition(peer["tree"], adapted.rates)
-    loss = classification(adapted.model)
+    loss = make_loss(adapted.model, classification())
 
     @jax.jit
     def run(trainable, frozen, merged):

@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 from jtransfer import methods, models
 from jtransfer.errors import InputError
-from jtransfer.objectives import classification
+from jtransfer.objectives import classification, make_loss
 from jtransfer.train import Optimiser, TrainState, make_step, sharding
 from jtransfer.tree import merge, partition
 
@@ -21,7 +21,7 @@ def run(mesh, how, images, remat=False):
     wrap = (sharding.keep_batch_split(mesh),) if mesh else ()
     adapted = methods.adapt(methods.scratch(), models.Classifier(vit, 3), {}, (8, 8, 1), wrap)
     transformation = Optimiser(rate=1e-3).build(adapted.rates, STEPS)
-    loss = classification(adapted.model)
+    loss = make_loss(adapted.model, classification())
     step = make_step(loss, transformation)
 
     def create(key):

@@ -7,7 +7,7 @@ import pytest
 
 from jtransfer import methods, models
 from jtransfer.errors import InputError
-from jtransfer.objectives import classification
+from jtransfer.objectives import classification, make_loss
 from jtransfer.train import Optimiser, TrainState, costs, make_step, predict
 from jtransfer.tree import flat, partition, select
 
@@ -27,7 +27,7 @@ def step_flops(large, text, batch=16):
     """With grad-norm metric, global-norm clip, two accumulated parts and a moving average all on."""
     model, base = large
     adapted = methods.adapt(methods.parse(text), model, base, (64, 64, 3))
-    shapes = costs.step_shapes(adapted, Optimiser(clip=1.0, decay=0.1), batch, **EVERYTHING)
+    shapes = costs.step_shapes(adapted, classification(), Optimiser(clip=1.0, decay=0.1), batch, **EVERYTHING)
     return costs.step_flops(shapes)
 
 
@@ -46,15 +46,15 @@ def test_a_lora_step_costs_at_most_0_70_of_a_full_finetuning_step(large):
 def test_accumulated_parts_are_counted_each(large):
     model, base = large
     adapted = methods.adapt(methods.probe(), model, base, (64, 64, 3))
-    whole = costs.step_flops(costs.step_shapes(adapted, Optimiser(), 16))
-    parts = costs.step_flops(costs.step_shapes(adapted, Optimiser(), 16, accumulate=4))
+    whole = costs.step_flops(costs.step_shapes(adapted, classification(), Optimiser(), 16))
+    parts = costs.step_flops(costs.step_shapes(adapted, classification(), Optimiser(), 16, accumulate=4))
     assert parts == pytest.approx(whole, rel=0.01)
 
 
 def test_the_compiled_step_agrees_with_the_lowered_count_and_needs_less_memory_when_frozen(vit, backbone):
     def shapes(text):
         adapted = methods.adapt(methods.parse(text), models.Classifier(vit, 3), backbone, (8, 8, 1))
-        return costs.step_shapes(adapted, Optimiser(), 64)
+        return costs.step_shapes(adapted, classification(), Optimiser(), 64)
 
     compiled = jax.jit(shapes("finetune").step).lower(*shapes("finetune").arguments).compile()
     assert costs.step_flops(shapes("finetune")) == pytest.approx(compiled.cost_analysis()["flops"], rel=0.05)
@@ -65,7 +65,7 @@ def test_the_compiled_step_agrees_with_the_lowered_count_and_needs_less_memory_w
 @pytest.mark.parametrize("text", ["probe", "lora(rank=2)", "finetune(backbone=0.1)"])
 def test_the_optimiser_keeps_state_for_exactly_the_leaves_that_learn(name, text, vit, backbone):
     adapted = methods.adapt(methods.parse(text), models.Classifier(vit, 3), backbone, (8, 8, 1))
-    shapes = costs.step_shapes(adapted, Optimiser(name), 8)
+    shapes = costs.step_shapes(adapted, classification(), Optimiser(name), 8)
     state, frozen, _ = shapes.arguments
     trainable, _ = partition(adapted.shapes, adapted.rates)
     keys = [
@@ -92,7 +92,7 @@ def run(small, images, steps, **options):
     adapted, trainable, frozen = small
     optimiser = Optimiser("sgd", rate=0.2, schedule="constant", warmup=0.0, clip=0.0, momentum=0.0)
     transformation = optimiser.build(adapted.rates, steps)
-    step = jax.jit(make_step(classification(adapted.model), transformation, **options))
+    step = jax.jit(make_step(make_loss(adapted.model, classification()), transformation, **options))
     state = TrainState.create(jax.random.key(1), trainable, {}, transformation, options.get("ema", 0.0))
     states = [state]
     for _ in range(steps):
@@ -140,7 +140,7 @@ def test_label_smoothing_and_mixup_follow_their_formulas(small, images):
         return jax.nn.log_softmax(predict(adapted, frozen | head, {}, inputs))
 
     def loss(**options):
-        return jax.jit(classification(adapted.model, **options))(frozen | head, {}, batch, key)[0]
+        return jax.jit(make_loss(adapted.model, classification(**options)))(frozen | head, {}, batch, key)[0]
 
     smoothed = loss(smoothing=0.3)
     targets = 0.7 * np.eye(3)[labels] + 0.1
@@ -164,12 +164,12 @@ NAN = float("nan")
         (lambda: make_step(None, None, accumulate=0), "accumulate: expected a whole number of at least 1, found 0"),
         (lambda: make_step(None, None, accumulate=2.0), "accumulate: expected a whole number of at least 1, found 2.0"),
         (lambda: TrainState.create(None, {}, {}, None, ema=-0.1), "ema: .*, found -0.1"),
-        (lambda: classification(None, smoothing=2), "smoothing: expected a number of at least 0 and below 1, found 2"),
-        (lambda: classification(None, smoothing=NAN), "smoothing: .*, found nan"),
-        (lambda: classification(None, mixup=-1), "mixup: expected a number of at least 0, found -1"),
-        (lambda: classification(None, mixup=float("inf")), "mixup: .*, found inf"),
-        (lambda: classification(None, mixup="0.2"), "mixup: .*, found '0.2'"),
-        (lambda: classification(None, smoothing=True), "smoothing: .*, found True"),
+        (lambda: classification(smoothing=2), "smoothing: expected a number of at least 0 and below 1, found 2"),
+        (lambda: classification(smoothing=NAN), "smoothing: .*, found nan"),
+        (lambda: classification(mixup=-1), "mixup: expected a number of at least 0, found -1"),
+        (lambda: classification(mixup=float("inf")), "mixup: .*, found inf"),
+        (lambda: classification(mixup="0.2"), "mixup: .*, found '0.2'"),
+        (lambda: classification(smoothing=True), "smoothing: .*, found True"),
     ],
 )
 def test_numbers_that_would_train_to_nothing_are_refused_before_anything_is_compiled(call, message):

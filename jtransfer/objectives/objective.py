@@ -1,0 +1,74 @@
+"""What an objective is: all that is learned of a batch, which a task joins to data and a start.
+
+An objective never runs the model itself. It says what the model sees, what its outputs are worth and how they are
+measured, so that a method can add a term to the score without a second forward pass.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from jtransfer import models
+from jtransfer.tree import Tree, flat
+
+Batch = dict[str, Any]
+Outputs = dict[str, Any]
+Metrics = dict[str, jax.Array]
+
+Score = Callable[[Tree, Outputs, Batch], tuple[jax.Array, Metrics]]
+"""From all leaves, the model's outputs and the batch to the value that is minimised, and metrics."""
+Forward = Callable[[nn.Module, Tree, Tree, Any, jax.Array], tuple[Outputs, Tree]]
+"""`forward(model, params, state, inputs, key) -> (outputs, state)`, flat trees in and out."""
+Loss = Callable[[Tree, Tree, Batch, jax.Array], tuple[jax.Array, tuple[Metrics, Tree]]]
+"""`loss(params, state, batch, key) -> (value, (metrics, state))`, what a training step takes."""
+
+
+def forward(model: nn.Module, params: Tree, state: Tree, inputs: Any, key: jax.Array) -> tuple[Outputs, Tree]:
+    """Run a model in training mode; `key` is that of dropout."""
+    mutable = ["batch_stats"] if state else []
+    outputs, updated = models.apply(model, params | state, inputs, train=True, rngs={"dropout": key}, mutable=mutable)
+    return outputs, state | flat(updated)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a run learns of a batch `{"inputs": one array or several by name, ...}`.
+
+    Attributes:
+        score: See `Score`.
+        augment: From a key and a batch to the batch that the model sees, as mixup does; None for the batch itself.
+        forward: Runs the model; see `Forward`.
+        measure: From the outputs in evaluation mode and their batch to metrics of every example, `[n]` each, whose
+            means are reported; None where only a whole set can be measured, as by retrieval.
+        chooses: The metric that chooses between runs, the higher the better, and that a curve shows.
+    """
+
+    score: Score
+    augment: Callable[[jax.Array, Batch], Batch] | None = None
+    forward: Forward = forward
+    measure: Callable[[Outputs, Batch], Metrics] | None = None
+    chooses: str = "accuracy"
+
+
+def make_loss(model: nn.Module, objective: Objective, scores: Callable[[Score], Score] = lambda score: score) -> Loss:
+    """The loss of a model under an objective.
+
+    Args:
+        model: As a method adapts it.
+        objective: What is learned.
+        scores: What a method makes of the objective's score.
+    """
+    score = scores(objective.score)
+
+    def loss(params, state, batch, key):
+        if objective.augment:
+            augment_key, key = jax.random.split(key)
+            batch = objective.augment(augment_key, batch)
+        outputs, state = objective.forward(model, params, state, batch["inputs"], key)
+        value, metrics = score(params, outputs, batch)
+        return value, ({"loss": value} | metrics, state)
+
+    return loss
