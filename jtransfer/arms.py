@@ -20,7 +20,7 @@ from jtransfer.errors import InputError, nearest
 from jtransfer.evaluate import zero_shot as by_names
 from jtransfer.models import Classifier, Pixels, PixelsConfig
 from jtransfer.objectives import Objective, classification
-from jtransfer.train import Optimiser, TrialData, costs, make_trial, predict_rows, trials
+from jtransfer.train import Optimiser, Plan, TrialData, costs, make_trial, plan, predict_rows, trials
 from jtransfer.tree import partition, size
 
 ZERO_SHOT, PIXELS = "zero_shot", "pixels"
@@ -78,7 +78,7 @@ class Arm:
         adapted: The model that it trains.
         objective: What it learns.
         optimiser: Its options.
-        steps: Of each trial.
+        plan: Steps and rates of its phases, in each trial.
         grid: Every combination of the hyper-parameters that are searched.
     """
 
@@ -86,7 +86,7 @@ class Arm:
     adapted: methods.Adapted
     objective: Objective
     optimiser: Optimiser
-    steps: int
+    plan: Plan
     grid: list[dict[str, float]]
 
 
@@ -99,7 +99,8 @@ def build(config, name: str, examples: Examples, backbone: checkpoints.Backbone)
     family = name.partition("(")[0].partition("+")[0].strip()
     hyper = dict(config.hyper.get(name) or config.hyper.get(family) or config.hyper["default"])
     optimiser = Optimiser(**config.optimiser)
-    steps = hyper.pop("steps", config.steps)
+    shares = hyper.pop("phase_steps", ()), hyper.pop("phase_rates", ())
+    steps = hyper.pop("steps", sum(shares[0]) or config.steps)
     values = {key: tuple(hyper.get(key, (getattr(optimiser, key),))) for key in SEARCHED}
     grid = [dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())]
     if name == PIXELS:
@@ -109,7 +110,9 @@ def build(config, name: str, examples: Examples, backbone: checkpoints.Backbone)
         module, params, method = backbone.model, backbone.params | backbone.state, methods.parse(name)
     model = Classifier(module, len(examples.dataset.classes))
     objective = classification(config.smoothing, config.mixup)
-    return Arm(name, methods.adapt(method, model, params, examples.example), objective, optimiser, steps, grid)
+    where = f"config.hyper['{name}']" if name in config.hyper else "config"
+    phases = plan(len(method.phases), steps, *shares, where)
+    return Arm(name, methods.adapt(method, model, params, examples.example), objective, optimiser, phases, grid)
 
 
 def trained(config, arm: Arm, examples: Examples, seeds: int) -> Cell:
@@ -118,7 +121,7 @@ def trained(config, arm: Arm, examples: Examples, seeds: int) -> Cell:
     `config.parallel` bounds how many trials run side by side; the others wait their turn in the same program.
     """
     dataset, adapted = examples.dataset, arm.adapted
-    trial = make_trial(adapted, arm.objective, arm.optimiser, arm.steps)
+    trial = make_trial(adapted, arm.objective, arm.optimiser, arm.plan)
     test = examples.places(examples.test)
     many = config.parallel
     seeds_at_once = max(1, many // len(arm.grid)) if many else 0
@@ -140,16 +143,15 @@ def trained(config, arm: Arm, examples: Examples, seeds: int) -> Cell:
         return _over(lambda one: best(one[0], grid, base, inputs, labels, one[1]), (keys, data), seeds_at_once)
 
     def arguments(shots, seeds):
-        data = [_trial_data(examples, shots, seed, config.batch, arm.steps, padded) for seed in seeds]
+        data = [_trial_data(examples, shots, seed, config.batch, sum(arm.plan.steps), padded) for seed in seeds]
         keys = jnp.stack([jax.random.fold_in(jax.random.key(seed), shots) for seed in seeds])
         return keys, grid, adapted.base, *examples.on_device, TrialData(*map(np.stack, zip(*data, strict=True)))
 
     padded = len(dataset.classes) * max(map(validation_shots, config.shots))
     grid = {key: jnp.array([point[key] for point in arm.grid], jnp.float32) for key in arm.grid[0]}
     compiled = {seeds: program.lower(*arguments(min(config.shots), range(seeds))).compile()}
-    shapes = costs.step_shapes(adapted, arm.objective, arm.optimiser, config.batch)
     trainable = size(partition(adapted.shapes, adapted.rates)[0])
-    flops = costs.step_flops(shapes)
+    flops = costs.flops_per_step(adapted, arm.objective, arm.optimiser, config.batch, arm.plan)
 
     def cell(shots, seeds):
         call = arguments(shots, seeds)

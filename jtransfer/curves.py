@@ -277,7 +277,8 @@ def protocol(curve: Curve, rows: list[Row]) -> list[str]:
             if len(values) > 1
         }
         edge = "".join(f"; {key} at an edge in {n} of {len(mine)}" for key, n in edges.items())
-        how = f"{arm.steps} steps of {config.batch}, {arm.optimiser.name}, {arm.optimiser.schedule}"
+        steps = " + ".join(map(str, arm.plan.steps))
+        how = f"{steps} steps of {config.batch}, {arm.optimiser.name}, {arm.optimiser.schedule}"
         lines.append(f"{arm.name}: {how}, {grid}{edge}.")
     for name, labels in worth(rows).items():
         lines.append(f"{ZERO_SHOT} is worth {labels} training labels per class of {name}, by log-linear interpolation.")

@@ -15,23 +15,33 @@ def of_curve(config) -> list[dict[str, Any]]:
     from jtransfer.arms import Arm
 
     return [
-        _report(arm.name, arm.adapted, costs.step_shapes(arm.adapted, arm.objective, arm.optimiser, config.batch), {})
+        _report(name, phase, costs.step_shapes(phase, arm.objective, arm.optimiser, config.batch), {})
         for arm in curves.prepare(config).arms
         if isinstance(arm, Arm)
+        for name, phase in _phases(arm.name, arm.adapted)
     ]
 
 
 def of_train(config) -> list[dict[str, Any]]:
-    """The report of a training run, as a list of one."""
+    """The report of a training run: one for each phase of its method."""
     from jtransfer.train import loop
 
     run = loop.prepare(config)
     options = Optimiser(**config.optimiser), config.batch, run.task.accumulate, config.ema
-    shapes = costs.step_shapes(run.adapted, run.task.objective, *options)
     leaves = sharding.tree_shardings(run.adapted.shapes, run.mesh, config.sharding)
-    laid_out = replace(shapes, arguments=sharding.lay_out(shapes.arguments, leaves, run.mesh))
     specs = {path: str(tuple(layout.spec)) for path, layout in leaves.items() if tuple(layout.spec)}
-    return [_report(config.method, run.adapted, laid_out, specs)]
+    reports = []
+    for name, phase in _phases(config.method, run.adapted):
+        shapes = costs.step_shapes(phase, run.task.objective, *options)
+        laid_out = replace(shapes, arguments=sharding.lay_out(shapes.arguments, leaves, run.mesh))
+        reports.append(_report(name, phase, laid_out, specs))
+    return reports
+
+
+def _phases(name: str, adapted: Adapted) -> list[tuple[str, Adapted]]:
+    """The phases of a method, each under a name of its own."""
+    count = len(adapted.phases)
+    return [(f"{name} ({i} of {count})" if count > 1 else name, one) for i, one in enumerate(adapted.phases, 1)]
 
 
 def _report(name: str, adapted: Adapted, shapes: StepShapes, specs: dict[str, str]) -> dict[str, Any]:

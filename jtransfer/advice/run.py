@@ -298,9 +298,10 @@ def run(plan: Plan, evidence: Evidence, directory: epath.PathLike, on_cell: curv
 
 
 def _cost(arm, config):
-    shapes = costs.step_shapes(arm.adapted, arm.objective, arm.optimiser, config.batch)
+    of_step = arm.objective, arm.optimiser, config.batch
+    each = [costs.optimiser_bytes(costs.step_shapes(phase, *of_step)) for phase in arm.adapted.phases]
     return {
         "trainable": size(partition(arm.adapted.shapes, arm.adapted.rates)[0]),
-        "flops_per_step": costs.step_flops(shapes),
-        "optimiser_bytes": costs.optimiser_bytes(shapes),
+        "flops_per_step": costs.flops_per_step(arm.adapted, *of_step, arm.plan),
+        "optimiser_bytes": max(each),
     }

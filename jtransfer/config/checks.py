@@ -47,7 +47,8 @@ CURVE = TRANSFER | {
     "smoothing": SHARE,
     "mixup": kinds.NOT_NEGATIVE,
 }
-SEARCHED = {"rate": kinds.POSITIVES, "decay": several(kinds.NOT_NEGATIVE, 1), "steps": CURVE["steps"]}
+PHASES = {"phase_steps": several(STEPS), "phase_rates": several(kinds.POSITIVE)}
+SEARCHED = {"rate": kinds.POSITIVES, "decay": several(kinds.NOT_NEGATIVE, 1), "steps": CURVE["steps"]} | PHASES
 TABLES: dict[str, dict[str, Any]] = {
     "curve": CURVE,
     "train": TRANSFER
@@ -65,6 +66,7 @@ TABLES: dict[str, dict[str, Any]] = {
         "seed": kinds.SEED,
         "batch": BATCH,
         "steps": STEPS,
+        **PHASES,
         "accumulate": BATCH,
         "ema": SHARE,
         "smoothing": SHARE,

@@ -70,6 +70,8 @@ def train_defaults() -> dict[str, Any]:
         "seed": 0,
         "batch": 256,
         "steps": 1000,
+        "phase_steps": (),  # of a method with phases, as 'probe >> finetune': of each; empty for even shares of `steps`
+        "phase_rates": (),  # factors on the optimiser's rate, one for each phase; empty for 1
         "accumulate": 1,
         "ema": 0.0,
         "smoothing": 0.0,

@@ -1,24 +1,26 @@
 """Ways of transferring, one file per family. To add one, write a function that returns a `Method`."""
 
 import ast
-import dataclasses
-import functools
 import operator
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from jtransfer import expressions
 from jtransfer.methods.freezing import bitfit, finetune, frozen_norm, probe, rules, scratch, top_blocks
 from jtransfer.methods.lora import lora
-from jtransfer.methods.method import Adapted, Method, adapt, learn
+from jtransfer.methods.method import Adapted, Method, Phase, adapt, learn
+from jtransfer.methods.penalties import l2sp
 
 __all__ = [
     "METHODS",
     "Adapted",
     "Method",
+    "Phase",
     "adapt",
     "bitfit",
     "finetune",
     "frozen_norm",
+    "l2sp",
     "learn",
     "lora",
     "parse",
@@ -36,12 +38,16 @@ METHODS: dict[str, Callable[..., Method]] = {
     "bitfit": bitfit,
     "frozen_norm": frozen_norm,
     "lora": lora,
+    "l2sp": l2sp,
     "rules": rules,
 }
 
 
+JOINS = {ast.Add: operator.add, ast.RShift: operator.rshift}
+
+
 def parse(text: str, others: Iterable[str] = ()) -> Method:
-    """A method as a config writes it: `probe`, `lora(rank=4)`, `top_blocks(2)`, `lora(rank=4) + bitfit`.
+    """A method as a config writes it: `probe`, `lora(rank=4)`, `lora(rank=4) + bitfit`, `probe >> finetune`.
 
     Args:
         text: What the config says.
@@ -50,8 +56,10 @@ def parse(text: str, others: Iterable[str] = ()) -> Method:
     Raises:
         InputError: an unknown method or option (with the nearest that exists), or text of another form.
     """
-    nodes = [expressions.parse(text, "method")]
-    while isinstance(nodes[0], ast.BinOp) and isinstance(nodes[0].op, ast.Add):
-        nodes[:1] = [nodes[0].left, nodes[0].right]
-    parts = [expressions.call(node, text, "method", METHODS, others=others)() for node in nodes]
-    return dataclasses.replace(functools.reduce(operator.add, parts), name=text.strip())
+    return replace(_built(expressions.parse(text, "method"), text, others), name=text.strip())
+
+
+def _built(node: ast.expr, text: str, others: Iterable[str]) -> Method:
+    if isinstance(node, ast.BinOp) and type(node.op) in JOINS:
+        return JOINS[type(node.op)](_built(node.left, text, others), _built(node.right, text, others))
+    return expressions.call(node, text, "method", METHODS, others=others)()

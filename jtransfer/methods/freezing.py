@@ -86,4 +86,4 @@ def frozen_norm() -> Method:
     `finetune + frozen_norm` trains all leaves, the scale and bias of each norm among them, as PyTorch does with the
     norms in `eval()`. Without it the norms of parts that learn use the batch's statistics, and the running ones follow.
     """
-    return Method("frozen_norm", learn(), adds=(evaluating(BATCH_NORMS),))
+    return Method("frozen_norm", learn(), modes=(evaluating(BATCH_NORMS),))

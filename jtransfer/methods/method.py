@@ -5,9 +5,9 @@ and its parameters live in the model's own tree beside the layer that they chang
 """
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -17,13 +17,36 @@ from jtransfer import kinds
 from jtransfer.errors import InputError
 from jtransfer.models import SOURCE_HEAD, STATISTICS, complete, shapes_of
 from jtransfer.models.layers import BatchNorm
+from jtransfer.objectives import Score
 from jtransfer.tree import FROZEN, Tree, label, mismatches
 
 Rates = dict[str, float]
+Learns = Callable[[Collection[str]], Rates]
 Interceptor = Callable[[Callable, tuple, dict, nn.module.InterceptorContext], Any]
 
 HEAD = ("head/.*", 1.0)
 """The rule of every method: the head of the new task, if there is one, learns at the full rate."""
+
+
+def same(score: Score) -> Score:
+    """A score as it is."""
+    return score
+
+
+class Phase(NamedTuple):
+    """A part of the training: what learns then, what has been added to the model by then, and what is minimised.
+
+    Attributes:
+        learns: See `Method`, and so are the others.
+        adds: Those of earlier phases too.
+        modes: Of this phase alone, and so are `scores`.
+        scores: See `modes`.
+    """
+
+    learns: Learns
+    adds: tuple[Interceptor, ...] = ()
+    modes: tuple[Interceptor, ...] = ()
+    scores: Callable[[Score], Score] = same
 
 
 @dataclass(frozen=True)
@@ -35,19 +58,36 @@ class Method:
         learns: From the paths of the tree (the source head's left out) to the rate of each, relative to the
             schedule; `FROZEN` leaves neither get a gradient nor optimiser state. `learn(*rules)` makes one.
         adds: Interceptors around the model's methods; the first is the outermost.
-        merge: From an adapted tree to the tree with which the plain model computes the same.
+        modes: Interceptors that add no leaves and change nothing in evaluation mode.
+        scores: From the objective's score to what is minimised in its place, as with a penalty. It sees all leaves, the
+            outputs and the batch; the model is not run again.
+        holds: From the leaves that the backbone gives to leaves that are kept beside the model's, frozen, under paths
+            of their own, for `scores`.
+        merge: From an adapted tree to the tree with which the plain model computes the same; None where no plain model
+            does.
         pretrained: Whether the leaves start as the backbone's; if not, all of them start at random.
         parts: The options of what it adds, for those who write them in other formats.
+        before: Phases of the training that come before the one that `learns`, `adds`, `modes` and `scores` tell of.
 
-    `a + b` trains what either trains (at the rate of `a` where both do) and adds what either adds.
+    `a + b` trains what either trains (at the rate of `a` where both do) and adds what either adds; of phases, one of
+    the two may have several. `a >> b` trains by one after the other, from what the one came to.
     """
 
     name: str
-    learns: Callable[[Collection[str]], Rates]
+    learns: Learns
     adds: tuple[Interceptor, ...] = ()
-    merge: Callable[[Tree], Tree] = dict
+    merge: Callable[[Tree], Tree] | None = dict
     pretrained: bool = True
     parts: tuple[Any, ...] = ()
+    modes: tuple[Interceptor, ...] = ()
+    scores: Callable[[Score], Score] = same
+    holds: Callable[[Tree], Tree] = lambda base: {}
+    before: tuple[Phase, ...] = ()
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """All parts of the training, in their order."""
+        return (*self.before, Phase(self.learns, self.adds, self.modes, self.scores))
 
     def __add__(self, other: "Method") -> "Method":
         if self.parts and other.parts:  # each would add leaves of the same names, and merge the other's
@@ -55,19 +95,53 @@ class Method:
                 f"method '{self.name} + {other.name}': both add low-rank paths; write one lora, whose target "
                 "matches the layers of both, with ranks and alphas of each"
             )
+        counts = len(self.phases), len(other.phases)
+        if min(counts) > 1:
+            raise InputError(
+                f"method '{self.name} + {other.name}': both have phases; write the sum of each, as in 'a + b >> c + d'"
+            )
+        mine, theirs = (
+            method.phases * (max(counts) // count) for method, count in zip((self, other), counts, strict=True)
+        )
+        return self._joined(other, "+", [_sum(*both) for both in zip(mine, theirs, strict=True)])
 
-        def learns(paths):
-            mine, theirs = self.learns(paths), other.learns(paths)
-            return {path: mine[path] if mine[path] != FROZEN else theirs[path] for path in paths}
+    def __rshift__(self, other: "Method") -> "Method":
+        if self.parts and other.parts:
+            raise InputError(
+                f"method '{self.name} >> {other.name}': both add low-rank paths; one at a time is supported"
+            )
+        later = [phase._replace(adds=_union(self.adds, phase.adds)) for phase in other.phases]
+        return self._joined(other, " >> ", [*self.phases, *later])
 
+    def _joined(self, other: "Method", sign: str, phases: list[Phase]) -> "Method":
+        *before, last = phases
+        merges = self.merge, other.merge
         return Method(
-            name=f"{self.name}+{other.name}",
-            learns=learns,
-            adds=self.adds + other.adds,
-            merge=lambda tree: other.merge(self.merge(tree)),
+            name=f"{self.name}{sign}{other.name}",
+            learns=last.learns,
+            adds=last.adds,
+            modes=last.modes,
+            merge=None if None in merges else lambda tree: merges[1](merges[0](tree)),
             pretrained=self.pretrained and other.pretrained,
             parts=self.parts + other.parts,
+            scores=last.scores,
+            holds=lambda base: self.holds(base) | other.holds(base),
+            before=tuple(before),
         )
+
+
+def _sum(one: Phase, other: Phase) -> Phase:
+    def learns(paths):
+        mine, theirs = one.learns(paths), other.learns(paths)
+        return {path: mine[path] if mine[path] != FROZEN else theirs[path] for path in paths}
+
+    adds, modes = _union(one.adds, other.adds), _union(one.modes, other.modes)
+    return Phase(learns, adds, modes, lambda score: other.scores(one.scores(score)))
+
+
+def _union(one, other):
+    """Interceptors of both, each once."""
+    return tuple(dict.fromkeys((*one, *other)))
 
 
 def learn(*rules: tuple[str, float]) -> Callable[[Collection[str]], Rates]:
@@ -121,6 +195,11 @@ class Adapted:
         base: The leaves taken over from the backbone, its batch statistics (`batch_stats/...`) among them.
         state: Shape and dtype of the leaves that are no parameters, by `collection/path` (batch statistics).
         example: Shape and dtype of the inputs, one example each.
+        scores: What the method makes of an objective's score.
+        holds: See `Method`.
+        since: Of every leaf that learns, the number of the phase from which on it has learned without a break.
+        each: Of a method with several phases, what it makes of the model in each: the same leaves, of which others
+            learn. `rates` are then those of the last phase in which a leaf learns, all else is as at the end.
     """
 
     model: nn.Module
@@ -129,6 +208,15 @@ class Adapted:
     base: Tree
     state: Tree
     example: Any
+    scores: Callable[[Score], Score] = same
+    holds: Callable[[Tree], Tree] = lambda base: {}
+    since: Mapping[str, int] = field(default_factory=dict)
+    each: tuple["Adapted", ...] = ()
+
+    @property
+    def phases(self) -> tuple["Adapted", ...]:
+        """The parts of the training, in their order."""
+        return self.each or (self,)
 
     def start(self, key: jax.Array, base: Tree) -> tuple[Tree, Tree]:
         """The whole tree and the state at the start; only leaves that `base` lacks are initialised.
@@ -173,12 +261,23 @@ def adapt(
             raise InputError(f"the backbone does not fit the model: {'; '.join(offenders)}")
     shapes, state = _split(shapes_of(Intercepted(model, method.adds), example))
     shapes |= {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in _split(base)[0].items()}
-    own = [path for path in shapes if not path.startswith(SOURCE_HEAD)]
-    rates = dict.fromkeys(shapes, FROZEN) | method.learns(own)
-    if not any(rate != FROZEN for rate in rates.values()):
-        raise InputError(f"method '{method.name}': nothing learns; add what does, as in 'finetune + {method.name}'")
-    frozen_mode = evaluation_mode({path: rates[path] for path in _split(plain)[0]})
-    return Adapted(Intercepted(model, (*method.adds, frozen_mode, *wrap)), shapes, rates, base, state, example)
+    each: list[Adapted] = []
+    for phase in method.phases:
+        # Of leaves that a later phase adds none learns yet.
+        there = shapes if phase.adds == method.adds else _split(shapes_of(Intercepted(model, phase.adds), example))[0]
+        own = [path for path in shapes if path in there and not path.startswith(SOURCE_HEAD)]
+        rates = dict.fromkeys(shapes, FROZEN) | phase.learns(own)
+        if not any(rate != FROZEN for rate in rates.values()):
+            raise InputError(f"method '{method.name}': nothing learns; add what does, as in 'finetune + {method.name}'")
+        frozen_mode = evaluation_mode({path: rates[path] for path in _split(plain)[0]})
+        whole = Intercepted(model, (*phase.adds, *phase.modes, frozen_mode, *wrap))
+        before = each[-1].since if each else {}
+        since = {path: before.get(path, len(each)) for path, rate in rates.items() if rate != FROZEN}
+        each.append(Adapted(whole, shapes, rates, base, state, example, phase.scores, method.holds, since))
+    if len(each) == 1:
+        return each[0]
+    learned = {path: rate for one in each for path, rate in one.rates.items() if rate != FROZEN}
+    return replace(each[-1], rates=dict.fromkeys(shapes, FROZEN) | learned, each=tuple(each))
 
 
 def evaluation_mode(rates: Mapping[str, float]) -> Interceptor:

@@ -12,6 +12,7 @@ from jtransfer.methods import Adapted
 from jtransfer.models import apply
 from jtransfer.objectives import Objective, make_loss
 from jtransfer.train.optimiser import Optimiser
+from jtransfer.train.phases import Plan
 from jtransfer.train.state import TrainState
 from jtransfer.train.step import Step, make_step
 from jtransfer.tree import Tree, partition
@@ -41,8 +42,8 @@ def step_shapes(
     ema: float = 0.0,
 ) -> StepShapes:
     """The step of a method on a batch of `batch` examples."""
-    transformation = optimiser.build(adapted.rates, steps=100)
-    loss = make_loss(adapted.model, objective)
+    transformation = optimiser.build(adapted.rates, steps=100, since=adapted.since)
+    loss = make_loss(adapted.model, objective, adapted.scores)
     step, counted = (make_step(loss, transformation, accumulate, ema, unroll) for unroll in (False, True))
     trainable, frozen = partition(adapted.shapes, adapted.rates)
 
@@ -58,6 +59,14 @@ def step_shapes(
 def step_flops(shapes: StepShapes) -> float:
     """Floating-point operations of one step, from the lowered program: no compilation is needed."""
     return float(jax.jit(shapes.counted).lower(*shapes.arguments).cost_analysis()["flops"])
+
+
+def flops_per_step(adapted: Adapted, objective: Objective, optimiser: Optimiser, batch: int, plan: Plan) -> float:
+    """Floating-point operations of one step: of a method with phases, those of all its steps over their number."""
+    each = [step_flops(step_shapes(phase, objective, optimiser, batch)) for phase in adapted.phases]
+    if len(each) == 1:
+        return each[0]
+    return sum(steps * flops for steps, flops in zip(plan.steps, each, strict=True)) / sum(plan.steps)
 
 
 def temporary_bytes(shapes: StepShapes) -> int:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -24,10 +25,11 @@ from jtransfer.objectives import make_loss
 from jtransfer.stopping import Stopped, after_a_step
 from jtransfer.train import hosts, remembered, sharding
 from jtransfer.train.optimiser import Optimiser
+from jtransfer.train.phases import Plan, entered, packed, parts, plan, unpacked
 from jtransfer.train.state import TrainState
 from jtransfer.train.step import make_step
 from jtransfer.train.tasks import Task, build_task
-from jtransfer.tree import Tree, merge, partition
+from jtransfer.tree import Tree, merge
 
 log = logging.getLogger("jtransfer")
 
@@ -51,6 +53,7 @@ class Run:
         method: How it is trained.
         adapted: The model as the method changes it.
         optimiser: Its options.
+        plan: Steps and rates of the phases of the method.
         mesh: The devices.
         fingerprints: Of the data, of the backbones, and of the files that say how the model's inputs are made, if there
             are any.
@@ -61,6 +64,7 @@ class Run:
     method: methods.Method
     adapted: methods.Adapted
     optimiser: Optimiser
+    plan: Plan
     mesh: jax.sharding.Mesh
     fingerprints: dict[str, str]
 
@@ -98,7 +102,8 @@ def prepare(config, stream: Any = None) -> Run:
     fingerprints = {"data": task.stream.fingerprint} | task.fingerprints
     if beside := task.beside():
         fingerprints["preprocessing"] = preprocess.fingerprint(beside)
-    return Run(config, task, method, adapted, optimiser, mesh, fingerprints)
+    shares = plan(len(method.phases), config.steps, config.phase_steps, config.phase_rates)
+    return Run(config, task, method, adapted, optimiser, shares, mesh, fingerprints)
 
 
 def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], None]) -> list[Row]:
@@ -126,7 +131,7 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], No
     of = workdir.fingerprint(workdir.claim(directory, plain, defaults("train", config)))
     if hosts.is_first():
         remembered.write(directory, run.task)
-    step, state, frozen, evaluate = _programs(run)
+    programs = _Programs(run)
 
     with (
         after_a_step() as signalled,
@@ -135,14 +140,22 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], No
         _board(directory, store.latest or 0) as board,
     ):
         rows, pending, start = [], [], store.latest or 0
+        phase = run.plan.at(start)
+        state, kept, frozen = programs.start(phase)
         if start:
-            state, rows, pending = _restore(store, start, state, directory, of)
+            whole, rows, pending = _restore(store, start, packed(state, kept), directory, of)
+            state, kept = unpacked(whole)
+        others = merge(kept, frozen)
         timed, began, warn, agreed = 0, math.nan, Once(), hosts.agree()
         batches = ahead(map(run.task.ready, run.task.stream.batches(start)))
         try:
             for number in range(start + 1, config.steps + 1):
+                if run.plan.at(number) > phase:
+                    phase = run.plan.at(number)
+                    state, kept, frozen = programs.enter(phase, state, kept, frozen)
+                    others = merge(kept, frozen)
                 batch = sharding.assemble(next(batches), config.batch, mesh)
-                state, metrics = step(state, frozen, batch)
+                state, metrics = programs.step(phase)(state, others | programs.held, batch)
                 pending.append(metrics)
                 if number == start + 1:
                     jax.block_until_ready(metrics)
@@ -155,7 +168,7 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], No
                     row = _row(number, pending, store)
                     speed = timed * config.batch / (time.perf_counter() - began) if timed else math.nan
                     if number % config.eval_every == 0 or number == config.steps:
-                        row |= evaluate(state, frozen)
+                        row |= programs.evaluate(phase)(state, others)
                     rows.append(row)
                     board(row | ({f"{run.task.stream.kind}s_per_second": speed} if timed else {}))
                     on_row(row, speed)
@@ -165,14 +178,14 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], No
                 if number % config.checkpoint_every == 0 or number == config.steps or stop:
                     still_held()
                     _write(directory / "metrics.jsonl", rows)
-                    about = {"metrics": rows, "pending": _finite(number, pending, store), "config": of}
-                    store.save(number, state, about)
+                    about = {"metrics": rows, "pending": _finite(number, pending, store), "config": of, "phase": phase}
+                    store.save(number, packed(state, kept), about)
                 if stop and number < config.steps:
                     raise Stopped(stop, f"{where} at step {number}; saved", agreed=True)
         finally:  # after a NaN or Ctrl-C too; what comes after the newest checkpoint is written again by the next run
             batches.close()
             _write(directory / "metrics.jsonl", rows)
-    _save_model(run, state, frozen, directory / "model")
+    _save_model(run, state, others, directory / "model")
     return rows
 
 
@@ -186,12 +199,13 @@ def restored(run: Run, directory: epath.PathLike) -> tuple[int, Tree]:
     of = workdir.fingerprint(files.read_record(directory / "config.json", "it cannot be told what this run was")[1])
     if not (directory / "checkpoints").exists():  # which opening it would make
         raise InputError(f"workdir {directory}: there is no checkpoint yet")
-    _, state, frozen, _ = _programs(run)
+    programs = _Programs(run)
     with Store(directory / "checkpoints", reading=True) as store:
         if (step := store.latest) is None:
             raise InputError(f"workdir {directory}: there is no checkpoint yet")
-        state, *_ = _restore(store, step, state, directory, of)
-    return step, merge(state.average, frozen, _statistics(state))
+        state, kept, frozen = programs.start(run.plan.at(step))
+        state, kept = unpacked(_restore(store, step, packed(state, kept), directory, of)[0])
+    return step, merge(state.average, kept, frozen, _statistics(state))
 
 
 @contextmanager
@@ -201,30 +215,61 @@ def _held(directory: epath.Path) -> Iterator[Callable[[], None]]:
         yield hosts.first_does(lambda: stack.enter_context(locks.held(directory))) or (lambda: None)
 
 
-def _programs(run: Run):
-    """The jitted step and evaluation, and the state that they start from, laid out on the mesh."""
-    config, adapted, mesh = run.config, run.adapted, run.mesh
-    transformation = run.optimiser.build(adapted.rates, config.steps, limits=run.task.limits)
-    start_key, run_key = jax.random.split(jax.random.key(config.seed))
+class _Programs:
+    """The phases of a run as jitted programs, and the state that each starts from, laid out on the mesh.
 
-    def create(start_key, run_key, base):
-        tree, state = adapted.start(start_key, base)
-        trainable, frozen = partition(tree, adapted.rates)
-        return TrainState.create(run_key, trainable, state, transformation, config.ema), frozen
+    Shapes come first, then where they lie, then arrays: no device ever holds more than its part.
+    """
 
-    # Shapes first, then where they lie, then arrays: no device ever holds more than its part.
-    leaves = sharding.tree_shardings(adapted.shapes, mesh, config.sharding)
-    where = {path: leaves.get(path, sharding.everywhere(mesh)) for path in adapted.base}
-    base = sharding.place(adapted.base, where)
-    shapes, frozen = jax.eval_shape(create, start_key, run_key, base)
-    layout = sharding.state_shardings(shapes, leaves, mesh), {path: leaves[path] for path in frozen}
-    state, frozen = jax.jit(create, out_shardings=layout)(start_key, run_key, base)
-    step = jax.jit(
-        make_step(make_loss(adapted.model, run.task.objective), transformation, run.task.accumulate, config.ema),
-        out_shardings=(layout[0], sharding.everywhere(mesh)),
-        donate_argnums=0,
-    )
-    return step, state, frozen, run.task.evaluate(adapted)
+    def __init__(self, run: Run):
+        self.run, self.whole = run, sharding.everywhere(run.mesh)
+        self.leaves = sharding.tree_shardings(run.adapted.shapes, run.mesh, run.config.sharding)
+        self.keys = jax.random.split(jax.random.key(run.config.seed))
+        self.held: Tree = {}
+        self.layouts: dict[int, TrainState] = {}
+        self.step, self.evaluate = lru_cache(self._step), lru_cache(self._evaluate)
+
+    def start(self, phase: int) -> tuple[TrainState, Tree, Tree]:
+        """The state of a phase as if none were before it; what an earlier one trained and it does not; all others."""
+        adapted, (start_key, run_key) = self.run.adapted, self.keys
+
+        def create(start_key, run_key, base):
+            tree, state = adapted.start(start_key, base)
+            trainable, kept, frozen = parts(adapted, phase, tree)
+            optimiser = self._optimiser(phase)
+            return TrainState.create(run_key, trainable, state, optimiser, self.run.config.ema), kept, frozen
+
+        base = sharding.place(adapted.base, {path: self.leaves.get(path, self.whole) for path in adapted.base})
+        self.held = adapted.holds(base)  # and no other leaf of the backbone's is kept twice
+        return self._laid_out(phase, create, start_key, run_key, base)
+
+    def enter(self, phase: int, state: TrainState, kept: Tree, frozen: Tree) -> tuple[TrainState, Tree, Tree]:
+        """The same of a phase, from the end of the one before it."""
+
+        def change(state, others):
+            return entered(self.run.adapted, phase, state, others, self._optimiser(phase))
+
+        return self._laid_out(phase, change, state, merge(kept, frozen))
+
+    def _laid_out(self, phase, call, *args):
+        state, *others = jax.eval_shape(call, *args)
+        self.layouts[phase] = sharding.state_shardings(state, self.leaves, self.run.mesh)
+        places = [{path: self.leaves[path] for path in tree} for tree in others]
+        return jax.jit(call, out_shardings=(self.layouts[phase], *places))(*args)
+
+    def _optimiser(self, phase):
+        one, plan, optimiser = self.run.adapted.phases[phase], self.run.plan, self.run.optimiser
+        options = {"rate": optimiser.rate * plan.factors[phase], "limits": self.run.task.limits, "since": one.since}
+        return optimiser.build(one.rates, plan.steps[phase], **options)
+
+    def _step(self, phase):
+        one, task, config = self.run.adapted.phases[phase], self.run.task, self.run.config
+        loss = make_loss(one.model, task.objective, one.scores)
+        step = make_step(loss, self._optimiser(phase), task.accumulate, config.ema)
+        return jax.jit(step, out_shardings=(self.layouts[phase], self.whole), donate_argnums=0)
+
+    def _evaluate(self, phase):
+        return self.run.task.evaluate(self.run.adapted.phases[phase])
 
 
 def _row(number: int, pending: list[dict], store: Store) -> Row:

@@ -81,9 +81,12 @@ class Optimiser:
         rate: float | jax.Array | None = None,
         decay: float | jax.Array | None = None,
         limits: Mapping[str, tuple[float, float]] | None = None,
+        since: Mapping[str, int] | None = None,
     ) -> optax.GradientTransformation:
         """The optax transformation for the leaves of `rates` that learn.
 
+        Leaves that learn `since` different phases count their steps apart, as the moments of a leaf that has just begun
+        are still to be corrected for their start at 0, and those of the others are not.
         `limits` keep leaves between two values, as CLIP does with its temperature: a step ends at the border.
         `rate` and `decay` stand in for the options of that name and may be traced: trials run side by side on them.
         """
@@ -97,8 +100,14 @@ class Optimiser:
 
         decays = {path: not re.fullmatch(self.no_decay, path) for path in groups}
         weight_decay = optax.add_decayed_weights(decay, mask=decays)
+        ages = {path: str((since or {}).get(path, 0)) for path in groups}
+
+        def adam():
+            each = {age: optax.scale_by_adam(self.b1, self.b2, self.epsilon) for age in sorted(set(ages.values()))}
+            return optax.partition(each, ages) if len(each) > 1 else next(iter(each.values()))
+
         rule = {
-            "adamw": lambda: (optax.scale_by_adam(self.b1, self.b2, self.epsilon), weight_decay),
+            "adamw": lambda: (adam(), weight_decay),
             "sgd": lambda: (weight_decay, optax.trace(self.momentum)),
         }[self.name]()
         clip = (optax.clip_by_global_norm(self.clip),) if self.clip else ()

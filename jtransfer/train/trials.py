@@ -10,16 +10,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jtransfer import models
 from jtransfer.data.coded import take
 from jtransfer.methods import Adapted
 from jtransfer.objectives import Objective, make_loss
 from jtransfer.train.optimiser import Optimiser
+from jtransfer.train.phases import Plan, entered
 from jtransfer.train.state import TrainState
 from jtransfer.train.step import make_step
-from jtransfer.tree import Tree, merge, partition
+from jtransfer.tree import FROZEN, Tree, merge, partition
 
 BLOCK = 256
 """Rows that are predicted at once."""
@@ -57,34 +57,45 @@ class TrialResult(NamedTuple):
     losses: jax.Array
 
 
-def make_trial(adapted: Adapted, objective: Objective, optimiser: Optimiser, steps: int) -> Callable:
+def make_trial(adapted: Adapted, objective: Objective, optimiser: Optimiser, plan: Plan) -> Callable:
     """Make `trial(key, hyper, base, inputs, labels, data) -> TrialResult`.
 
     `hyper` is `{"rate": ..., "decay": ...}`, scalars that may be traced; `base` are the leaves that the backbone gives;
-    `inputs` (one array `[n, ...]` or several by name) and `labels [n]` are the dataset, of which `data` names rows.
+    `inputs` (one array `[n, ...]` or several by name) and `labels [n]` are the dataset, of which `data` names rows. The
+    phases of the method run one after another, each a loop of its own.
     """
-    loss = make_loss(adapted.model, objective)
 
     def trial(key, hyper, base, inputs, labels, data: TrialData) -> TrialResult:
         start_key, run_key = jax.random.split(key)
-        tree, state = adapted.start(start_key, base)
-        trainable, frozen = partition(tree, adapted.rates)
-        transformation = optimiser.build(adapted.rates, steps, **hyper)
-        step = make_step(loss, transformation)
+        tree, others = adapted.start(start_key, base)
+        held, state, ends, losses = adapted.holds(base), None, (0, *plan.ends), []
+        for number, (phase, factor) in enumerate(zip(adapted.phases, plan.factors, strict=True)):
+            own = hyper | {"rate": factor * hyper["rate"]} if factor != 1 else hyper
+            transformation = optimiser.build(phase.rates, plan.steps[number], **own, since=phase.since)
+            if state is None:
+                trainable, frozen = partition(tree, phase.rates)
+                state = TrainState.create(run_key, trainable, others, transformation)
+            else:
+                state, kept, frozen = entered(adapted, number, state, frozen, transformation)
+                frozen = merge(kept, frozen)
+            step = make_step(make_loss(phase.model, objective, phase.scores), transformation)
 
-        def body(train_state, rows):
-            train_state, metrics = step(train_state, frozen, {"inputs": take(inputs, rows), "labels": labels[rows]})
-            return train_state, metrics["loss"]
+            fixed = merge(frozen, held)
 
-        start = TrainState.create(run_key, trainable, state, transformation)
-        end, losses = jax.lax.scan(body, start, data.batches)
-        logits = predict_rows(adapted, merge(end.trainable, frozen), end.state, inputs, data.validation)
-        cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels[data.validation])
-        value = jnp.sum(cross_entropy * data.counts) / data.counts.sum()
-        right = jnp.sum((logits.argmax(-1) == labels[data.validation]) * data.counts) / data.counts.sum()
+            def body(state, rows, step=step, fixed=fixed):
+                state, metrics = step(state, fixed, {"inputs": take(inputs, rows), "labels": labels[rows]})
+                return state, metrics["loss"]
+
+            state, found = jax.lax.scan(body, state, data.batches[ends[number] : ends[number + 1]])
+            losses.append(found)
+        losses, tree = jnp.concatenate(losses), merge(state.trainable, frozen)
+        logits = predict_rows(adapted, tree, state.state, inputs, data.validation)
+        measured = objective.measure({"logits": logits}, {"labels": labels[data.validation]})
+        value, right = (jnp.sum(measured[name] * data.counts) / data.counts.sum() for name in ("loss", "accuracy"))
         finite = jnp.isfinite(value) & jnp.isfinite(losses).all()
+        learned = {path: tree[path] for path, rate in adapted.rates.items() if rate != FROZEN}
         return TrialResult(
-            end.trainable, end.state, jnp.where(finite, right, -1.0), jnp.where(finite, value, jnp.inf), losses
+            learned, state.state, jnp.where(finite, right, -1.0), jnp.where(finite, value, jnp.inf), losses
         )
 
     return trial

@@ -13,7 +13,7 @@ from jtransfer import checkpoints, methods, models
 from jtransfer.errors import InputError
 from jtransfer.models.layers import BatchNorm
 from jtransfer.objectives import classification, make_loss
-from jtransfer.train import Optimiser, TrainState, make_step, make_trial, predict, sharding
+from jtransfer.train import Optimiser, TrainState, make_step, make_trial, plan, predict, sharding
 from jtransfer.train.trials import TrialData
 from jtransfer.tree import FROZEN, flat, merge, partition
 
@@ -165,7 +165,7 @@ def test_evaluation_uses_the_statistics_that_training_left(train, adapt, resnet,
 def test_a_trial_scans_with_the_statistics_in_its_state(adapt, resnet, images):
     data = TrialData(jnp.arange(STEPS * BATCH).reshape(STEPS, BATCH), jnp.arange(9), jnp.ones(9))
     adapted = adapt("top_blocks(1)")
-    trial = jax.jit(make_trial(adapted, classification(), Optimiser(), STEPS))
+    trial = jax.jit(make_trial(adapted, classification(), Optimiser(), plan(1, STEPS)))
     result = trial(jax.random.key(0), {"rate": 1e-2, "decay": 0.0}, adapted.base, *images, data)
     assert result.accuracy >= 0
     assert changed(resnet.state, result.state) == {path for path in resnet.state if "/stage_1/block_0/" in path}

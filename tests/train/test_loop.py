@@ -313,3 +313,33 @@ def test_texts_need_a_backbone_and_are_not_mixed(file, reviews, bert):
         prepared(file, *flags)
     with pytest.raises(InputError, match="mixup is 0.2, but attention_mask, input_ids, .* are whole numbers"):
         prepared(file, *flags, f"--config.backbone={bert}", "--config.mixup=0.2")
+
+
+@pytest.mark.parametrize("method", ["probe >> finetune", "finetune >> probe"])
+@pytest.mark.parametrize("at", [10, 15], ids=["in the first phase", "in the second"])
+def test_a_run_that_is_cut_off_in_a_phase_goes_on_in_it_as_if_it_had_not_been(method, at, file, tmp_path):
+    """What an earlier phase trained is in the checkpoints of the later one, which does not train it."""
+    flags = [f"--config.method={method}", "--config.phase_steps=(8, 12)", "--config.checkpoint_every=5"]
+    flags += ["--config.eval_every=5", "--config.phase_rates=(1.0, 0.5)"]
+
+    def cut(row, speed):
+        if row["step"] == at:
+            raise KeyboardInterrupt
+
+    loop.train(prepared(file, *flags), tmp_path / "whole", lambda row, speed: None)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(prepared(file, *flags), tmp_path / "cut", cut)
+    with Store(epath.Path(tmp_path / "cut") / "checkpoints") as store:
+        assert store.latest == at - 5
+    loop.train(prepared(file, *flags), tmp_path / "cut", lambda row, speed: None)
+    one, other = (checkpoint_of(tmp_path / name, 20) for name in ("whole", "cut"))
+    assert one.keys() == other.keys() and all((one[path] == other[path]).all() for path in one)
+    metrics = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "cut")]
+    assert metrics[0] == metrics[1]
+    step, tree = loop.restored(prepared(file, *flags), tmp_path / "whole")
+    kept = checkpoints.load(str(tmp_path / "whole" / "model"))
+    assert step == 20
+    assert all((tree[path.removeprefix("source_")] == leaf).all() for path, leaf in kept.params.items())
+    start = loop._Programs(prepared(file, *flags)).start(0)[0].trainable
+    moved = {path for path, leaf in start.items() if (tree[path] != leaf).any()}
+    assert moved == {*start}

@@ -10,7 +10,7 @@ import pytest
 from jtransfer import methods, models
 from jtransfer.errors import InputError
 from jtransfer.objectives import classification
-from jtransfer.train import Optimiser, TrialData, costs, make_trial, predict, predict_rows
+from jtransfer.train import Optimiser, TrialData, costs, make_trial, plan, predict, predict_rows
 from jtransfer.train.trials import in_blocks
 from jtransfer.tree import merge, partition
 
@@ -33,7 +33,7 @@ def at(tree, *index):
 def runs(request, vit, backbone, images):
     """A LoRA trial for every seed and rate: all side by side, and one by one."""
     adapted = methods.adapt(methods.lora(rank=2) + methods.bitfit(), models.Classifier(vit, 3), backbone, (8, 8, 1))
-    trial = make_trial(adapted, classification(), Optimiser(request.param), STEPS)
+    trial = make_trial(adapted, classification(), Optimiser(request.param), plan(1, STEPS))
     data = trial_data(images)
     over_rates = jax.vmap(trial, (None, 0, None, None, None, None))
     together = jax.jit(jax.vmap(over_rates, (0, None, None, None, None, 0)))(KEYS, RATES, adapted.base, *images, data)
@@ -64,7 +64,7 @@ def test_seeds_and_rates_make_a_difference(runs):
 def test_frozen_weights_are_held_once(vit, backbone, images):
     """Arguments and temporaries of 8 probe trials hold one copy of the backbone, not 8."""
     adapted = methods.adapt(methods.probe(), models.Classifier(vit, 3), backbone, (8, 8, 1))
-    trial = make_trial(adapted, classification(), Optimiser(), STEPS)
+    trial = make_trial(adapted, classification(), Optimiser(), plan(1, STEPS))
     over = jax.jit(jax.vmap(trial, (None, 0, None, None, None, None)))
     hyper = {"rate": jnp.linspace(1e-3, 1e-2, 8), "decay": jnp.zeros(8)}
     lowered = over.lower(KEYS[0], hyper, adapted.base, *images, at(trial_data(images), 0))
@@ -75,7 +75,7 @@ def test_frozen_weights_are_held_once(vit, backbone, images):
 
 def test_a_diverged_trial_counts_as_the_worst_and_the_others_go_on(vit, backbone, images):
     adapted = methods.adapt(methods.finetune(), models.Classifier(vit, 3), backbone, (8, 8, 1))
-    trial = make_trial(adapted, classification(), Optimiser("sgd", clip=0.0), STEPS)
+    trial = make_trial(adapted, classification(), Optimiser("sgd", clip=0.0), plan(1, STEPS))
     over = jax.jit(jax.vmap(trial, (None, 0, None, None, None, None)))
     hyper = {"rate": jnp.array([1e-2, 1e30]), "decay": jnp.zeros(2)}
     result = over(KEYS[0], hyper, adapted.base, *images, at(trial_data(images), 0))
@@ -88,7 +88,7 @@ def test_inputs_by_name_make_the_same_program_as_one_array(vit, backbone, images
     programs = []
     for example, inputs in (((8, 8, 1), images[0]), (vit.config.inputs, {"pixel_values": images[0]})):
         adapted = methods.adapt(methods.lora(rank=2), model, backbone, example)
-        trial = jax.jit(make_trial(adapted, classification(mixup=0.2), Optimiser(), STEPS))
+        trial = jax.jit(make_trial(adapted, classification(mixup=0.2), Optimiser(), plan(1, STEPS)))
         programs.append(trial.lower(KEYS[0], hyper, adapted.base, inputs, images[1], data).as_text())
     assert programs[0] == programs[1]
 

@@ -1,0 +1,144 @@
+"""How long each phase of a method lasts, and what is carried from one to the next."""
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from jtransfer.errors import InputError
+from jtransfer.methods import Adapted
+from jtransfer.train.state import EMA, TrainState
+from jtransfer.tree import FROZEN, Tree, merge, prefixed, select
+
+KEPT = "kept/"
+"""What the paths begin with, in a checkpoint, of leaves that earlier phases trained and the present one does not."""
+
+
+class Plan(NamedTuple):
+    """The phases of a run.
+
+    Attributes:
+        steps: Of each.
+        factors: On the rate of the optimiser, in each.
+    """
+
+    steps: tuple[int, ...]
+    factors: tuple[float, ...]
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The number of the last step of each, from 1."""
+        return tuple(accumulate(self.steps))
+
+    def at(self, step: int) -> int:
+        """The phase of a step; step 0, before any, is of the first."""
+        return next(phase for phase, end in enumerate(self.ends) if step <= end)
+
+
+def plan(
+    phases: int, steps: int, each: Sequence[int] = (), factors: Sequence[float] = (), where: str = "config"
+) -> Plan:
+    """Share steps among phases.
+
+    Args:
+        phases: How many there are.
+        steps: Of all together.
+        each: Of each phase; empty for as even shares as can be, the first ones longer.
+        factors: On the rate, in each; empty for 1.
+        where: What the numbers are called in errors: its `steps`, `phase_steps` and `phase_rates`.
+
+    Raises:
+        InputError: fewer steps than phases, or numbers that are not one for each phase, or do not add up.
+    """
+    for name, values in (("phase_steps", each), ("phase_rates", factors)):
+        if values and len(values) != phases:
+            raise InputError(f"{where}.{name} has {len(values)} numbers; expected {phases}, one for each phase")
+    if each and sum(each) != steps:
+        raise InputError(f"{where}.phase_steps add up to {sum(each)}; expected {where}.steps, which is {steps}")
+    if steps < phases:
+        raise InputError(f"{where}.steps is {steps}; expected at least {phases}, one for each phase of the method")
+    shares = tuple(each) or tuple(steps // phases + (phase < steps % phases) for phase in range(phases))
+    return Plan(shares, tuple(factors) or (1.0,) * phases)
+
+
+def parts(adapted: Adapted, phase: int, tree: Tree) -> tuple[Tree, Tree, Tree]:
+    """A tree in three: the leaves that learn in a phase, those that learned before it and no longer do, the others."""
+    learned = {path for one in adapted.phases[:phase] for path, rate in one.rates.items() if rate != FROZEN}
+    rates = adapted.phases[phase].rates
+    found: tuple[Tree, Tree, Tree] = {}, {}, {}
+    for path, leaf in tree.items():
+        found[0 if rates[path] != FROZEN else 1 if path in learned else 2][path] = leaf
+    return found
+
+
+def entered(
+    adapted: Adapted, phase: int, state: TrainState, others: Tree, optimiser: optax.GradientTransformation
+) -> tuple[TrainState, Tree, Tree]:
+    """The state at the start of a phase, from that at the end of the phase before.
+
+    A leaf that goes on learning keeps its moments and its moving average; one that stops keeps the average as its
+    value, where there is one, as that is what was evaluated.
+
+    Args:
+        adapted: The model under the method.
+        phase: Its number.
+        state: At the end of the phase before.
+        others: All leaves that did not learn then.
+        optimiser: Of this phase.
+
+    Returns:
+        The state, the leaves that learned before and no longer do, and all others.
+    """
+    average = select(state.state, EMA)
+    trainable, kept, frozen = parts(adapted, phase, merge(state.trainable, others))
+    kept |= {path: leaf for path, leaf in average.items() if path in kept}
+    own = {path: leaf for path, leaf in state.state.items() if not path.startswith(EMA)}
+    own |= prefixed({path: average.get(path, leaf) for path, leaf in trainable.items()}, EMA) if average else {}
+    moments = carried(optimiser.init(trainable), state.opt_state)
+    return TrainState(state.step, trainable, own, moments, state.key), kept, frozen
+
+
+def carried(new: optax.OptState, old: optax.OptState) -> optax.OptState:
+    """A state of the optimiser with the moments that an older one has of the same leaves, and their count."""
+    kinds = (optax.ScaleByAdamState, optax.TraceState)
+
+    def is_moments(x):
+        return isinstance(x, kinds)
+
+    def of(tree):
+        return {path: leaf for path, leaf in tree.items() if not isinstance(leaf, optax.MaskedNode)}
+
+    before: dict[str, dict[str, Any]] = {}
+    for state in filter(is_moments, jax.tree.leaves(old, is_leaf=is_moments)):
+        for name, value in state._asdict().items():
+            if name == "count":
+                before.setdefault(name, {}).update(dict.fromkeys(of(state.mu), value))
+            else:
+                before.setdefault(name, {}).update(of(value))
+
+    def carry(state):
+        if not is_moments(state):
+            return state
+        values = state._asdict()
+        for name in values.keys() - {"count"}:
+            known = before.get(name, {})
+            values[name] = values[name] | {path: known[path] for path in of(values[name]) if path in known}
+        if "count" in values:
+            counts = [before["count"][path] for path in of(state.mu) if path in before.get("count", {})]
+            values["count"] = counts[0] if counts else values["count"]
+        return type(state)(**values)
+
+    return jax.tree.map(carry, new, is_leaf=is_moments)
+
+
+def packed(state: TrainState, kept: Tree) -> TrainState:
+    """A state as a checkpoint has it: with the leaves that earlier phases trained."""
+    return state.replace(state=state.state | prefixed(kept, KEPT))
+
+
+def unpacked(state: TrainState) -> tuple[TrainState, Tree]:
+    """A state, and the leaves that earlier phases trained, of what `packed` gave."""
+    own = {path: leaf for path, leaf in state.state.items() if not path.startswith(KEPT)}
+    return state.replace(state=own), select(state.state, KEPT)
