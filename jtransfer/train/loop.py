@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from jtransfer import checkpoints, files, locks, methods, workdir
+from jtransfer import checkpoints, expressions, files, locks, methods, workdir
 from jtransfer.checkpoints.store import Store
 from jtransfer.config import check, defaults, resolved
 from jtransfer.data import preprocess
@@ -51,8 +51,8 @@ class Run:
         adapted: The model as the method changes it.
         optimiser: Its options.
         mesh: The devices.
-        fingerprints: Of the data, of the backbones, and of the files that say how the model's inputs are made, if there
-            are any.
+        fingerprints: Of the data, of the backbones, of the files that say how the model's inputs are made and of the
+            user's modules (by name), where there are any.
     """
 
     config: Any
@@ -61,7 +61,7 @@ class Run:
     adapted: methods.Adapted
     optimiser: Optimiser
     mesh: jax.sharding.Mesh
-    fingerprints: dict[str, str]
+    fingerprints: dict[str, Any]
 
 
 def prepare(config, stream: Any = None) -> Run:
@@ -97,6 +97,8 @@ def prepare(config, stream: Any = None) -> Run:
     fingerprints = {"data": task.stream.fingerprint} | task.fingerprints
     if beside := task.beside():
         fingerprints["preprocessing"] = preprocess.fingerprint(beside)
+    if modules := expressions.modules(config.method, "method"):
+        fingerprints["modules"] = modules
     return Run(config, task, method, adapted, optimiser, mesh, fingerprints)
 
 
