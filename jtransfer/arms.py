@@ -90,14 +90,18 @@ class Arm:
     grid: list[dict[str, float]]
 
 
+def family(name: str) -> str:
+    """What `hyper` calls a method: the function of its first part, as "houlsby" of `my_methods.houlsby(width=2)`."""
+    return name.partition("(")[0].partition("+")[0].strip().rpartition(".")[2]
+
+
 def build(config, name: str, examples: Examples, backbone: checkpoints.Backbone) -> Arm:
     """The arm of a method that trains.
 
     Raises:
         InputError: hyper-parameters that cannot be searched, or a method that does not fit the backbone.
     """
-    family = name.partition("(")[0].partition("+")[0].strip()
-    hyper = dict(config.hyper.get(name) or config.hyper.get(family) or config.hyper["default"])
+    hyper = dict(config.hyper.get(name) or config.hyper.get(family(name)) or config.hyper["default"])
     optimiser = Optimiser(**config.optimiser)
     shares = hyper.pop("phase_steps", ()), hyper.pop("phase_rates", ())
     steps = hyper.pop("steps", sum(shares[0]) or config.steps)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -67,3 +67,25 @@ class Cells:
         if len(file) > LONGEST:  # 255 bytes are what disks take
             file = f"{file[:LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
         return self.directory / "cells" / f"{file}.json"
+
+
+def of_source(found: Mapping[str, Any], modules: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    """The finished cells, without those that an earlier source of a user's module made; that is logged.
+
+    Args:
+        found: From `Cells.read`. Under `modules` a row has the modules that made it, with their digests.
+        modules: For each part of the run that names modules of the user's, their digests by name. A cell of modules
+            that no part names is kept.
+    """
+    now = {name: digest for own in modules.values() for name, digest in own.items()}
+
+    def changed(content):
+        rows = content if isinstance(content, list) else [content]
+        noted = [own for row in rows if isinstance(own := row.get("modules"), dict)]
+        return [name for own in noted for name, digest in own.items() if now.get(name, digest) != digest]
+
+    gone = {cell: names[0] for cell, content in found.items() if (names := changed(content))}
+    for name in dict.fromkeys(gone.values()):
+        cells = [cell for cell, of in gone.items() if of == name]
+        log.warning("the source of module '%s' has changed: %d cells made by it no longer count", name, len(cells))
+    return {cell: content for cell, content in found.items() if cell not in gone}

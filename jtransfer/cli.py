@@ -23,7 +23,7 @@ FLAGS = {
     "advise": ("--config", "--workdir", "--config.KEY"),
     "train": ("--config", "--workdir", "--config.KEY"),
     "inspect": ("--config", "--json", "--config.KEY"),
-    "export": ("--workdir", "--format", "--out", "--adapters"),
+    "export": ("--workdir", "--format", "--out", "--adapters", "--trust"),
 }
 
 EPILOG = """examples:
@@ -79,7 +79,8 @@ def _command(argv: list[str]) -> int:
             unnamed = f"a file in {written}"
         if arguments.command != "train":
             launch.alone(f"jtransfer {arguments.command}")
-        code = getattr(commands, arguments.command)(arguments, overrides) or 0
+        with commands.beside_config(arguments):
+            code = getattr(commands, arguments.command)(arguments, overrides) or 0
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # as of `| head`, which wants no more
@@ -143,6 +144,12 @@ def _add_export_flags(command: argparse.ArgumentParser) -> None:
         default="merged",
         metavar="HOW",
         help="merged into the weights (the default), or apart beside them",
+    )
+    command.add_argument(
+        "--trust",
+        default="",
+        metavar="MODULES",
+        help="modules of your own, or their files, joined by commas, that the workdir's config may name",
     )
 
 

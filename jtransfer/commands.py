@@ -1,5 +1,6 @@
 """The commands behind the command line: read the config, do the work, show it."""
 
+import contextlib
 import json
 import logging
 import os
@@ -7,7 +8,7 @@ import os
 from etils import epath
 
 from jtransfer import config as configs
-from jtransfer import files
+from jtransfer import files, imports
 from jtransfer.errors import InputError, Unfinished
 
 log = logging.getLogger("jtransfer")
@@ -23,6 +24,13 @@ def place(words: str, flag: str = "--workdir") -> epath.Path:
     path = files.path(words, flag)
     files.check_directory(path, f"{flag} {words}")
     return path
+
+
+def beside_config(arguments) -> contextlib.AbstractContextManager[None]:
+    """A block within which the user's modules are looked for beside the config that a command is given, if any is."""
+    config = getattr(arguments, "config", "")
+    folder = configs.folder(config) if config else ""
+    return imports.beside(folder) if folder else contextlib.nullcontext()
 
 
 def curve(arguments, overrides: list[str]) -> None:
@@ -143,7 +151,8 @@ def export(arguments, overrides: list[str]) -> None:
     exports.check(out, arguments.format, arguments.adapters)
     if shared == around and (workdir / "config.json").exists():
         raise refused
-    step, result, beside = results.result(workdir)
+    trust = [name.strip() for name in arguments.trust.split(",") if name.strip()]
+    step, result, beside = results.result(workdir, trust)
     about = {"workdir": str(workdir), "step": step}
     exports.write(out, result, arguments.format, arguments.adapters, beside, **about)
     print(f"Written to {out}: step {step} of {workdir} as {arguments.format}")

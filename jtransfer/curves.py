@@ -9,17 +9,17 @@ import contextlib
 import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 
-from jtransfer import arms, checkpoints, fitted, methods, workdir
+from jtransfer import arms, checkpoints, expressions, fitted, methods, workdir
 from jtransfer import config as configs
 from jtransfer.arms import PIXELS, ZERO_SHOT, Arm, Examples, Row
-from jtransfer.cells import Cells
+from jtransfer.cells import Cells, of_source
 from jtransfer.config import resolved
 from jtransfer.data import sources, splits
 from jtransfer.data.subsets import few_shot, validation_shots
@@ -48,6 +48,7 @@ class Curve:
         backbone: What is transferred; of a dual encoder both towers.
         arms: The methods that train or are fitted, in the config's order.
         fingerprints: Of the data, of the backbone with what makes its inputs, and of the templates, if a file has them.
+        modules: Of each method that names modules of the user's, their digests by name.
     """
 
     config: Any
@@ -55,6 +56,7 @@ class Curve:
     backbone: checkpoints.Backbone
     arms: list[Arm | Fitted]
     fingerprints: dict[str, str]
+    modules: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
     def dataset(self) -> sources.Dataset:
@@ -74,13 +76,16 @@ def prepare(config, dataset: sources.Dataset | None = None) -> Curve:
     """
     configs.check("curve", config)
     config = configs.once(config, *LISTS)
-    names = config.methods
+    names, modules = config.methods, {}
     for name in names:
         if fitted.is_fit(name):
             fits.parse(name)
         elif name not in (ZERO_SHOT, PIXELS):
             methods.parse(name, (ZERO_SHOT, PIXELS, *fits.FITS))
-    known = ["default", PIXELS, *methods.METHODS, *(name for name in names if not fitted.is_fit(name))]
+            if own := expressions.modules(name, "method"):
+                modules[name] = own
+    trained = [name for name in names if not fitted.is_fit(name)]
+    known = ["default", PIXELS, *methods.METHODS, *trained, *map(arms.family, modules)]
     for name in config.hyper:
         if name not in known:
             raise InputError(f"config.hyper: unknown method '{name}'; {nearest(name, known)}")
@@ -109,7 +114,7 @@ def prepare(config, dataset: sources.Dataset | None = None) -> Curve:
         if name != ZERO_SHOT
     ]
     fingerprints = {"data": sources.fingerprint(dataset)} | backbone.fingerprints | arms.fingerprints(config)
-    return Curve(config, examples, backbone, built, fingerprints)
+    return Curve(config, examples, backbone, built, fingerprints, modules)
 
 
 def check(config, directory: epath.PathLike) -> None:
@@ -153,7 +158,7 @@ def run(curve: Curve, directory: epath.PathLike, on_cell: OnCell) -> list[Row]:
     _ = curve.examples.on_device  # what cannot be read is refused before anything is written
     fingerprint = workdir.fingerprint(config, GROWS)
     cells, every = Cells(directory, fingerprint), [_name(*key) for key in _keys(config)]
-    done = cells.read(every)
+    done = of_source(cells.read(every), curve.modules)
     todo: list[tuple[Arm | Fitted | None, int, list[int]]] = []
     if ZERO_SHOT in config["methods"] and _name(ZERO_SHOT, 0, 0) not in done:
         todo.append((None, 0, [0]))
@@ -171,7 +176,8 @@ def run(curve: Curve, directory: epath.PathLike, on_cell: OnCell) -> list[Row]:
                 try:
                     cell = compiled.result()
                     on_cell(name, shots, [], left)
-                    rows = [row | {"fingerprint": fingerprint} for row in cell(shots, seeds)]
+                    of = {"modules": curve.modules[name]} if name in curve.modules else {}
+                    rows = [row | of | {"fingerprint": fingerprint} for row in cell(shots, seeds)]
                 except (InputError, MemoryError, jax.errors.JaxRuntimeError) as error:
                     failed[name] = first_line(error)
                     break
@@ -185,7 +191,8 @@ def run(curve: Curve, directory: epath.PathLike, on_cell: OnCell) -> list[Row]:
                 on_cell(name, shots, rows, left)
     # Whatever other runs in this directory have finished meanwhile is gathered too.
     config = workdir.check(directory, plain, defaults, GROWS)
-    rows = list(cells.read(_name(*key) for key in _keys(config)).values())
+    found = cells.read(_name(*key) for key in _keys(config))
+    rows = list(of_source(found, curve.modules).values())
     if rows:
         cells.gather(rows)
     if failed:

@@ -1,12 +1,18 @@
-"""Calls as configs write them: `probe`, `lora(rank=4)`, `knn(k=20)`."""
+"""Calls as configs write them: `probe`, `lora(rank=4)`, `my_methods.houlsby(width=16)`.
+
+A name without a dot is of a table of ours, which stands in plain sight and never changes. A dotted name is of a module
+of the user's (see `imports`), and what the function returns must be of the type that the table's functions return.
+"""
 
 import ast
+import contextlib
 import inspect
+import typing
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from jtransfer import kinds
+from jtransfer import imports, kinds
 from jtransfer.errors import InputError, nearest
 
 LONGEST = 10_000
@@ -27,14 +33,25 @@ def parse(text: str, what: str) -> ast.expr:
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         raise InputError(f"{what} {kinds.shown(text)} {FORM}") from None
     for part in ast.walk(node):  # Python takes 'ｌora' for 'lora'; files of results would not
-        if isinstance(part, ast.Name) and part.id not in text:
-            raise InputError(
-                f"{what} {kinds.shown(text)}: expected the letters of '{part.id}', found others that look so"
-            )
+        name = part.id if isinstance(part, ast.Name) else part.attr if isinstance(part, ast.Attribute) else ""
+        if name not in text:
+            raise InputError(f"{what} {kinds.shown(text)}: expected the letters of '{name}', found others that look so")
     return node
 
 
-FORM = "is not of the form name or name(option=value)"
+FORM = "is not of the form name, name(option=value) or module.name(option=value)"
+
+
+def modules(text: str, what: str) -> dict[str, str]:
+    """The user's modules that an expression names, each with the digest of its source: `{"my_methods": "3f0c..."}`.
+
+    Raises:
+        InputError: as `parse` and `imports.digest`.
+    """
+    nodes = [node for node in ast.walk(parse(text, what)) if isinstance(node, ast.Attribute)]
+    inner = {id(node.value) for node in nodes}
+    names = {ast.unparse(node.value) for node in nodes if id(node) not in inner}
+    return {name: imports.digest(name, f"{what} {kinds.shown(text)}") for name in sorted(names)}
 
 
 def call(
@@ -46,24 +63,27 @@ def call(
         node: From `parse`, or a part of that.
         text: All of it, for errors.
         what: The kind of thing, for errors.
-        known: Functions by name.
+        known: Functions by name, all of which return values of one type.
         given: How many leading arguments the caller adds, which the text cannot have.
         others: More names that an error may suggest.
 
     Raises:
-        InputError: an unknown name or option (with the nearest that exists), values that are not plain, or arguments
-            that do not fit.
+        InputError: an unknown name, module or option (with the nearest that exists), values that are not plain, or
+            arguments that do not fit. What is returned raises it where a user's function fails, or returns a value of
+            another type.
     """
     node = node if isinstance(node, ast.Call) else ast.Call(func=node, args=[], keywords=[])
-    if not isinstance(node.func, ast.Name):
+    name = _name(node.func)
+    if not name:
         raise InputError(f"{what} {kinds.shown(text)} {FORM}")
-    name = node.func.id
-    if name not in known:
+    if "." not in name and name not in known:
         raise InputError(f"unknown {what} '{name}'; {nearest(name, [*known, *others])}")
-    signature = inspect.signature(known[name])
+    function = imports.function(name, what) if "." in name else known[name]
+    signature = _signature(function, f"{what} '{name}'")
     options = list(signature.parameters)[given:]
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in signature.parameters.values())
     for keyword in node.keywords:
-        if keyword.arg not in options:
+        if keyword.arg not in options and not takes_any:
             raise InputError(f"{what} '{name}' has no option '{keyword.arg}'; {nearest(str(keyword.arg), options)}")
     given_names = [keyword.arg for keyword in node.keywords]
     if twice := [option for option in options if given_names.count(option) > 1]:
@@ -82,10 +102,40 @@ def call(
         shown = signature.replace(parameters=list(signature.parameters.values())[given:])
         raise InputError(f"{what} {kinds.shown(text)} does not fit {name}{shown}") from None
     for option in options:
-        if option in bound:
+        if option in bound and signature.parameters[option].kind is not inspect.Parameter.VAR_KEYWORD:
             kinds.check_argument(bound[option], signature.parameters[option], f"{what} '{name}': {option}")
-    return partial(_ordered, known[name], args, kwargs)
+    made = partial(_ordered, function, args, kwargs)
+    return made if name in known else partial(_of_type, made, _returned(known), f"{what} '{name}'")
+
+
+def _name(node: ast.expr) -> str:
+    """A name, dotted or not; empty for whatever else."""
+    if isinstance(node, ast.Attribute):
+        around = _name(node.value)
+        return around and f"{around}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def _signature(function: Callable, label: str) -> inspect.Signature:
+    for evaluated in (True, False):  # annotations may be texts, and these may name what is not there
+        with contextlib.suppress(Exception):
+            return inspect.signature(function, eval_str=evaluated)
+    raise InputError(f"{label} does not say which arguments it takes; expected a function written in Python")
 
 
 def _ordered(function, args, kwargs, *first):
     return function(*first, *args, **kwargs)
+
+
+def _returned(known: Mapping[str, Callable]) -> type:
+    """The type of what the functions of a table return."""
+    annotation = inspect.signature(next(iter(known.values()))).return_annotation
+    return typing.get_origin(annotation) or annotation
+
+
+def _of_type(made: Callable, kind: type, label: str, *first: Any) -> Any:
+    found = made(*first)
+    if not isinstance(found, kind):
+        expected = "a function" if kind is Callable else f"a {kind.__name__}"
+        raise InputError(f"{label} returned {kinds.shown(found)}; expected {expected}")
+    return found

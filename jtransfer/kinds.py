@@ -150,11 +150,13 @@ def of(annotation: Any) -> Kind:
         return next((x for x in inner[1:] if isinstance(x, Kind)), of(inner[0]))
     if origin in (types.UnionType, typing.Union):
         return either(*map(of, inner))
-    if origin is tuple:
+    if origin is typing.Literal:
+        return Kind(" or ".join(map(repr, inner)), lambda x: x in inner, tuple(x for x in inner if isinstance(x, str)))
+    if origin is tuple and inner:
         return several(of(inner[0])) if inner[-1] is Ellipsis else several(of(inner[0]), len(inner), len(inner))
-    if origin is not None and inner and issubclass(origin, Mapping):
+    if isinstance(origin, type) and inner and issubclass(origin, Mapping):
         return by_name(of(inner[1]))
-    return PLAIN.get(annotation, ANY)
+    return PLAIN.get(annotation, ANY) if isinstance(annotation, type) else ANY
 
 
 def _is_text(x):

@@ -5,7 +5,7 @@
 
 from jtransfer.config.checks import check
 from jtransfer.config.defaults import DEFAULTS, advise_defaults, curve_defaults, evaluate_defaults, train_defaults
-from jtransfer.config.reading import arguments, completed, defaults, load, once, resolved, slug
+from jtransfer.config.reading import arguments, completed, defaults, folder, load, once, resolved, slug
 
 __all__ = [
     "DEFAULTS",
@@ -16,6 +16,7 @@ __all__ = [
     "curve_defaults",
     "defaults",
     "evaluate_defaults",
+    "folder",
     "load",
     "once",
     "resolved",

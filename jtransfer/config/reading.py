@@ -5,7 +5,6 @@ behind the path and a colon is given to it as a text.
 """
 
 import ast
-import contextlib
 import os
 import re
 import sys
@@ -16,10 +15,10 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from jtransfer import files, kinds
+from jtransfer import files, imports, kinds
 from jtransfer.config.checks import check, table
 from jtransfer.config.defaults import DEFAULTS, architecture, curve_defaults, train_defaults
-from jtransfer.errors import InputError, cut, nearest, said
+from jtransfer.errors import InputError, nearest
 
 LISTS = ("methods", "protocols", "layers")
 """Keys whose items are texts that hold commas of their own: on the command line a list arrives as one string."""
@@ -162,7 +161,13 @@ def _read(file: str) -> tuple[str, dict[str, Any]]:
     try:
         return str(path), _plain(loaded.to_dict())
     except Exception as error:  # as a placeholder that is required and was not given
-        raise InputError(f"config file '{path}': {_said(error)}") from None
+        raise InputError(f"config file '{path}': {imports.type_and_text(error)}") from None
+
+
+def folder(file: str) -> str:
+    """The folder that a config file lies in, from what names the file on the command line; "" where that is no disk."""
+    name, _ = _parts(file)
+    return "" if "://" in name else os.path.dirname(os.path.expanduser(name)) or os.curdir
 
 
 def _parts(file: str) -> tuple[str, str | None]:
@@ -176,43 +181,19 @@ def _parts(file: str) -> tuple[str, str | None]:
 
 
 def _run(source: bytes, path: str, argument: str | None) -> Any:
-    """What `get_config` of a user's file returns; whatever the file raises is an error of input.
-
-    What it prints goes to stderr, so that the output of a command stays what it is.
-    """
+    """What `get_config` of a user's file returns; whatever the file raises is an error of input."""
     module = types.ModuleType("jtransfer_config")
     module.__file__ = path
     sys.modules[module.__name__] = module  # where the file's dataclasses look for it
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with imports.running("config file", [path]):
             exec(compile(source, path, "exec", dont_inherit=True), vars(module))
             make = getattr(module, "get_config", None)
             if not callable(make):
                 raise InputError(f"config file '{path}' has no function get_config()")
             return make() if argument is None else make(argument)
-    except (InputError, KeyboardInterrupt):
-        raise
-    except BaseException as error:  # sys.exit() among them, which would end the command with nothing done
-        raise InputError(f"config file '{path}'{_line(error, path)}: {_said(error)}") from None
     finally:
         sys.modules.pop(module.__name__, None)
-
-
-def _line(error, path):
-    """The line of a file at which an error arose, where it has one."""
-    line = error.lineno if isinstance(error, SyntaxError) and error.filename == path else None
-    trace = error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == path:
-            line = trace.tb_lineno
-        trace = trace.tb_next
-    return f", line {line}" if line else ""
-
-
-def _said(error):
-    text = error.msg if isinstance(error, SyntaxError) else said(error)
-    line = cut(" ".join(text.split()), 320)
-    return f"{type(error).__name__}: {line}" if line else type(error).__name__
 
 
 def _plain(value: Any) -> Any:

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 from etils import epath
 
-from jtransfer import checkpoints, files, workdir
+from jtransfer import checkpoints, expressions, files, workdir
 from jtransfer import config as configs
-from jtransfer.cells import Cells
+from jtransfer.cells import Cells, of_source
 from jtransfer.config import resolved
 from jtransfer.data import sources
 from jtransfer.errors import InputError, Unfinished, first_line
@@ -37,12 +37,14 @@ class Evaluation:
         task: Data and backbone.
         runs: What each protocol does.
         also: Of each protocol, what its rows say that it has read beside the task; empty where that is nothing.
+        modules: Of each protocol that names modules of the user's, their digests by name.
     """
 
     config: Any
     task: Task
     runs: dict[str, Run]
     also: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    modules: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 def prepare(config, progress: Progress = lambda what, done, rows: None) -> Evaluation:
@@ -61,6 +63,7 @@ def prepare(config, progress: Progress = lambda what, done, rows: None) -> Evalu
     for layer in config.layers:
         Layer.parse(layer)
     wanted = {text: protocols.parse(text) for text in config.protocols}
+    modules = {text: own for text in wanted if (own := expressions.modules(text, "protocol"))}
     dataset = sources.load(config.data, config.data_dir)
     train, validation, held_out = split(dataset, config.validation)
     backbone, make_inputs = checkpoints.load_for(config.backbone, config.load, dataset, tower=False)
@@ -74,7 +77,7 @@ def prepare(config, progress: Progress = lambda what, done, rows: None) -> Evalu
         task.also.clear()
         runs[text] = put_on(task)
         also[text] = {"also": list(task.also)} if task.also else {}
-    return Evaluation(config, task, runs, also)
+    return Evaluation(config, task, runs, also, modules)
 
 
 def check(config, directory: epath.PathLike) -> None:
@@ -113,12 +116,13 @@ def run(evaluation: Evaluation, directory: epath.PathLike, on_rows: Callable[[st
     config = workdir.check(directory, mine, defaults, GROWS)
     fingerprint = workdir.fingerprint(config, GROWS)
     cells = Cells(directory, fingerprint)
-    done, failed = _of_these(cells.read(config["protocols"]), evaluation.also), {}
+    finished = of_source(cells.read(config["protocols"]), evaluation.modules)
+    done, failed = _of_these(finished, evaluation.also), {}
     for text, work in evaluation.runs.items():
         if text in done:
             continue
         on_rows(text, [])
-        also = evaluation.also.get(text, {})
+        also = evaluation.also.get(text, {}) | ({"modules": own} if (own := evaluation.modules.get(text)) else {})
         try:
             done[text] = [{"protocol": text} | found | also | {"fingerprint": fingerprint} for found in work()]
         except OF_THE_INPUT as error:
@@ -130,7 +134,7 @@ def run(evaluation: Evaluation, directory: epath.PathLike, on_rows: Callable[[st
         on_rows(text, done[text])
     # Whatever other runs in this directory have finished meanwhile is gathered too.
     config = workdir.check(directory, mine, defaults, GROWS)
-    rows = _ordered(cells.read(config["protocols"]), config)
+    rows = _ordered(of_source(cells.read(config["protocols"]), evaluation.modules), config)
     if rows:
         cells.gather(rows)
     if failed:

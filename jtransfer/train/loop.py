@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from jtransfer import checkpoints, files, locks, methods, workdir
+from jtransfer import checkpoints, expressions, files, locks, methods, workdir
 from jtransfer.checkpoints.store import Store
 from jtransfer.config import check, defaults, resolved
 from jtransfer.data import preprocess
@@ -55,8 +55,8 @@ class Run:
         optimiser: Its options.
         plan: Steps and rates of the phases of the method.
         mesh: The devices.
-        fingerprints: Of the data, of the backbones, and of the files that say how the model's inputs are made, if there
-            are any.
+        fingerprints: Of the data, of the backbones, of the files that say how the model's inputs are made and of the
+            user's modules (by name), where there are any.
     """
 
     config: Any
@@ -66,7 +66,7 @@ class Run:
     optimiser: Optimiser
     plan: Plan
     mesh: jax.sharding.Mesh
-    fingerprints: dict[str, str]
+    fingerprints: dict[str, Any]
 
 
 def prepare(config, stream: Any = None) -> Run:
@@ -102,6 +102,8 @@ def prepare(config, stream: Any = None) -> Run:
     fingerprints = {"data": task.stream.fingerprint} | task.fingerprints
     if beside := task.beside():
         fingerprints["preprocessing"] = preprocess.fingerprint(beside)
+    if modules := expressions.modules(config.method, "method"):
+        fingerprints["modules"] = modules
     shares = plan(len(method.phases), config.steps, config.phase_steps, config.phase_rates)
     return Run(config, task, method, adapted, optimiser, shares, mesh, fingerprints)
 

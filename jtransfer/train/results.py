@@ -1,6 +1,6 @@
 """What a training run came to, from its directory: its backbone and what the method made of it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -8,6 +8,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
+from jtransfer import imports
 from jtransfer.checkpoints import export, hub
 from jtransfer.checkpoints.adapter import Adapter
 from jtransfer.checkpoints.backbone import Backbone
@@ -21,7 +22,7 @@ from jtransfer.tree import FROZEN, Tree
 from jtransfer.workdir import same_data
 
 
-def result(directory: epath.PathLike) -> tuple[int, Adapter, dict[str, bytes]]:
+def result(directory: epath.PathLike, trust: Iterable[str] = ()) -> tuple[int, Adapter, dict[str, bytes]]:
     """The step of the newest checkpoint of a run, the adapted backbone at that step, and the files beside it.
 
     The files are a tokenizer's and a processor's that the backbone does not have: of a model trained from scratch, or
@@ -31,8 +32,14 @@ def result(directory: epath.PathLike) -> tuple[int, Adapter, dict[str, bytes]]:
     not, and the devices need not be those that it had. A run of an earlier version, which left no `task.json`, needs
     its data too.
 
+    Args:
+        directory: The run's.
+        trust: Modules that the run's config may name, or their files. Nothing else is imported: the directory may be
+            somebody else's.
+
     Raises:
-        InputError: no directory of a training run, no checkpoint in it, or a backbone (or data) that have changed.
+        InputError: no directory of a training run, no checkpoint in it, a module that is not trusted, or a backbone,
+            data or modules that have changed.
     """
     directory = epath.Path(directory)
     if not (directory / "config.json").exists():
@@ -52,7 +59,8 @@ def result(directory: epath.PathLike) -> tuple[int, Adapter, dict[str, bytes]]:
     stream, tokens = remembered.read(directory) or (None, 0)
     if tokens:
         config.load.tokens = tokens
-    with hub.from_cache_alone():
+    words = "--trust={0}, or trust=['{0}'] from Python"
+    with hub.from_cache_alone(), imports.trusting(trust, f"workdir {directory}", words):
         run = loop.prepare(config, stream)
     now = run.fingerprints
     if changed := [what for what in now if what in before and not same_data(now[what], before[what])]:

@@ -2,13 +2,14 @@
 
 import json
 import re
+import sys
 
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from jtransfer import checkpoints, cli, config
+from jtransfer import checkpoints, cli, config, imports
 from jtransfer.errors import InputError
 from jtransfer.evaluate import protocols, report, run
 
@@ -330,3 +331,27 @@ def test_the_command_writes_the_table_of_what_is_done_and_says_the_rest_with_exi
         table = (tmp_path / "run" / "table.md").read_text()
         assert table.count("\n| `") == 1 and "- clusters: not done: features are constant" in table
     assert cli.main([part.replace("clusters+", "") for part in command]) == 0, "it may be left out"
+
+
+OWN = """
+from jtransfer.evaluate.protocols.rows import Run, row
+
+def tested(task, share=1.0) -> Run:
+    return lambda: [row("", {"rows": share * len(task.dataset.test)}, "counted")]
+"""
+
+
+def test_a_protocol_of_the_user_s_is_done_again_where_its_source_has_changed_and_no_other_is(names, tmp_path):
+    own = "my_protocols.tested(share=0.5)"
+
+    def both(text):
+        (tmp_path / "my_protocols.py").write_text(text)
+        sys.modules.pop("my_protocols", None)
+        with imports.beside(tmp_path):
+            rows, did, _ = evaluate(names, tmp_path / "run", protocols=f"prototypes+{own}")
+        return [row["metrics"]["rows"] for row in rows if row["protocol"] == own], did
+
+    (half,), did = both(OWN)
+    assert did == ["prototypes", own]
+    assert both(OWN) == ([half], [])
+    assert both(OWN.replace("share *", "2 * share *")) == ([2 * half], [own])

@@ -188,7 +188,8 @@ def test_an_unknown_method_or_option_is_refused_with_the_nearest():
         "lora(rank=x)": "must be plain values",
         "lora(rank=0)": "rank: expected a whole number from 1 to 65,536, found 0",
         "probe(3)": "does not fit",
-        "probe.x": "not of the form",
+        "probe.x": "there is no module 'probe'",
+        "probe().x": "not of the form",
     }.items():
         with pytest.raises(InputError, match=message.replace("(", r"\(").replace("?", r"\?")):
             methods.parse(text)
