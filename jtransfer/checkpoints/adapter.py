@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 
 from jtransfer.checkpoints.backbone import Backbone, run
+from jtransfer.errors import InputError
 from jtransfer.methods import Method
 from jtransfer.methods.method import Intercepted
 from jtransfer.models import SOURCE_HEAD, STATISTICS, Head, Headed
@@ -50,17 +51,26 @@ class Adapter:
         return self.backbone.params | self.backbone.state | self.params
 
     def merged(self) -> Backbone:
-        """The plain backbone that computes the same, with the head that predicts as its own."""
-        return self._replaced(self.method.merge(self.tree))
+        """The plain backbone that computes the same, with the head that predicts as its own.
+
+        Raises:
+            InputError: no plain model does.
+        """
+        return self._replaced(self._merge(self.tree))
 
     def hollow(self) -> Backbone:
         """What `merged` gives, by the shapes of its leaves alone."""
-        return self._replaced(jax.eval_shape(self.method.merge, dict(self.tree)))
+        return self._replaced(jax.eval_shape(self._merge, dict(self.tree)))
+
+    def _merge(self, tree):
+        if self.method.merge is None:
+            raise InputError(f"method '{self.method.name}' adds what no plain model has, and cannot be merged into one")
+        return self.method.merge(tree)
 
     def without_additions(self) -> Backbone:
         """The backbone as it was before, but with the head that predicts."""
         tree = self.backbone.params | self.backbone.state | prefixed(select(self.params, HEAD), HEAD)
-        kept = self.method.merge(self.tree)  # whose leaves are those of the plain model
+        kept = (self.method.merge or dict)(self.tree)  # whose leaves are those of the plain model
         return self._replaced({path: leaf for path, leaf in tree.items() if path in kept})
 
     def without_head(self) -> "Adapter":

@@ -220,6 +220,7 @@ def _orbax(directory: Path, result: Backbone | Adapter, adapters: str) -> None:
     backbone, tree, head = result, None, None
     if isinstance(result, Adapter):
         backbone, head = result.backbone, result.head
+        adapters = adapters if result.method.merge else "apart"
         tree = result.method.merge(result.tree) if adapters == "merged" else result.tree
         tree = {path: leaf for path, leaf in tree.items() if not (head and path.startswith(SOURCE_HEAD))}
     tree, head = tree or backbone.params | backbone.state, head or backbone.head

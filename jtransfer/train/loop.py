@@ -20,7 +20,7 @@ from jtransfer.config import check, defaults, resolved
 from jtransfer.data import preprocess
 from jtransfer.data.streams import ahead
 from jtransfer.errors import Damaged, InputError, Once
-from jtransfer.models import SOURCE_HEAD, STATISTICS
+from jtransfer.models import SOURCE_HEAD, STATISTICS, shapes_of
 from jtransfer.objectives import make_loss
 from jtransfer.stopping import Stopped, after_a_step
 from jtransfer.train import hosts, remembered, sharding
@@ -68,6 +68,17 @@ class Run:
     mesh: jax.sharding.Mesh
     fingerprints: dict[str, Any]
 
+    @property
+    def merges(self) -> bool:
+        """Whether the plain model computes the same as the adapted one, by leaves that the method makes of all."""
+        if not self.method.adds:
+            return True
+        if self.method.merge is None:
+            return False
+        merged = jax.eval_shape(self.method.merge, self.adapted.shapes)
+        plain = shapes_of(self.task.model, self.adapted.example).keys() | self.adapted.base.keys()
+        return merged.keys() <= plain
+
 
 def prepare(config, stream: Any = None) -> Run:
     """Load data and backbone, build model and method.
@@ -112,7 +123,7 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], No
     """Train from the newest checkpoint in a directory, or from the start, to the last step.
 
     Leaves `metrics.jsonl`, TensorBoard files, `checkpoints/`, `task.json` and, at the end, the trained model under
-    `model/` in the layout that `config.backbone` takes.
+    `model/` in the layout that `config.backbone` takes; no model where the method does not merge, which is said.
 
     Args:
         run: What to do.
@@ -134,6 +145,12 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], No
     if hosts.is_first():
         remembered.write(directory, run.task)
     programs = _Programs(run)
+    if not run.merges:
+        log.warning(
+            "config.method '%s' adds what no plain model has: no model/ is written at the end, and what it came to goes "
+            "out by jtransfer export --format=orbax alone",
+            config.method,
+        )
 
     with (
         after_a_step() as signalled,
@@ -187,7 +204,8 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], No
         finally:  # after a NaN or Ctrl-C too; what comes after the newest checkpoint is written again by the next run
             batches.close()
             _write(directory / "metrics.jsonl", rows)
-    _save_model(run, state, others, directory / "model")
+    if run.merges:
+        _save_model(run, state, others, directory / "model")
     return rows
 
 

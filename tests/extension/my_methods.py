@@ -28,4 +28,4 @@ def houlsby(width: int = 16) -> Method:
             return call(x, y, branch)
         return call(*args, **kwargs)
 
-    return Method("houlsby", learn(("head/.*", 1.0), (".*_bottleneck/.*", 1.0)), adds=(interceptor,))
+    return Method("houlsby", learn(("head/.*", 1.0), (".*_bottleneck/.*", 1.0)), adds=(interceptor,), merge=None)
