@@ -13,12 +13,14 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["jtransfer", "jtransfer.*"]),
-    package_data={"jtransfer": ["assets/*/*"]},
+    package_data={"jtransfer": ["py.typed", "assets/*/*"]},
     install_requires=[
         "jax>=0.7",
         "flax>=0.12",
         "optax>=0.2.6",
-        "orbax-checkpoint>=0.11.30",
+        # 1.0 puts the v1 API at the top level, which lacks reading beside a training that writes (`read_only`, and
+        # `create=False`), and writes JSON that earlier versions of ours cannot read. It reads what we write.
+        "orbax-checkpoint>=0.11.30,<1",
         "ml_collections>=1.1",
         "etils[epath]>=1.12",
         "safetensors>=0.5",  # writing; files are read by our own stricter reader

@@ -82,38 +82,34 @@ def open_pairs(
     name: str,
     batch: int,
     seed: int,
-    process: int = 0,
-    processes: int = 1,
+    share: np.ndarray | slice = slice(None),
     data_dir: str = "",
     templates: Sequence[str] = (),
     crop: Sequence[float] = (),
 ) -> PairStream:
-    """Open a source of batches of `batch` pairs, of which process `process` gets every `processes`-th part.
+    """Open a source of batches of `batch` pairs.
 
     Args:
         name: A key of `SOURCES`, or a dataset with captions: `tfds:NAME?caption=FEATURE` or `npz:FILE`.
         batch: Pairs of a step, over all processes.
         seed: Of their order, and of what is drawn.
-        process: Which one this is.
-        processes: How many there are; what a batch holds does not depend on it.
+        share: Positions in each batch that this process reads, as `sharding.rows` has them; what stands at a position
+            does not depend on who reads it.
         data_dir: As for `sources.load`.
         templates: Texts with `{}` for the caption, one drawn each time; empty for the source's own.
         crop: See `cropped`; empty for whole images, as those of `SOURCES` must be.
 
     Raises:
-        InputError: an unknown name, data without captions, captions that are all the same or all empty, templates that
-            are none, or a batch that the processes do not divide.
+        InputError: an unknown name, data without captions, captions that are all the same or all empty, or templates
+            that are none.
     """
     kinds.check(name, kinds.NAME, "config.data")
     kinds.check(batch, kinds.whole(1), "config.batch")
     kinds.check(seed, kinds.SEED, "config.seed")
-    if batch % processes:
-        raise InputError(f"config.batch {batch} is not a multiple of the {processes} processes")
     if bad := [template for template in templates if not isinstance(template, str) or "{}" not in template]:
         raise InputError(f"config.templates: {bad[0]!r} has no {{}} for the caption")
     if len(crop) not in (0, 2) or not all(0 < part <= 1 for part in crop) or list(crop) != sorted(crop):
         raise InputError(f"config.crop is {tuple(crop)}; expected the least and the largest share of an image's area")
-    share = slice(process * batch // processes, (process + 1) * batch // processes)
     if name in SOURCES:
         if crop:
             raise InputError(f"config.crop: the characters of {name} fill their images; leave it empty")
@@ -132,14 +128,14 @@ def open_pairs(
 def _captioned(dataset, batch, share, seed, templates, crop) -> PairStream:
     """The pool of a dataset whose rows have captions."""
     check_whole(dataset, np.concatenate([dataset.pool, dataset.test]))
-    warn = Once()
+    warn, positions = Once(), np.arange(batch)[share]
 
     def described(rows, number):
         """Some rows and their captions; a row that has none gives way to another that is drawn in its place."""
         captions = _captions(dataset, rows)
         for i in (i for i, own in enumerate(captions) if not own):
             warn("config.data: the caption of row %d of %s is empty; %s", rows[i], dataset.name, INSTEAD)
-            draws = np.random.default_rng((seed, number, share.start + i + 1))
+            draws = np.random.default_rng((seed, number, positions[i] + 1))
             while not captions[i]:
                 rows[i] = draws.choice(dataset.pool)
                 (captions[i],) = _captions(dataset, rows[i : i + 1])

@@ -67,17 +67,22 @@ def ahead(items: Iterator, count: int = 2) -> Iterator:
         pool.shutdown(cancel_futures=True)
 
 
-def open_stream(name: str, batch: int, seed: int, process: int = 0, processes: int = 1, data_dir: str = "") -> Stream:
-    """Open a source of batches of `batch` examples, of which process `process` gets every `processes`-th part.
+def open_stream(
+    name: str, batch: int, seed: int, share: np.ndarray | slice = slice(None), data_dir: str = ""
+) -> Stream:
+    """Open a source of batches of `batch` examples.
 
-    The examples of a batch do not depend on the number of processes; `data_dir` is as for `sources.load`.
+    Args:
+        name: A key of `SOURCES`, or of a dataset as `sources.load` takes it.
+        batch: Examples of a step, over all processes.
+        seed: Of their order, and of what is drawn.
+        share: Positions in each batch that this process reads, as `sharding.rows` has them; what stands at a position
+            does not depend on who reads it.
+        data_dir: As for `sources.load`.
 
     Raises:
-        InputError: an unknown name, several labels a row, damaged rows, or a batch that the processes do not divide.
+        InputError: an unknown name, several labels a row, or damaged rows.
     """
-    if batch % processes:
-        raise InputError(f"config.batch {batch} is not a multiple of the {processes} processes")
-    share = slice(process * batch // processes, (process + 1) * batch // processes)
     if name in SOURCES:
         return SOURCES[name](name, batch, share, seed)
     try:
@@ -101,7 +106,7 @@ def open_stream(name: str, batch: int, seed: int, process: int = 0, processes: i
     return Stream(name, dataset.classes, dataset.kind, dataset.inputs, from_step, held_out, fingerprint)
 
 
-def _glyphs(name: str, batch: int, share: slice, seed: int, first: int = 0) -> Stream:
+def _glyphs(name: str, batch: int, share: np.ndarray | slice, seed: int, first: int = 0) -> Stream:
     """Warped characters of fonts, of the classes from `first` on."""
     import hashlib
 

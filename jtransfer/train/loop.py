@@ -147,8 +147,8 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], No
     programs = _Programs(run)
     if not run.merges:
         log.warning(
-            "config.method '%s' adds what no plain model has: no model/ is written at the end, and what it came to goes "
-            "out by jtransfer export --format=orbax alone",
+            "config.method '%s' adds what no plain model has: no model/ is written at the end, and what it came to "
+            "goes out by jtransfer export --format=orbax alone",
             config.method,
         )
 

@@ -104,8 +104,8 @@ def build_task(config, mesh: Mesh, stream: Stream | PairStream | None = None) ->
 
 
 def _classification(config, mesh, stream) -> Task:
-    processes = jax.process_index(), jax.process_count()
-    stream = stream or open_stream(config.data, config.batch, config.seed, *processes, config.data_dir)
+    rows = sharding.rows(mesh, config.batch)
+    stream = stream or open_stream(config.data, config.batch, config.seed, rows, config.data_dir)
     if config.backbone:
         # On the host, where it may lie in the mapped file; training lays it out on the mesh.
         backbone, prepare = load_for(config.backbone, config.load, stream, sharding="host")
@@ -170,9 +170,9 @@ def _measured_classes(stream, prepare, one, mesh, adapted) -> Evaluate:
 
 
 def _contrastive(config, mesh, stream) -> Task:
-    processes = jax.process_index(), jax.process_count()
+    rows = sharding.rows(mesh, config.batch)
     stream = stream or open_pairs(
-        config.data, config.batch, config.seed, *processes, config.data_dir, config.templates, config.crop
+        config.data, config.batch, config.seed, rows, config.data_dir, config.templates, config.crop
     )
     start, left_out = pairs.start(config, stream), {}
     if config.cache:

@@ -47,7 +47,7 @@ def test_a_run_that_starts_again_and_one_of_two_processes_see_the_same(captioned
     name = "tfds:things?caption=name+words"
     whole = taken(open_pairs(name, 4, 1, data_dir=captioned), 5)
     later = taken(open_pairs(name, 4, 1, data_dir=captioned), 2, start=3)
-    halves = [taken(open_pairs(name, 4, 1, i, 2, captioned), 5) for i in range(2)]
+    halves = [taken(open_pairs(name, 4, 1, np.array(part), captioned), 5) for part in ([0, 1], [2, 3])]
     assert [batch["texts"] for batch in later] == [batch["texts"] for batch in whole[3:]]
     for batch, one, two in zip(whole, *halves, strict=True):
         assert batch["texts"] == one["texts"] + two["texts"]
@@ -88,7 +88,7 @@ def test_a_pair_without_a_caption_gives_way_to_another_and_that_is_said_once(cap
     images = {image.tobytes() for batch in whole for image in batch["images"]}
     assert len(images) == 3 and len({tuple(batch["texts"]) for batch in whole}) > 1
     (later,) = taken(open_pairs(name, 4, 0, data_dir=captioned), 1, start=5)
-    halves = [taken(open_pairs(name, 4, 0, i, 2, captioned), 6)[5] for i in range(2)]
+    halves = [taken(open_pairs(name, 4, 0, np.array(part), captioned), 6)[5] for part in ([0, 1], [2, 3])]
     assert later["texts"] == whole[5]["texts"] == halves[0]["texts"] + halves[1]["texts"]
 
 

@@ -1,9 +1,15 @@
 """A mesh of eight simulated devices computes what one device computes, and holds no more than its part."""
 
+import os
+import socket
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 from jtransfer import methods, models
@@ -101,3 +107,76 @@ def test_what_does_not_fit_is_refused_before_any_compile():
         sharding.tree_shardings(shapes, mesh, [(".*", (None, "data"))])
     with pytest.raises(InputError, match="does not fit 8 devices"):
         sharding.make_mesh({"data": 3})
+
+
+def test_every_axis_of_a_mesh_is_the_compilers_to_split():
+    assert set(sharding.make_mesh({"data": 2, "model": -1}).axis_types) == {AxisType.Auto}
+
+
+def test_an_example_is_at_its_position_whatever_the_order_of_the_devices():
+    batch = {"inputs": np.arange(16.0).reshape(8, 2), "labels": np.arange(8)}
+    order = np.array(jax.devices())[[3, 0, 6, 1, 7, 2, 5, 4]]
+    for mesh in (Mesh(order, "data"), Mesh(order.reshape(2, 4), ("data", "model"))):
+        assert sharding.rows(mesh, 8).tolist() == list(range(8))
+        jax.tree.map(np.testing.assert_array_equal, sharding.assemble(batch, 8, mesh), batch)
+
+
+TWO = """
+import sys
+import jax, numpy as np
+from jax.sharding import Mesh
+from jtransfer.train import sharding
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+whole = np.arange(8) ** 2
+devices = np.array(sorted(jax.devices(), key=lambda device: (device.process_index, device.id)))
+meshes = Mesh(devices, "data"), Mesh(devices[[0, 2, 3, 1]], "data"), Mesh(devices.reshape(1, 4), ("data", "model"))
+for mesh in meshes:
+    rows = sharding.rows(mesh, 8)
+    placed = sharding.assemble({"labels": whole[rows]}, 8, mesh)["labels"]
+    assert all((shard.data == whole[shard.index]).all() for shard in placed.addressable_shards)
+    print(rows.tolist(), int(placed.sum()))
+"""
+
+
+def test_two_processes_read_what_their_devices_hold_and_a_batch_is_that_of_one():
+    """In turn; apart, as on a torus; and the same, where the model is split over both."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    commands = ([sys.executable, "-c", TWO, address, str(i)] for i in range(2))
+    processes = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for command in commands]
+    printed = [process.communicate(timeout=300)[0].splitlines() for process in processes]
+    said = [[line for line in lines if not line.startswith("[Gloo]")] for lines in printed]
+    everything = f"{list(range(8))} 140"
+    assert said[0] == ["[0, 1, 2, 3] 140", "[0, 1, 6, 7] 140", everything]
+    assert said[1] == ["[4, 5, 6, 7] 140", "[2, 3, 4, 5] 140", everything]
+
+
+def slices(name, **options):
+    """The devices of TPU slices that are not there."""
+    pytest.importorskip("libtpu", reason="needs a compiler for TPUs: pip install -e '.[pod]'")
+    from jax.experimental import topologies
+
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
+    except Exception as error:
+        pytest.skip(f"no TPU compiler: {error}")
+
+
+def test_neighbours_on_a_mesh_are_neighbours_on_the_torus_of_a_tpu_slice():
+    devices = slices("v5e:4x4")
+    ring = sharding.make_mesh({"data": -1}, devices).devices
+    at = np.array([device.coords for device in ring])
+    steps = np.abs(at - np.roll(at, 1, axis=0)).sum(axis=1)
+    assert steps.tolist() == [1] * 16  # the list as it comes has steps of up to 6
+    assert list(ring) == list(jax.make_mesh((16,), ("data",), devices=devices).devices)
+
+
+def test_a_mesh_spans_several_slices_along_its_first_axis_and_cuts_a_torus_where_it_must():
+    devices = slices("v5e:4x4", num_slices=2)
+    mesh = sharding.make_mesh({"data": 4, "model": -1}, devices)
+    assert [{device.slice_index for device in row} for row in mesh.devices] == [{0}, {0}, {1}, {1}]
+    cube = slices("v5p:4x4x4")  # no product of its sides is 8
+    mesh = sharding.make_mesh({"data": 8, "model": 8}, cube)
+    assert mesh.shape == {"data": 8, "model": 8} and set(mesh.devices.flat) == set(cube)
