@@ -1,0 +1,4 @@
+"""What the rest of the code may ask of an architecture."""
+
+BEFORE_BLOCKS = ("embeddings", "stem")
+"""Names of the modules that compute before the first block; what is in neither these nor a block computes after."""
