@@ -157,20 +157,23 @@ def _foreign(file, origin, tensors, head, classes):
         of_values = str(error).startswith("config.json: ")
         raise (error if of_values else InputError(f"{file}: {error}")) from None
     check_size(file, found.config, len(tensors))
-    if head not in (None, "", CLASSIFICATION):
-        raise InputError(f"{file}: no head '{head}'; {nearest(str(head), [CLASSIFICATION])}")
-    layers = found.head if head != "" else None
-    if layers is None and (head == CLASSIFICATION or (head is None and classes)):
-        if not classes:
-            raise InputError(f"{file} has no head; say how many classes a new one is to have")
-        layers = Head(classes)
-    if layers and classes is not None:
-        layers = dataclasses.replace(layers, classes=classes)
+    layers = _chosen(file, found.head, head, classes)
     number = layers.classes if layers else 0
     classes_of = found.classes if len(found.classes) == number else tuple(map(str, range(number)))
     kind = CLASSIFICATION if layers else ""
     origin = dataclasses.replace(origin, values={**origin.values, "preprocessor": found.preprocessor}, kind=kind)
     return Checkpoint(found.config, layers, classes_of, found.names, found.tensors, origin)
+
+
+def _chosen(where, own, head, classes):
+    """The head of a layout that has one kind: the file's own, a new one, or none."""
+    if head not in (None, "", CLASSIFICATION):
+        raise InputError(f"{where}: no head '{head}'; {nearest(str(head), [CLASSIFICATION])}")
+    if head == "" or (own is None and head is None and classes is None):
+        return None
+    if own is None and classes is None:
+        raise InputError(f"{where} has no head; say how many classes a new one is to have")
+    return Head(classes) if own is None else dataclasses.replace(own, classes=classes or own.classes)
 
 
 def _described(where, values, tensors, head, classes):
@@ -193,23 +196,19 @@ def _described(where, values, tensors, head, classes):
 
 
 def _own(where, values, tensors, head, classes):
-    if head not in (None, "", CLASSIFICATION):
-        raise InputError(f"{where}: no head '{head}'; {nearest(str(head), [CLASSIFICATION])}")
     options = {key: value for key, value in values.items() if key not in ("architecture", "classes", "preprocessor")}
     names = words(values, "classes")
     model = build(values["architecture"], **_checked(values["architecture"], options))
-    number = len(names) if classes is None else classes
-    kind = Head(number) if number and head != "" else None
+    kind = _chosen(where, Head(len(names)) if names else None, head, classes)
     check_size(where, model.config, len(tensors))
     rows = tuple(
         Row(path, f"{SOURCE_HEAD}{path.removeprefix('head/')}" if path.startswith("head/") else path, LEAF)
         for path in tensors
         if not {"{", "}"}.intersection(path)  # which no leaf has, and templates do
     )
+    number = kind.classes if kind else 0
     classes_of = names if len(names) == number else tuple(map(str, range(number)))
-    return Checkpoint(
-        model.config, kind, classes_of if kind else (), Names(rows), tensors, Origin(where, values, "jtransfer")
-    )
+    return Checkpoint(model.config, kind, classes_of, Names(rows), tensors, Origin(where, values, "jtransfer"))
 
 
 def _checked(architecture, options):
