@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from jtransfer import methods, models
+from jtransfer.models import architecture
 from jtransfer.tree import FROZEN
 
 VIT = {"image": (8, 8), "patch": 4, "width": 8, "heads": 2, "depth": 2}
@@ -49,11 +50,11 @@ LAST = r"(.*/)?(stage_1/block_0|encoder/block_1)"
 
 @pytest.fixture(params=ARCHITECTURES, scope="module")
 def case(request):
-    architecture, options, after = ARCHITECTURES[request.param]
-    backbone = models.build(architecture, **options)
-    model = backbone if architecture == "clip" else models.Classifier(backbone, 3)
+    name, options, after = ARCHITECTURES[request.param]
+    backbone = models.build(name, **options)
+    model = backbone if name == "clip" else models.Classifier(backbone, 3)
     adapted = methods.adapt(methods.top_blocks(1), model, {}, backbone.config.inputs)
-    return adapted, after if architecture == "clip" else {*after, "head"}
+    return adapted, after if name == "clip" else {*after, "head"}
 
 
 def learning(adapted):
@@ -65,6 +66,13 @@ def test_the_last_block_of_each_tower_learns_and_the_layers_named_here(case):
     layers = {re.sub("/(kernel|bias|scale)$", "", path) for path in learning(adapted) if not re.match(LAST, path)}
     assert layers == after
     assert {path for path in adapted.rates if re.match(LAST, path)} <= learning(adapted)
+
+
+def test_a_convolution_is_told_from_a_dense_layer_by_its_name(case):
+    kernels = {path: len(x.shape) for path, x in case[0].shapes.items() if path.endswith("kernel")}
+    assert {path for path in kernels if re.fullmatch(f"{architecture.CONVOLUTION}/kernel", path)} == {
+        path for path, axes in kernels.items() if axes == 4
+    }
 
 
 def test_a_leaf_is_frozen_just_where_what_enters_a_last_block_depends_on_it(case):
