@@ -104,7 +104,7 @@ class Headed(nn.Module):
         read = {
             "first": lambda: states[:, 0],
             "distilled": lambda: states,
-            "patches": lambda: states[:, backbone.config.leading + backbone.config.registers :].mean(1),
+            "patches": lambda: states[:, backbone.config.prefix_tokens :].mean(1),
         }
         x = read.get(c.reads, lambda: outputs[c.reads])()
         if c.reads == "last_hidden_state":
