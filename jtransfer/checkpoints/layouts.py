@@ -19,7 +19,7 @@ from jtransfer.directories import verify
 from jtransfer.errors import InputError, nearest
 from jtransfer.files import read_json
 from jtransfer.kinds import shown
-from jtransfer.models import MODELS, SOURCE_HEAD, Head, build
+from jtransfer.models import MODELS, SOURCE_HEAD, Architecture, Head, build
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Checkpoint:
         interpolates: As in `Family`.
     """
 
-    config: Any
+    config: Architecture
     head: Head | None
     classes: tuple[str, ...]
     names: Names
@@ -70,7 +70,7 @@ class Checkpoint:
         there = any(target.path.startswith(SOURCE_HEAD) for name in self.tensors for target in self.names.targets(name))
         return lambda path: path.startswith(SOURCE_HEAD) and (not there or classes is not None)
 
-    def resize(self, config: Any, image, channels, positions) -> tuple[Any, dict[str, Callable]]:
+    def resize(self, config: Architecture, image, channels, positions) -> tuple[Architecture, dict[str, Callable]]:
         """The config for another size of input, and what becomes of the leaves that depend on it, by path."""
         from jtransfer.checkpoints import resizing
 
@@ -246,7 +246,7 @@ def _huggingface(where, values, tensors, head, classes):
         values = family.settle(values, tensors, kind)
         config = family.read(values | pooling, tensors)
         if tower := family.towers.get(kind) or family.towers.get(own):
-            config = getattr(config, tower)
+            config = config.towers[tower]
         names_of_classes = labels(values)
         own_number = len(names_of_classes) or typed(values, "num_labels", None) or 2
         number = own_number if classes is None else classes
@@ -298,7 +298,7 @@ def _class_names(own, own_number, number):
     return own or tuple(f"LABEL_{i}" for i in range(number))
 
 
-def check_size(where: epath.Path, config: Any, tensors: int) -> None:
+def check_size(where: epath.Path, config: Architecture, tensors: int) -> None:
     """Refuse a config that claims more blocks than the file has tensors, or larger images than there are.
 
     A model of that depth would be traced for ever.
@@ -307,7 +307,7 @@ def check_size(where: epath.Path, config: Any, tensors: int) -> None:
         InputError: with both numbers.
     """
     file = where / "config.json" if where.is_dir() else where
-    depth, inputs = getattr(config, "depth", 0), config.inputs
+    depth, inputs = config.depth, config.inputs
     if depth > min(tensors, MOST_BLOCKS):
         has = f"but the file has {tensors} tensors" if depth > tensors else f"expected {MOST_BLOCKS:,} at most"
         raise InputError(f"{file} claims {depth} blocks, {has}")
