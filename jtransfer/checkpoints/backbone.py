@@ -22,7 +22,17 @@ from jtransfer.checkpoints.resizing import RESIZERS
 from jtransfer.data import preprocess
 from jtransfer.errors import InputError, nearest
 from jtransfer.kinds import FLOATS, shown
-from jtransfer.models import SOURCE_HEAD, STATISTICS, Head, Headed, apply, described, generation, of_config
+from jtransfer.models import (
+    SOURCE_HEAD,
+    STATISTICS,
+    Architecture,
+    Head,
+    Headed,
+    apply,
+    described,
+    generation,
+    of_config,
+)
 from jtransfer.tree import Tree, prefixed, select
 
 log = logging.getLogger("jtransfer")
@@ -92,7 +102,7 @@ class Backbone:
         calls.refuse_unknown("generate", options, {p.name for p in known if p.kind is p.KEYWORD_ONLY} - {"key"})
         if type(new := options.get("max_new_tokens")) is not int:
             raise InputError(f"generate needs max_new_tokens=..., a whole number; found {new!r}")
-        inputs = calls.without_padding(inputs, new, self.config.positions)
+        inputs = calls.without_padding(inputs, new, self.config.longest)
         options = calls.generation_options(self, options)
         return _generate(self.whole, tuple(sorted(options.items())), self.params, inputs, key)
 
@@ -102,7 +112,7 @@ class Backbone:
         Raises:
             InputError: it has no such tower.
         """
-        towers = [field.name for field in dataclasses.fields(self.config) if field.name in ("vision", "text")]
+        towers = self.config.towers
         if name not in towers:
             raise InputError(f"backbone '{self.name}' has no tower '{name}'; {nearest(str(name), towers)}")
         origin = self.origin
@@ -112,7 +122,7 @@ class Backbone:
             origin = dataclasses.replace(origin, values=values)
         return dataclasses.replace(
             self,
-            model=of_config(getattr(self.config, name)),
+            model=of_config(towers[name]),
             params=select(self.params, f"{name}/"),
             state=prefixed(select(self.state, f"{STATISTICS}{name}/"), STATISTICS),
             fresh=(),
@@ -125,7 +135,7 @@ class Backbone:
         return dataclasses.replace(self, params=params, head=None, classes=())
 
     @property
-    def config(self) -> Any:
+    def config(self) -> Architecture:
         """The architecture."""
         return self.model.config
 
@@ -227,7 +237,7 @@ def load(
     if (source.origin.directory / "adapter_config.json").exists():
         log.warning("backbone '%s': the adapter beside it is left out; jtransfer.load_adapter puts it on", name)
     config, kind = source.config, source.head
-    types = {"dtype": dtype, "param_dtype": param_dtype} if hasattr(config, "param_dtype") else {}
+    types = {"dtype": dtype, "param_dtype": param_dtype} if config.param_dtype else {}
     adjusted = dataclasses.replace(config, **types)
     changes: Mapping[str, Callable] = {}
     how = positions or source.interpolates or "bicubic"

@@ -10,7 +10,7 @@ import numpy as np
 from jtransfer import files
 from jtransfer.data import keys
 from jtransfer.errors import InputError, first_line, nearest
-from jtransfer.models import check_ids, tables
+from jtransfer.models import check_ids
 
 
 def parameters(backbone: Any) -> Mapping[str, inspect.Parameter]:
@@ -49,7 +49,7 @@ def checked(backbone: Any, batch: Any) -> dict[str, Any]:
     whole = [max(axis) for axis in zip(*texts.values(), strict=True)]
     if any(shape not in (whole, [1, *whole[1:]]) for shape in texts.values()):  # one row may serve the whole batch
         raise InputError(f"{what}: expected one shape, found {', '.join(f'{k} {v}' for k, v in texts.items())}")
-    rows = tables(backbone.config)
+    rows = backbone.config.tables
     for name, x in arrays.items():
         if isinstance(x, jax.core.Tracer) or (isinstance(x, jax.Array) and not x.is_fully_addressable):
             continue  # a number without a row is NaN there
@@ -142,8 +142,8 @@ def generation_options(backbone: Any, options: Mapping[str, Any]) -> dict[str, A
     """
     file, values, config = None, {}, backbone.config
     said: dict[str, Any] = {
-        "eos_token_id": getattr(config, "eos_tokens", ()),
-        "pad_token_id": getattr(config, "pad_token", None),
+        "eos_token_id": config.eos_tokens,
+        "pad_token_id": config.pad_token,
     }
     if backbone.origin is not None and backbone.origin.layout == "huggingface":
         file = backbone.origin.directory / "generation_config.json"

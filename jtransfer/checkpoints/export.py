@@ -271,7 +271,7 @@ def _copy(directory: Path, backbone: Backbone) -> None:
             target = directory / path.relative_to(origin.directory)
             target.parent.mkdir(exist_ok=True)
             target.write_bytes(path.read_bytes())
-    tower = getattr(backbone.config, "vision", backbone.config)
+    tower = backbone.config.vision_tower
     if described and (values := getattr(preprocess.of(backbone.name, origin, tower), "values", None)):
         (directory / PROCESSORS[0]).write_text(files.as_json(values))
 

@@ -57,7 +57,7 @@ def _says(backbone, family, head):
     except InputError:
         return False
     if head is None:
-        return not family.towers or hasattr(backbone.config, "vision")
+        return not family.towers or bool(backbone.config.towers)
     return any(kind and _computes(backbone, family, kind, head) for kind in dict.fromkeys(family.heads.values()))
 
 
@@ -77,7 +77,7 @@ def kind_of(backbone: Backbone, head: Head | None) -> str:
         return ""
     model_type, family = family_of(backbone, head)
     there = ", ".join(name for name, kind in family.heads.items() if kind) or "none with a head"
-    pool = f", pool='{backbone.config.pool}'" if hasattr(backbone.config, "pool") else ""
+    pool = f", pool='{backbone.config.pool}'" if backbone.config.pool else ""
     reason = (
         f"its head reads '{head.reads}' (by a layer with {'a' if head.bias else 'no'} bias{pool}), which no class of "
         f"Hugging Face's {model_type} does; there are {there}"
@@ -109,11 +109,11 @@ def _computes(backbone, family, kind, head):
     theirs, config = family.head(values_of(backbone), kind, head.classes), backbone.config
     if dataclasses.replace(theirs, reads=head.reads) != head:
         return False
-    pooler = {"pooler.dense.weight": None} if getattr(config, "pooler", False) else {}
+    pooler = {"pooler.dense.weight": None} if config.pooler else {}
     back = as_their_class_reads(family, kind, family.write(config), pooler)
-    same = all(getattr(back, key, None) == getattr(config, key, None) for key in ("pool", "pooler"))
+    same = (back.pool, back.pooler) == (config.pool, config.pooler)
     reads = theirs.reads
-    if reads == "patches" and getattr(config, "pool", "") == "mean" and not config.norm_pooled:
+    if reads == "patches" and config.pool == "mean" and not config.norm_pooled:
         reads = "features"  # are the mean of the patches here
     return same and _same_output(backbone.model, reads, head.reads)
 
@@ -125,7 +125,7 @@ def as_their_class_reads(family: Family, kind: str, values: Mapping[str, Any], t
     """
     theirs = {key: value for key, value in values.items() if key != "sentence_transformers"}
     config = family.read(theirs | {"architectures": [architecture_of(family, kind)]}, tensors)
-    return getattr(config, family.towers[kind]) if kind in family.towers else config
+    return config.towers[family.towers[kind]] if kind in family.towers else config
 
 
 def architecture_of(family: Family, kind: str) -> str:

@@ -19,7 +19,7 @@ from jtransfer.directories import verify
 from jtransfer.errors import InputError, nearest
 from jtransfer.files import read_json
 from jtransfer.kinds import shown
-from jtransfer.models import MODELS, SOURCE_HEAD, Head, build
+from jtransfer.models import MODELS, SOURCE_HEAD, Architecture, Head, build
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Checkpoint:
         interpolates: As in `Family`.
     """
 
-    config: Any
+    config: Architecture
     head: Head | None
     classes: tuple[str, ...]
     names: Names
@@ -70,7 +70,7 @@ class Checkpoint:
         there = any(target.path.startswith(SOURCE_HEAD) for name in self.tensors for target in self.names.targets(name))
         return lambda path: path.startswith(SOURCE_HEAD) and (not there or classes is not None)
 
-    def resize(self, config: Any, image, channels, positions) -> tuple[Any, dict[str, Callable]]:
+    def resize(self, config: Architecture, image, channels, positions) -> tuple[Architecture, dict[str, Callable]]:
         """The config for another size of input, and what becomes of the leaves that depend on it, by path."""
         from jtransfer.checkpoints import resizing
 
@@ -157,20 +157,23 @@ def _foreign(file, origin, tensors, head, classes):
         of_values = str(error).startswith("config.json: ")
         raise (error if of_values else InputError(f"{file}: {error}")) from None
     check_size(file, found.config, len(tensors))
-    if head not in (None, "", CLASSIFICATION):
-        raise InputError(f"{file}: no head '{head}'; {nearest(str(head), [CLASSIFICATION])}")
-    layers = found.head if head != "" else None
-    if layers is None and (head == CLASSIFICATION or (head is None and classes)):
-        if not classes:
-            raise InputError(f"{file} has no head; say how many classes a new one is to have")
-        layers = Head(classes)
-    if layers and classes is not None:
-        layers = dataclasses.replace(layers, classes=classes)
+    layers = _chosen(file, found.head, head, classes)
     number = layers.classes if layers else 0
     classes_of = found.classes if len(found.classes) == number else tuple(map(str, range(number)))
     kind = CLASSIFICATION if layers else ""
     origin = dataclasses.replace(origin, values={**origin.values, "preprocessor": found.preprocessor}, kind=kind)
     return Checkpoint(found.config, layers, classes_of, found.names, found.tensors, origin)
+
+
+def _chosen(where, own, head, classes):
+    """The head of a layout that has one kind: the file's own, a new one, or none."""
+    if head not in (None, "", CLASSIFICATION):
+        raise InputError(f"{where}: no head '{head}'; {nearest(str(head), [CLASSIFICATION])}")
+    if head == "" or (own is None and head is None and classes is None):
+        return None
+    if own is None and classes is None:
+        raise InputError(f"{where} has no head; say how many classes a new one is to have")
+    return Head(classes) if own is None else dataclasses.replace(own, classes=classes or own.classes)
 
 
 def _described(where, values, tensors, head, classes):
@@ -193,23 +196,19 @@ def _described(where, values, tensors, head, classes):
 
 
 def _own(where, values, tensors, head, classes):
-    if head not in (None, "", CLASSIFICATION):
-        raise InputError(f"{where}: no head '{head}'; {nearest(str(head), [CLASSIFICATION])}")
     options = {key: value for key, value in values.items() if key not in ("architecture", "classes", "preprocessor")}
     names = words(values, "classes")
     model = build(values["architecture"], **_checked(values["architecture"], options))
-    number = len(names) if classes is None else classes
-    kind = Head(number) if number and head != "" else None
+    kind = _chosen(where, Head(len(names)) if names else None, head, classes)
     check_size(where, model.config, len(tensors))
     rows = tuple(
         Row(path, f"{SOURCE_HEAD}{path.removeprefix('head/')}" if path.startswith("head/") else path, LEAF)
         for path in tensors
         if not {"{", "}"}.intersection(path)  # which no leaf has, and templates do
     )
+    number = kind.classes if kind else 0
     classes_of = names if len(names) == number else tuple(map(str, range(number)))
-    return Checkpoint(
-        model.config, kind, classes_of if kind else (), Names(rows), tensors, Origin(where, values, "jtransfer")
-    )
+    return Checkpoint(model.config, kind, classes_of, Names(rows), tensors, Origin(where, values, "jtransfer"))
 
 
 def _checked(architecture, options):
@@ -247,7 +246,7 @@ def _huggingface(where, values, tensors, head, classes):
         values = family.settle(values, tensors, kind)
         config = family.read(values | pooling, tensors)
         if tower := family.towers.get(kind) or family.towers.get(own):
-            config = getattr(config, tower)
+            config = config.towers[tower]
         names_of_classes = labels(values)
         own_number = len(names_of_classes) or typed(values, "num_labels", None) or 2
         number = own_number if classes is None else classes
@@ -299,7 +298,7 @@ def _class_names(own, own_number, number):
     return own or tuple(f"LABEL_{i}" for i in range(number))
 
 
-def check_size(where: epath.Path, config: Any, tensors: int) -> None:
+def check_size(where: epath.Path, config: Architecture, tensors: int) -> None:
     """Refuse a config that claims more blocks than the file has tensors, or larger images than there are.
 
     A model of that depth would be traced for ever.
@@ -308,7 +307,7 @@ def check_size(where: epath.Path, config: Any, tensors: int) -> None:
         InputError: with both numbers.
     """
     file = where / "config.json" if where.is_dir() else where
-    depth, inputs = getattr(config, "depth", 0), config.inputs
+    depth, inputs = config.depth, config.inputs
     if depth > min(tensors, MOST_BLOCKS):
         has = f"but the file has {tensors} tensors" if depth > tensors else f"expected {MOST_BLOCKS:,} at most"
         raise InputError(f"{file} claims {depth} blocks, {has}")

@@ -12,7 +12,7 @@ from jax.sharding import Sharding
 
 from jtransfer.arrays import aligned
 from jtransfer.errors import InputError, first_line
-from jtransfer.models import STATISTICS, Head, Headed, complete, of_config, shapes_of
+from jtransfer.models import STATISTICS, Architecture, Head, Headed, complete, of_config, shapes_of
 from jtransfer.tree import Tree, size
 
 Place = Sharding | Callable[[str, tuple[int, ...]], Sharding] | str | None
@@ -21,7 +21,7 @@ MOST_FRESH = 1 << 28
 """Values that a head may have that starts anew: a gigabyte in float32."""
 
 
-def expected(where: Any, config: Any, head: Head | None) -> Tree:
+def expected(where: Any, config: Architecture, head: Head | None) -> Tree:
     """Shapes of every leaf of the model that a checkpoint's config describes.
 
     Raises:
@@ -74,7 +74,7 @@ def _cast(x, dtype):
     return cast
 
 
-def initialised(where: Any, config: Any, head: Head | None, tree: Tree, fresh: Tree) -> Tree:
+def initialised(where: Any, config: Architecture, head: Head | None, tree: Tree, fresh: Tree) -> Tree:
     """The leaves `fresh` of a model, from key 0; of the others in `tree` only the shapes are used, and no copy made.
 
     Raises:

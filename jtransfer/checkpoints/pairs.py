@@ -162,7 +162,7 @@ def _tower(name, of, options) -> Backbone:
     """The tower for images or texts of a backbone, or the backbone, which is one, without a head."""
     options = {key: value for key, value in options_of(options).items() if name == "vision" or key == "dtype"}
     backbone = load(of, **options, sharding="host")
-    if hasattr(backbone.config, name):
+    if name in backbone.config.towers:
         return backbone.tower(name)
     if INPUTS[name] not in backbone.config.inputs:
         raise InputError(f"config.towers.{name}: backbone '{backbone.name}' takes {', '.join(backbone.config.inputs)}")
@@ -194,7 +194,7 @@ def _kept(source):
     own = source.origin and source.origin.layout == "jtransfer" and not source.origin.values.get("preprocessor")
     if own or source.origin is None:
         return {}
-    tower = source.tower("vision") if hasattr(source.config, "vision") else source
+    tower = source.tower("vision") if source.config.towers else source
     return dict(tower.preprocess.values)
 
 
@@ -203,7 +203,7 @@ def _texts(config, module, source):
     own = module.config.text
     name = config.tokenizer
     files = tokenizer_files(source) if source and not name else vocabularies.files(name or vocabularies.BYTES)
-    names, longest = tuple(module.config.inputs), getattr(own, "longest", None) or own.positions
+    names, longest = tuple(module.config.inputs), own.longest
     made: text.Tokenizer = vocabularies.tokenizer(files, names, longest, own.pool == "last")
     count = max(made.words().values()) + 1
     if count > own.vocabulary:

@@ -88,7 +88,7 @@ def load_adapter(backbone: Backbone, name: str, *, head: str | None = None) -> A
         params = {_renamed(path, SOURCE_HEAD, HEAD): leaf for path, leaf in params.items()}
         layers = {_renamed(layer, SOURCE_HEAD, HEAD): options for layer, options in layers.items()}
     classes = backbone.classes
-    if own is None and pooled.pooling(backbone.config) and (beside := pooled.read(where)):
+    if own is None and backbone.config.sentence_pooling and (beside := pooled.read(where)):
         classes, found = beside
         own = Head(len(classes))
         params[f"{HEAD}kernel"] = jnp.array(found["head.weight"].read().T, dtype)
@@ -253,7 +253,7 @@ def _reading(where, backbone, kind, head):
     """
     _, family = family_of(backbone)
     values = values_of(backbone)
-    if head.reads != "features" or "pool" not in vars(backbone.config) or not values:
+    if head.reads != "features" or not backbone.config.pool or not values:
         return head
     theirs = as_their_class_reads(family, kind, values, {})
     if theirs.pooler and not backbone.config.pooler:

@@ -15,7 +15,6 @@ The head reads what the pooling gives, before any normalisation:
 """
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from etils import epath
@@ -24,7 +23,7 @@ from jtransfer import files
 from jtransfer.checkpoints import tensors
 from jtransfer.checkpoints.names import DENSE, Row
 from jtransfer.errors import InputError
-from jtransfer.models import SOURCE_HEAD, Head
+from jtransfer.models import SOURCE_HEAD, Architecture, Head
 from jtransfer.tree import Tree
 
 WEIGHTS, ABOUT = "head.safetensors", "head.json"
@@ -35,24 +34,14 @@ POOLED = ("cls", "mean")
 """Ways of pooling that a sentence encoder has."""
 
 
-def is_encoder(config: Any) -> bool:
+def is_encoder(config: Architecture) -> bool:
     """Whether a model gives the embedding of a sentence."""
-    return hasattr(config, "normalize") and config.pool in POOLED
+    return config.sentence_pooling == config.pool in POOLED
 
 
-def pooling(config: Any) -> str:
-    """How features are pooled, one of `POOLED`; "" where a sentence encoder could not pool them so.
-
-    An encoder of texts whose checkpoint has no pooler gives its first token, as "cls" does.
-    """
-    if hasattr(config, "normalize") and config.pool == "pooler" and not config.pooler:
-        return "cls"
-    return config.pool if is_encoder(config) else ""
-
-
-def stands_beside(config: Any, head: Head | None) -> bool:
+def stands_beside(config: Architecture, head: Head | None) -> bool:
     """Whether a head on a model goes into the two files: one layer on what a sentence encoder pools."""
-    return head is not None and pooling(config) != "" and head == Head(head.classes)
+    return head is not None and bool(config.sentence_pooling) and head == Head(head.classes)
 
 
 def write_head(directory: Path, params: Tree, classes: tuple[str, ...]) -> None:
@@ -84,7 +73,7 @@ def read(where: epath.Path) -> tuple[tuple[str, ...], dict[str, tensors.Tensor]]
     return tuple(classes), {f"head.{name}": tensor for name, tensor in found.items()}
 
 
-def write_modules(directory: Path, config: Any, limit: int | None) -> None:
+def write_modules(directory: Path, config: Architecture, limit: int | None) -> None:
     """Write what sentence-transformers reads beside the model; what it says of texts stays where it is there already.
 
     Args:
@@ -98,7 +87,7 @@ def write_modules(directory: Path, config: Any, limit: int | None) -> None:
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for i, (path, kind) in enumerate(zip(modules, kinds, strict=False))
     ]
-    own = {"cls": "cls_token", "mean": "mean_tokens"}[pooling(config)]
+    own = {"cls": "cls_token", "mean": "mean_tokens"}[config.sentence_pooling]
     modes = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens")
     flags = {f"pooling_mode_{mode}": mode == own for mode in modes}
     contents = {

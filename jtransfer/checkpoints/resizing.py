@@ -4,19 +4,23 @@ import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from jtransfer.errors import InputError, nearest
+from jtransfer.models import Architecture
 
 Array = np.ndarray
 Change = Callable[[Array], Array]
 
 
 def resize(
-    source: Any, config: Any, image: int | tuple[int, int] | None, channels: int | None, positions: str
-) -> tuple[Any, dict[str, Change]]:
+    source: Architecture,
+    config: Architecture,
+    image: int | tuple[int, int] | None,
+    channels: int | None,
+    positions: str,
+) -> tuple[Architecture, dict[str, Change]]:
     """The config for other inputs, and what becomes of the leaves that depend on their size.
 
     Args:
@@ -34,7 +38,7 @@ def resize(
         InputError: a model without images, an unknown way to resize, sides that patches do not divide, or channels
             that nothing can be made of.
     """
-    if hasattr(source, "vision"):
+    if source.towers:
         vision, changes = resize(source.vision, config.vision, image, channels, positions)
         return dataclasses.replace(config, vision=vision), {f"vision/{path}": f for path, f in changes.items()}
     if "pixel_values" not in source.inputs:
@@ -43,17 +47,17 @@ def resize(
         raise InputError(f"positions: unknown '{positions}'; {nearest(str(positions), RESIZERS)}")
     if channels not in (None, source.channels, 1):
         raise InputError(f"channels={channels}: the checkpoint takes {source.channels}, and can be made to take 1")
-    sides, patch = _sides(image, source.image), getattr(source, "patch", 1)
+    sides, patch = _sides(image, source.image), source.patch
     if image is not None and any(side % patch for side in sides):
         raise InputError(f"image={list(sides)} is not a multiple of the checkpoint's patches of {patch}x{patch}")
     _check_size(sides, patch, source.channels)
     resized = dataclasses.replace(config, image=sides, channels=channels or source.channels)
     changes: dict[str, Change] = {}
     if resized.channels != source.channels:
-        patched = hasattr(source, "patch")
+        patched = source.grid is not None
         path = "embeddings/patch/kernel" if patched else "stem/conv/kernel"
         changes[path] = partial(grey_patches if patched else grey_convolution, channels=source.channels)
-    if (old := getattr(source, "grid", None)) != (new := getattr(resized, "grid", None)):
+    if (old := source.grid) != (new := resized.grid):
         changes["embeddings/positions"] = partial(resize_positions, old=old, new=new, how=positions)
     return resized, changes
 

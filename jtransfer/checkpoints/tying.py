@@ -65,7 +65,7 @@ def settle(
         InputError: two tables for a pair that is still one, or tables of another number of words than the base's.
     """
     config, family = backbone.config, family_of(backbone)[1]
-    if WORDS not in backbone.params or not hasattr(config, "tied"):
+    if WORDS not in backbone.params or config.tied is None:
         return backbone, dict(found)
     names = table(family.names(dataclasses.replace(config, tied=False), kind))
     at, found = {}, dict(found)

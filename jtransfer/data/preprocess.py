@@ -15,14 +15,14 @@ from jtransfer.data import keys
 from jtransfer.data.dataset import floats
 from jtransfer.errors import InputError, first_line
 from jtransfer.files import LARGEST_JSON, read, read_json
-from jtransfer.models import tables
+from jtransfer.models import Architecture
 
 log = logging.getLogger("jtransfer")
 
 Preprocess = Callable[..., dict[str, np.ndarray]]
 
 
-def of(name: str, origin: Any, config: Any) -> Preprocess:
+def of(name: str, origin: Any, config: Architecture) -> Preprocess:
     """What makes a backbone's inputs.
 
     A model of images has `preprocess(images)`, as `images.Processor`; a model of text `preprocess(texts, pairs)`, as
@@ -60,7 +60,7 @@ def _both(name, make_images, make_text):
     return preprocess
 
 
-def own_size(origin: Any, config: Any) -> tuple[int, int] | None:
+def own_size(origin: Any, config: Architecture) -> tuple[int, int] | None:
     """Height and width that a checkpoint's own image processor gives; None where there is none, or any may come out.
 
     Args:
@@ -124,16 +124,20 @@ def _text(name, origin, config):
         )
     from jtransfer.data import text
 
-    of_text = getattr(config, "text", config)
-    longest = getattr(of_text, "longest", None) or of_text.positions
-    reads_last = getattr(of_text, "pool", "") == "last"
+    of_text = config.text_tower
     with _errors_of(origin.directory):
         names, clean = tuple(config.inputs), cleaning_of(origin)
         made = text.tokenizer(
-            origin.directory, origin.values, names, longest, whole=reads_last, tables=tables(config), clean=clean
+            origin.directory,
+            origin.values,
+            names,
+            of_text.longest,
+            whole=of_text.pool == "last",
+            tables=config.tables,
+            clean=clean,
         )
         # BERT's positions count padding: on the left it would give a text other numbers than it has alone.
-        return dataclasses.replace(made, side="right") if hasattr(of_text, "shifted") else made
+        return dataclasses.replace(made, side="right") if of_text.right_padded else made
 
 
 def cleaning_of(origin: Any) -> str:
@@ -157,7 +161,7 @@ PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 """Files of an image processor."""
 
 
-def files_of(origin: Any, config: Any) -> dict[str, bytes]:
+def files_of(origin: Any, config: Architecture) -> dict[str, bytes]:
     """What `of` reads beside the weights, by name; what a config says of it is under the empty name.
 
     Args:

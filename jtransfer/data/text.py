@@ -73,8 +73,8 @@ class Tokenizer:
         pad: Id of the padding.
         side: Where it goes, one of `SIDES`.
         where: The file, for messages.
-        tables: Rows of the model's table for each array that is given back, by its name, as `models.tables`; an array
-            without an entry is not checked.
+        tables: Rows of the model's table for each array that is given back, by its name (`Architecture.tables`); an
+            array without an entry is not checked.
         prompts: What texts may be begun with, by name.
         prompt: What they are begun with if none is named.
         identity: Digest of the files, and what else tells it from a tokenizer that makes other tokens of some text.

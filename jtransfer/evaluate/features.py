@@ -186,17 +186,17 @@ def _read(backbone, layers, tree, inputs):
     tower = next((name for name in ("vision", "text") if f"{name}_model_output" in outputs), None)
     if tower:  # of a dual encoder: its own outputs, without those that the whole has by the same name
         outputs = outputs[f"{tower}_model_output"] | outputs
-    prefix, config = (f"{tower}/", getattr(backbone.config, tower)) if tower else ("", backbone.config)
+    prefix, config = (f"{tower}/", backbone.config.towers[tower]) if tower else ("", backbone.config)
     found = {}
     for name, layer in parsed.items():
         if layer.output != "hidden_states":
             found[name] = _output(backbone, name, layer.output, outputs)
             continue
-        if layer.pooling == "cls" and not getattr(config, "cls", isinstance(config, models.BertConfig)):
+        if layer.pooling == "cls" and not config.cls:
             others = ", ".join(POOLINGS[1:])
             raise InputError(f"layer '{name}': backbone '{backbone.name}' has no class token; choose one of {others}")
         x = _state(backbone, name, layer.index, outputs["hidden_states"]).astype(jnp.float32)
-        x = _normed(backbone, name, x, tree, prefix, config.epsilon) if layer.normed else x
+        x = _normed(backbone, name, x, tree, prefix, config) if layer.normed else x
         found[name] = _POOL[layer.pooling](*_tokens(config, x, inputs.get("attention_mask")))
     return found
 
@@ -221,8 +221,7 @@ def _tokens(config, x, mask):
     if x.ndim == 4:  # a convolutional network's, over space
         x = x.reshape(len(x), -1, x.shape[-1])
     if mask is None:
-        leading = getattr(config, "leading", 0) + getattr(config, "registers", 0)
-        mask = jnp.broadcast_to(jnp.arange(x.shape[1]) >= leading, x.shape[:2])
+        mask = jnp.broadcast_to(jnp.arange(x.shape[1]) >= config.prefix_tokens, x.shape[:2])
     return x, mask[..., None] > 0
 
 
@@ -234,10 +233,10 @@ _POOL = {
 }
 
 
-def _normed(backbone, name, x, tree, prefix, epsilon):
+def _normed(backbone, name, x, tree, prefix, config):
     """The final LayerNorm on states of an inner layer."""
-    path = next((path for path in (f"{prefix}encoder/norm", f"{prefix}norm") if f"{path}/scale" in tree), None)
-    if path is None:
+    if not config.final_norm:
         raise InputError(f"layer '{name}': backbone '{backbone.name}' has no final normalisation; drop '.normed'")
-    x = (x - x.mean(-1, keepdims=True)) * jax.lax.rsqrt(x.var(-1, keepdims=True) + epsilon)
+    x = (x - x.mean(-1, keepdims=True)) * jax.lax.rsqrt(x.var(-1, keepdims=True) + config.epsilon)
+    path = prefix + config.final_norm
     return x * tree[f"{path}/scale"] + tree[f"{path}/bias"]

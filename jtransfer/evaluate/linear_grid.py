@@ -93,8 +93,8 @@ def layers_of(backbone: Backbone, blocks: Sequence[int] = BLOCKS) -> tuple[str, 
     Raises:
         InputError: a backbone that has no class token, as convolutional ones, or fewer blocks.
     """
-    blocks, config = _blocks(blocks), getattr(backbone.config, "vision", backbone.config)
-    if not getattr(config, "cls", False):
+    blocks, config = _blocks(blocks), backbone.config.vision_tower
+    if not (config.cls and config.grid):
         raise InputError(
             f"backbone '{backbone.name}' has no class token before patches, which DINOv2's linear grid reads; "
             "use the linear probe"

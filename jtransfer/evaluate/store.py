@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from jtransfer import files
-from jtransfer.errors import Damaged, InputError
+from jtransfer.errors import Damaged
 
 log = logging.getLogger("jtransfer")
 
@@ -44,18 +44,6 @@ class Origin:
     def key(self) -> str:
         """16 hexadecimal digits, by which the store finds them."""
         return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:16]
-
-
-def same_space(one: Origin, other: Origin, what: str) -> None:
-    """Refuse to compare features that mean different things.
-
-    Raises:
-        InputError: another backbone, preprocessing or layer.
-    """
-    for field in ("weights", "preprocessing", "layer"):
-        ours, theirs = getattr(one, field), getattr(other, field)
-        if ours != theirs:
-            raise InputError(f"{what}: features of {field} {ours} and of {field} {theirs} cannot be compared")
 
 
 @dataclass(frozen=True)

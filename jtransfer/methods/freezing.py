@@ -6,6 +6,7 @@ from typing import Annotated
 from jtransfer.errors import InputError
 from jtransfer.kinds import PATTERN, check, checked, number, whole
 from jtransfer.methods.method import BATCH_NORMS, HEAD, Method, evaluating, learn
+from jtransfer.models.architecture import BEFORE_BLOCKS
 
 
 def probe() -> Method:
@@ -33,7 +34,7 @@ def rules(*patterns: str) -> Method:
 
     Raises:
         InputError: no pattern, one that is no regular expression, or a rate that is no number above 0; and, of a model,
-            a pattern that matches none of its leaves.
+            a pattern that matches none of its leaves (`head/.*` may: a model trained on pairs has no new head).
     """
     pairs = []
     for pattern in patterns:
@@ -51,7 +52,10 @@ def rules(*patterns: str) -> Method:
 
 @checked
 def top_blocks(k: Annotated[int, whole(1)]) -> Method:
-    """The last `k` blocks, the norm after them and the head learn.
+    """The last `k` blocks of each tower learn, and all that the computation has after them.
+
+    That is every leaf in no block and in none of the modules `BEFORE_BLOCKS`: the final norm wherever it stands, the
+    pooler, the projections and temperature of a dual encoder, a last convolution, the head.
 
     Blocks are ordered by all the numbers in their paths, so those of a ResNet go on from stage to stage:
     `top_blocks(4)` of `stage_0/block_0 ... stage_3/block_2` takes `stage_3` and the last block of `stage_2`. Each
@@ -70,7 +74,8 @@ def top_blocks(k: Annotated[int, whole(1)]) -> Method:
         if k > depth:
             raise InputError(f"top_blocks: k={k} is more than the {depth} blocks of the model")
         top = "|".join(re.escape(block) for tower in towers.values() for block in tower[-k:])
-        return learn(HEAD, (rf"({top})/.*|(.*/)?encoder/norm/.*", 1.0))(paths)
+        after = rf"(?!(.*/)?(block_\d+|{'|'.join(BEFORE_BLOCKS)})/).*"
+        return learn((rf"({top})/.*|{after}", 1.0))(paths)
 
     return Method("top_blocks", learns)
 

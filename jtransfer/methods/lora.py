@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jtransfer.errors import InputError
 from jtransfer.kinds import PATTERN, SHARE, by_name, check, checked, whole
 from jtransfer.methods.method import HEAD, Method, learn
+from jtransfer.models.architecture import CONVOLUTION
 from jtransfer.models.layers import flat_dot_general
 from jtransfer.tree import Rules, Tree, label
 
@@ -105,8 +106,10 @@ def lora(
     def learns(paths):
         adapted = [path.removesuffix("/lora/a") for path in paths if path.endswith("/lora/a")]
         if not adapted:
-            layers = sorted({re.sub(r"\d+", "0", p.removesuffix("/kernel")) for p in paths if p.endswith("/kernel")})
-            raise InputError(f"lora: target '{target}' matches no dense layer; there are {', '.join(layers)}")
+            layers = [path.removesuffix("/kernel") for path in paths if path.endswith("/kernel")]
+            dense = {re.sub(r"\d+", "0", layer) for layer in layers if not re.fullmatch(CONVOLUTION, layer)}
+            found = f"there are {', '.join(sorted(dense))}" if dense else "the model has convolutions alone"
+            raise InputError(f"lora: target '{target}' matches no dense layer; {found}")
         for rules in (options.ranks, options.alphas):
             label(adapted, rules)  # refuses a pattern that matches none of them
         return learn(HEAD, (r".*/lora/[ab]", 1.0))(paths)

@@ -25,7 +25,7 @@ Learns = Callable[[Collection[str]], Rates]
 Interceptor = Callable[[Callable, tuple, dict, nn.module.InterceptorContext], Any]
 
 HEAD = ("head/.*", 1.0)
-"""The rule of every method: the head of the new task, if there is one, learns at the full rate."""
+"""The rule of every method: the head of the new task learns at the full rate, where the model has one."""
 
 
 def same(score: Score) -> Score:
@@ -147,7 +147,8 @@ def _union(one, other):
 def learn(*rules: tuple[str, float]) -> Callable[[Collection[str]], Rates]:
     """Rates by rules of `(pattern, rate)`, first match wins; every leaf that they do not name is frozen.
 
-    `HEAD` is left out for a model that has no new head, as one of two towers that is trained on pairs.
+    A rule with the pattern of `HEAD`, whatever its rate, is left out for a model that has no new head, as one of two
+    towers that is trained on pairs.
 
     Raises:
         InputError: a rate that is negative, infinite or no number.
@@ -157,7 +158,7 @@ def learn(*rules: tuple[str, float]) -> Callable[[Collection[str]], Rates]:
 
     def rates(paths):
         headed = any(path.startswith("head/") for path in paths)
-        own = [rule for rule in rules if headed or rule is not HEAD]  # one that a user wrote is kept, to be refused
+        own = [rule for rule in rules if headed or rule[0] != HEAD[0]]
         return label(paths, [*own, (".*", FROZEN)])
 
     return rates

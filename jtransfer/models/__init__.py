@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jtransfer.errors import InputError, nearest
+from jtransfer.models.architecture import Architecture
 from jtransfer.models.bert import Bert, BertConfig
 from jtransfer.models.clip import CLIP, CLIPConfig, CLIPText, CLIPTextConfig
 from jtransfer.models.gpt2 import GPT2, GPT2Config
@@ -27,6 +28,7 @@ __all__ = [
     "MODELS",
     "SOURCE_HEAD",
     "STATISTICS",
+    "Architecture",
     "Bert",
     "BertConfig",
     "CLIPConfig",
@@ -50,7 +52,6 @@ __all__ = [
     "described",
     "of_config",
     "shapes_of",
-    "tables",
 ]
 
 MODELS = {
@@ -83,19 +84,16 @@ def build(architecture: str, **options: Any) -> nn.Module:
     return module(config(**options))
 
 
-def of_config(config: Any) -> nn.Module:
+def of_config(config: Architecture) -> nn.Module:
     """The backbone of a config object."""
     return next(module for module, kind in MODELS.values() if kind is type(config))(config)
 
 
-def described(config: Any) -> dict[str, Any]:
+def described(config: Architecture) -> dict[str, Any]:
     """A config as plain values, from which `build` makes it again: its architecture, and that of each tower in it."""
     values = dataclasses.asdict(config)
-    towers = {
-        f.name: getattr(config, f.name) for f in fields(config) if dataclasses.is_dataclass(getattr(config, f.name))
-    }
     architecture = next(name for name, (_, kind) in MODELS.items() if kind is type(config))
-    return {"architecture": architecture, **values, **{name: described(tower) for name, tower in towers.items()}}
+    return {"architecture": architecture, **values, **{name: described(tower) for name, tower in config.towers.items()}}
 
 
 def apply(model: nn.Module, tree: Tree, inputs: Any, **kwargs) -> Any:
@@ -135,17 +133,6 @@ def complete(model: nn.Module, key: jax.Array, tree: Tree, example: Any) -> Tree
 def shapes_of(model: nn.Module, example: Any) -> Tree:
     """Shape and dtype of every leaf of a model, its statistics under `batch_stats/`."""
     return jax.eval_shape(partial(complete, model, tree={}, example=example), jax.random.key(0))
-
-
-def tables(config: Any) -> dict[str, int]:
-    """Rows of the table that each input of whole numbers is looked up in, by the name of the input.
-
-    >>> tables(BertConfig())
-    {'input_ids': 30522, 'token_type_ids': 2}
-    """
-    text = getattr(config, "text", config)
-    sizes = {"input_ids": "vocabulary", "token_type_ids": "types", "position_ids": "positions"}
-    return {name: getattr(text, key) for name, key in sizes.items() if name in config.inputs and hasattr(text, key)}
 
 
 def check_ids(what: str, name: str, ids: Any, rows: int, named: Callable[[int], str] | None = None) -> None:

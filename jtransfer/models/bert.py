@@ -15,13 +15,14 @@ import jax.numpy as jnp
 
 from jtransfer.errors import InputError, nearest
 from jtransfer.models import layers
+from jtransfer.models.architecture import Architecture
 from jtransfer.models.transformer import Encoder, Stack, padding_mask
 
 POOLS = ("pooler", "cls", "mean")
 
 
 @dataclass(frozen=True)
-class BertConfig:
+class BertConfig(Architecture):
     """The architecture.
 
     Attributes:
@@ -81,14 +82,25 @@ class BertConfig:
             raise InputError("bert: vocabulary and positions must be at least 1, types and embedding not negative")
         _ = self.stack  # which checks the rest
 
+    cls = True
+    right_padded = True
+
+    @property
+    def sentence_pooling(self) -> str:
+        if self.pool == "pooler":
+            return "" if self.pooler else "cls"  # the first token, which `features` then are
+        return self.pool
+
+    @property
+    def tables(self) -> dict[str, int]:
+        return {"input_ids": self.vocabulary} | ({"token_type_ids": self.types} if self.types else {})
+
     @property
     def longest(self) -> int:
-        """The largest number of tokens that has positions."""
         return self.positions - (self.padding + 1 if self.shifted else 0)
 
     @property
     def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """One example of each input that the model is called with."""
         names = ("input_ids", "attention_mask", "token_type_ids")[: 3 if self.types else 2]
         return dict.fromkeys(names, jax.ShapeDtypeStruct((1, min(self.longest, 8)), jnp.int32))
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from jtransfer.errors import InputError, nearest
 from jtransfer.models import layers
+from jtransfer.models.architecture import Architecture
 from jtransfer.models.transformer import Encoder, Stack, causal_mask, padding_mask
 from jtransfer.models.vit import ViTConfig
 
@@ -35,7 +36,7 @@ OPENAI = {
 
 
 @dataclass(frozen=True)
-class CLIPTextConfig:
+class CLIPTextConfig(Architecture):
     """The architecture of a text tower.
 
     Attributes:
@@ -84,9 +85,18 @@ class CLIPTextConfig:
 
     @property
     def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """One example of each input that the model is called with."""
         example = jax.ShapeDtypeStruct((1, min(self.positions, 8)), jnp.int32)
         return dict.fromkeys(("input_ids", "attention_mask"), example)
+
+    final_norm = "encoder/norm"
+
+    @property
+    def tables(self) -> dict[str, int]:
+        return {"input_ids": self.vocabulary}
+
+    @property
+    def longest(self) -> int:
+        return self.positions
 
     @property
     def stack(self) -> Stack:
@@ -159,7 +169,7 @@ INPUTS = {"vision": "pixel_values", "text": "input_ids"}
 
 
 @dataclass(frozen=True)
-class CLIPConfig:
+class CLIPConfig(Architecture):
     """The architecture of two towers.
 
     Attributes:
@@ -207,14 +217,20 @@ class CLIPConfig:
 
     @property
     def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """One example of each input that the model is called with."""
         texts = {name: x for name, x in self.text.inputs.items() if name != "token_type_ids"}  # of pairs of texts
         return self.vision.inputs | texts
 
     @property
+    def towers(self) -> dict[str, Architecture]:
+        return {"vision": self.vision, "text": self.text}
+
+    @property
+    def tables(self) -> dict[str, int]:
+        return {name: rows for name, rows in self.text.tables.items() if name in self.inputs}
+
+    @property
     def depth(self) -> int:
-        """Blocks of both towers."""
-        return sum(vars(tower).get("depth", 1) for tower in (self.vision, self.text))
+        return self.vision.depth + self.text.depth
 
 
 def _tower(config, name):

@@ -128,7 +128,7 @@ def _config(model: nn.Module) -> Any:
     while (inner := getattr(model, "backbone", None) or getattr(model, "model", None)) is not None:
         predicts |= isinstance(model, Headed) and model.config.reads == "last_hidden_state"
         model = inner
-    if not hasattr(model.config, "cache") or not predicts:
+    if not model.config.generates or not predicts:
         raise InputError(f"{type(model).__name__} cannot generate; expected GPT2 with a head of kind 'causal_lm'")
     return model.config
 

@@ -15,11 +15,12 @@ import jax.numpy as jnp
 
 from jtransfer.errors import InputError
 from jtransfer.models import layers
+from jtransfer.models.architecture import Architecture
 from jtransfer.models.transformer import Encoder, Past, Stack, causal_mask
 
 
 @dataclass(frozen=True)
-class GPT2Config:
+class GPT2Config(Architecture):
     """The architecture.
 
     Attributes:
@@ -64,9 +65,19 @@ class GPT2Config:
 
     @property
     def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """One example of each input that the model is called with."""
         example = jax.ShapeDtypeStruct((1, self.positions), jnp.int32)
         return dict.fromkeys(("input_ids", "attention_mask", "position_ids"), example)
+
+    final_norm = "encoder/norm"
+    generates = True
+
+    @property
+    def tables(self) -> dict[str, int]:
+        return {"input_ids": self.vocabulary, "position_ids": self.positions}
+
+    @property
+    def longest(self) -> int:
+        return self.positions
 
     @property
     def stack(self) -> Stack:
@@ -75,7 +86,6 @@ class GPT2Config:
         return Stack.of(self, fused_qkv=True, score_factor=factor, score_by_depth=self.scale_by_depth)
 
     def cache(self, batch: int, size: int) -> tuple[Past, ...]:
-        """Empty `past_key_values`, with place for `size` tokens."""
         place = jnp.zeros((batch, size, self.heads, self.width // self.heads), self.dtype)
         return (Past(place, place, jnp.zeros((), jnp.int32)),) * self.depth
 

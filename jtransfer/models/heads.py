@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jtransfer.errors import InputError
 from jtransfer.models import layers
 
 SOURCE_HEAD = "source_head/"
@@ -77,11 +78,22 @@ class Headed(nn.Module):
 
     Called with what the backbone takes; `logits_to_keep` restricts the predictions of a head that makes one for every
     token to the last tokens (0 for all).
+
+    Raises:
+        InputError: a backbone that has a head already; a model has one.
     """
 
     backbone: nn.Module
     config: Head
     head: str = SOURCE_HEAD.rstrip("/")
+
+    def __post_init__(self):
+        if isinstance(self.backbone, Headed):
+            raise InputError(
+                f"the backbone under head '{self.head}' has the head '{self.backbone.head}' already; "
+                "put the new one on `backbone.model` (of a loaded backbone) or `headed.backbone`"
+            )
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, *inputs, train: bool = False, logits_to_keep: int = 0, **kwargs) -> dict[str, jax.Array]:
@@ -92,7 +104,7 @@ class Headed(nn.Module):
         read = {
             "first": lambda: states[:, 0],
             "distilled": lambda: states,
-            "patches": lambda: states[:, backbone.config.leading + backbone.config.registers :].mean(1),
+            "patches": lambda: states[:, backbone.config.prefix_tokens :].mean(1),
         }
         x = read.get(c.reads, lambda: outputs[c.reads])()
         if c.reads == "last_hidden_state":

@@ -6,9 +6,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jtransfer.models.architecture import Architecture
+
 
 @dataclass(frozen=True)
-class PixelsConfig:
+class PixelsConfig(Architecture):
     """The shape `[height, width, channels]` of one input."""
 
     image: tuple[int, int]
@@ -16,7 +18,6 @@ class PixelsConfig:
 
     @property
     def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """One example of each input that the model is called with."""
         return {"pixel_values": jax.ShapeDtypeStruct((1, *self.image, self.channels), jnp.float32)}
 
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from jtransfer.errors import InputError, nearest
 from jtransfer.models import layers
+from jtransfer.models.architecture import Architecture
 
 BLOCKS = ("basic", "bottleneck")
 REDUCTION = 4
@@ -23,7 +24,7 @@ REDUCTION = 4
 
 
 @dataclass(frozen=True)
-class ResNetConfig:
+class ResNetConfig(Architecture):
     """The architecture.
 
     Attributes:
@@ -67,12 +68,10 @@ class ResNetConfig:
 
     @property
     def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """One example of each input that the model is called with."""
         return {"pixel_values": jax.ShapeDtypeStruct((1, *self.image, self.channels), jnp.float32)}
 
     @property
     def depth(self) -> int:
-        """Blocks in all stages together."""
         return sum(self.depths)
 
     def convolutions(self, width: int, stride: int) -> tuple[tuple[int, int, int], ...]:

@@ -16,13 +16,14 @@ import jax.numpy as jnp
 
 from jtransfer.errors import InputError, nearest
 from jtransfer.models import layers
+from jtransfer.models.architecture import Architecture
 from jtransfer.models.transformer import Encoder, Mlp, Stack
 
 POOLS = ("cls", "mean", "cls_mean", "map", "patches")
 
 
 @dataclass(frozen=True)
-class ViTConfig:
+class ViTConfig(Architecture):
     """The architecture.
 
     Attributes:
@@ -94,23 +95,28 @@ class ViTConfig:
 
     @property
     def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """One example of each input that the model is called with."""
         return {"pixel_values": jax.ShapeDtypeStruct((1, *self.image, self.channels), jnp.float32)}
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Patches along height and width."""
         return self.image[0] // self.patch, self.image[1] // self.patch
 
     @property
     def cls(self) -> bool:
-        """Whether a class token stands first."""
         return self.pool in ("cls", "cls_mean", "patches")
 
     @property
     def leading(self) -> int:
         """Number of tokens with a position before those of the patches; the registers follow them and have none."""
         return self.cls + self.distilled
+
+    @property
+    def prefix_tokens(self) -> int:
+        return self.leading + self.registers
+
+    @property
+    def final_norm(self) -> str:
+        return "norm" if self.norm_pooled else "encoder/norm"
 
     @property
     def stack(self) -> Stack:
@@ -216,7 +222,7 @@ class ViT(nn.Module):
         c = self.config
         x = Embeddings(c, name="embeddings")(pixel_values, train)
         x, hidden_states = Encoder(c.stack, name="encoder")(x, None, train)
-        cls, mean = x[:, 0], x[:, c.leading + c.registers :].mean(1)
+        cls, mean = x[:, 0], x[:, c.prefix_tokens :].mean(1)
         pooled = mean if c.pool in ("mean", "patches") else cls
         pooled = AttentionPool(c.stack, name="pooler")(x) if c.pool == "map" else pooled
         pooled = c.stack.layer_norm(name="norm")(pooled) if c.norm_pooled else pooled

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -178,7 +177,7 @@ def tokenizers_of_gpt2(request, tmp_path_factory):
     theirs = transformers.AutoTokenizer.from_pretrained(directory)
     if request.param == "tokenizer.json":
         theirs.save_pretrained(directory)
-    config = SimpleNamespace(inputs=dict.fromkeys(("input_ids", "attention_mask")), longest=128)
+    config = models.GPT2Config(positions=128)
     return preprocess.of("mine", Origin(epath.Path(directory), {"model_type": "gpt2"}, "huggingface"), config), theirs
 
 

@@ -214,6 +214,20 @@ def test_an_unknown_head_is_refused_with_what_there_is(huggingface):
         jt.load(huggingface, head="sequence")
 
 
+@pytest.mark.parametrize(
+    ("name", "head", "message"),
+    [
+        ("glyphs-vit", "nonsense", "no head 'nonsense'; choose one of classification"),
+        ("glyphs-vit", "clasification", "no head 'clasification'; did you mean 'classification'"),
+        ("glyphs-clip", "classification", "glyphs-clip has no head; say how many classes a new one is to have"),
+    ],
+)
+def test_a_head_that_is_named_is_there_or_refused(name, head, message):
+    with pytest.raises(InputError, match=message):
+        jt.load(name, head=head, sharding="host")
+    assert jt.load("glyphs-vit", head="classification", sharding="host").head.classes == 62
+
+
 def test_a_preprocessor_is_looked_for_only_when_it_is_used(huggingface):
     backbone = jt.load(huggingface)
     with pytest.raises(InputError, match="preprocessor_config.json"):

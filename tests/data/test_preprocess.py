@@ -6,7 +6,6 @@ import logging
 import os
 import re
 import sys
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -18,7 +17,7 @@ from jtransfer.checkpoints.layouts import Origin
 from jtransfer.data import images, preprocess, text
 from jtransfer.data.images import Crop, Fixed, Shortest
 from jtransfer.errors import InputError
-from jtransfer.models import ViTConfig
+from jtransfer.models import Architecture, ViTConfig
 
 VIT = {"image_processor_type": "ViTImageProcessor", "size": 8}
 GREY = np.tile(np.arange(8, dtype=np.uint8)[:, None] * 30, (1, 8))
@@ -27,8 +26,13 @@ GREY = np.tile(np.arange(8, dtype=np.uint8)[:, None] * 30, (1, 8))
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "blue", "cat", "##s"]
 
 
+def config_of(**answers):
+    """A config with these answers, and those of a model that has no more."""
+    return type("Config", (Architecture,), answers)()
+
+
 def takes(**inputs):
-    return SimpleNamespace(inputs=inputs, longest=12)
+    return config_of(inputs=inputs, longest=12)
 
 
 def pixels(*shape):
@@ -260,7 +264,7 @@ def test_the_second_text_of_a_pair_has_type_one(bert):
 
 def test_padding_goes_to_the_shortest_of_a_few_lengths_that_holds_all(tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
-    config = SimpleNamespace(inputs=dict.fromkeys(["input_ids", "attention_mask"]), longest=100)
+    config = config_of(inputs=dict.fromkeys(["input_ids", "attention_mask"]), longest=100)
     texts = of(tmp_path, config)
 
     def length(*counts):
@@ -346,7 +350,7 @@ def test_the_words_of_a_tokenizer_of_another_kind_are_not_taken_for_berts(tmp_pa
 
 def test_a_model_that_reads_its_last_token_has_all_texts_padded_to_the_full_length_without_a_mask(tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
-    config = SimpleNamespace(inputs=dict.fromkeys(["input_ids", "attention_mask"]), positions=64, pool="last")
+    config = config_of(inputs=dict.fromkeys(["input_ids", "attention_mask"]), longest=64, pool="last")
     siglip = of(tmp_path, config)
     found = siglip(["a cat"])
     assert found.keys() == {"input_ids"} and found["input_ids"].shape == (1, 64)
@@ -357,7 +361,7 @@ def test_a_model_that_reads_its_last_token_has_all_texts_padded_to_the_full_leng
 def test_a_token_to_pad_with_that_is_no_word_is_refused(tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"pad_token": "<pad>"}))
-    config = SimpleNamespace(inputs={"input_ids": None}, longest=12, vocabulary=len(WORDS))
+    config = config_of(inputs={"input_ids": None}, longest=12, tables={"input_ids": len(WORDS)})
     message = r"vocab.txt: padding: input_ids\[0\] is 10 \('<pad>', which was added to the tokenizer alone"
     with pytest.raises(InputError, match=message):
         of(tmp_path, config)(["a"])
@@ -391,7 +395,7 @@ def test_a_token_without_a_row_in_the_models_table_is_refused_by_its_text_and_it
     settings = {"tokenizer_class": "BertTokenizer", "additional_special_tokens": ["<user>"]}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     inputs = dict.fromkeys(["input_ids", "attention_mask", "token_type_ids"])
-    config = SimpleNamespace(inputs=inputs, longest=12, vocabulary=len(WORDS), types=1)
+    config = config_of(inputs=inputs, longest=12, tables={"input_ids": len(WORDS), "token_type_ids": 1})
     texts = of(tmp_path, config)
     assert texts(["a cat"])["input_ids"][0, :4].tolist() == [2, 5, 8, 3]
     message = (

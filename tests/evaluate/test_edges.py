@@ -18,6 +18,7 @@ from jtransfer.evaluate.prototypes import prototypes
 from jtransfer.evaluate.ridge import ridge_path
 from jtransfer.evaluate.task import Task, split
 from jtransfer.evaluate.transferability import logme
+from jtransfer.models import ViTConfig
 
 THREE = np.arange(30) % 3
 
@@ -27,7 +28,7 @@ class Reader:
 
     def __init__(self, features):
         self.features = features
-        config = types.SimpleNamespace(cls=True, depth=4)
+        config = ViTConfig(depth=4)
         self.backbone = types.SimpleNamespace(name="made", classes=("p", "q"), config=config, fingerprint="0")
         self.backbone.fingerprints = {"backbone": "0"}
 

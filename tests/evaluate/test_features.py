@@ -14,7 +14,7 @@ from jtransfer.data.dataset import Dataset, Lazy, fingerprint_of_inputs
 from jtransfer.errors import InputError
 from jtransfer.evaluate import features
 from jtransfer.evaluate.features import Layer, extract, widths_of
-from jtransfer.evaluate.store import Origin, Store, same_space
+from jtransfer.evaluate.store import Origin, Store
 from jtransfer.evaluate.task import Reader, split
 
 LAYERS = ("features", "hidden_0.mean", "hidden_1.max", "hidden_-1.mean", "hidden_-1.mean.normed", "hidden_2.last")
@@ -178,13 +178,6 @@ def test_a_processor_that_changes_the_later_rows_alone_gives_other_features(read
         return dataclasses.replace(reader, prepare=prepare).origin(dataset, "features")
 
     assert origin(values) == origin(dict(values)) != origin(values | {"crop_size": 8} | change)
-
-
-def test_features_of_different_spaces_are_not_compared(reader, dataset):
-    origin = reader.origin(dataset, "features")
-    other = dataclasses.replace(origin, preprocessing="0123456789abcdef")
-    with pytest.raises(InputError, match="gap: features of preprocessing .* cannot be compared"):
-        same_space(origin, other, "gap")
 
 
 def flip(path, place):

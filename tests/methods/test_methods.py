@@ -33,6 +33,12 @@ def test_a_rule_has_a_rate_that_a_leaf_can_learn_at(rate):
         methods.learn(("head/.*", rate))
 
 
+def test_a_users_own_method_that_names_the_head_fits_a_model_without_one():
+    norms = methods.learn(("head/.*", 1.0), (".*/norm[^/]*/.*", 0.1))  # the README's
+    assert norms(["text/encoder/norm/scale", "logit_scale"]) == {"text/encoder/norm/scale": 0.1, "logit_scale": FROZEN}
+    assert norms(["encoder/norm/scale", "head/bias"]) == {"encoder/norm/scale": 0.1, "head/bias": 1.0}
+
+
 def test_a_probe_trains_the_new_head_alone(vit, backbone):
     assert learning(adapt("probe", vit, backbone)) == {"head/kernel": 1.0, "head/bias": 1.0}
 

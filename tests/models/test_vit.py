@@ -153,3 +153,9 @@ def test_options_that_do_not_fit_are_refused(options, message):
 def test_an_unknown_architecture_is_refused():
     with pytest.raises(InputError, match="unknown architecture 'vti'; did you mean 'vit'"):
         models.build("vti")
+
+
+def test_a_model_has_one_head():
+    headed = models.Classifier(models.build("vit", **OPTIONS), 3, "source_head")
+    with pytest.raises(InputError, match="under head 'head' has the head 'source_head' already; put the new one on"):
+        models.Classifier(headed, 2)

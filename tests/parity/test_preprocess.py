@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -17,7 +16,7 @@ from PIL import Image
 import jtransfer as jt
 from jtransfer.checkpoints.layouts import Origin
 from jtransfer.data import images, preprocess
-from jtransfer.models import ViTConfig
+from jtransfer.models import Architecture, ViTConfig
 
 transformers = pytest.importorskip("transformers")
 samples = pytest.importorskip("sklearn.datasets")
@@ -31,15 +30,20 @@ TOWER = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3, "i
 minilm = pytest.mark.skipif(not MINILM.exists(), reason=f"{MINILM} is not there")
 
 
+def config_of(**answers):
+    """A config with these answers, and those of a model that has no more."""
+    return type("Config", (Architecture,), answers)()
+
+
 def of_images(directory, shape, model_type="vit"):
     """`preprocess` of a model that takes images of this shape."""
-    config = SimpleNamespace(inputs={"pixel_values": jax.ShapeDtypeStruct((1, *shape), np.float32)})
+    config = config_of(inputs={"pixel_values": jax.ShapeDtypeStruct((1, *shape), np.float32)})
     return preprocess.of("mine", Origin(epath.Path(directory), {"model_type": model_type}, "huggingface"), config)
 
 
 def of_texts(directory, values, longest=512, names=("input_ids", "attention_mask", "token_type_ids")):
     """`preprocess` of a model that takes texts of this length."""
-    config = SimpleNamespace(inputs=dict.fromkeys(names), longest=longest)
+    config = config_of(inputs=dict.fromkeys(names), longest=longest)
     return preprocess.of("mine", Origin(epath.Path(directory), values, "huggingface"), config)
 
 

@@ -159,7 +159,8 @@ def test_the_towers_are_any_models_of_images_and_texts(file, bert, captioned, tm
         ("finetune", ".*"),
         ("lora(rank=2)", ".*/lora/[ab]"),
         ("bitfit", "(.*/)?bias"),
-        ("top_blocks(1)", ".*norm.*|.*block_.*"),
+        ("top_blocks(1)", ".*/encoder/.*|.*norm.*|.*_projection/kernel|logit_scale"),
+        ("rules('head/.*', '.*/norm_1/scale=0.1')", ".*/norm_1/scale"),
     ],
 )
 def test_every_method_trains_a_pretrained_dual_encoder_which_has_no_new_head(file, method, pattern):
@@ -167,8 +168,8 @@ def test_every_method_trains_a_pretrained_dual_encoder_which_has_no_new_head(fil
     learns = {path for path, rate in rates.items() if rate}
     assert learns and all(re.fullmatch(pattern, path) for path in learns)
     assert {path.split("/")[0] for path in learns} >= {"vision", "text"}
-    with pytest.raises(InputError, match=r"rule 'head/\.\*' matches none"):
-        prepared(file, "backbone=glyphs-clip", "method=rules('head/.*', 'text/.*')")
+    with pytest.raises(InputError, match=r"rule 'heads/\.\*' matches none"):
+        prepared(file, "backbone=glyphs-clip", "method=rules('heads/.*', 'text/.*')")
 
 
 def test_inspect_counts_the_step(file):

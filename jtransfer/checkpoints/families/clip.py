@@ -181,7 +181,7 @@ def _names(dialect, config, kind):
         raise InputError(f"towers other than a ViT and CLIP's own of texts cannot be written as '{dialect.model_type}'")
     rows = [Row("logit_scale", "logit_scale", dialect.scalar), Row("logit_bias", "logit_bias", dialect.scalar)]
     for tower, projection in PROJECTIONS.items():
-        rows += repeated(_rows(dialect, getattr(config, tower), tower), f"{tower}_model.", f"{tower}/")
+        rows += repeated(_rows(dialect, config.towers[tower], tower), f"{tower}_model.", f"{tower}/")
         rows += [Row(projection, f"{tower}_projection", DENSE)] if dialect.projected else []
     return Names(tuple(rows), ignored=(BUFFERS, (r"classifier\..*", "predicts classes from one tower")))
 
@@ -213,7 +213,7 @@ def _write(dialect, config):
         raise InputError(f"a model with {has} cannot be written as model_type '{dialect.model_type}'")
     said = {"projection_dim": config.projection, "logit_scale_init_value": config.logit_scale}
     said |= {f"{name}_config_dict": None for name in READERS}  # which would go before what is written here
-    towers = {f"{name}_config": _write_tower(dialect, name, getattr(config, name)) for name in READERS}
+    towers = {f"{name}_config": _write_tower(dialect, name, config.towers[name]) for name in READERS}
     return {"model_type": dialect.model_type, **towers, **(said if dialect.projected else {})}
 
 

@@ -10,7 +10,7 @@ from jtransfer.checkpoints.families.values import typed
 from jtransfer.checkpoints.names import Names
 from jtransfer.checkpoints.tensors import Tensor
 from jtransfer.errors import InputError, nearest
-from jtransfer.models import Head
+from jtransfer.models import Architecture, Head
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Description:
         classes: Names of the head's classes, where they are known.
     """
 
-    config: Any
+    config: Architecture
     head: Head | None
     names: Names
     tensors: Mapping[str, Tensor]

@@ -1,0 +1,101 @@
+"""`top_blocks(k)` of every architecture: the last `k` blocks learn and what comes after them, and nothing else."""
+
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jtransfer import methods, models
+from jtransfer.models import architecture
+from jtransfer.tree import FROZEN
+
+VIT = {"image": (8, 8), "patch": 4, "width": 8, "heads": 2, "depth": 2}
+WORDS = {"vocabulary": 11, "positions": 8, "width": 8, "heads": 2, "depth": 2}
+CLIP = {"projection": 4, "text": WORDS}
+RESNET = {"image": (16, 16), "stem": 4, "widths": (8, 8), "depths": (1, 1)}
+ATTENTION = ("probe", "attention/query", "attention/key", "attention/value", "attention/out")
+MAP = {f"pooler/{name}" for name in (*ATTENTION, "norm", "mlp/up", "mlp/down")}
+ARCHITECTURES = {
+    "vit": ("vit", VIT, {"encoder/norm"}),
+    "timm's vit with fc_norm": ("vit", {**VIT, "pool": "mean", "norm_pooled": True}, {"norm"}),
+    "vit with a tanh pooler": ("vit", {**VIT, "pooler": True}, {"encoder/norm", "pooler"}),
+    "siglip's tower of images": ("vit", {**VIT, "pool": "map"}, {"encoder/norm", *MAP}),
+    "dinov2": ("vit", {**VIT, "registers": 2, "pool": "cls_mean", "layer_scale": 1.0}, {"encoder/norm"}),
+    "resnet": ("resnet", RESNET, set()),
+    "bert": ("bert", WORDS, {"pooler"}),
+    "electra": ("bert", {**WORDS, "embedding": 4, "pooler": False}, set()),
+    "gpt2": ("gpt2", WORDS, {"encoder/norm"}),
+    "clip": (
+        "clip",
+        {**CLIP, "vision": {**VIT, "norm_pooled": True, "embedding_norm": True}},
+        {"vision/norm", "text/encoder/norm", "vision_projection", "text_projection", "logit_scale"},
+    ),
+    "siglip": (
+        "clip",
+        {"projection": 0, "logit_bias": -10.0, "vision": {**VIT, "pool": "map"}, "text": {**WORDS, "pooler": 8}},
+        {f"vision/{path}" for path in ("encoder/norm", *MAP)}
+        | {"text/encoder/norm", "text/pooler", "logit_scale", "logit_bias"},
+    ),
+    "a resnet beside bert": (
+        "clip",
+        {**CLIP, "vision": {**RESNET, "architecture": "resnet"}, "text": {**WORDS, "architecture": "bert"}},
+        {"text/pooler", "vision_projection", "text_projection", "logit_scale"},
+    ),
+}
+LAST = r"(.*/)?(stage_1/block_0|encoder/block_1)"
+"""The last block of each tower of these models."""
+
+
+@pytest.fixture(params=ARCHITECTURES, scope="module")
+def case(request):
+    name, options, after = ARCHITECTURES[request.param]
+    backbone = models.build(name, **options)
+    model = backbone if name == "clip" else models.Classifier(backbone, 3)
+    adapted = methods.adapt(methods.top_blocks(1), model, {}, backbone.config.inputs)
+    return adapted, after if name == "clip" else {*after, "head"}
+
+
+def learning(adapted):
+    return {path for path, rate in adapted.rates.items() if rate != FROZEN}
+
+
+def test_the_last_block_of_each_tower_learns_and_the_layers_named_here(case):
+    adapted, after = case
+    layers = {re.sub("/(kernel|bias|scale)$", "", path) for path in learning(adapted) if not re.match(LAST, path)}
+    assert layers == after
+    assert {path for path in adapted.rates if re.match(LAST, path)} <= learning(adapted)
+
+
+def test_a_convolution_is_told_from_a_dense_layer_by_its_name(case):
+    kernels = {path: len(x.shape) for path, x in case[0].shapes.items() if path.endswith("kernel")}
+    assert {path for path in kernels if re.fullmatch(f"{architecture.CONVOLUTION}/kernel", path)} == {
+        path for path, axes in kernels.items() if axes == 4
+    }
+
+
+def test_a_leaf_is_frozen_just_where_what_enters_a_last_block_depends_on_it(case):
+    adapted, _ = case
+    tree, state = (
+        {path: jnp.ones(x.shape, x.dtype) for path, x in of.items()} for of in (adapted.shapes, adapted.state)
+    )
+    batch = {name: jnp.ones(x.shape, x.dtype) for name, x in adapted.example.items()}
+
+    @jax.jit
+    def entering(tree):
+        entered = []
+
+        def interceptor(call, args, kwargs, context):
+            if context.method_name == "__call__" and re.fullmatch(LAST, "/".join(context.module.path)):
+                entered.append(jnp.sum(args[0]))
+            return call(*args, **kwargs)
+
+        with nn.intercept_methods(interceptor):
+            models.apply(adapted.model, tree | state, batch)
+        return sum(entered)
+
+    assert jnp.isfinite(entering(tree))
+    # Not a number in a leaf makes one of all that is computed from it, which a gradient of 0 would hide.
+    reached = {path for path in tree if jnp.isnan(entering({**tree, path: jnp.full_like(tree[path], jnp.nan)}))}
+    assert reached == tree.keys() - learning(adapted)
