@@ -70,7 +70,7 @@ class Left:
 
         self.trained = loop.prepare(resolved("train", TRAIN))
         loop.train(self.trained, root / "train", lambda row, speed: None)
-        self.like = loop._abstract(loop._programs(self.trained)[1])
+        self.like = loop._abstract(loop._Programs(self.trained).start(0)[0])
         for form in ("hf", "peft"):
             assert main(["export", f"--workdir={root / 'train'}", f"--format={form}", f"--out={root / form}"]) == 0
         self.curve = curves.prepare(resolved("curve", CURVE))
