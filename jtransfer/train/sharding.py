@@ -110,7 +110,8 @@ def lay_out(arguments: tuple, leaves: Mapping[str, NamedSharding], mesh: Mesh) -
     """The shapes of a step's arguments `(state, frozen, batch)` with their shardings, to lower it for the mesh."""
     state, frozen, batch = arguments
     split = jax.tree.map(lambda _: batch_sharding(mesh), batch)
-    layout = (state_shardings(state, leaves, mesh), {path: leaves[path] for path in frozen}, split)
+    whole = everywhere(mesh)  # where what a method holds beside the model's leaves may lie
+    layout = (state_shardings(state, leaves, mesh), {path: leaves.get(path, whole) for path in frozen}, split)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), arguments, layout)
 
 

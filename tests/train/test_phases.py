@@ -11,7 +11,7 @@ from jtransfer.errors import InputError
 from jtransfer.methods import parse
 from jtransfer.models import Classifier, ViT, ViTConfig, complete
 from jtransfer.objectives import classification, make_loss
-from jtransfer.train import Optimiser, TrainState, TrialData, costs, make_step, make_trial, plan
+from jtransfer.train import Optimiser, TrainState, TrialData, costs, make_step, make_trial, plan, sharding
 from jtransfer.train.phases import carried, entered
 from jtransfer.tree import FROZEN, merge, partition
 
@@ -204,3 +204,20 @@ def test_l2sp_belongs_to_its_phase_alone(backbone, data):
     plain, held = (run(f"probe >> finetune{more}", backbone, data) for more in ("", " + l2sp(alpha=1e3, beta=0)"))
     np.testing.assert_array_equal(plain.losses[:3], held.losses[:3])
     assert (plain.losses[4:] != held.losses[4:]).any()
+
+
+def test_what_a_method_holds_is_there_when_its_step_is_counted(backbone):
+    """A score may need it: without it there would be nothing to count."""
+
+    def scores(score):
+        return lambda params, outputs, batch: (jnp.sum(params["kept/cls"]), score(params, outputs, batch)[1])
+
+    def holds(base):
+        return {"kept/cls": base["embeddings/cls"]}
+
+    method = parse("finetune") + methods.Method("holding", methods.learn(), scores=scores, holds=holds)
+    adapted = methods.adapt(method, MODEL, backbone, EXAMPLE)
+    shapes = costs.step_shapes(adapted, classification(), Optimiser(), 8)
+    assert "kept/cls" in shapes.arguments[1] and costs.step_flops(shapes) > 0
+    leaves = sharding.tree_shardings(adapted.shapes, mesh := sharding.make_mesh({"data": -1}), "replicated")
+    assert sharding.lay_out(shapes.arguments, leaves, mesh)[1]["kept/cls"].sharding.is_fully_replicated
