@@ -11,7 +11,7 @@ from typing import Any
 from etils import epath
 
 from jtransfer import patterns
-from jtransfer.errors import InputError
+from jtransfer.errors import InputError, cut
 
 LARGEST = 1 << 26
 """Bytes of a file; the largest `tokenizer.json` on the hub has half of that."""
@@ -50,8 +50,8 @@ def check(file: epath.Path, spec: Mapping[str, Any]) -> None:
         for pattern in filter(None, map(_pattern, steps)):
             parts = patterns.alternatives(pattern) if len(pattern) <= LONGEST_WORD else ()
             if not parts or any(patterns.steps(one) > MOST_TRIES for one in parts):
-                shown = pattern if len(pattern) <= 80 else f"{pattern[:80]}..."
-                raise InputError(f"{file}: its {part} has the pattern '{shown}', which could take for ever to match")
+                own = f"{file}: its {part} has the pattern '{cut(pattern)}'"
+                raise InputError(f"{own}, which could take for ever to match")
     model = spec.get("model") or {}
     words = model.get("vocab") or {}
     if isinstance(words, list):  # Unigram's, with their scores
