@@ -10,6 +10,7 @@ import inspect
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from jtransfer import imports, kinds
@@ -55,7 +56,13 @@ def modules(text: str, what: str) -> dict[str, str]:
 
 
 def call(
-    node: ast.expr, text: str, what: str, known: Mapping[str, Callable], given: int = 0, others: Iterable[str] = ()
+    node: ast.expr,
+    text: str,
+    what: str,
+    known: Mapping[str, Callable],
+    given: int = 0,
+    others: Iterable[str] = (),
+    defaults: Mapping[str, Any] = MappingProxyType({}),
 ) -> Callable[..., Any]:
     """What a name or a call stands for: one of `known`, with its options bound.
 
@@ -66,6 +73,7 @@ def call(
         known: Functions by name, all of which return values of one type.
         given: How many leading arguments the caller adds, which the text cannot have.
         others: More names that an error may suggest.
+        defaults: Values for options of these names, if there are any, which the text leaves open.
 
     Raises:
         InputError: an unknown name, module or option (with the nearest that exists), values that are not plain, or
@@ -78,7 +86,7 @@ def call(
         raise InputError(f"{what} {kinds.shown(text)} {FORM}")
     if "." not in name and name not in known:
         raise InputError(f"unknown {what} '{name}'; {nearest(name, [*known, *others])}")
-    function = imports.function(name, what) if "." in name else known[name]
+    function = _function(name, what, known)
     signature = _signature(function, f"{what} '{name}'")
     options = list(signature.parameters)[given:]
     takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in signature.parameters.values())
@@ -104,8 +112,19 @@ def call(
     for option in options:
         if option in bound and signature.parameters[option].kind is not inspect.Parameter.VAR_KEYWORD:
             kinds.check_argument(bound[option], signature.parameters[option], f"{what} '{name}': {option}")
+    kwargs |= {name: value for name, value in defaults.items() if name in options and name not in bound}
     made = partial(_ordered, function, args, kwargs)
     return made if name in known else partial(_of_type, made, _returned(known), f"{what} '{name}'")
+
+
+def options(node: ast.expr, what: str, known: Mapping[str, Callable]) -> list[str]:
+    """Names of the options of what `call` takes; of a name or call that is known."""
+    name = _name(node.func if isinstance(node, ast.Call) else node)
+    return list(_signature(_function(name, what, known), f"{what} '{name}'").parameters)
+
+
+def _function(name, what, known):
+    return imports.function(name, what) if "." in name else known[name]
 
 
 def _name(node: ast.expr) -> str:

@@ -1,7 +1,87 @@
 """What can be learned, one file per family. To add an objective, write a function that returns an `Objective`."""
 
-from jtransfer.objectives.classification import check_mixup, classification
-from jtransfer.objectives.contrastive import LOSSES, contrastive, pair_loss
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jtransfer import expressions
+from jtransfer.errors import InputError, nearest
+from jtransfer.objectives.classification import check_mixup, classification, multilabel, regression
+from jtransfer.objectives.contrastive import LOSSES, clip, contrastive, pair_loss, siglip
 from jtransfer.objectives.objective import Objective, Score, make_loss
 
-__all__ = ["LOSSES", "Objective", "Score", "check_mixup", "classification", "contrastive", "make_loss", "pair_loss"]
+__all__ = [
+    "LOSSES",
+    "OBJECTIVES",
+    "Objective",
+    "Score",
+    "check_mixup",
+    "check_reads",
+    "classification",
+    "clip",
+    "contrastive",
+    "make_loss",
+    "multilabel",
+    "pair_loss",
+    "parse",
+    "regression",
+    "siglip",
+]
+
+OBJECTIVES: dict[str, Callable[..., Objective]] = {
+    "classification": classification,
+    "multilabel": multilabel,
+    "regression": regression,
+    "clip": clip,
+    "siglip": siglip,
+}
+
+TARGETS = {
+    "classes": "one class a row",
+    "labels": "several labels a row",
+    "values": "values to predict",
+    "texts": "texts",
+    "pairs": "images with captions",
+    "": "no labels",
+}
+"""What data may have for an objective to read, in words."""
+
+
+def parse(text: str, settings: Mapping[str, Any] | None = None, offered: Mapping[str, Any] | None = None) -> Objective:
+    """An objective as a config writes it: `classification`, `my_losses.focal(gamma=2)`.
+
+    Args:
+        text: What the config says.
+        settings: Keys of the config that the text may leave to it, as `smoothing`; one that is set is of some use.
+        offered: More values for options that the text leaves open, where the objective has options of these names.
+
+    Raises:
+        InputError: an unknown objective or option, or a setting that is not 0 and that the objective has not.
+    """
+    node = expressions.parse(text, "objective")
+    settings, offered = dict(settings or {}), dict(offered or {})
+    made = expressions.call(node, text, "objective", OBJECTIVES, defaults=settings | offered)
+    options = expressions.options(node, "objective", OBJECTIVES)
+    if unused := [name for name, value in settings.items() if value and name not in options]:
+        raise InputError(f"config.{unused[0]} is no option of objective '{text.strip()}'; set it to 0")
+    return made()
+
+
+def check_reads(objective: Objective, text: str, name: str, has: str) -> None:
+    """Refuse data that an objective cannot read.
+
+    Args:
+        objective: What is learned.
+        text: As the config writes it.
+        name: Of the data.
+        has: A key of `TARGETS`.
+
+    Raises:
+        InputError: naming an objective that reads such data, where there is one.
+    """
+    if objective.reads == has:
+        return
+    fit = [other for other, make in OBJECTIVES.items() if make().reads == has]
+    known = f"expected {' or '.join(map(repr, fit))}" if fit else nearest(text, OBJECTIVES)
+    raise InputError(
+        f"config.objective '{text}' learns from {TARGETS[objective.reads]}, {name} has {TARGETS[has]}; {known}"
+    )

@@ -1,6 +1,6 @@
-"""Cross-entropy on class labels, with label smoothing and mixup."""
+"""What is learned of labels: one class a row, several labels a row, or values; with label smoothing and mixup."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -9,7 +9,13 @@ import optax
 
 from jtransfer.errors import InputError
 from jtransfer.kinds import NOT_NEGATIVE, SHARE, check
+from jtransfer.models import Architecture, Head
 from jtransfer.objectives.objective import Batch, Metrics, Objective, Outputs
+
+
+def linear(architecture: Architecture, outputs: int) -> Head:
+    """One linear layer on the features."""
+    return Head(outputs)
 
 
 def classification(smoothing: float = 0.0, mixup: float = 0.0) -> Objective:
@@ -26,6 +32,69 @@ def classification(smoothing: float = 0.0, mixup: float = 0.0) -> Objective:
         InputError: `smoothing` outside 0..1, or `mixup` below 0 or not finite.
     """
     check(smoothing, SHARE, "smoothing")
+
+    def score(params, outputs, batch):
+        logits, labels = outputs["logits"], batch["labels"]
+        targets = _mixed(batch, optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing))
+        value = optax.softmax_cross_entropy(logits, targets).mean()
+        return value, {"accuracy": jnp.mean(logits.argmax(-1) == labels)}
+
+    return Objective(score, linear, augment=_mix(mixup), measure=measure, metrics=("accuracy",))
+
+
+def measure(outputs: Outputs, batch: Batch) -> Metrics:
+    """Cross-entropy in nats and accuracy (0 or 1) of every example `[n]`."""
+    logits, labels = outputs["logits"], batch["labels"]
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return {"loss": losses, "accuracy": logits.argmax(-1) == labels}
+
+
+def multilabel(smoothing: float = 0.0, mixup: float = 0.0) -> Objective:
+    """The mean binary cross-entropy of every logit over a batch with `labels [batch, classes]` of 0 and 1.
+
+    Args:
+        smoothing: How much of a target is 1/2 instead.
+        mixup: As for `classification`.
+
+    Raises:
+        InputError: as for `classification`.
+    """
+    check(smoothing, SHARE, "smoothing")
+
+    def score(params, outputs, batch):
+        targets = _mixed(batch, (1 - smoothing) * batch["labels"] + smoothing / 2)
+        return optax.sigmoid_binary_cross_entropy(outputs["logits"], targets).mean(), {}
+
+    def measure(outputs, batch):
+        return {"loss": optax.sigmoid_binary_cross_entropy(outputs["logits"], batch["labels"]).mean(-1)}
+
+    return Objective(score, linear, augment=_mix(mixup), measure=measure, metrics=("map",), reads="labels")
+
+
+def regression(mixup: float = 0.0) -> Objective:
+    """The mean squared error of outputs over a batch with `labels [batch]` or `[batch, values]`, floats.
+
+    Args:
+        mixup: As for `classification`.
+
+    Raises:
+        InputError: as for `classification`.
+    """
+
+    def errors(outputs, labels):
+        return optax.losses.squared_error(outputs["logits"], labels.reshape(outputs["logits"].shape)).mean(-1)
+
+    def score(params, outputs, batch):
+        return errors(outputs, _mixed(batch, batch["labels"])).mean(), {}
+
+    def measure(outputs, batch):
+        return {"loss": errors(outputs, batch["labels"])}
+
+    return Objective(score, linear, augment=_mix(mixup), measure=measure, metrics=("mse",), reads="values")
+
+
+def _mix(mixup: float) -> Callable[[jax.Array, Batch], Batch]:
+    """What mixes the inputs of each example with those of its neighbour, and notes by how much."""
     check(mixup, NOT_NEGATIVE, "mixup")
 
     def augment(key, batch):
@@ -36,22 +105,14 @@ def classification(smoothing: float = 0.0, mixup: float = 0.0) -> Objective:
         mixed = jax.tree.map(lambda x: weight * x + (1 - weight) * jnp.roll(x, 1, axis=0), inputs)
         return batch | {"inputs": mixed, "weight": weight}
 
-    def score(params, outputs, batch):
-        logits, labels = outputs["logits"], batch["labels"]
-        targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
-        if mixup:
-            targets = batch["weight"] * targets + (1 - batch["weight"]) * jnp.roll(targets, 1, axis=0)
-        value = optax.softmax_cross_entropy(logits, targets).mean()
-        return value, {"accuracy": jnp.mean(logits.argmax(-1) == labels)}
-
-    return Objective(score, augment, measure=measure)
+    return augment
 
 
-def measure(outputs: Outputs, batch: Batch) -> Metrics:
-    """Cross-entropy in nats and accuracy (0 or 1) of every example `[n]`."""
-    logits, labels = outputs["logits"], batch["labels"]
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return {"loss": losses, "accuracy": logits.argmax(-1) == labels}
+def _mixed(batch: Batch, targets: jax.Array) -> jax.Array:
+    """The targets of a batch as its inputs are mixed."""
+    if "weight" not in batch:
+        return targets
+    return batch["weight"] * targets + (1 - batch["weight"]) * jnp.roll(targets, 1, axis=0)
 
 
 def check_mixup(mixup: float, inputs: Any) -> None:

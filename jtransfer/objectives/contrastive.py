@@ -224,7 +224,17 @@ def contrastive(name: str, parts: int = 1, mesh: Mesh | None = None) -> Objectiv
         metrics = {"temperature": scale, "duplicates": duplicates(batch["inputs"]["input_ids"])}
         return value, metrics | ({"cut": jnp.mean(batch["cut"])} if "cut" in batch else {})
 
-    return Objective(score, forward=partial(_in_parts, parts) if parts > 1 else forward)
+    return Objective(score, forward=partial(_in_parts, parts) if parts > 1 else forward, reads="pairs")
+
+
+def clip(parts: int = 1, mesh: Mesh | None = None) -> Objective:
+    """The loss of CLIP (Radford et al. 2021, arXiv:2103.00020); see `contrastive`."""
+    return contrastive("clip", parts, mesh)
+
+
+def siglip(parts: int = 1, mesh: Mesh | None = None) -> Objective:
+    """The loss of SigLIP (Zhai et al. 2023, arXiv:2303.15343); see `contrastive`."""
+    return contrastive("siglip", parts, mesh)
 
 
 def _in_parts(parts, model, params, state, inputs, key):

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 
 from jtransfer import models
+from jtransfer.models import Architecture, Head
 from jtransfer.tree import Tree, flat
 
 Batch = dict[str, Any]
@@ -33,24 +34,38 @@ def forward(model: nn.Module, params: Tree, state: Tree, inputs: Any, key: jax.A
     return outputs, state | flat(updated)
 
 
+def no_head(architecture: Architecture, outputs: int) -> None:
+    """The model as it is predicts what is learned."""
+
+
 @dataclass(frozen=True)
 class Objective:
     """What a run learns of a batch `{"inputs": one array or several by name, ...}`.
 
     Attributes:
         score: See `Score`.
-        augment: From a key and a batch to the batch that the model sees, as mixup does; None for the batch itself.
+        head: From the model's architecture and the number of classes or values of the data to the head that is put on
+            the model, which learns; None for none.
+        targets: From a key and a batch to the batch with what is asked of the model, as masked words are: in training
+            with a new key each step, in evaluation with one that never changes. None where the data have it.
+        augment: From a key and a batch to the batch that the model sees in training alone, as mixup does.
         forward: Runs the model; see `Forward`.
         measure: From the outputs in evaluation mode and their batch to metrics of every example, `[n]` each, whose
-            means are reported; None where only a whole set can be measured, as by retrieval.
-        chooses: The metric that chooses between runs, the higher the better, and that a curve shows.
+            means are reported; an entry `weight` is what each example counts in them. None where only a whole set can
+            be measured, as by retrieval.
+        metrics: Names of what is measured of a whole set (see `metrics.METRICS`). The first chooses between runs, and
+            is what a curve shows.
+        reads: What the data must have: "classes" (one a row), "labels" (several a row), "values", "texts" or "pairs".
     """
 
     score: Score
+    head: Callable[[Architecture, int], Head | None] = no_head
+    targets: Callable[[jax.Array, Batch], Batch] | None = None
     augment: Callable[[jax.Array, Batch], Batch] | None = None
     forward: Forward = forward
     measure: Callable[[Outputs, Batch], Metrics] | None = None
-    chooses: str = "accuracy"
+    metrics: tuple[str, ...] = ()
+    reads: str = "classes"
 
 
 def make_loss(model: nn.Module, objective: Objective, scores: Callable[[Score], Score] = lambda score: score) -> Loss:
@@ -64,9 +79,9 @@ def make_loss(model: nn.Module, objective: Objective, scores: Callable[[Score], 
     score = scores(objective.score)
 
     def loss(params, state, batch, key):
-        if objective.augment:
-            augment_key, key = jax.random.split(key)
-            batch = objective.augment(augment_key, batch)
+        for change in filter(None, (objective.targets, objective.augment)):
+            change_key, key = jax.random.split(key)
+            batch = change(change_key, batch)
         outputs, state = objective.forward(model, params, state, batch["inputs"], key)
         value, metrics = score(params, outputs, batch)
         return value, ({"loss": value} | metrics, state)
