@@ -16,7 +16,7 @@ from etils import epath
 from jax.sharding import Sharding
 
 from jtransfer import directories, files
-from jtransfer.checkpoints import calls, hub, layouts, leaves
+from jtransfer.checkpoints import calls, heads, hub, layouts, leaves
 from jtransfer.checkpoints.names import assign
 from jtransfer.checkpoints.resizing import RESIZERS
 from jtransfer.data import preprocess
@@ -215,7 +215,7 @@ def load(
     Args:
         name: An embedded one, a directory or file (local or in an object store) in any layout of
             `checkpoints/layouts.py`, or a name on the Hugging Face hub.
-        head: The kind of head, as "sequence" or "masked_lm"; "" for none, None for the checkpoint's own.
+        head: The kind of head, as "sequence", "masked_lm" or a `Head.kind`; "" for none, None for the checkpoint's own.
         classes: Number of the head's outputs; where the checkpoint has another, the head starts at zero.
         image: Height and width (or both as one) to take instead of the checkpoint's: positions are resized. None is
             the checkpoint's own, which for DINOv2 is what its processor gives, as in transformers.
@@ -273,23 +273,29 @@ def save(
     classes: tuple[str, ...] = (),
     preprocessor: Mapping[str, Any] | None = None,
     beside: Mapping[str, bytes] | None = None,
+    head: Head | None = None,
 ) -> None:
-    """Write a backbone (with `head/` for `classes`, if any) in our own layout: `config.json` and `model.safetensors`.
+    """Write a backbone with its head, if any, in our own layout: `config.json` and `model.safetensors`.
 
     `jtransfer.json` beside them has the SHA-256 of each, by which `load` tells damage.
 
     Args:
         directory: Where; files there are replaced.
         model: Without a head.
-        tree: Its leaves, the statistics under `batch_stats/`.
-        classes: Names of the head's classes.
+        tree: Its leaves, the statistics under `batch_stats/` and the head's under `head/` (or, as `load` gives them,
+            under `source_head/`).
+        classes: Names of the head's classes; empty where its outputs have none, as those of a language model.
         preprocessor: What makes the model's inputs of images, in the keys of Hugging Face's
             `preprocessor_config.json`; None where they are taken as they are.
         beside: More files, as a tokenizer's.
+        head: Whose leaves these are; None is one layer on the features for `classes`, or none without any.
+
+    Raises:
+        InputError: `classes` are not as many as the outputs of `head`.
     """
     from safetensors.numpy import save as to_bytes
 
-    config = described(model.config) | {"classes": list(classes)}
+    config = described(model.config) | heads.write(head, classes)
     config |= {"preprocessor": dict(preprocessor)} if preprocessor else {}
     weights = to_bytes({path: np.asarray(leaf, order="C") for path, leaf in sorted(tree.items())})
     contents = {"model.safetensors": weights, "config.json": files.as_json(config).encode()}
@@ -305,8 +311,8 @@ def _check_options(head, classes, image, channels, positions, dtype, param_dtype
     for option, value in numbers.items():
         if not (value is None or (type(value) is int and value > 0)):
             raise InputError(f"{option}={shown(value)}: expected a whole number above 0")
-    if classes is not None and classes > layouts.MOST_CLASSES:
-        raise InputError(f"classes={shown(classes)}: expected at most {layouts.MOST_CLASSES:,}")
+    if classes is not None and classes > heads.MOST_CLASSES:
+        raise InputError(f"classes={shown(classes)}: expected at most {heads.MOST_CLASSES:,}")
     if isinstance(image, tuple | list) and (len(image) != 2 or None in image):
         raise InputError(f"image={image!r}: expected height and width, or both as one number")
     if not (positions is None or (isinstance(positions, str) and positions in RESIZERS)):

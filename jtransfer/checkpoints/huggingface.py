@@ -106,7 +106,8 @@ def _choice(backbone, head):
 
 def _computes(backbone, family, kind, head):
     """Whether Hugging Face's head of a kind computes what a head on this backbone does."""
-    theirs, config = family.head(values_of(backbone), kind, head.classes), backbone.config
+    config = backbone.config
+    theirs = family.head(values_of(backbone) or family.write(config), kind, head.classes)
     if dataclasses.replace(theirs, reads=head.reads) != head:
         return False
     pooler = {"pooler.dense.weight": None} if config.pooler else {}

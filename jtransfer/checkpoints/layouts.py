@@ -8,7 +8,7 @@ from typing import Any
 
 from etils import epath
 
-from jtransfer.checkpoints import pooled, sentences
+from jtransfer.checkpoints import heads, pooled, sentences
 from jtransfer.checkpoints import tensors as files
 from jtransfer.checkpoints.families import FAMILIES, npz, open_clip, timm
 from jtransfer.checkpoints.families.values import MAY_BE_NULL, MOST, labels, typed, words
@@ -80,7 +80,6 @@ class Checkpoint:
 CLASSIFICATION = "classification"
 """The kind of the head that models of images have."""
 
-MOST_CLASSES = 1_000_000
 MOST_BLOCKS = 1000
 
 LARGEST_CONFIG = 1 << 23
@@ -166,14 +165,23 @@ def _foreign(file, origin, tensors, head, classes):
 
 
 def _chosen(where, own, head, classes):
-    """The head of a layout that has one kind: the file's own, a new one, or none."""
-    if head not in (None, "", CLASSIFICATION):
-        raise InputError(f"{where}: no head '{head}'; {nearest(str(head), [CLASSIFICATION])}")
+    """The head of a layout that does not name kinds: the file's own, a new one for classes, or none."""
+    kinds = [CLASSIFICATION, *([own.kind] if own and own.kind != CLASSIFICATION else [])]
+    if head not in (None, "", *kinds):
+        raise InputError(f"{where}: no head '{head}'; {nearest(str(head), kinds)}")
     if head == "" or (own is None and head is None and classes is None):
         return None
-    if own is None and classes is None:
-        raise InputError(f"{where} has no head; say how many classes a new one is to have")
-    return Head(classes) if own is None else dataclasses.replace(own, classes=classes or own.classes)
+    if own and head in (None, own.kind):
+        if classes is not None and own.kind in heads.WITHOUT_CLASSES:
+            raise InputError(
+                f"{where}: classes={classes}, but the head '{own.kind}' has none; say which is to have them: "
+                f"head='{CLASSIFICATION}'"
+            )
+        return dataclasses.replace(own, classes=classes or own.classes)
+    if classes is None:
+        there = f"has the head '{own.kind}'" if own else "has no head"
+        raise InputError(f"{where} {there}; say how many classes a new one is to have")
+    return Head(classes)
 
 
 def _described(where, values, tensors, head, classes):
@@ -196,17 +204,21 @@ def _described(where, values, tensors, head, classes):
 
 
 def _own(where, values, tensors, head, classes):
-    options = {key: value for key, value in values.items() if key not in ("architecture", "classes", "preprocessor")}
+    others = ("architecture", "classes", heads.KEY, "preprocessor")
+    options = {key: value for key, value in values.items() if key not in others}
     names = words(values, "classes")
     model = build(values["architecture"], **_checked(values["architecture"], options))
-    kind = _chosen(where, Head(len(names)) if names else None, head, classes)
+    own = heads.read(values, names, model.config)
+    kind = _chosen(where, own, head, classes)
+    if own and kind and kind.kind != own.kind:  # whatever the names, a head of one task does not fill that of another
+        tensors = {path: tensor for path, tensor in tensors.items() if not path.startswith(("head/", SOURCE_HEAD))}
     check_size(where, model.config, len(tensors))
     rows = tuple(
         Row(path, f"{SOURCE_HEAD}{path.removeprefix('head/')}" if path.startswith("head/") else path, LEAF)
         for path in tensors
         if not {"{", "}"}.intersection(path)  # which no leaf has, and templates do
     )
-    number = kind.classes if kind else 0
+    number = kind.classes if kind and kind.kind not in heads.WITHOUT_CLASSES else 0
     classes_of = names if len(names) == number else tuple(map(str, range(number)))
     return Checkpoint(model.config, kind, classes_of, Names(rows), tensors, Origin(where, values, "jtransfer"))
 
@@ -291,8 +303,8 @@ def _headed(where, encoder, beside, classes):
 
 def _class_names(own, own_number, number):
     """As the config has them, or as transformers calls classes without names; of another number of classes, numbers."""
-    if number > MOST_CLASSES:
-        raise InputError(f"the config claims {number} classes; expected at most {MOST_CLASSES}")
+    if number > heads.MOST_CLASSES:
+        raise InputError(f"the config claims {number} classes; expected at most {heads.MOST_CLASSES}")
     if number != own_number:
         return tuple(map(str, range(number)))
     return own or tuple(f"LABEL_{i}" for i in range(number))

@@ -12,6 +12,9 @@ from jtransfer.models import layers
 SOURCE_HEAD = "source_head/"
 """Prefix of the head of a backbone's source task, which stays in the tree, frozen, whatever the method."""
 
+READS = ("features", "pooler_output", "first", "last_hidden_state", "patches", "distilled")
+"""What a head may read: see `Head`."""
+
 
 @dataclass(frozen=True)
 class Head:
@@ -41,6 +44,24 @@ class Head:
     span: bool = False
     width: int = 0
     output: str = "logits"
+
+    @property
+    def kind(self) -> str:
+        """What it predicts, as `load(head=...)` names it, whichever options it has.
+
+        "classification" is of a whole input ("sequence" in Hugging Face's models of texts), "token" of every token, and
+        "span" of where an answer starts and ends. "masked_lm" predicts the words that were masked, by a hidden layer
+        before the vocabulary, and "causal_lm" the word that follows. "projection" is an embedding.
+        """
+        if self.output != "logits":
+            return "projection"
+        if self.span:
+            return "span"
+        if self.reads != "last_hidden_state":
+            return "classification"
+        if self.hidden or self.norm:
+            return "masked_lm"
+        return "causal_lm" if self.tied or not self.bias else "token"
 
 
 class Layers(nn.Module):
