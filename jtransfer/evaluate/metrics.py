@@ -2,6 +2,7 @@
 
 Predictions are `[n, classes]` logits, of which the first of the largest counts, or `[n]` the predicted classes
 themselves. Every function raises InputError for rows that do not match, no rows, NaN, or labels that are no classes.
+Those of `objectives.metrics` are computed on the device, in float32, with weights.
 """
 
 from collections.abc import Callable
@@ -58,26 +59,6 @@ def per_class(predicted: np.ndarray, labels: np.ndarray, classes: int | None = N
     return _ratio(right, counts)
 
 
-def f1(predicted: np.ndarray, labels: np.ndarray, positive: int = 1) -> float:
-    """Harmonic mean of precision and recall of one class, 2 TP / (2 TP + FP + FN); 0 where it is nowhere."""
-    predicted, labels = _predictions(predicted, labels)
-    found, there = predicted == positive, labels == positive
-    return float(2 * (found & there).sum() / max(found.sum() + there.sum(), 1))
-
-
-def matthews(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """Matthews' correlation of predictions and labels, for any number of classes (Gorodkin 2004), -1 to 1.
-
-    With n rows, c of them correct, and t_k rows labelled and p_k predicted as class k, it is
-    `(c n - Σ t_k p_k) / √((n² - Σ p_k²) (n² - Σ t_k²))`; 0 where one of the two has a single class.
-    """
-    predicted, labels = _predictions(predicted, labels)
-    classes, n = _largest(predicted, labels), len(labels)
-    p, t = (np.bincount(x, minlength=classes).astype(np.float64) for x in (predicted, labels))
-    norm = np.sqrt((n**2 - p @ p) * (n**2 - t @ t))
-    return float(((predicted == labels).sum() * n - t @ p) / norm) if norm else 0.0
-
-
 def auroc(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Area under the receiver operating characteristic of each label `[c]`: how often a positive row's score is above
     that of a negative one, equal scores counting half. NaN for a label that all rows have, or none.
@@ -86,27 +67,11 @@ def auroc(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
         scores: `[n, c]`.
         targets: `[n, c]` of 0 and 1.
     """
-
-    def area(true, false):
-        return (np.diff(false, prepend=0) * (true + np.append(0, true[:-1]))).sum() / 2, true[-1] * false[-1]
-
-    return _of_curves(area, scores, targets)
-
-
-def average_precision(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Average precision of each label `[c]`, `Σ (R_k - R_{k-1}) P_k` over the distinct scores from the highest down.
-
-    Its mean is the mAP. NaN for a label that no row has.
-
-    Args:
-        scores: `[n, c]`.
-        targets: `[n, c]` of 0 and 1.
-    """
-
-    def area(true, false):
-        return (np.diff(true, prepend=0) * true / (true + false)).sum(), true[-1]
-
-    return _of_curves(area, scores, targets)
+    scores, targets = _scores(scores, "scores"), np.asarray(targets)
+    if targets.shape != scores.shape or not np.isin(targets, (0, 1)).all():
+        raise InputError(f"targets have shape {list(targets.shape)}; expected {list(scores.shape)} of 0 and 1")
+    curves = [_curve(*column) for column in zip(scores.T, targets.T, strict=True)]
+    return np.array([_ratio(_area(*curve), curve[0][-1] * curve[1][-1]) for curve in curves])
 
 
 def ece(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
@@ -249,15 +214,12 @@ def _integers(x, what, rows=None):
     return x.astype(np.int64)
 
 
-def _of_curves(area, scores, targets):
-    """An area over its norm for each label, from the curves of true and false positives above each distinct score."""
-    scores, targets = _scores(scores, "scores"), np.asarray(targets)
-    if targets.shape != scores.shape or not np.isin(targets, (0, 1)).all():
-        raise InputError(f"targets have shape {list(targets.shape)}; expected {list(scores.shape)} of 0 and 1")
-    return np.array([_ratio(*area(*_curve(s, t))) for s, t in zip(scores.T, targets.T, strict=True)])
+def _area(true, false):
+    return (np.diff(false, prepend=0) * (true + np.append(0, true[:-1]))).sum() / 2
 
 
 def _curve(scores, targets):
+    """True and false positives above each distinct score, from the highest down."""
     order = np.argsort(-scores, kind="stable")
     scores = scores[order]
     last = np.append(np.flatnonzero(scores[1:] != scores[:-1]), len(order) - 1)  # of each run of equal scores

@@ -1,0 +1,39 @@
+"""Metrics of the user's own: a function that returns a `Metric`."""
+
+import jax.numpy as jnp
+
+from jtransfer.objectives.metrics import Metric
+
+
+def within(error: float = 1.0) -> Metric:
+    """The share of values that are predicted to within an error, in the unit of the values."""
+
+    def call(predictions, targets, weights):
+        return jnp.sum(weights * (jnp.abs(predictions - targets) <= error)) / jnp.sum(weights)
+
+    return Metric(call, ("values",), f"share of values within {error:g}")
+
+
+def shaped() -> Metric:
+    """One that returns a value for each row, as it should not."""
+    return Metric(lambda predictions, targets, weights: weights, ("values",), "no scalar")
+
+
+def failing() -> Metric:
+    """One that fails when it is called."""
+    return Metric(lambda predictions, targets, weights: predictions @ targets["text"], ("values",), "nothing")
+
+
+def constant(predictions, targets, weights):
+    """A formula, where a function that returns a `Metric` is expected."""
+    return 0.0
+
+
+def number() -> float:
+    """Something else."""
+    return 0.5
+
+
+def of_ranks() -> Metric:
+    """One of no kind of targets."""
+    return Metric(constant, ("value",), "nothing")
