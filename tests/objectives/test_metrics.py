@@ -21,7 +21,7 @@ N, PADDED = 60, 80
 def draw(seed):
     """Predictions and targets of every kind `[60]`, with few distinct scores, of which 0 has either sign.
 
-    Class 4 and label 3 have no positive row, label 4 has no other.
+    Class 4 and label 3 have no positive row, label 3 is not predicted either, label 4 has no negative row.
     """
     rng = np.random.default_rng(seed)
     logits = rng.integers(-3, 4, (N, 6)) / 2 * rng.choice([-1, 1], (N, 6))
@@ -31,7 +31,7 @@ def draw(seed):
     return {
         "classes": (logits, np.where(classes == 4, 5, classes)),
         "binary": (logits[:, :2], (rng.random(N) < 0.2 + 0.4 * (logits[:, 0] < logits[:, 1])).astype(int)),
-        "labels": (logits[:, :5], truths),
+        "labels": (np.where(np.arange(5) == 3, -np.abs(logits[:, :5]), logits[:, :5]), truths),
         "values": (scores[:, 0], np.round(scores[:, 0] + rng.normal(size=N), 1)),
         "columns": (scores, np.round(scores @ [[1, 0], [1, -1]] + rng.normal(size=(N, 2)), 1)),
     }
