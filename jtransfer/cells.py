@@ -14,6 +14,8 @@ from jtransfer import files
 from jtransfer.errors import Damaged
 
 log = logging.getLogger("jtransfer")
+ACCURACY = {"metric": "accuracy", "better": "higher", "unit": "%"}
+"""What a row of a curve says of the metric that it shows, where it says nothing: rows of earlier versions."""
 LONGEST = 200
 """Characters of a cell's name that its file's name begins with."""
 
@@ -89,3 +91,12 @@ def of_source(found: Mapping[str, Any], modules: Mapping[str, Mapping[str, str]]
         cells = [cell for cell, of in gone.items() if of == name]
         log.warning("the source of module '%s' has changed: %d cells made by it no longer count", name, len(cells))
     return {cell: content for cell, content in found.items() if cell not in gone}
+
+
+def value(row: Mapping[str, Any]) -> float | None:
+    """What a curve shows of a row of its results: the metric that chose, on test rows; None where all trials diverged.
+
+    The row says which it is under `metric`, whether `better` is "higher" or "lower", and in which `unit` it is shown,
+    "%" or "".
+    """
+    return row[f"test_{row.get('metric', ACCURACY['metric'])}"]

@@ -16,17 +16,18 @@ import jax
 import numpy as np
 from etils import epath
 
-from jtransfer import arms, checkpoints, expressions, fitted, methods, workdir
+from jtransfer import arms, checkpoints, expressions, fitted, methods, named, objectives, trained, workdir
 from jtransfer import config as configs
-from jtransfer.arms import PIXELS, ZERO_SHOT, Arm, Examples, Row
+from jtransfer.arms import Arm, Examples, Row
 from jtransfer.cells import Cells, of_source
 from jtransfer.config import resolved
 from jtransfer.data import sources, splits
 from jtransfer.data.subsets import few_shot, validation_shots
 from jtransfer.errors import InputError, Unfinished, first_line, nearest
 from jtransfer.evaluate import few_shot as fits
-from jtransfer.fitted import Fitted
-from jtransfer.objectives import check_mixup
+from jtransfer.named import ZERO_SHOT
+from jtransfer.objectives import metrics
+from jtransfer.trained import PIXELS
 from jtransfer.worth import worth
 
 LISTS = ("methods", "shots")
@@ -46,7 +47,8 @@ class Curve:
         config: The resolved config.
         examples: The target task, and the rows of it that are used.
         backbone: What is transferred; of a dual encoder both towers.
-        arms: The methods that train or are fitted, in the config's order.
+        objective: What the methods that train learn.
+        arms: One for each method, in the config's order.
         fingerprints: Of the data, of the backbone with what makes its inputs, and of the templates, if a file has them.
         modules: Of each method that names modules of the user's, their digests by name.
     """
@@ -54,7 +56,8 @@ class Curve:
     config: Any
     examples: Examples
     backbone: checkpoints.Backbone
-    arms: list[Arm | Fitted]
+    objective: objectives.Objective
+    arms: list[Arm]
     fingerprints: dict[str, str]
     modules: dict[str, dict[str, str]] = field(default_factory=dict)
 
@@ -84,14 +87,21 @@ def prepare(config, dataset: sources.Dataset | None = None) -> Curve:
             methods.parse(name, (ZERO_SHOT, PIXELS, *fits.FITS))
             if own := expressions.modules(name, "method"):
                 modules[name] = own
-    trained = [name for name in names if not fitted.is_fit(name)]
-    known = ["default", PIXELS, *methods.METHODS, *trained, *map(arms.family, modules)]
+    learners = [name for name in names if not fitted.is_fit(name)]
+    known = ["default", PIXELS, *methods.METHODS, *learners, *map(arms.family, modules)]
     for name in config.hyper:
         if name not in known:
             raise InputError(f"config.hyper: unknown method '{name}'; {nearest(name, known)}")
+    objective = objectives.parse(config.objective, {key: config[key] for key in objectives.SETTINGS})
+    own = expressions.modules(config.objective, "objective")
+    chosen = dict(map(metrics.parse, config.metrics))
+    for name in config.metrics:
+        own |= expressions.modules(name, "metric")
     dataset = dataset or sources.load(config.data, config.data_dir)
-    if dataset.labels.ndim > 1:
-        raise InputError(f"config.data: {dataset.name} has several labels a row; curve takes data with one")
+    objectives.check_reads(objective, config.objective, dataset.name, dataset.targets)
+    chosen = chosen or dict(map(metrics.parse, (dataset.metric,) if dataset.metric else objective.metrics))
+    for name, metric in chosen.items():
+        metrics.check(name, metric, dataset.targets, dataset.outputs)
     if dataset.kind != "image" and (unfit := [name for name in names if name in (ZERO_SHOT, PIXELS)]):
         raise InputError(f"config.methods: '{unfit[0]}' is of images, {dataset.name} holds texts; leave it out")
     for shots in config.shots:
@@ -103,18 +113,22 @@ def prepare(config, dataset: sources.Dataset | None = None) -> Curve:
     drawn = [few_shot(dataset.labels, dataset.pool, max(config.shots), seed) for seed in range(config.seeds)]
     rows = np.unique(np.concatenate([test, *itertools.chain(*drawn)]))
     backbone, make = checkpoints.load_for(config.backbone, config.load, dataset, tower=False)
-    examples = Examples(dataset, test, rows, make)
-    check_mixup(config.mixup, examples.example)
-    if ZERO_SHOT in names:
-        arms.check_zero_shot(config, dataset, backbone)
+    examples = Examples(dataset, test, rows, make, tuple(config.shots), chosen)
+    objectives.check_mixup(config.mixup, examples.example)
     tower = checkpoints.tower_for(backbone, dataset)
-    built = [
-        fitted.build(config, name, tower) if fitted.is_fit(name) else arms.build(config, name, examples, tower)
-        for name in names
-        if name != ZERO_SHOT
-    ]
-    fingerprints = {"data": sources.fingerprint(dataset)} | backbone.fingerprints | arms.fingerprints(config)
-    return Curve(config, examples, backbone, built, fingerprints, modules)
+
+    def build(name) -> Arm:
+        if name == ZERO_SHOT:
+            return named.build(config, examples, backbone)
+        if fitted.is_fit(name):
+            return fitted.build(config, name, examples, tower)
+        return trained.build(config, name, examples, tower, objective)
+
+    built = [build(name) for name in names]
+    if own:
+        modules |= {arm.name: modules.get(arm.name, {}) | own for arm in built}
+    fingerprints = {"data": sources.fingerprint(dataset)} | backbone.fingerprints | named.fingerprints(config)
+    return Curve(config, examples, backbone, objective, built, fingerprints, modules)
 
 
 def check(config, directory: epath.PathLike) -> None:
@@ -159,18 +173,18 @@ def run(curve: Curve, directory: epath.PathLike, on_cell: OnCell) -> list[Row]:
     fingerprint = workdir.fingerprint(config, GROWS)
     cells, every = Cells(directory, fingerprint), [_name(*key) for key in _keys(config)]
     done = of_source(cells.read(every), curve.modules)
-    todo: list[tuple[Arm | Fitted | None, int, list[int]]] = []
-    if ZERO_SHOT in config["methods"] and _name(ZERO_SHOT, 0, 0) not in done:
-        todo.append((None, 0, [0]))
-    for arm, shots in itertools.product(curve.arms, curve.config.shots):
-        if seeds := [seed for seed in range(curve.config.seeds) if _name(arm.name, shots, seed) not in done]:
-            todo.append((arm, shots, seeds))
+    todo: list[tuple[Arm, int, list[int]]] = []
+    for arm in curve.arms:
+        for shots in curve.config.shots if arm.draws else (0,):
+            seeds = range(curve.config.seeds if arm.draws else 1)
+            if missing := [seed for seed in seeds if _name(arm.name, shots, seed) not in done]:
+                todo.append((arm, shots, missing))
 
     failed: dict[str, str] = {}
     left, plan = len(todo), [list(some) for _, some in itertools.groupby(todo, key=lambda cell: id(cell[0]))]
-    with _ahead(lambda arm, _, seeds: _cell(curve, arm, len(seeds)), plan) as compiling:
+    with _ahead(lambda arm, _, seeds: arm.compile(len(seeds)), plan) as compiling:
         for some, compiled in zip(plan, compiling, strict=True):
-            name = some[0][0].name if some[0][0] else ZERO_SHOT
+            name = some[0][0].name
             on_cell(name, None, [], left)
             for _, shots, seeds in some:
                 try:
@@ -200,14 +214,6 @@ def run(curve: Curve, directory: epath.PathLike, on_cell: OnCell) -> list[Row]:
     return rows
 
 
-def _cell(curve: Curve, arm: Arm | Fitted | None, seeds: int) -> arms.Cell:
-    if isinstance(arm, Fitted):
-        return fitted.cell(curve.config, arm, curve.examples)
-    if arm is None:
-        return arms.zero_shot(curve.config, curve.examples, curve.backbone)
-    return arms.trained(curve.config, arm, curve.examples, seeds)
-
-
 @contextlib.contextmanager
 def _ahead(compile_one, plan):
     """Compile the methods two at a time, ahead of their turn: tracing and compiling use one core each."""
@@ -231,21 +237,6 @@ def _name(method: str, shots: int, seed: int) -> str:
     return f"{method}-{shots}-{seed}"
 
 
-def diverged(name: str, rows: list[Row]) -> list[str]:
-    """In a sentence, which seeds of a method have no accuracy, because no trial of them stayed finite."""
-    of_each: dict[int, int] = {}
-    for row in rows:
-        if row["test_accuracy"] is None:
-            of_each[row["shots"]] = of_each.get(row["shots"], 0) + 1
-    if not of_each:
-        return []
-    where = ", ".join(
-        f"{count} of {sum(row['shots'] == shots for row in rows)} seeds at {shots} per class"
-        for shots, count in of_each.items()
-    )
-    return [f"{name}: diverged at every hyper-parameter in {where}, which no mean counts."]
-
-
 def protocol(curve: Curve, rows: list[Row]) -> list[str]:
     """What the numbers mean, in sentences: data, labels, choice of hyper-parameters and its edges."""
     config, dataset, examples = curve.config, curve.dataset, curve.examples
@@ -267,26 +258,8 @@ def protocol(curve: Curve, rows: list[Row]) -> list[str]:
             f"Texts: {examples.prepare.tokens} tokens each; {examples.cut} of {len(examples.rows)} are cut off."
         )
     lines += [dataset.note] if dataset.note else []
-    if ZERO_SHOT in config.methods:
-        lines.append(f"{ZERO_SHOT}: {arms.zero_shot_in_words(config, curve.backbone)}.")
     for arm in curve.arms:
-        if isinstance(arm, Fitted):
-            lines.append(f"{arm.name}: fitted on frozen features; {arm.fit.how}.")
-            continue
-        mine = [row for row in rows if row["method"] == arm.name]
-        lines += diverged(arm.name, mine)
-        mine = [row for row in mine if row["test_accuracy"] is not None]
-        searched = {key: sorted({point[key] for point in arm.grid}) for key in arm.grid[0]}
-        grid = "; ".join(f"{key} of {', '.join(f'{v:g}' for v in values)}" for key, values in searched.items())
-        edges = {
-            key: sum(row["hyper"][key] in (values[0], values[-1]) for row in mine)
-            for key, values in searched.items()
-            if len(values) > 1
-        }
-        edge = "".join(f"; {key} at an edge in {n} of {len(mine)}" for key, n in edges.items())
-        steps = " + ".join(map(str, arm.plan.steps))
-        how = f"{steps} steps of {config.batch}, {arm.optimiser.name}, {arm.optimiser.schedule}"
-        lines.append(f"{arm.name}: {how}, {grid}{edge}.")
+        lines += arm.about([row for row in rows if row["method"] == arm.name])
     for name, labels in worth(rows).items():
         lines.append(f"{ZERO_SHOT} is worth {labels} training labels per class of {name}, by log-linear interpolation.")
     return lines

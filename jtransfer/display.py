@@ -16,6 +16,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from jtransfer.cells import value
 from jtransfer.texts import plain
 
 
@@ -65,8 +66,9 @@ class CurveProgress(Live):
             return self.progress.update(self.task, description=f"{method}: compiling")
         if not rows:
             return self.progress.update(self.task, description=f"{method}, {shots} per class")
-        reached = [row["test_accuracy"] for row in rows if row["test_accuracy"] is not None]
-        mean = f"{100 * sum(reached) / len(reached):5.1f}%" if reached else "    –"
+        reached = [value(row) for row in rows if value(row) is not None]
+        scale, unit = (100, "%") if rows[0]["unit"] else (1, " ")
+        mean = f"{scale * sum(reached) / len(reached):5.1f}{unit}" if reached else "    –"
         lost = f"  {len(rows) - len(reached)} of {len(rows)} seeds diverged" if len(reached) < len(rows) else ""
         self.say_when(f"{method:<24} {shots:>3} per class  {mean}{lost}")
         return self.progress.advance(self.task)

@@ -1,4 +1,4 @@
-"""The arms of a curve that fit a head on frozen features, without a training loop: probes and prototypes."""
+"""The arms of a curve that solve for a head on frozen features, without a training loop: probes and prototypes."""
 
 import time
 from dataclasses import dataclass
@@ -9,26 +9,77 @@ import jax.numpy as jnp
 import numpy as np
 
 from jtransfer import checkpoints, models
-from jtransfer.arms import Cell, Examples
-from jtransfer.data.subsets import few_shot, validation_shots
+from jtransfer.arms import Arm, Cell, Examples, Row
 from jtransfer.errors import InputError
 from jtransfer.evaluate import few_shot as fits
 from jtransfer.train import costs, trials
 
 
 @dataclass(frozen=True, eq=False)
-class Fitted:
-    """One method of a curve that is fitted.
+class Fitted(Arm):
+    """One method that is solved for.
 
     Attributes:
         name: As the config writes it.
+        examples: What it learns of.
         fit: What it does.
         backbone: Whose features it reads.
+        batch: Examples of which the cost of a forward pass is told.
     """
 
     name: str
+    examples: Examples
     fit: fits.Fit
     backbone: checkpoints.Backbone
+    batch: int
+
+    how = "solved"
+
+    def compile(self, seeds: int) -> Cell:
+        """See `Arm`; all draws of a cell are fitted in one program."""
+        examples, backbone = self.examples, self.backbone
+        classes, tree = len(examples.dataset.classes), backbone.params | backbone.state
+        inputs, labels = examples.on_device["inputs"], examples.on_device["labels"]
+
+        @jax.jit
+        def read(tree, inputs):
+            everything = np.arange(len(examples.rows))
+            return trials.in_blocks(
+                lambda some: models.apply(backbone.model, tree, some)["features"], inputs, everything
+            )
+
+        features = read(tree, inputs).astype(jnp.float32)
+        test = examples.places(examples.test)
+        shapes = {k: jax.ShapeDtypeStruct((self.batch, *x.shape[1:]), x.dtype) for k, x in examples.example.items()}
+        trainable = (features.shape[1] + 1) * classes
+        flops = costs.forward_flops(backbone.model, tree, shapes)
+
+        @jax.jit
+        def tested(kernels, biases):
+            logits = jnp.einsum("nd,sdc->snc", features[test], kernels) + biases[:, None]
+            return jax.vmap(examples.measured, (0, None))(logits, labels[test]), jnp.isfinite(logits).all((-1, -2))
+
+        def cell(shots, seeds):
+            started = time.perf_counter()
+            draws = zip(*(examples.drawn(shots, seed) for seed in seeds), strict=True)
+            padded = [_padded(part, size) for part, size in zip(draws, examples.most, strict=True)]
+            heads = self.fit.call(features, np.asarray(labels), classes, *padded, examples.metric)
+            measured, finite = map(np.asarray, tested(heads.kernels, heads.biases))
+            if not finite.all():
+                raise InputError(f"{self.name}: the heads of {shots} per class are not finite on the test rows")
+            seconds = (time.perf_counter() - started) / len(seeds)
+            return [
+                self.row(
+                    *(shots, seed, heads.chosen[i], float(heads.values[i]), measured[i]), trainable, flops, seconds
+                )
+                for i, seed in enumerate(seeds)
+            ]
+
+        return cell
+
+    def about(self, rows: list[Row]) -> list[str]:
+        """See `Arm`."""
+        return [f"{self.name}: solved on frozen features; {self.fit.how}."]
 
 
 def is_fit(name: str) -> bool:
@@ -36,72 +87,22 @@ def is_fit(name: str) -> bool:
     return name.partition("(")[0].strip() in fits.FITS
 
 
-def build(config: Any, name: str, backbone: checkpoints.Backbone) -> Fitted:
+def build(config: Any, name: str, examples: Examples, backbone: checkpoints.Backbone) -> Fitted:
     """The arm of a method that is fitted.
 
     Raises:
-        InputError: an unknown one, or one that needs more examples than the fewest shots.
+        InputError: an unknown one, one that needs more examples than the fewest shots, or data without classes.
     """
     fit = fits.parse(name)
+    if examples.dataset.targets != "classes":
+        raise InputError(
+            f"config.methods: '{name}' is of one class a row, which {examples.dataset.name} has not; leave it out"
+        )
     if min(config.shots) < fit.least:
         raise InputError(
             f"method '{name}' needs {fit.least} examples of each class; config.shots has {min(config.shots)}"
         )
-    return Fitted(name, fit, backbone)
-
-
-def cell(config: Any, arm: Fitted, examples: Examples) -> Cell:
-    """What the arm does at some shots, for some seeds: all its draws are fitted in one program."""
-    dataset, backbone = examples.dataset, arm.backbone
-    classes, tree = len(dataset.classes), backbone.params | backbone.state
-    most = max(config.shots)
-
-    @jax.jit
-    def read(tree, inputs):
-        everything = np.arange(len(examples.rows))
-        return trials.in_blocks(lambda some: models.apply(backbone.model, tree, some)["features"], inputs, everything)
-
-    inputs, labels = examples.on_device
-    features = read(tree, inputs).astype(jnp.float32)
-    test = examples.places(examples.test)
-    batch = {key: jax.ShapeDtypeStruct((config.batch, *x.shape[1:]), x.dtype) for key, x in examples.example.items()}
-    costs_of_all = {
-        "trainable": (features.shape[1] + 1) * classes,
-        "flops_per_step": costs.forward_flops(backbone.model, tree, batch),
-    }
-
-    @jax.jit
-    def right(kernels, biases):
-        logits = jnp.einsum("nd,sdc->snc", features[test], kernels) + biases[:, None]
-        return (logits.argmax(-1) == labels[test]).mean(-1), jnp.isfinite(logits).all((-1, -2))
-
-    def run(shots, seeds):
-        started = time.perf_counter()
-        draws = [few_shot(dataset.labels, dataset.pool, shots, seed) for seed in seeds]
-        padded = [
-            _padded([examples.places(rows) for rows in part], classes * size)
-            for part, size in zip(zip(*draws, strict=True), (most, validation_shots(most)), strict=True)
-        ]
-        heads = arm.fit.call(features, np.asarray(labels), classes, *padded)
-        accuracy, finite = map(np.asarray, right(heads.kernels, heads.biases))
-        if not finite.all():
-            raise InputError(f"{arm.name}: the heads of {shots} per class are not finite on the test rows")
-        seconds = (time.perf_counter() - started) / len(seeds)
-        return [
-            {
-                "method": arm.name,
-                "shots": shots,
-                "seed": seed,
-                "hyper": heads.chosen[i],
-                "val_accuracy": float(heads.accuracy[i]),
-                "test_accuracy": float(accuracy[i]),
-                **costs_of_all,
-                "seconds": seconds,
-            }
-            for i, seed in enumerate(seeds)
-        ]
-
-    return run
+    return Fitted(name, examples, fit, backbone, config.batch)
 
 
 def _padded(draws, size):

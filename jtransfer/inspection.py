@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+from jtransfer import methods
 from jtransfer.methods import Adapted
 from jtransfer.train import Optimiser, costs, sharding
 from jtransfer.train.costs import StepShapes
@@ -10,15 +11,13 @@ from jtransfer.tree import FROZEN, partition, size, summary
 
 
 def of_curve(config) -> list[dict[str, Any]]:
-    """One report for each method that a curve trains; one that is fitted has no training step."""
+    """One report for each method that a curve trains; one that is solved has no training step."""
     from jtransfer import curves
-    from jtransfer.arms import Arm
 
     return [
-        _report(name, phase, costs.step_shapes(phase, arm.objective, arm.optimiser, config.batch), {})
+        _report(name, adapted, shapes, {})
         for arm in curves.prepare(config).arms
-        if isinstance(arm, Arm)
-        for name, phase in _phases(arm.name, arm.adapted)
+        for name, adapted, shapes in arm.training()
     ]
 
 
@@ -31,17 +30,11 @@ def of_train(config) -> list[dict[str, Any]]:
     leaves = sharding.tree_shardings(run.adapted.shapes, run.mesh, config.sharding)
     specs = {path: str(tuple(layout.spec)) for path, layout in leaves.items() if tuple(layout.spec)}
     reports = []
-    for name, phase in _phases(config.method, run.adapted):
+    for name, phase in methods.named_phases(config.method, run.adapted):
         shapes = costs.step_shapes(phase, run.task.objective, *options)
         laid_out = replace(shapes, arguments=sharding.lay_out(shapes.arguments, leaves, run.mesh))
         reports.append(_report(name, phase, laid_out, specs))
     return reports
-
-
-def _phases(name: str, adapted: Adapted) -> list[tuple[str, Adapted]]:
-    """The phases of a method, each under a name of its own."""
-    count = len(adapted.phases)
-    return [(f"{name} ({i} of {count})" if count > 1 else name, one) for i, one in enumerate(adapted.phases, 1)]
 
 
 def _report(name: str, adapted: Adapted, shapes: StepShapes, specs: dict[str, str]) -> dict[str, Any]:

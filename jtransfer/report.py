@@ -1,9 +1,10 @@
 """Results -> table and figure: the transfer curve of each method, with its cost and an honest interval.
 
 Results are rows, one for each (method, shots, seed). A report reads these fields of a row:
-`method`, `shots` (training labels a class; 0 without labels), `seed`, `test_accuracy` (0..1; None where every trial
-diverged), `trainable` (parameters that learn) and `flops_per_step` (of one compiled training step, or None where the
-compiler tells none).
+`method`, `how` it comes to its predictions, `shots` (training labels a class; 0 without labels), `seed`, `metric`
+(with `better` and `unit`, see `cells.value`), its value under `test_...` (None where every trial diverged),
+`trainable` (parameters that learn) and `flops_per_step` (of one compiled training step, or None where the compiler
+tells none).
 """
 
 import itertools
@@ -12,12 +13,12 @@ import re
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from etils import epath
 
 from jtransfer import files
+from jtransfer.cells import ACCURACY, value
 from jtransfer.data.subsets import validation_shots
 from jtransfer.errors import InputError
 from jtransfer.figures import COLOURS, MARKERS, render, style
@@ -35,12 +36,11 @@ BASELINES = {"scratch": "#606060", "pixels": "#8f8f8f"}
 NO_LABELS = "#333333"
 
 
-@dataclass(frozen=True)
-class Point:
-    """Test accuracy of one method at one number of shots.
+class Point(NamedTuple):
+    """The metric of one method at one number of shots.
 
     Attributes:
-        mean: Over seeds, 0..1; nan where all diverged.
+        mean: Over seeds; nan where all diverged.
         half: Half width of the 95% interval of the mean, in the same unit; nan for one seed.
         n: Number of seeds in the mean.
         diverged: Number of seeds that are not, as none of their trials stayed finite.
@@ -50,6 +50,35 @@ class Point:
     half: float
     n: int
     diverged: int = 0
+
+
+class Shown(NamedTuple):
+    """What the points of a report are of.
+
+    Attributes:
+        metric: Its name.
+        better: "higher" or "lower".
+        unit: "%" for shares, or "".
+    """
+
+    metric: str
+    better: str
+    unit: str
+
+    @classmethod
+    def of(cls, results: Results) -> "Shown":
+        """Of some rows, as their first has it."""
+        return cls(**{key: results[0].get(key, usual) for key, usual in ACCURACY.items()})
+
+    @property
+    def words(self) -> str:
+        """What it is called, as "accuracy" or "mean per class"."""
+        return self.metric.replace("_", " ")
+
+    @property
+    def scale(self) -> int:
+        """What values are multiplied by."""
+        return 100 if self.unit else 1
 
 
 def interval(values: Iterable[float]) -> tuple[float, float]:
@@ -81,23 +110,33 @@ def gather(results: Results) -> dict[tuple[str, int], Point]:
             accuracy outside 0..1.
     """
     cells: dict[tuple[str, int], dict[int, float | None]] = {}
+    shown = Shown.of(results) if results else Shown(**ACCURACY)
     for row in results:
-        method, shots, seed, accuracy = (row[name] for name in ("method", "shots", "seed", "test_accuracy"))
+        method, shots, seed = (row[name] for name in ("method", "shots", "seed"))
         place = f"method '{method}', shots {shots}, seed {seed}"
-        if accuracy is not None and not 0 <= accuracy <= 1:
-            raise InputError(f"test_accuracy of {place} is {accuracy}; expected 0..1")
+        if row.get("metric", "accuracy") != shown.metric:
+            raise InputError(f"{place} shows {row['metric']}, other rows {shown.metric}; expected one metric")
+        reached = value(row)
+        if reached is not None and shown.unit and not -1 <= reached <= 1:
+            raise InputError(f"test_{shown.metric} of {place} is {reached}; expected a share")
         seeds = cells.setdefault((method, shots), {})
         if seed in seeds:
             raise InputError(f"results hold two rows for {place}; expected one")
-        seeds[seed] = accuracy
+        seeds[seed] = reached
     if not cells:
         raise InputError("results are empty; expected at least one row to report")
     points = {}
     for cell, seeds in cells.items():
-        reached = [accuracy for accuracy in seeds.values() if accuracy is not None]
-        mean, half = interval(reached) if reached else (math.nan, math.nan)
-        points[cell] = Point(mean, half, len(reached), len(seeds) - len(reached))
+        known = [one for one in seeds.values() if one is not None]
+        mean, half = interval(known) if known else (math.nan, math.nan)
+        points[cell] = Point(mean, half, len(known), len(seeds) - len(known))
     return points
+
+
+def _shown(results) -> dict[tuple[str, int], Point]:
+    """The points as they are shown: shares in %."""
+    scale = Shown.of(results).scale if results else 1
+    return {cell: p._replace(mean=scale * p.mean, half=scale * p.half) for cell, p in gather(results).items()}
 
 
 def table_markdown(results: Results, protocol: Sequence[str]) -> str:
@@ -107,8 +146,8 @@ def table_markdown(results: Results, protocol: Sequence[str]) -> str:
         results: Rows; see the top of this file.
         protocol: One sentence for each thing that a reader must know to repeat the numbers.
     """
-    points = gather(results)
-    best = _best(points)
+    points = _shown(results)
+    best = _best(points, Shown.of(results).better)
     unit, scale = _unit(results)
     shots = _shots(points)
     lines = [["method", "trainable parameters", f"{unit} / step", *map(str, shots)]]
@@ -135,8 +174,8 @@ def terminal_table(results: Results) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
-    points = gather(results)
-    best = _best(points)
+    points = _shown(results)
+    best = _best(points, Shown.of(results).better)
     unit, scale = _unit(results)
     caption = Text(_caption(results, points).replace("`", ""))
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption=caption, caption_justify="left")
@@ -155,15 +194,16 @@ def terminal_table(results: Results) -> "Table":
 
 
 def figure(results: Results, title: str) -> "Figure":
-    """The transfer curves: test accuracy in % against labels per class, with 95% bands, named at their ends.
+    """The transfer curves: the metric on test rows against labels per class, with 95% bands, named at their ends.
 
     The state of matplotlib is left as it was: no pyplot, and no style of the user's enters.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    points = {cell: point for cell, point in gather(results).items() if point.n}
+    points = {cell: point for cell, point in _shown(results).items() if point.n}
     shots = [k for k in _shots(points) if k]
+    shown = Shown.of(results)
     with style():
         figure = Figure(figsize=(8, 5), dpi=150)
         FigureCanvasAgg(figure)
@@ -171,10 +211,10 @@ def figure(results: Results, title: str) -> "Figure":
         _tick(axes, shots)
         ends = [_draw(axes, points, method, look) for method, look in _looks(points).items()]
         if ends:
-            _limit(axes, points, shots)
+            _limit(axes, points, shots, shown)
             _name(figure, axes, ends)
         axes.set_xlabel("labels per class (training + validation)")
-        axes.set_ylabel("test accuracy (%)")
+        axes.set_ylabel(f"test {shown.words}" + (" (%)" if shown.unit else ""))
         size = min(13, 13 * 74 / max(len(title), 1))  # some 74 characters fill the width at 13 points
         figure.text(0.02, 0.955, title, fontsize=size, fontweight="bold", va="center")
         figure.text(0.02, 0.905, _subtitle(points), fontsize=10, color="#555555", va="center")
@@ -199,11 +239,11 @@ def _shots(points) -> list[int]:
     return sorted({shots for _, shots in points})
 
 
-def _best(points) -> set[tuple[str, int]]:
-    """The cells that show the highest mean of their column; a cell alone in its column beats nobody."""
-    shown = {cell: f"{100 * point.mean:.1f}" for cell, point in points.items()}
+def _best(points, better) -> set[tuple[str, int]]:
+    """The cells that show the best mean of their column; a cell alone in its column beats nobody."""
+    shown, best = {cell: f"{point.mean:.1f}" for cell, point in points.items()}, max if better == "higher" else min
     columns = [[cell for cell in points if cell[1] == shots and points[cell].n] for shots in _shots(points)]
-    tops = [max(column, key=lambda cell: points[cell].mean) for column in columns if len(column) > 1]
+    tops = [best(column, key=lambda cell: points[cell].mean) for column in columns if len(column) > 1]
     return {cell for cell in points for top in tops if cell[1] == top[1] and shown[cell] == shown[top]}
 
 
@@ -212,7 +252,7 @@ def _percent(point: Point | None) -> str:
         return MISSING
     if not point.n:
         return f"{MISSING} ({point.diverged} diverged)"
-    return f"{100 * point.mean:.1f}" + ("" if math.isnan(point.half) else f" ± {100 * point.half:.1f}")
+    return f"{point.mean:.1f}" + ("" if math.isnan(point.half) else f" ± {point.half:.1f}")
 
 
 def _costs(results, method, field) -> list[float]:
@@ -253,7 +293,7 @@ def _seeds(n: int) -> str:
 
 def _caption(results, points) -> str:
     """What the numbers are; the usual number of seeds, then each column or cell that has another."""
-    points = {cell: point for cell, point in points.items() if point.n} or points
+    points, shown = {cell: point for cell, point in points.items() if point.n} or points, Shown.of(results)
     columns = {k: {cell: point.n for cell, point in points.items() if cell[1] == k} for k in _shots(points)}
     counts = Counter(n for k, column in columns.items() if k or len(columns) == 1 for n in column.values())
     usual = max(counts, key=lambda n: (counts[n], n))
@@ -264,10 +304,12 @@ def _caption(results, points) -> str:
         others += [f"{_seeds(n)} {'' if same else f'for `{name}` '}at {k}" for (name, _), n in cells if n != usual]
     half = " ± half width of its 95% Student-t interval" if any(point.n > 1 for point in points.values()) else ""
     sentences = [
-        "Test accuracy in % by training labels per class (validation takes up to 4 more)",
+        f"Test {shown.words}{' in %' if shown.unit else ''} by training labels per class "
+        "(validation takes up to 4 more)",
         f"Mean over {_seeds(usual)}{half}" + (f"; but {', '.join(others)}" if others else ""),
+        _solved(results),
         "One seed gives no interval" if any(point.n == 1 for point in points.values()) else "",
-        "Bold: the highest mean of a column" if _best(points) else "",
+        f"Bold: the {shown.better.replace('er', 'est')} mean of a column" if _best(points, shown.better) else "",
         *(
             f"`{method}` learns nothing: its cost is one forward pass"
             for method in _methods(points)
@@ -275,6 +317,12 @@ def _caption(results, points) -> str:
         ),
     ]
     return " ".join(f"{sentence}." for sentence in sentences if sentence)
+
+
+def _solved(results) -> str:
+    """Which methods are solved for, where there are others that are trained."""
+    methods = list(dict.fromkeys(f"`{row['method']}`" for row in results if row.get("how") == "solved"))
+    return f"Solved to the optimum, not trained by steps: {', '.join(methods)}" if methods else ""
 
 
 def _subtitle(points) -> str:
@@ -307,16 +355,16 @@ def _draw(axes, points, method, look) -> tuple[str, str, float, float]:
     """Draw one method; returns its name, its colour, and the shots (0: all along) and % where its line ends."""
     cells = sorted((shots, point) for (name, shots), point in points.items() if name == method)
     if cells[0][0] == 0:
-        axes.axhline(100 * cells[0][1].mean, **{**look, "marker": None})
+        axes.axhline(cells[0][1].mean, **{**look, "marker": None})
         cells = cells[1:] or cells
-    shots, means = [k for k, _ in cells if k], [100 * point.mean for k, point in cells if k]
-    halves = [100 * point.half for k, point in cells if k]
+    shots, means = [k for k, _ in cells if k], [point.mean for k, point in cells if k]
+    halves = [point.half for k, point in cells if k]
     axes.plot(shots, means, markersize=6.5, markeredgecolor="white", markeredgewidth=0.8, clip_on=False, **look)
     low, high = ([mean + sign * half for mean, half in zip(means, halves, strict=True)] for sign in (-1, 1))
     axes.fill_between(shots, low, high, color=look["color"], alpha=0.14, linewidth=0, zorder=2)
     # A band needs two neighbours; the thin bar shows the interval of a lone point too.
     axes.vlines(shots, low, high, color=look["color"], linewidth=1, alpha=0.55, zorder=2.2)
-    return method, look["color"], cells[-1][0], 100 * cells[-1][1].mean
+    return method, look["color"], cells[-1][0], cells[-1][1].mean
 
 
 def _tick(axes, shots) -> None:
@@ -330,14 +378,19 @@ def _tick(axes, shots) -> None:
         axes.set_position((box.x0, box.y0 + 0.03, box.width, box.height - 0.03))
 
 
-def _limit(axes, points, shots) -> None:
+def _limit(axes, points, shots, shown) -> None:
     """Room for every mean and interval and for ten points at least, but no accuracy below 0 or above 100."""
-    ends = [100 * (p.mean + s * (0 if math.isnan(p.half) else p.half)) for p in points.values() for s in (-1, 1)]
-    low, high = max(min(ends), 0), min(max(ends), 100)
-    room = max(0.05 * (high - low), 5 - (high - low) / 2)
-    bottom, top = low - room, high + room
-    axes.set_ylim(bottom if bottom > 3 else 0, top if top < 97 else 100)
-    axes.yaxis.get_major_locator().set_params(integer=True, nbins=7)
+    ends = [p.mean + s * (0 if math.isnan(p.half) else p.half) for p in points.values() for s in (-1, 1)]
+    low, high = min(ends), max(ends)
+    if shown.unit:
+        low, high = max(low, min(0, *(p.mean for p in points.values()))), min(high, 100)
+        room = max(0.05 * (high - low), 5 - (high - low) / 2)
+        bottom, top = low - room, high + room
+        axes.set_ylim(bottom if bottom > 3 or low < 0 else 0, top if top < 97 else 100)
+        axes.yaxis.get_major_locator().set_params(integer=True, nbins=7)
+    else:
+        room = 0.05 * (high - low) or 0.05 * abs(high) or 1
+        axes.set_ylim(low - room, high + room)
     first, last = (shots[0], shots[-1]) if shots else (1, 1)
     margin = (last / first) ** 0.035 if first < last else 2
     axes.set_xlim(first / margin, last * margin)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jtransfer.cells import value
+
 ZERO_SHOT = "zero_shot"
 RESAMPLES = 2000
 
@@ -53,11 +55,11 @@ def worth(rows: Sequence[Mapping], reference: str = ZERO_SHOT) -> dict[str, Wort
     """
     from scipy.special import ndtri, stdtrit  # quantiles, as those of scipy.stats, whose import takes a second
 
-    rows = [row for row in rows if row["test_accuracy"] is not None]  # what diverged says nothing
-    level = [row["test_accuracy"] for row in rows if row["method"] == reference]
+    rows = [row for row in rows if value(row) is not None]  # what diverged says nothing
+    level = [_up(row) for row in rows if row["method"] == reference]
     found = {}
     for method in dict.fromkeys(row["method"] for row in rows if level):
-        own = {(row["shots"], row["seed"]): row["test_accuracy"] for row in rows if row["method"] == method}
+        own = {(row["shots"], row["seed"]): _up(row) for row in rows if row["method"] == method}
         shots = sorted({shots for shots, _ in own if shots})
         seeds = sorted({seed for _, seed in own if all((k, seed) in own for k in shots)})
         if len(shots) < 2 or not seeds:
@@ -74,6 +76,11 @@ def worth(rows: Sequence[Mapping], reference: str = ZERO_SHOT) -> dict[str, Wort
         labels = crossing(shots, curves.mean(axis=0), np.mean(level))
         found[method] = Worth(labels, float(low), float(high), shots[0], shots[-1])
     return found
+
+
+def _up(row) -> float:
+    """What the row shows, or less that where less is better."""
+    return -value(row) if row.get("better") == "lower" else value(row)
 
 
 def crossing(shots: Sequence[int], accuracies: Sequence[float], level: float) -> float:

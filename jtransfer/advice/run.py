@@ -14,9 +14,10 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from jtransfer import arms, checkpoints, curves, files, methods
+from jtransfer import checkpoints, curves, files, methods, objectives, trained
 from jtransfer import config as configs
 from jtransfer.advice import page, rules
+from jtransfer.cells import value
 from jtransfer.config import curve_defaults, resolved
 from jtransfer.data import sources, splits
 from jtransfer.data.dataset import Dataset, Lazy, damaged, fingerprint_of_inputs
@@ -29,7 +30,6 @@ from jtransfer.evaluate.store import Store, default_store
 from jtransfer.evaluate.task import Progress, Reader, Task, split
 from jtransfer.texts import plain
 from jtransfer.train import costs
-from jtransfer.tree import partition, size
 
 LEAST_SEEDS = 20
 MOST_SHOTS = 10
@@ -59,7 +59,7 @@ class Plan:
     task: Task
     transferability: Run
     domain_gap: Run | None
-    arms: dict[str, arms.Arm]
+    arms: dict[str, trained.Trained]
     small: str
 
 
@@ -95,14 +95,21 @@ def prepare(config, progress: Progress = lambda what, done, rows: None) -> Plan:
         found = f"'{without[0]}' uses no backbone" if without else "it is empty"
         raise InputError(f"config.methods: {found}; expected methods to compare with scratch, as probe and finetune")
     dataset = sources.load(config.data, config.data_dir)
-    if dataset.labels.ndim > 1:
-        raise InputError(f"config.data: {dataset.name} has several labels a row; advise takes data with one")
+    if dataset.targets != "classes":
+        raise InputError(
+            f"config.data: {dataset.name} has {objectives.TARGETS[dataset.targets]}; advise takes one class a row"
+        )
     pool = subset(dataset, dataset.pool)
     drawn, held_out, _ = split(pool, config.validation)
     least = np.bincount(pool.labels[drawn], minlength=len(pool.classes)).min()
     possible = [k for k in range(1, MOST_SHOTS + 1) if k + validation_shots(k) <= least]
     trial = _trial(config, config.shots or max(possible, default=1))
     curve = curves.prepare(trial, replace(pool, pool=drawn, test=held_out))
+    if not curve.examples.metric.higher:
+        raise InputError(
+            f"config.metrics: of '{next(iter(curve.examples.metrics))}' less is better; advise compares gains, as of "
+            "accuracy"
+        )
 
     rows = pool.pool
     scored = subset(pool, splits.stratified(pool.labels, rows, MOST_ROWS)) if len(rows) > MOST_ROWS else pool
@@ -117,7 +124,7 @@ def prepare(config, progress: Progress = lambda what, done, rows: None) -> Plan:
     domain_gap = structure.domain_gap(task, config.source, source_dir=source_dir) if config.source else None
 
     def build(name):
-        return arms.build(curve.config, name, curve.examples, tower)
+        return trained.build(curve.config, name, curve.examples, tower, curve.objective)
 
     small, arm = _first_that_fits(build)
     built = {arm.name: arm for arm in curve.arms} | {small: arm}
@@ -250,16 +257,16 @@ def run(plan: Plan, evidence: Evidence, directory: epath.PathLike, on_cell: curv
     rows = curves.run(curve, directory / "trial", on_cell)
     (shots,) = curve.config.shots
     rows = [row for row in rows if row["shots"] == shots and row["seed"] < config.seeds]
-    lost = {row["seed"]: row["method"] for row in rows if row["test_accuracy"] is None}
+    lost = {row["seed"]: row["method"] for row in rows if value(row) is None}
     rows = [row for row in rows if row["seed"] not in lost]  # methods are compared on the same seeds
     if len({row["seed"] for row in rows}) < 2:
         raise InputError(
             f"the trial compares nothing: in {len(lost)} of {config.seeds} seeds every rate diverged, as with "
             f"'{next(iter(lost.values()))}'; give lower ones in config.hyper, and another --workdir"
         )
-    accuracies = {arm.name: [row["test_accuracy"] for row in rows if row["method"] == arm.name] for arm in curve.arms}
+    accuracies = {arm.name: [value(row) for row in rows if row["method"] == arm.name] for arm in curve.arms}
     counts = np.bincount(curve.dataset.labels, minlength=len(curve.dataset.classes))
-    of_each = {name: _cost(arm, config) for name, arm in plan.arms.items()}
+    of_each = {name: _cost(arm) for name, arm in plan.arms.items()}
     labels, many = rules.labels(counts, of_each["finetune"]["trainable"])
     gap, near = rules.gap(evidence.explained, evidence.error)
     choices = [named(name) for name in rules.TABLE[labels, gap]]
@@ -297,11 +304,9 @@ def run(plan: Plan, evidence: Evidence, directory: epath.PathLike, on_cell: curv
     return advice
 
 
-def _cost(arm, config):
-    of_step = arm.objective, arm.optimiser, config.batch
-    each = [costs.optimiser_bytes(costs.step_shapes(phase, *of_step)) for phase in arm.adapted.phases]
+def _cost(arm):
     return {
-        "trainable": size(partition(arm.adapted.shapes, arm.adapted.rates)[0]),
-        "flops_per_step": costs.flops_per_step(arm.adapted, *of_step, arm.plan),
-        "optimiser_bytes": max(each),
+        "trainable": arm.trainable,
+        "flops_per_step": arm.flops_per_step(),
+        "optimiser_bytes": max(costs.optimiser_bytes(part.shapes) for part in arm.training()),
     }

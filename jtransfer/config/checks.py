@@ -42,6 +42,8 @@ CURVE = TRANSFER | {
     "seeds": whole(1, 10_000),
     "test_rows": whole(0, LARGEST),
     "parallel": whole(0, LARGEST),
+    "objective": NAME,
+    "metrics": several(NAME),
     "batch": BATCH,
     "steps": whole(1, 10**6),  # the rows of all steps are drawn beforehand
     "smoothing": SHARE,
@@ -54,7 +56,8 @@ TABLES: dict[str, dict[str, Any]] = {
     "train": TRANSFER
     | {
         "backbone": TEXT,
-        "objective": choice("classification", "clip", "siglip"),
+        "objective": NAME,
+        "metrics": several(NAME),
         "towers": {"vision": TEXT, "text": TEXT},
         "cache": FLAG,
         "tokenizer": TEXT,
@@ -118,7 +121,6 @@ MODEL = {
 """Ranges of options that several architectures have; those of the others are their types."""
 
 OF_PAIRS = ("towers", "cache", "tokenizer", "templates", "crop", "temperature_limit")
-OF_CLASSES = ("smoothing", "mixup")
 
 
 def table(command: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -221,14 +223,15 @@ def _refuse_unused(command: str, values: Mapping[str, Any]) -> None:
         return [key for key in keys if _plain(own.get(key, other[key])) not in (_plain(other[key]), *but)]
 
     if command == "train":
-        objective = values["objective"]
-        if objective == "classification" and (unused := set_among(OF_PAIRS)):
+        from jtransfer import objectives
+
+        text = values["objective"]
+        objective = objectives.parse(text, {key: values[key] for key in objectives.SETTINGS})
+        if objective.reads != "pairs" and (unused := set_among(OF_PAIRS)):
             raise InputError(
-                f"config.{unused[0]} is of contrastive objectives, config.objective is 'classification'; leave it out"
+                f"config.{unused[0]} is of contrastive objectives, config.objective is '{text}'; leave it out"
             )
-        if objective != "classification" and (unused := set_among(OF_CLASSES)):
-            raise InputError(f"config.{unused[0]} is of classes; objective '{objective}' has none; set it to 0")
-        if objective == "siglip" and set_among(("temperature_limit",), but=(0,)):
+        if text == "siglip" and set_among(("temperature_limit",), but=(0,)):
             raise InputError("config.temperature_limit is of objective 'clip'; 'siglip' has none; leave it out")
     if "methods" in values and values["templates"] and "zero_shot" not in values["methods"]:
         raise InputError("config.templates is of the method zero_shot, which config.methods has not; leave it out")

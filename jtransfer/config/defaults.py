@@ -36,6 +36,8 @@ def curve_defaults() -> dict[str, Any]:
         "seeds": 5,  # draws of the few-shot sets: seeds 0 .. seeds - 1
         "test_rows": 0,  # report on this many rows of the test split, each class in its proportion; 0 for all
         "parallel": 0,  # trials that run side by side, where memory is short; 0 for all of a cell
+        "objective": "classification",  # or "multilabel", "regression", or a function of yours, as "my_losses.focal"
+        "metrics": (),  # names, of which the first chooses and is shown; empty for the data's own or the objective's
         "batch": 32,
         "steps": 100,
         "smoothing": 0.0,
@@ -57,7 +59,10 @@ def train_defaults() -> dict[str, Any]:
         "backbone": "",  # where the weights start: empty for at random
         "load": dict(LOAD),
         "model": {"architecture": "vit"},  # and its options, when there is no backbone
-        "objective": "classification",  # or "clip", "siglip": contrastive, on data with captions
+        # "classification", "multilabel" or "regression" by labels; "clip" or "siglip", contrastive, on data with
+        # captions; or a function of yours, as "my_losses.focal(gamma=2)".
+        "objective": "classification",
+        "metrics": (),  # measured on held-out examples beside the loss; empty for the data's own or the objective's
         # Of a contrastive objective alone:
         "towers": {"vision": "", "text": ""},  # backbones that one or both start from, when there is no `backbone`
         "cache": False,  # keep the features of a tower of images that does not learn, instead of computing them anew

@@ -1,8 +1,8 @@
 """Linear heads that need no training loop, fitted on many few-shot draws at once: what curves run beside training.
 
-A fit is `fit(features [n, d], labels [n], classes, train, validation)`, with draws of rows for training and validation
-as `(rows [s, m], weights [s, m])`, weights 0 where a draw is padded. It gives a head for every draw; what there is to
-choose, validation chooses. As padding is free, one program serves every number of shots.
+A fit is `fit(features [n, d], labels [n], classes, train, validation, metric)`, with draws of rows for training and
+validation as `(rows [s, m], weights [s, m])`, weights 0 where a draw is padded. It gives a head for every draw; what
+there is to choose, the metric on validation rows chooses. As padding is free, one program serves every number of shots.
 """
 
 from collections.abc import Callable
@@ -18,6 +18,7 @@ from jtransfer.evaluate import logistic as logistics
 from jtransfer.evaluate import prototypes as means
 from jtransfer.evaluate import ridge as ridges
 from jtransfer.kinds import POSITIVES, checked
+from jtransfer.objectives.metrics import METRICS, Metric
 
 RIDGE = tuple(2.0**power for power in range(-10, 21, 2))
 LOGISTIC = tuple(np.logspace(-6, 2, 17).tolist())
@@ -32,13 +33,13 @@ class Heads(NamedTuple):
     Attributes:
         kernels: `[s, d, classes]`.
         biases: `[s, classes]`.
-        accuracy: Of each on its validation rows `[s]`, 0..1.
+        values: Of the metric of each on its validation rows `[s]`.
         chosen: The hyper-parameters of each.
     """
 
     kernels: jax.Array
     biases: jax.Array
-    accuracy: np.ndarray
+    values: np.ndarray
     chosen: list[dict[str, float]]
 
 
@@ -52,7 +53,7 @@ class Fit:
         least: Examples of each class that it needs.
     """
 
-    call: Callable[[Any, Any, int, Draws, Draws], Heads]
+    call: Callable[[Any, Any, int, Draws, Draws, Metric], Heads]
     how: str
     least: int = 1
 
@@ -75,12 +76,12 @@ def prototypes(kind: str = "cosine") -> Fit:
     """The nearest class mean: "cosine", "euclidean", "shrunken" or "lda"; there is nothing to choose."""
     means.checked_options(kind, means.KINDS, {})
 
-    def fit(features, labels, classes, train, validation):
+    def fit(features, labels, classes, train, validation, metric=METRICS["accuracy"]):
         rows, weights = train
         kernels, biases = means.prototypes(features, labels, kind, classes=classes, rows=rows, weights=weights)
         rows, weights = validation
-        accuracy = heads.accuracies(kernels, biases, features, labels, rows=rows, weights=weights)
-        return Heads(kernels, biases, np.asarray(accuracy), [{} for _ in rows])
+        values = heads.values(kernels, biases, features, labels, rows=rows, weights=weights, metric=metric)
+        return Heads(kernels, biases, np.asarray(values), [{} for _ in rows])
 
     return Fit(fit, "a closed form in which nothing is chosen", 2 if kind in ("shrunken", "lda") else 1)
 
@@ -98,11 +99,12 @@ def parse(text: str) -> Fit:
 
 
 def _path(solve, l2):
-    def fit(features, labels, classes, train, validation):
+    def fit(features, labels, classes, train, validation, metric=METRICS["accuracy"]):
         rows, weights = train
         kernels, biases = solve(features, labels, np.array(l2), classes=classes, rows=rows, weights=weights)
         rows, weights = validation
-        best = heads.choose(kernels, biases, np.array(l2), features, labels, rows=rows, weights=weights)
-        return Heads(best.kernel, best.bias, np.asarray(best.accuracy), [{"l2": float(x)} for x in best.l2])
+        found = kernels, biases, np.array(l2), features, labels
+        best = heads.choose(*found, rows=rows, weights=weights, metric=metric)
+        return Heads(best.kernel, best.bias, np.asarray(best.value), [{"l2": float(x)} for x in best.l2])
 
     return fit

@@ -1,5 +1,6 @@
 """Many linear heads at once: how each does on some rows, and which of them validation chooses."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 
 from jtransfer.errors import InputError
 from jtransfer.evaluate.draws import drawn, labelled
+from jtransfer.objectives.metrics import METRICS, Metric
 
 
 class Chosen(NamedTuple):
@@ -14,21 +16,28 @@ class Chosen(NamedTuple):
 
     Attributes:
         l2: λ of it `[*draws]`.
-        accuracy: Its accuracy on the validation rows `[*draws]`, 0..1.
+        value: Of the metric on the validation rows `[*draws]`.
         kernel: `[*draws, d, classes]`.
         bias: `[*draws, classes]`.
     """
 
     l2: jax.Array
-    accuracy: jax.Array
+    value: jax.Array
     kernel: jax.Array
     bias: jax.Array
 
 
-def accuracies(
-    kernels: Any, biases: Any, features: Any, labels: Any, *, rows: Any = None, weights: Any = None
+def values(
+    kernels: Any,
+    biases: Any,
+    features: Any,
+    labels: Any,
+    *,
+    rows: Any = None,
+    weights: Any = None,
+    metric: Metric = METRICS["accuracy"],
 ) -> jax.Array:
-    """Accuracy of many linear heads.
+    """A metric of many linear heads, by default their accuracy.
 
     Args:
         kernels: `[..., d, classes]`.
@@ -38,9 +47,10 @@ def accuracies(
         rows: `[*draws, m]`, of which each belongs to the heads `[*draws, ...]` of one draw; None for all rows and
             every head.
         weights: 1 for a row of a draw and 0 for padding, `[*draws, m]`; None for no padding.
+        metric: Of classes.
 
     Returns:
-        `[...]`, 0..1.
+        `[...]`.
 
     Raises:
         InputError: features, labels or draws that cannot be used, or that do not belong to the heads.
@@ -54,13 +64,21 @@ def accuracies(
         raise InputError(
             f"rows have shape {list(rows.shape)}; expected one draw for each of the heads {list(kernels.shape)}"
         )
-    return _accuracies(kernels, biases, features, labels, rows, weights)
+    return _values(kernels, biases, features, labels, rows, weights, metric)
 
 
 def choose(
-    kernels: Any, biases: Any, l2: Any, features: Any, labels: Any, *, rows: Any = None, weights: Any = None
+    kernels: Any,
+    biases: Any,
+    l2: Any,
+    features: Any,
+    labels: Any,
+    *,
+    rows: Any = None,
+    weights: Any = None,
+    metric: Metric = METRICS["accuracy"],
 ) -> Chosen:
-    """For every draw the λ with the best accuracy on validation rows, the larger λ among equals.
+    """For every draw the λ with the best metric on validation rows, the larger λ among equals.
 
     Args:
         kernels: `[*draws, k, d, classes]`, as `ridge_path` gives them.
@@ -70,16 +88,17 @@ def choose(
         labels: `[n]`.
         rows: Validation rows of each draw `[*draws, m]`, none of which the draw was fitted on; None for all rows.
         weights: 1 for a row of a draw and 0 for padding; None for no padding.
+        metric: Of classes; by default accuracy.
 
     Raises:
-        InputError: as `accuracies` does, or when λ and heads are not as many.
+        InputError: as `values` does, or when λ and heads are not as many.
     """
     kernels, biases, l2 = jnp.asarray(kernels), jnp.asarray(biases), jnp.asarray(l2)
     if kernels.shape[-3:-2] != l2.shape:
         raise InputError(f"l2 has shape {list(l2.shape)}; expected one for each of the heads {list(kernels.shape)}")
-    reached = accuracies(kernels, biases, features, labels, rows=rows, weights=weights)
+    reached = values(kernels, biases, features, labels, rows=rows, weights=weights, metric=metric)
     largest_first = jnp.argsort(-l2)
-    best = largest_first[jnp.argmax(reached[..., largest_first], axis=-1)]
+    best = largest_first[jnp.argmax(metric.score(reached)[..., largest_first], axis=-1)]
 
     def of_best(x, trailing):
         place = jnp.expand_dims(best, range(best.ndim, best.ndim + 1 + trailing))
@@ -88,12 +107,12 @@ def choose(
     return Chosen(l2[best], of_best(reached, 0), of_best(kernels, 2), of_best(biases, 1))
 
 
-@jax.jit
+@partial(jax.jit, static_argnames="metric")
 @jax.default_matmul_precision("highest")
-def _accuracies(kernels, biases, features, labels, rows, weights):
+def _values(kernels, biases, features, labels, rows, weights, metric):
     def of_heads(x, y, weights, kernels, biases):
         def one(head):
-            return jnp.sum(weights * (jnp.argmax(x @ head[0] + head[1], axis=-1) == y)) / weights.sum()
+            return metric(x @ head[0] + head[1], y, weights)
 
         flat = kernels.reshape(-1, *kernels.shape[-2:]), biases.reshape(-1, biases.shape[-1])
         return jax.lax.map(one, flat).reshape(kernels.shape[:-2])

@@ -23,6 +23,7 @@ __all__ = [
     "l2sp",
     "learn",
     "lora",
+    "named_phases",
     "parse",
     "probe",
     "rules",
@@ -41,6 +42,12 @@ METHODS: dict[str, Callable[..., Method]] = {
     "l2sp": l2sp,
     "rules": rules,
 }
+
+
+def named_phases(name: str, adapted: Adapted) -> list[tuple[str, Adapted]]:
+    """The phases of a method, each under a name of its own."""
+    count = len(adapted.phases)
+    return [(f"{name} ({i} of {count})" if count > 1 else name, one) for i, one in enumerate(adapted.phases, 1)]
 
 
 JOINS = {ast.Add: operator.add, ast.RShift: operator.rshift}

@@ -12,6 +12,7 @@ from jtransfer.objectives.objective import Objective, Score, make_loss
 __all__ = [
     "LOSSES",
     "OBJECTIVES",
+    "SETTINGS",
     "Objective",
     "Score",
     "check_mixup",
@@ -34,6 +35,9 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "clip": clip,
     "siglip": siglip,
 }
+
+SETTINGS = ("smoothing", "mixup")
+"""Keys of a config that an objective may have as options."""
 
 TARGETS = {
     "classes": "one class a row",

@@ -85,6 +85,10 @@ class Metric:
         defined = counts.any() & ~jnp.isnan(predictions).any() & ~jnp.isnan(targets).any()
         return jnp.where(defined, value, jnp.nan).astype(jnp.float32)
 
+    def score(self, value: jax.Array) -> jax.Array:
+        """What is to be as high as it can: a value of the metric, or less that; minus infinity for NaN."""
+        return jnp.where(jnp.isnan(value), -jnp.inf, value if self.higher else -value)
+
 
 def _is(kind, predictions, targets):
     """Whether two arrays have the shapes of a kind."""

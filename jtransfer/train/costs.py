@@ -1,7 +1,9 @@
 """What a training step costs: FLOPs and bytes, counted on the lowered or compiled program."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import flax.linen as nn
@@ -40,8 +42,9 @@ def step_shapes(
     batch: int,
     accumulate: int = 1,
     ema: float = 0.0,
+    parts: Mapping[str, jax.ShapeDtypeStruct] = MappingProxyType({"labels": jax.ShapeDtypeStruct((1,), jnp.int32)}),
 ) -> StepShapes:
-    """The step of a method on a batch of `batch` examples."""
+    """The step of a method on a batch of `batch` examples; `parts` are one example of what it has beside `inputs`."""
     transformation = optimiser.build(adapted.rates, steps=100, since=adapted.since)
     loss = make_loss(adapted.model, objective, adapted.scores)
     step, counted = (make_step(loss, transformation, accumulate, ema, unroll) for unroll in (False, True))
@@ -52,9 +55,9 @@ def step_shapes(
         return TrainState.create(jax.random.key(0), trainable, state, transformation, ema)
 
     state = jax.eval_shape(create, trainable, adapted.state)
-    inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype), adapted.example)
-    labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
-    return StepShapes(step, counted, (state, frozen, {"inputs": inputs, "labels": labels}))
+    one = {"inputs": adapted.example} | parts
+    many = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype), one)
+    return StepShapes(step, counted, (state, frozen, many))
 
 
 def step_flops(shapes: StepShapes) -> float:
@@ -62,9 +65,9 @@ def step_flops(shapes: StepShapes) -> float:
     return float(jax.jit(shapes.counted).lower(*shapes.arguments).cost_analysis()["flops"])
 
 
-def flops_per_step(adapted: Adapted, objective: Objective, optimiser: Optimiser, batch: int, plan: Plan) -> float:
+def flops_per_step(phases: Sequence[StepShapes], plan: Plan) -> float:
     """Floating-point operations of one step: of a method with phases, those of all its steps over their number."""
-    each = [step_flops(step_shapes(phase, objective, optimiser, batch)) for phase in adapted.phases]
+    each = [step_flops(shapes) for shapes in phases]
     if len(each) == 1:
         return each[0]
     return sum(steps * flops for steps, flops in zip(plan.steps, each, strict=True)) / sum(plan.steps)

@@ -15,6 +15,7 @@ from jtransfer import models
 from jtransfer.data.coded import take
 from jtransfer.methods import Adapted
 from jtransfer.objectives import Objective, make_loss
+from jtransfer.objectives.metrics import METRICS, Metric
 from jtransfer.train.optimiser import Optimiser
 from jtransfer.train.phases import Plan, entered
 from jtransfer.train.state import TrainState
@@ -45,27 +46,35 @@ class TrialResult(NamedTuple):
     Attributes:
         trainable: The leaves that learned.
         state: Leaves that are no parameters.
-        accuracy: On the validation rows, 0..1; -1 if the run diverged (a NaN counts as the worst result).
-        loss: Mean cross-entropy there, in nats; infinite if the run diverged.
+        score: The metric on the validation rows, the higher the better: of one of which less is better, less that.
+            Minus infinity if the run diverged or the metric is NaN, which counts as the worst result.
+        loss: The mean loss there; infinite if the run diverged.
         losses: Of each training step, `[steps]`.
     """
 
     trainable: Tree
     state: Tree
-    accuracy: jax.Array
+    score: jax.Array
     loss: jax.Array
     losses: jax.Array
 
 
-def make_trial(adapted: Adapted, objective: Objective, optimiser: Optimiser, plan: Plan) -> Callable:
-    """Make `trial(key, hyper, base, inputs, labels, data) -> TrialResult`.
+def make_trial(
+    adapted: Adapted,
+    objective: Objective,
+    optimiser: Optimiser,
+    plan: Plan,
+    metric: Metric = METRICS["accuracy"],
+) -> Callable:
+    """Make `trial(key, hyper, base, examples, data) -> TrialResult`.
 
     `hyper` is `{"rate": ..., "decay": ...}`, scalars that may be traced; `base` are the leaves that the backbone gives;
-    `inputs` (one array `[n, ...]` or several by name) and `labels [n]` are the dataset, of which `data` names rows. The
-    phases of the method run one after another, each a loop of its own.
+    `examples` are batches' parts of all rows `[n, ...]`, as `inputs` (one array or several by name) and `labels`, of
+    which `data` names rows. The phases of the method run one after another, each a loop of its own; `metric` is of
+    what they came to.
     """
 
-    def trial(key, hyper, base, inputs, labels, data: TrialData) -> TrialResult:
+    def trial(key, hyper, base, examples, data: TrialData) -> TrialResult:
         start_key, run_key = jax.random.split(key)
         tree, others = adapted.start(start_key, base)
         held, state, ends, losses = adapted.holds(base), None, (0, *plan.ends), []
@@ -83,19 +92,21 @@ def make_trial(adapted: Adapted, objective: Objective, optimiser: Optimiser, pla
             fixed = merge(frozen, held)
 
             def body(state, rows, step=step, fixed=fixed):
-                state, metrics = step(state, fixed, {"inputs": take(inputs, rows), "labels": labels[rows]})
+                state, metrics = step(state, fixed, take(examples, rows))
                 return state, metrics["loss"]
 
             state, found = jax.lax.scan(body, state, data.batches[ends[number] : ends[number + 1]])
             losses.append(found)
         losses, tree = jnp.concatenate(losses), merge(state.trainable, frozen)
-        logits = predict_rows(adapted, tree, state.state, inputs, data.validation)
-        measured = objective.measure({"logits": logits}, {"labels": labels[data.validation]})
-        value, right = (jnp.sum(measured[name] * data.counts) / data.counts.sum() for name in ("loss", "accuracy"))
+        logits = predict_rows(adapted, tree, state.state, examples["inputs"], data.validation)
+        others = {name: x for name, x in examples.items() if name != "inputs"}
+        asked = take(others, data.validation)
+        value = jnp.sum(objective.measure({"logits": logits}, asked)["loss"] * data.counts) / data.counts.sum()
         finite = jnp.isfinite(value) & jnp.isfinite(losses).all()
+        score = metric.score(metric(logits, asked["labels"], data.counts))
         learned = {path: tree[path] for path, rate in adapted.rates.items() if rate != FROZEN}
         return TrialResult(
-            learned, state.state, jnp.where(finite, right, -1.0), jnp.where(finite, value, jnp.inf), losses
+            learned, state.state, jnp.where(finite, score, -jnp.inf), jnp.where(finite, value, jnp.inf), losses
         )
 
     return trial

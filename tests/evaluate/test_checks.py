@@ -7,7 +7,7 @@ import pytest
 from jtransfer.errors import InputError
 from jtransfer.evaluate import checks
 from jtransfer.evaluate.attributes import bridge
-from jtransfer.evaluate.heads import accuracies
+from jtransfer.evaluate.heads import values
 from jtransfer.evaluate.knn import knn
 
 ROWS, LABELS = np.array([[1, 0], [0, 1], [1, 1]], np.float32), np.array([0, 1, 0])
@@ -16,7 +16,7 @@ SAME = ROWS[[1, 1, 1]]
 
 def test_queries_may_all_be_the_same_row_and_what_is_fitted_may_not():
     assert knn(ROWS, LABELS, SAME, k=(1,)).argmax(-1).tolist() == [[1, 1, 1]]
-    assert accuracies(np.eye(2), np.zeros(2), SAME, LABELS) == pytest.approx(1 / 3)
+    assert values(np.eye(2), np.zeros(2), SAME, LABELS) == pytest.approx(1 / 3)
     attributes = np.eye(2)
     assert bridge(ROWS, LABELS, attributes, SAME).argmax(-1).tolist() == [1, 1, 1]
     for call in (lambda: knn(SAME, LABELS, ROWS, k=(1,)), lambda: bridge(SAME, LABELS, attributes, ROWS)):

@@ -103,12 +103,12 @@ def test_accuracies_are_those_of_every_head_on_all_rows_or_on_the_rows_of_its_dr
     rows, weights = draws.draws(labels, shots=(1, 4), seeds=(0,))
     fitted = ridge.ridge_path(features, labels, L2, rows=rows, weights=weights)
     right = logits(fitted, features).argmax(-1) == labels
-    np.testing.assert_allclose(heads.accuracies(*fitted, features, labels), right.mean(-1), atol=1e-6)
+    np.testing.assert_allclose(heads.values(*fitted, features, labels), right.mean(-1), atol=1e-6)
     held_out = np.arange(80)[None, None] + np.zeros((2, 1, 1), int)
     counts = (held_out % 7 < np.array([3, 5])[:, None, None]).astype("f")
     expected = (right * counts[:, :, None]).sum(-1) / counts.sum(-1)[..., None]
     np.testing.assert_allclose(
-        heads.accuracies(*fitted, features, labels, rows=held_out, weights=counts), expected, atol=1e-6
+        heads.values(*fitted, features, labels, rows=held_out, weights=counts), expected, atol=1e-6
     )
 
 
@@ -118,7 +118,7 @@ def test_validation_chooses_the_best_l2_and_the_larger_among_equals():
     right, wrong = np.eye(2), 1 - np.eye(2)
     kernels = np.stack([np.stack([right, right, wrong]), np.stack([right, wrong, wrong])])
     chosen = heads.choose(kernels, np.zeros((2, 3, 2)), [1.0, 4.0, 2.0], features, labels)
-    assert chosen.l2.tolist() == [4.0, 1.0] and chosen.accuracy.tolist() == [1.0, 1.0]
+    assert chosen.l2.tolist() == [4.0, 1.0] and chosen.value.tolist() == [1.0, 1.0]
     assert np.array_equal(chosen.kernel, [right, right]) and chosen.bias.shape == (2, 2)
     on_own_rows = heads.choose(
         kernels, np.zeros((2, 3, 2)), [1.0, 4.0, 2.0], features, 1 - labels, rows=[[0, 2], [1, 2]]
@@ -141,9 +141,9 @@ FEATURES, LABELS = data(40, 6)
         (lambda: ridge.ridge_path(FEATURES, LABELS, [1.0], weights=[[1.0]]), "weights are given without rows"),
         (lambda: draws.draws(LABELS, shots=(1, 11)), "labels: class 0 has 10 examples, 11 are needed"),
         (lambda: draws.draws(LABELS, shots=()), "expected numbers of at least 1"),
-        (lambda: heads.accuracies(np.ones((5, 4)), np.ones(4), FEATURES, LABELS), "6 columns; the heads expect 5"),
+        (lambda: heads.values(np.ones((5, 4)), np.ones(4), FEATURES, LABELS), "6 columns; the heads expect 5"),
         (
-            lambda: heads.accuracies(np.ones((2, 6, 4)), np.ones((2, 4)), FEATURES, LABELS, rows=[[0]]),
+            lambda: heads.values(np.ones((2, 6, 4)), np.ones((2, 4)), FEATURES, LABELS, rows=[[0]]),
             r"rows have shape \[1, 1\]; expected one draw for each of the heads \[2, 6, 4\]",
         ),
         (

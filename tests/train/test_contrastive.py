@@ -195,7 +195,7 @@ def test_inspect_counts_the_step(file):
         (["backbone=glyphs-vit"], r"needs towers of both images and texts; backbone 'glyphs-vit' has not"),
         (["data=digits"], r"unknown pairs 'digits'"),
         (["crop=(0.5, 1.0)"], r"config.crop: the characters of glyph_captions fill their images"),
-        (["mixup=0.2"], r"config.mixup is of classes; objective 'clip' has none"),
+        (["mixup=0.2"], r"config.mixup is no option of objective 'clip'"),
     ],
 )
 def test_towers_tokens_and_losses_that_do_not_fit_are_refused_before_any_compile(file, flags, message):

@@ -77,7 +77,7 @@ def ridge(task: Task, l2: Annotated[tuple, POSITIVES] = tuple(2.0**power for pow
             of_head(x, np.asarray(kernels[best]), np.asarray(biases[best]), task, probabilities=False),
             f"whitened features and a constant of {ridges.BIAS:g}, targets 1 and -1; λ of {len(l2)} between "
             f"{min(l2):g} and {max(l2):g} chosen on {task.held_out}, then fitted on all {len(rows)}",
-            {"l2": l2[best], "validation": float(first.accuracy)},
+            {"l2": l2[best], "validation": float(first.value)},
         )
 
     return each_layer(task, evaluate)
