@@ -240,7 +240,9 @@ def _labels(file: str, arrays: Mapping[str, Array], prefix: str, what: str, valu
         )
     if count != shape[0]:
         raise InputError(f"{file}: {images_key!r} has {count} rows and {key!r} has {shape[0]}; expected as many")
-    if values and dtype.kind in "iuf":
+    if values and dtype.kind not in "iuf":
+        raise InputError(f"{file}: {key!r} has dtype {dtype}; expected numbers, [n] or [n, values]")
+    if values:
         return read().astype(np.float32)
     if dtype.kind not in ("iuUS" if len(shape) == 1 else "iu"):
         names = ", or names of classes" if len(shape) == 1 else ""

@@ -118,7 +118,8 @@ def taken(stream: Any, count: int, cursor: Cursor) -> Iterator[tuple[Batch, Curs
     where = f"config.data: {stream.name}"
     for item in stream.batches(cursor):
         if not (isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], Mapping)):
-            raise InputError(f"{where} gave {kinds.shown(item)}; expected pairs of a batch and the cursor after it")
+            what = type(item).__name__
+            raise InputError(f"{where} gave a {what}; expected pairs of a batch (by name) and the cursor after it")
         batch, after = item
         for name, values in batch.items():
             if len(values) != count:

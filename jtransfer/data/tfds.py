@@ -82,7 +82,7 @@ def read(rest: str, context: Context) -> Dataset:
     lazy = records.lazy(data, source, inputs, kind, identity, contents)
     lazy = replace(lazy, of_inputs="\n".join((data.about.full_name, *inputs, whole, contents)))
     captions = _captions(data, source, options["caption"], lazy) if "caption" in options else None
-    metric = METRICS.get(data.about.full_name.rpartition("/")[0], "") if label else ""
+    metric = METRICS.get(re.split("[:?]", rest)[0], "") if label else ""
     return Dataset(name, lazy, labels, classes, pool, held_out, kind, note, captions, metric)
 
 
