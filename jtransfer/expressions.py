@@ -63,6 +63,7 @@ def call(
     given: int = 0,
     others: Iterable[str] = (),
     defaults: Mapping[str, Any] = MappingProxyType({}),
+    kind: Any = None,
 ) -> Callable[..., Any]:
     """What a name or a call stands for: one of `known`, with its options bound.
 
@@ -74,6 +75,7 @@ def call(
         given: How many leading arguments the caller adds, which the text cannot have.
         others: More names that an error may suggest.
         defaults: Values for options of these names, if there are any, which the text leaves open.
+        kind: The type, or union of types, that a user's function must return; None for that of `known`.
 
     Raises:
         InputError: an unknown name, module or option (with the nearest that exists), values that are not plain, or
@@ -114,7 +116,7 @@ def call(
             kinds.check_argument(bound[option], signature.parameters[option], f"{what} '{name}': {option}")
     kwargs |= {name: value for name, value in defaults.items() if name in options and name not in bound}
     made = partial(_ordered, function, args, kwargs)
-    return made if name in known else partial(_of_type, made, _returned(known), f"{what} '{name}'")
+    return made if name in known else partial(_of_type, made, kind or _returned(known), f"{what} '{name}'")
 
 
 def options(node: ast.expr, what: str, known: Mapping[str, Callable]) -> list[str]:
@@ -152,9 +154,10 @@ def _returned(known: Mapping[str, Callable]) -> type:
     return typing.get_origin(annotation) or annotation
 
 
-def _of_type(made: Callable, kind: type, label: str, *first: Any) -> Any:
+def _of_type(made: Callable, kind: Any, label: str, *first: Any) -> Any:
     found = made(*first)
     if not isinstance(found, kind):
-        expected = "a function" if kind is Callable else f"a {kind.__name__}"
+        names = [f"a {own.__name__}" for own in typing.get_args(kind) or (kind,)]
+        expected = "a function" if kind is Callable else " or ".join(names)
         raise InputError(f"{label} returned {kinds.shown(found)}; expected {expected}")
     return found

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import ModuleType
 
 from jtransfer import kinds
-from jtransfer.errors import InputError, cut, nearest, said
+from jtransfer.errors import InputError, MachineError, cut, nearest, said
 
 OURS = __name__.partition(".")[0]
 SHARED = (
@@ -159,6 +159,16 @@ def digest(module: str, what: str) -> str:
     return _digests[imported]
 
 
+def files(module: str, what: str) -> list[str]:
+    """The files of a module's source, its own first.
+
+    Raises:
+        InputError: there is no such module.
+    """
+    source = _find(module, what)
+    return [source.file, *source.files.values()]
+
+
 @contextlib.contextmanager
 def running(what: str, files: Collection[str], folder: str | None = None) -> Iterator[None]:
     """Run code of the user's: whatever it raises is an error of input that names the file and the line.
@@ -173,10 +183,20 @@ def running(what: str, files: Collection[str], folder: str | None = None) -> Ite
     Raises:
         InputError: what was raised, in one line; an `InputError` as it is.
     """
+    with blaming(what, files), contextlib.redirect_stdout(sys.stderr), _on_path(folder):
+        yield
+
+
+@contextlib.contextmanager
+def blaming(what: str, files: Collection[str]) -> Iterator[None]:
+    """What code of the user's raises is an error of input, as `running` says; where code runs later than that.
+
+    Raises:
+        InputError: what was raised, in one line; an `InputError` or a `MachineError` as it is.
+    """
     try:
-        with contextlib.redirect_stdout(sys.stderr), _on_path(folder):
-            yield
-    except (InputError, KeyboardInterrupt):
+        yield
+    except (InputError, MachineError, KeyboardInterrupt):
         raise
     except BaseException as error:  # sys.exit() among them, which would end the command with nothing done
         file, line = _raised_at(error, files)

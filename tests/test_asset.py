@@ -8,7 +8,7 @@ import pytest
 
 from jtransfer import checkpoints, models
 from jtransfer.data import pairs, sources
-from jtransfer.data.streams import open_stream
+from jtransfer.data.sources import open_stream
 from jtransfer.evaluate import zero_shot
 from jtransfer.tree import nested
 

@@ -1,11 +1,11 @@
-"""A labelled dataset as every reader gives it, and the fingerprint that tells one from another."""
+"""A dataset as every reader gives it, what readers are told, and the fingerprint that tells one from another."""
 
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -14,8 +14,38 @@ import numpy as np
 from jtransfer.arrays import Rows
 from jtransfer.errors import InputError
 
+CLASSES = ("classes", "labels")
+"""What most callers take: one class a row, or several."""
+
 BLOCK = 1 << 20
 """Values of an array that are looked at at once, so that none is ever copied or converted as a whole."""
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """What a reader may need beside the rest of a name, which follows the colon.
+
+    Attributes:
+        name: All of the name, as the config writes it: what a dataset is called, and what errors begin with.
+        reads: What is asked of the data, any of: "classes" (one a row), "labels" (several classes a row), "values"
+            (numbers), "texts" (whatever their labels) or "pairs" (images and captions, whatever their labels).
+        data_dir: Where prepared datasets lie; empty for nowhere in particular.
+        batch: Examples of a training step, over all processes.
+        seed: Of their order, and of what is drawn.
+        share: Positions in each batch that this process reads; what stands at a position does not depend on who reads
+            it.
+        templates: Texts with `{}` for the caption; empty for the source's own.
+        crop: The least and the largest share of an image's area that is cut out; empty for whole images.
+    """
+
+    name: str
+    reads: tuple[str, ...] = CLASSES
+    data_dir: str = ""
+    batch: int = 1
+    seed: int = 0
+    share: np.ndarray | slice = field(default_factory=lambda: slice(None))
+    templates: tuple[str, ...] = ()
+    crop: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,19 +127,21 @@ class Lazy:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Labelled images or texts, and the two sets of rows they are split into.
+    """Images or texts with their labels, if they have any, and the two sets of rows they are split into.
 
     Attributes:
         name: The name that `sources.load` was given.
         inputs: Indexed by an array of rows: images [n, height, width, channels] float32, 0 (background) to 1, as an
             array or as `Images`; or `Lazy` ones.
-        labels: [n] int32, an index into `classes`; or [n, classes] of 0 and 1, several labels a row.
-        classes: One name per class.
+        labels: [n] int32, an index into `classes`; or [n, classes] of 0 and 1, several classes a row; or [n] or
+            [n, values] float32, numbers to predict; or [n, 0], where there are none.
+        classes: One name per class, or per value if these have names; else empty.
         pool: [p] row numbers that training and validation may use.
         test: [t] row numbers for the final report only.
         kind: "image" or "text".
         note: What a report must say of it, in sentences; may be empty.
         captions: Of each row a list of texts, by rows as `inputs`; None where there are none.
+        metric: The metric that results on these data are published in, where it is not accuracy; else "".
     """
 
     name: str
@@ -121,6 +153,17 @@ class Dataset:
     kind: str = "image"
     note: str = ""
     captions: Lazy | None = None
+    metric: str = ""
+
+    @property
+    def targets(self) -> str:
+        """What the labels are: see `targets`."""
+        return targets(self.labels)
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers predict the labels of a row: see `outputs`."""
+        return outputs(self.labels, self.classes)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -144,6 +187,49 @@ class Dataset:
         else:
             _update(digest, inputs)
         return digest.hexdigest()[:16]
+
+
+def targets(labels: np.ndarray) -> str:
+    """What labels are: "classes" (one a row), "labels" (several a row), "values" (numbers), or "" for none.
+
+    Args:
+        labels: As those of a `Dataset`.
+    """
+    if labels.dtype.kind == "f":
+        return "values"
+    return "classes" if labels.ndim == 1 else "labels" if labels.shape[1] else ""
+
+
+def outputs(labels: np.ndarray, classes: Sequence[str]) -> int:
+    """How many numbers predict the labels of a row: one for each class or value, 0 where there are no labels."""
+    return len(classes) or (1 if labels.ndim == 1 else labels.shape[1])
+
+
+FOUND = {
+    "classes": "one class a row",
+    "labels": "several labels a row",
+    "values": "numbers as labels",
+    "texts": "texts",
+    "": "no labels",
+}
+"""What data may have, in words."""
+
+
+def check_targets(data: Any, reads: Sequence[str]) -> None:
+    """Refuse data that do not have what is asked of them.
+
+    Args:
+        data: A `Dataset` or a `Stream`: whatever has `name`, `kind` and `targets`.
+        reads: As in `Context`.
+
+    Raises:
+        InputError: what they have, and what is expected.
+    """
+    if data.targets in reads or (data.kind == "text" and "texts" in reads):
+        return
+    held = "images and " if "texts" in reads else ""
+    expected = " or ".join(FOUND.get(own, own) for own in reads)
+    raise InputError(f"config.data: {data.name} has {held}{FOUND[data.targets]}; expected {expected}")
 
 
 def _update(digest, array):

@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from jtransfer import files
-from jtransfer.data.dataset import Dataset, Lazy, each, refused
+from jtransfer.data.dataset import Context, Dataset, Lazy, each, refused
 from jtransfer.data.downloads import Places, entries, printable, shown
 from jtransfer.data.splits import hold_out_a_fifth
 from jtransfer.errors import InputError, nearest
@@ -49,7 +49,7 @@ class Folder(NamedTuple):
     left_out: Counter
 
 
-def read(name: str, directory: str) -> Dataset:
+def read(directory: str, context: Context) -> Dataset:
     """The dataset in a folder, with the layouts that `sources.load` describes.
 
     Classes are the names of directories, in the order of the alphabet; a class has all images in its directory and in
@@ -60,11 +60,9 @@ def read(name: str, directory: str) -> Dataset:
         InputError: there is no such folder, or one that holds no two classes of images; something in it is no file,
             cannot be read, or leads out of the folder.
     """
-    root = files.path(directory, name) if directory else None
-    if root is None or not _is_directory(root):
-        raise InputError(
-            f"{shown(directory or name)}: no such directory; expected folder:DIR with one directory a class"
-        )
+    root = files.path(directory, context.name)
+    if not _is_directory(root):
+        raise InputError(f"{shown(directory)}: no such directory; expected folder:DIR with one directory a class")
     folder = Folder(os.fspath(root), Places(), Counter())
     splits, notes = _splits(folder)
     ways = [splits[split] for split in ("train", "test", "val") if split in splits]
@@ -87,7 +85,7 @@ def read(name: str, directory: str) -> Dataset:
         notes += [f"The {count} images of '{os.path.basename(way)}' are not used: the test rows are those of 'test'."]
     notes += _said_of(folder)
     identity, contents = _identified(paths, folder.root)
-    return Dataset(name, _lazy(paths, identity, contents), labels, classes, pool, test, note=" ".join(notes))
+    return Dataset(context.name, _lazy(paths, identity, contents), labels, classes, pool, test, note=" ".join(notes))
 
 
 def _lazy(paths: list[str], identity: str, contents: str) -> Lazy:

@@ -1,4 +1,7 @@
-"""Labels as people keep them, numbers of a catalogue or names, become classes: 0..k-1, each with a name."""
+"""Labels as people keep them, numbers of a catalogue or names, become classes: 0..k-1, each with a name.
+
+Or they are numbers to predict, and stay what they are.
+"""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -76,6 +79,27 @@ def columns(where: str, names: Sequence[str], splits: Sequence[np.ndarray]) -> C
             where,
         )
     return tuple(names) or tuple(map(str, range(count))), [own.astype(np.int32) for own in splits]
+
+
+def numbers(where: str, names: Sequence[str], splits: Sequence[np.ndarray]) -> Classes:
+    """Numbers that are to be predicted, one or several for every row; as many names, or none.
+
+    Args:
+        where: The file, for errors.
+        names: Of the values; may be empty.
+        splits: Labels [n] or [n, values], float32.
+
+    Raises:
+        InputError: another number of names, or a value that is not finite.
+    """
+    count = splits[0].shape[1] if splits[0].ndim > 1 else 1
+    if names and len(names) != count:
+        raise InputError(f"{where}: 'classes' has {len(names)} names for the {count} values of a row of 'labels'")
+    for key, own in zip(KEYS, splits, strict=False):
+        if not (finite := np.isfinite(own)).all():
+            row = int(np.argwhere(~finite)[0][0])
+            raise InputError(f"{where}: {key!r} row {row} holds NaN or infinite values; expected finite ones")
+    return tuple(names), list(splits)
 
 
 def texts(where: str, key: str, values: np.ndarray) -> tuple[str, ...]:

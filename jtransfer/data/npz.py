@@ -1,4 +1,4 @@
-"""An own `.npz` file of images as a dataset; whatever is wrong with it is named in one line."""
+"""An own `.npz` file of images or texts as a dataset; whatever is wrong with it is named in one line."""
 
 import hashlib
 import logging
@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from jtransfer.arrays import Array, open_npz
-from jtransfer.data.dataset import Dataset, Images, Lazy, blocks
-from jtransfer.data.labels import columns, distinct, texts
+from jtransfer.data.dataset import CLASSES, Context, Dataset, Images, Lazy, blocks, targets
+from jtransfer.data.labels import columns, distinct, numbers, texts
 from jtransfer.data.splits import hold_out_a_fifth, hold_out_the_last
 from jtransfer.errors import InputError, nearest
 
 log = logging.getLogger("jtransfer")
 
-KEYS = ("images", "labels", "captions", "test_images", "test_labels", "test_captions", "classes")
+OF_ROWS = ("images", "texts", "labels", "captions")
+KEYS = (*OF_ROWS, *(f"test_{key}" for key in OF_ROWS), "classes")
 
 LONGEST_NAME, MOST_CLASSES = 1000, 1 << 20
 """Characters of a class's name, and how many names there may be."""
@@ -26,8 +27,8 @@ DARK = 0.25
 """Images whose brightest value is below this are, more often than not, of another scale."""
 
 
-def read(name: str, file: str) -> Dataset:
-    """The dataset in a file, with the keys that `sources.load` describes.
+def read(file: str, context: Context) -> Dataset:
+    """The dataset in a file, with the keys that `sources.load` describes; where "pairs" are asked for, `read_pairs`.
 
     Images stay what they are in the file, so that they take no more memory than there, and none where they are not
     packed: their rows are read when they are asked for. See `dataset.Images`.
@@ -35,28 +36,72 @@ def read(name: str, file: str) -> Dataset:
     Raises:
         InputError: the file is missing, damaged, or holds something else.
     """
+    if "pairs" in context.reads:
+        return read_pairs(file, context)
     arrays = open_npz(file)
-    _check_keys(file, arrays, "labels")
+    if "texts" in arrays:
+        return _read_texts(file, arrays, context)
+    _check_keys(file, arrays, "images", "labels")
     prefixes = ("", "test_") if "test_images" in arrays else ("",)
     for prefix in prefixes:
         _check_shape(file, arrays, prefix)
-    labels = [_labels(file, arrays, prefix) for prefix in prefixes]
+    classes, labels = _targets(file, arrays, prefixes, "images", context)
+    images = _images(file, arrays, prefixes)
+    pool, test = _split(file, labels, "images")
+    captions = _captions(file, arrays) if "captions" in arrays else None
+    return Dataset(context.name, images, np.concatenate(labels), classes, pool, test, captions=captions)
+
+
+def _read_texts(file: str, arrays: Mapping[str, Array], context: Context) -> Dataset:
+    """Texts, or pairs of them, with labels or without."""
+    _check_keys(file, arrays, "texts", *({"labels"} & arrays.keys()))
+    prefixes = ("", "test_") if "test_texts" in arrays else ("",)
+    rows, digest = [], hashlib.sha256()
+    for key in (f"{prefix}texts" for prefix in prefixes):
+        shape, dtype, read, _ = arrays[key]
+        if dtype.kind != "U" or shape[1:] not in ((), (2,)) or 0 in shape or shape[1:] != arrays["texts"].shape[1:]:
+            raise InputError(
+                f"{file}: {key!r} has shape {list(shape)} and dtype {dtype}; expected strings, [n], or pairs [n, 2]"
+            )
+        found = read()
+        rows += list(map(tuple, found.tolist())) if len(shape) > 1 else found.tolist()
+        digest.update(repr(found.tolist()).encode("utf-8", "surrogateescape"))
+    if "labels" in arrays:
+        classes, labels = _targets(file, arrays, prefixes, "texts", context)
+    else:
+        classes, labels = (), [np.zeros((arrays[f"{prefix}texts"].shape[0], 0), np.int8) for prefix in prefixes]
+    pool, test = _split(file, labels, "texts")
+    inputs = Lazy(len(rows), lambda asked: [rows[row] for row in asked], digest.hexdigest()[:16])
+    return Dataset(context.name, inputs, np.concatenate(labels), classes, pool, test, "text")
+
+
+def _split(file: str, labels: Sequence[np.ndarray], what: str) -> tuple[np.ndarray, np.ndarray]:
+    """Pool and test rows."""
+    if len(labels) > 1:
+        return tuple(np.split(np.arange(sum(map(len, labels))), [len(labels[0])]))
+    if not targets(labels[0]):
+        return hold_out_the_last(len(labels[0]))
+    return hold_out_a_fifth(labels[0], file, f"'test_{what}' and 'test_labels'")
+
+
+def _targets(
+    file: str, arrays: Mapping[str, Array], prefixes: Sequence[str], what: str, context: Context
+) -> tuple[tuple[str, ...], list[np.ndarray]]:
+    """The names of classes or values, and the labels of each split: floats where values are asked for."""
+    values = "values" in context.reads and (
+        not {*CLASSES} & {*context.reads} or any(arrays[f"{own}labels"].dtype.kind == "f" for own in prefixes)
+    )
+    labels = [_labels(file, arrays, prefix, what, values) for prefix in prefixes]
     if labels[-1].shape[1:] != labels[0].shape[1:]:
         raise InputError(
             f"{file}: 'test_labels' has shape {list(labels[1].shape)}, 'labels' {list(labels[0].shape)}; expected the "
             f"same but for the rows"
         )
-    classes, labels = (columns if labels[0].ndim > 1 else distinct)(file, _names(file, arrays), labels)
-    images = _images(file, arrays, prefixes)
-    if len(prefixes) > 1:
-        pool, test = np.split(np.arange(len(images)), [len(labels[0])])
-    else:
-        pool, test = hold_out_a_fifth(labels[0], file, "'test_images' and 'test_labels'")
-    captions = _captions(file, arrays) if "captions" in arrays else None
-    return Dataset(name, images, np.concatenate(labels), classes, pool, test, captions=captions)
+    read = numbers if values else columns if labels[0].ndim > 1 else distinct
+    return read(file, _names(file, arrays), labels)
 
 
-def read_pairs(name: str, file: str) -> Dataset:
+def read_pairs(file: str, context: Context) -> Dataset:
     """The images in a file and their `captions`; it need have no labels, and those that it has are not read.
 
     Images are uint8, as those of other sources of pairs, for the model's image processor to make its own of.
@@ -66,7 +111,7 @@ def read_pairs(name: str, file: str) -> Dataset:
         InputError: as `read`, or no captions.
     """
     arrays = open_npz(file)
-    _check_keys(file, arrays, "captions")
+    _check_keys(file, arrays, "images", "captions")
     prefixes = ("", "test_") if "test_images" in arrays else ("",)
     for prefix in prefixes:
         _check_shape(file, arrays, prefix)
@@ -79,18 +124,21 @@ def read_pairs(name: str, file: str) -> Dataset:
     for block in blocks(images):
         digest.update(_bytes(block))
     lazy = Lazy(len(images), lambda rows: list(_bytes(images[rows])), digest.hexdigest()[:16])
-    return Dataset(name, lazy, np.zeros(len(images), np.int8), ("",), pool, test, captions=captions)
+    none = np.zeros(len(images), np.int8)
+    return Dataset(context.name, lazy, none, ("",), pool, test, captions=captions)
 
 
-def _check_keys(file: str, arrays: Mapping[str, Array], needed: str) -> None:
-    """Refuse keys that nothing reads, and a file without `images`, without those that are needed, or half a test."""
+def _check_keys(file: str, arrays: Mapping[str, Array], *needed: str) -> None:
+    """Refuse keys that nothing reads, and a file without those that are needed, or half a test."""
     for key in arrays:
         if key not in KEYS:
             raise InputError(f"{file}: unknown key {key[:80]!r}; {nearest(key[:80], KEYS)}")
-    for key in ("images", needed):
+    for key in needed:
         if key not in arrays:
             raise InputError(f"{file}: key {key!r} is missing; found {', '.join(sorted(arrays)) or 'no keys'}")
-    both = dict.fromkeys(("images", needed, *({"captions"} & arrays.keys())))
+    if "texts" in needed and (other := next((key for key in ("images", "captions") if key in arrays), None)):
+        raise InputError(f"{file}: 'texts' and {other!r} are both there; give images, with captions or not, or texts")
+    both = dict.fromkeys((*needed, *({"captions"} & arrays.keys())))
     there = [key for key in both if f"test_{key}" in arrays]
     if there and (lacks := [key for key in both if key not in there]):
         raise InputError(
@@ -180,9 +228,9 @@ def _bytes(images: np.ndarray) -> np.ndarray:
     return (images * 255).round().astype(np.uint8)
 
 
-def _labels(file: str, arrays: Mapping[str, Array], prefix: str) -> np.ndarray:
+def _labels(file: str, arrays: Mapping[str, Array], prefix: str, what: str, values: bool) -> np.ndarray:
     """Labels [n] or [n, classes] of one split, whatever their range; texts for classes by name."""
-    images_key, key = f"{prefix}images", f"{prefix}labels"
+    images_key, key = f"{prefix}{what}", f"{prefix}labels"
     (shape, dtype, read, _), count = arrays[key], arrays[images_key].shape[0]
     if len(shape) != 1 and (len(shape) != 2 or shape[1] < 2):
         way_out = f": save {key}[:, 0]" if shape[1:] == (1,) else ""
@@ -192,6 +240,10 @@ def _labels(file: str, arrays: Mapping[str, Array], prefix: str) -> np.ndarray:
         )
     if count != shape[0]:
         raise InputError(f"{file}: {images_key!r} has {count} rows and {key!r} has {shape[0]}; expected as many")
+    if values and dtype.kind not in "iuf":
+        raise InputError(f"{file}: {key!r} has dtype {dtype}; expected numbers, [n] or [n, values]")
+    if values:
+        return read().astype(np.float32)
     if dtype.kind not in ("iuUS" if len(shape) == 1 else "iu"):
         names = ", or names of classes" if len(shape) == 1 else ""
         way_out = f": save {key}.astype(int)" if dtype.kind in "fb" else ""

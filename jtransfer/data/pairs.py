@@ -1,25 +1,22 @@
 """Images and the texts that describe them: batches for contrastive training, and pairs held out from it.
 
-As streams.py has it, a batch is a function of the number of its step: a run that starts again sees what it would have
-seen. Of several captions one is drawn anew each time that its image comes, and put into a template, if there are any.
+As in streams.py, a batch is a function of the number of its step, which is the cursor. Of several captions one is drawn
+anew each time that its image comes, and put into a template, if there are any.
 """
 
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 
-from jtransfer import files, kinds
-from jtransfer.data import glyphs, npz, tfds
-from jtransfer.data.dataset import check_whole, fingerprint
-from jtransfer.data.sources import directory
-from jtransfer.data.streams import Rows
+from jtransfer.data import glyphs
+from jtransfer.data.dataset import Context, Dataset, check_whole, fingerprint
+from jtransfer.data.streams import Batch, Cursor, Rows
 from jtransfer.data.subsets import epochs
-from jtransfer.errors import InputError, Once, nearest
+from jtransfer.errors import InputError, Once
 
 HELD_OUT = 2048
 """Pairs that are held out, at most."""
@@ -56,7 +53,8 @@ class PairStream:
     Attributes:
         name: As the config writes it.
         images: Those that are known beforehand, by rows: what the model is fitted to.
-        batches: From a step on, the batches `{"images": n of them, by rows, "texts": [n]}` of this process.
+        batches: From a cursor to the batches after it, each with the cursor after it: `{"images": n of them, by rows,
+            "texts": [n]}` of this process.
         held_out: The others.
         fingerprint: Of the data.
         kind: Of the inputs.
@@ -66,7 +64,7 @@ class PairStream:
 
     name: str
     images: Any
-    batches: Callable[[int], Iterator[dict[str, Any]]]
+    batches: Callable[[Cursor], Iterator[tuple[Batch, Cursor]]]
     held_out: HeldOut
     fingerprint: str
     kind: str = "pair"
@@ -78,57 +76,15 @@ class PairStream:
         return self.images
 
 
-def open_pairs(
-    name: str,
-    batch: int,
-    seed: int,
-    share: np.ndarray | slice = slice(None),
-    data_dir: str = "",
-    templates: Sequence[str] = (),
-    crop: Sequence[float] = (),
-) -> PairStream:
-    """Open a source of batches of `batch` pairs.
-
-    Args:
-        name: A key of `SOURCES`, or a dataset with captions: `tfds:NAME?caption=FEATURE` or `npz:FILE`.
-        batch: Pairs of a step, over all processes.
-        seed: Of their order, and of what is drawn.
-        share: Positions in each batch that this process reads, as `sharding.rows` has them; what stands at a position
-            does not depend on who reads it.
-        data_dir: As for `sources.load`.
-        templates: Texts with `{}` for the caption, one drawn each time; empty for the source's own.
-        crop: See `cropped`; empty for whole images, as those of `SOURCES` must be.
+def of_dataset(dataset: Dataset, context: Context) -> PairStream:
+    """The pool of a dataset whose rows have captions.
 
     Raises:
-        InputError: an unknown name, data without captions, captions that are all the same or all empty, or templates
-            that are none.
+        InputError: damaged rows, or captions that are all the same or all empty.
     """
-    kinds.check(name, kinds.NAME, "config.data")
-    kinds.check(batch, kinds.whole(1), "config.batch")
-    kinds.check(seed, kinds.SEED, "config.seed")
-    if bad := [template for template in templates if not isinstance(template, str) or "{}" not in template]:
-        raise InputError(f"config.templates: {bad[0]!r} has no {{}} for the caption")
-    if len(crop) not in (0, 2) or not all(0 < part <= 1 for part in crop) or list(crop) != sorted(crop):
-        raise InputError(f"config.crop is {tuple(crop)}; expected the least and the largest share of an image's area")
-    if name in SOURCES:
-        if crop:
-            raise InputError(f"config.crop: the characters of {name} fill their images; leave it empty")
-        return SOURCES[name](name, batch, share, seed, tuple(templates))
-    prefix, _, rest = name.partition(":")
-    readers = {
-        "tfds": partial(tfds.read_pairs, data_dir=directory(data_dir)),
-        "npz": lambda name, file: npz.read_pairs(name, str(files.path(file, "npz:"))),
-    }
-    if prefix not in readers or not rest:
-        forms = [*SOURCES, "tfds:NAME?caption=FEATURE", "npz:FILE"]
-        raise InputError(f"config.data: unknown pairs '{name}'; {nearest(name, forms)}")
-    return _captioned(readers[prefix](name, rest), batch, share, seed, tuple(templates) or PLAIN, crop)
-
-
-def _captioned(dataset, batch, share, seed, templates, crop) -> PairStream:
-    """The pool of a dataset whose rows have captions."""
     check_whole(dataset, np.concatenate([dataset.pool, dataset.test]))
-    warn, positions = Once(), np.arange(batch)[share]
+    batch, seed, share, crop = context.batch, context.seed, context.share, context.crop
+    warn, positions, templates = Once(), np.arange(batch)[share], context.templates or PLAIN
 
     def described(rows, number):
         """Some rows and their captions; a row that has none gives way to another that is drawn in its place."""
@@ -141,7 +97,7 @@ def _captioned(dataset, batch, share, seed, templates, crop) -> PairStream:
                 (captions[i],) = _captions(dataset, rows[i : i + 1])
         return rows, captions
 
-    def from_step(step):
+    def after(step):
         for number, rows in enumerate(epochs(dataset.pool, batch, seed, step), step):
             draws = np.random.default_rng((seed, number)).random((batch, 6))[share]
             own_rows, captions = described(rows[share].copy(), number)
@@ -150,7 +106,7 @@ def _captioned(dataset, batch, share, seed, templates, crop) -> PairStream:
                 for own, (one, other) in zip(captions, draws[:, :2], strict=True)
             ]
             images = Rows(dataset.inputs, own_rows)
-            yield {"images": Crops(images, crop, draws[:, 2:]) if crop else images, "texts": texts}
+            yield {"images": Crops(images, crop, draws[:, 2:]) if crop else images, "texts": texts}, number + 1
 
     some = dataset.pool[:HELD_OUT]
     if len({text for own in _captions(dataset, some) for text in own}) < 2:
@@ -169,10 +125,11 @@ def _captioned(dataset, batch, share, seed, templates, crop) -> PairStream:
     identity = ".".join([hashlib.sha256(digest.encode()).hexdigest()[:16], *contents])
 
     def over(inputs):
-        changed = _captioned(dataclasses.replace(dataset, inputs=inputs), batch, share, seed, templates, ())
+        whole = dataclasses.replace(context, crop=())
+        changed = of_dataset(dataclasses.replace(dataset, inputs=inputs), whole)
         return dataclasses.replace(changed, fingerprint=identity)
 
-    return PairStream(dataset.name, dataset.inputs, from_step, held_out, identity, over=over)
+    return PairStream(dataset.name, dataset.inputs, after, held_out, identity, over=over)
 
 
 def _captions(dataset: Any, rows: np.ndarray) -> list[list[str]]:
@@ -254,17 +211,23 @@ def glyph_names(character: str) -> tuple[str, ...]:
     return character, f"{kind} {character}", f"letter {character}", f"{character} of the alphabet"
 
 
-def _glyphs(name, batch, share, seed, templates, digits: bool = True) -> PairStream:
-    """Warped characters of fonts and what they are called, the digits as often as all letters together."""
+def glyph_captions(rest: str, context: Context, digits: bool = True) -> PairStream:
+    """Warped characters of fonts and what they are called, the digits as often as all letters together.
+
+    Raises:
+        InputError: a crop, which would cut the characters.
+    """
     import jax
 
-    templates = templates or GLYPH_TEMPLATES
+    if context.crop:
+        raise InputError(f"config.crop: the characters of {context.name} fill their images; leave it empty")
+    batch, seed, share, templates = context.batch, context.seed, context.share, context.templates or GLYPH_TEMPLATES
     train, validation = glyphs.bases("train"), glyphs.bases("validation")
     letters = np.arange(10, len(glyphs.CLASSES))
     classes = np.concatenate([np.repeat(np.arange(10), 5), letters]) if digits else letters
     called = [glyph_names(character) for character in glyphs.CLASSES]
 
-    def from_step(step):
+    def after(step):
         bases = jax.device_put(train)
         while True:
             rows = np.arange(batch)[share] + step * batch
@@ -274,8 +237,8 @@ def _glyphs(name, batch, share, seed, templates, digits: bool = True) -> PairStr
                 pick(templates, other).replace("{}", pick(called[label], one))
                 for label, (one, other) in zip(np.asarray(labels), draws, strict=True)
             ]
-            yield {"images": np.asarray(images), "texts": texts}
             step += 1
+            yield {"images": np.asarray(images), "texts": texts}, step
 
     examples = glyphs.examples(validation, jax.random.key(0), np.arange(HELD_OUT), classes, STRAYED)
     images, labels = map(np.asarray, examples)
@@ -283,8 +246,4 @@ def _glyphs(name, batch, share, seed, templates, digits: bool = True) -> PairStr
     held_out = HeldOut("validation", images, tuple(called[i][1] for i in shown), labels.astype(np.int32), templates)
     digest = hashlib.sha256(np.ascontiguousarray(train[:, np.unique(classes)]))
     digest.update(repr((classes.tolist(), called, templates, STRAYED)).encode())
-    return PairStream(name, images, from_step, held_out, digest.hexdigest()[:16])
-
-
-SOURCES = {"glyph_captions": _glyphs, "letter_captions": partial(_glyphs, digits=False)}
-"""Embedded sources of pairs."""
+    return PairStream(context.name, images, after, held_out, digest.hexdigest()[:16])

@@ -24,12 +24,15 @@ LARGEST_DESCRIPTION, LARGEST_NAMES = 1 << 22, 1 << 24
 MOST_CLASSES, MOST_SHARDS = 1 << 20, 1 << 16
 """Of a label and of a split; the largest in use have 200,000 classes and 10,000 shards."""
 
+MOST_VALUES = 1 << 16
+"""Floats in a row."""
+
 TEMPLATE = re.compile(r"(?:[\w.\-/]|\{(?:DATASET|SPLIT|FILEFORMAT|SHARD_INDEX|NUM_SHARDS|SHARD_X_OF_Y)\})+")
 """What may stand in the pattern of the names of shards."""
 
 
 class Other(NamedTuple):
-    """A feature that is no image, text or label, nor a sequence of those: known by name, never read."""
+    """A feature that is no image, text, label or float, nor a sequence of those: known by name, never read."""
 
     kind: str
 
@@ -184,6 +187,8 @@ def _feature(tfds: Any, directory: epath.Path, name: str, node: Any, nested: boo
         return _image(features, name, _content(node, "image"))
     if kind == "ClassLabel":
         return _label(features, directory, name, _content(node, "classLabel"))
+    if kind in ("Tensor", "Scalar") and not nested:
+        return _floats(features, kind, name, _content(node, "tensor"))
     if kind == "Sequence" and not nested:
         inner = _content(node, "sequence")
         inner = inner.get("feature") if isinstance(inner, dict) else None
@@ -204,6 +209,18 @@ def _image(features: Any, name: str, content: Any) -> Any:
         raise InputError(f"features.json: image '{_short(name)}' holds {_short(dtype)}; expected uint8")
     channels = {"uint8": 3, "uint16": 3, "float32": 1}[dtype]
     return features.Image(shape=(None, None, channels), dtype=np.dtype(dtype))
+
+
+def _floats(features: Any, kind: str, name: str, content: Any) -> Any:
+    """A float, or as many in every row; other tensors are not read."""
+    content = content if isinstance(content, dict) else {}
+    sides = content.get("shape", {}).get("dimensions", []) if isinstance(content.get("shape", {}), dict) else None
+    plain = content.get("encoding", "none") == "none" and content.get("dtype") in ("float32", "float64")
+    if not plain or not isinstance(sides, list) or len(sides) > 1 or "-1" in map(str, sides):
+        return Other(kind)
+    most = f"features.json: the length of '{_short(name)}'"
+    shape = tuple(_number(side, most, MOST_VALUES) for side in sides)
+    return features.Tensor(shape=shape, dtype=np.dtype(content["dtype"])) if 0 not in shape else Other(kind)
 
 
 def _label(features: Any, directory: epath.Path, name: str, content: Any) -> Any:

@@ -1,26 +1,82 @@
-"""Named datasets: the embedded digits, an own `.npz` file or folder of images, or a prepared TensorFlow Dataset."""
+"""From the names of data to what is read: one table of readers, for datasets, streams of batches and pairs.
 
+A name is a key of `READERS`, with what the reader is to read after a colon (`npz:FILE`), or a reader in a module of the
+user's, as `my_data.shards:DIR` or `my_data.shards(size=3):DIR`.
+"""
+
+import ast
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 
-from jtransfer import files, kinds
-from jtransfer.data import folder, npz, tfds
-from jtransfer.data.dataset import Dataset, Images, Lazy, fingerprint
+from jtransfer import expressions, files, imports, kinds
+from jtransfer.data import folder, lines, npz, pairs, streams, tfds
+from jtransfer.data.dataset import CLASSES, Context, Dataset, Images, Lazy, check_targets, fingerprint
+from jtransfer.data.pairs import PairStream
+from jtransfer.data.streams import Cursor, Stream
 from jtransfer.errors import InputError, nearest
 
-__all__ = ["EMBEDDED", "READERS", "Dataset", "Images", "Lazy", "fingerprint", "forms", "load"]
+__all__ = [
+    "READERS",
+    "Context",
+    "Dataset",
+    "Images",
+    "Lazy",
+    "Stream",
+    "fingerprint",
+    "load",
+    "modules",
+    "open_pairs",
+    "open_stream",
+]
+
+Data = Dataset | Stream | PairStream
 
 
-def load(name: str, data_dir: str = "") -> Dataset:
+def _digits(rest: str, context: Context) -> Dataset:
+    """1797 handwritten digits of 8x8 (Alpaydin & Kaynak) in scikit-learn's order; the first 1000 are the pool."""
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    images, labels = (raw.images / 16).astype(np.float32)[..., None], raw.target.astype(np.int32)
+    return Dataset(context.name, images, labels, tuple("0123456789"), np.arange(1000), np.arange(1000, len(images)))
+
+
+READERS: dict[str, Callable[[str, Context], Data]] = {
+    "digits": _digits,
+    "glyphs": streams.glyphs,
+    "letters": partial(streams.glyphs, first=10),
+    "glyph_captions": pairs.glyph_captions,
+    "letter_captions": partial(pairs.glyph_captions, digits=False),
+    "npz": npz.read,
+    "folder": folder.read,
+    "tfds": tfds.read,
+    "texts": lines.read,
+}
+"""Called with what follows the colon, and with what a reader may need beside it."""
+
+LABELLED = ("digits", "npz:FILE", "folder:DIR", "tfds:NAME")
+STREAMED = ("glyphs", "letters", *LABELLED)
+TEXTS = ("texts:FILE", "npz:FILE", "tfds:NAME")
+PAIRED = ("glyph_captions", "letter_captions", "tfds:NAME?caption=FEATURE", "npz:FILE")
+"""Names, and forms of names, that have what is asked for."""
+
+
+def load(name: str, data_dir: str = "", reads: Sequence[str] = CLASSES) -> Dataset:
     """The dataset called `name`, checked before anything compiles.
 
     | name | what |
     |---|---|
-    | one of `EMBEDDED` | in memory |
+    | `digits` | in memory |
     | `npz:FILE` | any path, in memory |
     | `folder:DIR` | images below `DIR/CLASS/`, or below `DIR/train/CLASS/` and `DIR/test/CLASS/` (or `val`) |
     | `tfds:NAME[:VERSION][?OPTIONS]` | prepared by TensorFlow Datasets, as `tfds:glue/rte?test=validation` |
+    | `texts:FILE` | a text on every line, without labels; blank lines do not count |
+    | `my_data.shards:DIR` | what the function `shards` of your `my_data.py` returns for `DIR`: see docs/data.md |
 
     A folder's images end in `.bmp`, `.gif`, `.jpeg`, `.jpg`, `.png`, `.tif`, `.tiff` or `.webp`; they may lie in
     sub-folders, and are turned as their EXIF orientation says. Where there is no `test`, the rows of `val` (`valid`,
@@ -28,44 +84,139 @@ def load(name: str, data_dir: str = "") -> Dataset:
     outside of the folder is read, whatever links lead there.
 
     An `.npz` file holds `images` [n, height, width] or [n, height, width, channels], uint8 (scaled by 1/255) or float
-    of 0 to 1, and `labels`; optionally `classes` (their names), `captions` ([n] or [n, k] texts), and `test_images`
-    with the same keys of theirs. Labels are [n] indices into `classes`, or names, or without `classes` whatever
-    integers or texts, of which each distinct one becomes a class; or [n, classes] of 0 and 1 for several labels a row.
-    Where there are no test rows, a fixed fifth of every class is held out for testing. The options of a prepared
-    dataset, joined by `&`, are `input` (a feature, or two texts as `input=a+b`), `label` (one of a row, or a sequence
-    of them), `caption` (texts that describe an image, as `caption=a+b`, or a sequence of them), `train` and `test`
-    (splits, as `train=train[:1000]`), `only` and `test_only` (classes that the rows of pool and test must have, as
-    `only=style:noto+twemoji`).
+    of 0 to 1, or `texts` [n] or [n, 2] (pairs), and `labels`, which texts need not have; optionally `classes` (their
+    names), `captions` ([n] or [n, k] texts), and `test_images` or `test_texts` with the same keys of theirs. Labels are
+    [n] indices into `classes`, or names, or without `classes` whatever integers or texts, of which each distinct one
+    becomes a class; or [n, classes] of 0 and 1 for several labels a row; or, where "values" are asked for, [n] or
+    [n, values] floats. Where there are no test rows, a fixed fifth of every class is held out for testing, of rows
+    without classes a fixed fifth, and of those without labels the last hundredth. The options of a prepared dataset,
+    joined by `&`, are `input` (a feature, or two texts as `input=a+b`), `label` (one of a row, a sequence of them, or
+    floats; `label=` for none), `caption` (texts that describe an image, as `caption=a+b`, or a sequence of them),
+    `train` and `test` (splits, as `train=train[:1000]`), `only` and `test_only` (classes that the rows of pool and test
+    must have, as `only=style:noto+twemoji`).
 
     Args:
         name: As above.
         data_dir: Where prepared datasets lie; empty for the environment's `TFDS_DATA_DIR`, or TFDS's own directory.
+        reads: What the data must have; see `Context`.
 
     Raises:
         InputError: when the name is unknown, or what it names cannot be used as it is.
     """
     kinds.check(name, kinds.TEXT, "dataset")
     kinds.check(data_dir, kinds.either(kinds.TEXT, kinds.NONE), "data_dir")
-    if name in EMBEDDED:
-        return EMBEDDED[name](name)
+    found = _read(Context(name, tuple(reads), _directory(data_dir)), [*LABELLED, *_texts(reads)])
+    if not isinstance(found, Dataset):
+        raise InputError(f"dataset {name!r} is a {type(found).__name__} of batches, which jtransfer train alone reads")
+    check_targets(found, reads)
+    return found
+
+
+def open_stream(
+    name: str,
+    batch: int,
+    seed: int,
+    share: np.ndarray | slice = slice(None),
+    data_dir: str = "",
+    reads: Sequence[str] = CLASSES,
+) -> Stream:
+    """Open a source of batches of `batch` examples: a stream, or a dataset, of which the pool is trained on.
+
+    Args:
+        name: As `load` takes it, or `glyphs` or `letters`.
+        batch: Examples of a step, over all processes.
+        seed: As in `Context`, and so are `share` and `reads`.
+        share: See `seed`.
+        data_dir: As for `load`.
+        reads: See `seed`.
+
+    Raises:
+        InputError: an unknown name, data without what is asked of them, or damaged rows.
+    """
+    context = Context(name, tuple(reads), _directory(data_dir), batch, seed, share)
+    found = _read(context, [*STREAMED, *_texts(reads)])
+    if isinstance(found, PairStream):
+        raise InputError(f"config.data: {name} is a stream of pairs; expected {' or '.join(reads)}")
+    check_targets(found, reads)
+    return streams.of_dataset(found, context) if isinstance(found, Dataset) else found
+
+
+def open_pairs(
+    name: str,
+    batch: int,
+    seed: int,
+    share: np.ndarray | slice = slice(None),
+    data_dir: str = "",
+    templates: Sequence[str] = (),
+    crop: Sequence[float] = (),
+) -> PairStream:
+    """Open a source of batches of `batch` pairs.
+
+    Args:
+        name: `glyph_captions` or `letter_captions`, a dataset with captions (`tfds:NAME?caption=FEATURE` or
+            `npz:FILE`), or a reader of the user's that returns one or the other.
+        batch: Pairs of a step, over all processes.
+        seed: As in `Context`, and so are `share`, `templates` and `crop`.
+        share: See `seed`.
+        data_dir: As for `load`.
+        templates: See `seed`.
+        crop: See `seed`, and `pairs.cropped`.
+
+    Raises:
+        InputError: an unknown name, data without captions, captions that are all the same or all empty, or templates
+            that are none.
+    """
+    kinds.check(name, kinds.NAME, "config.data")
+    kinds.check(batch, kinds.whole(1), "config.batch")
+    kinds.check(seed, kinds.SEED, "config.seed")
+    if bad := [template for template in templates if not isinstance(template, str) or "{}" not in template]:
+        raise InputError(f"config.templates: {bad[0]!r} has no {{}} for the caption")
+    if len(crop) not in (0, 2) or not all(0 < part <= 1 for part in crop) or list(crop) != sorted(crop):
+        raise InputError(f"config.crop is {tuple(crop)}; expected the least and the largest share of an image's area")
+    context = Context(name, ("pairs",), _directory(data_dir), batch, seed, share, tuple(templates), crop)
+    found = _read(context, PAIRED)
+    if isinstance(found, Dataset) and found.captions is not None:
+        return pairs.of_dataset(found, context)
+    if not isinstance(found, PairStream):
+        raise InputError(f"config.data: {name} has no captions; expected a Dataset with captions, or a PairStream")
+    return found
+
+
+def modules(name: str) -> dict[str, str]:
+    """The user's modules that a name of data names, each with the digest of its source; empty where there are none.
+
+    Raises:
+        InputError: as `expressions.modules`.
+    """
+    own = _dotted(name)
+    return expressions.modules(own[0], "reader") if own else {}
+
+
+def _read(context: Context, known: Sequence[str]) -> Data:
+    """What the reader returns that a name names; `known` are the names and forms that serve."""
+    name = context.name
+    if own := _dotted(name):
+        return _counted(_of_user(*own, context))
     prefix, colon, rest = name.partition(":")
-    if prefix == "tfds" and colon:
-        return _counted(tfds.read(name, rest, directory(data_dir)))
-    if prefix in READERS and colon:
+    form = next((form for form in known if form.partition(":")[:2] == (prefix, colon)), None)
+    if form is None:
+        file = name.rpartition(":")[2] if colon or name.endswith(".npz") else ""
+        said = f"config.data: unknown pairs '{name}'" if known is PAIRED else f"dataset {name!r} is unknown"
+        choices = [f"{form.partition(':')[0]}:{file}" if file and ":" in form else form for form in known]
+        raise InputError(f"{said}; {nearest(name, choices)}")
+    if form.endswith((":FILE", ":DIR")):
         if not rest:
-            what, form = ("file", "npz:FILE") if prefix == "npz" else ("directory", "folder:DIR")
+            what = "directory" if form.endswith("DIR") else "file"
             raise InputError(f"{name}: no such {what}; expected {form}")
-        return _counted(READERS[prefix](name, str(files.path(rest, f"{prefix}:"))))
-    file = name.rpartition(":")[2] if colon or name.endswith(".npz") else ""
-    raise InputError(f"dataset {name!r} is unknown; {nearest(name, [*EMBEDDED, *forms(file)])}")
+        rest = str(files.path(rest, f"{prefix}:"))
+    return _counted(READERS[prefix](rest, context))
 
 
-def forms(rest: str = "") -> list[str]:
-    """What the names of datasets with a prefix look like, with `rest` after it if that is known."""
-    return [f"npz:{rest or 'FILE'}", f"folder:{rest or 'DIR'}", f"tfds:{rest or 'NAME'}"]
+def _texts(reads: Sequence[str]) -> Sequence[str]:
+    return TEXTS if "texts" in reads else ()
 
 
-def directory(data_dir: str) -> str:
+def _directory(data_dir: str) -> str:
     """Where a config says that prepared datasets lie, with `~` as the home directory; empty for nowhere in particular.
 
     Raises:
@@ -74,28 +225,80 @@ def directory(data_dir: str) -> str:
     return str(files.path(data_dir, "config.data_dir")) if data_dir else ""
 
 
-def _counted(dataset: Dataset) -> Dataset:
-    """The same, with a note of the classes that have no row for training, or none for testing."""
-    if dataset.labels.ndim > 1:
-        return dataset
-    said = [dataset.note] if dataset.note else []
-    for what, rows in (("training", dataset.pool), ("testing", dataset.test)):
-        lacking = np.flatnonzero(np.bincount(dataset.labels[rows], minlength=len(dataset.classes)) == 0)
+def _counted(found: Data) -> Data:
+    """A dataset with a note of the classes that have no row for training, or none for testing."""
+    if not isinstance(found, Dataset) or found.targets != "classes":
+        return found
+    said = [found.note] if found.note else []
+    for what, rows in (("training", found.pool), ("testing", found.test)):
+        lacking = np.flatnonzero(np.bincount(found.labels[rows], minlength=len(found.classes)) == 0)
         if len(rows) and len(lacking):
-            first = dataset.classes[lacking[0]]
-            said.append(f"{len(lacking)} of {len(dataset.classes)} classes, as '{first}', have no row for {what}.")
-    return replace(dataset, note=" ".join(said))
+            first = found.classes[lacking[0]]
+            said.append(f"{len(lacking)} of {len(found.classes)} classes, as '{first}', have no row for {what}.")
+    return replace(found, note=" ".join(said))
 
 
-def _digits(name: str) -> Dataset:
-    """1797 handwritten digits of 8x8 (Alpaydin & Kaynak) in scikit-learn's order; the first 1000 are the pool."""
-    from sklearn.datasets import load_digits
+def _dotted(name: str) -> tuple[str, str] | None:
+    """A dotted name, with its options, and what follows the colon; None for other names."""
+    found = re.match(r"[^\W\d]\w*(\.[^\W\d]\w*)+(?=[(:]|$)", name)
+    if not found or (name.endswith(".npz") and found.end() == len(name)):
+        return None
+    ends = [place.start() for place in re.finditer(":", name)]
+    for end in ends[: expressions.LONGEST // 100]:  # of which some may stand in the options
+        try:
+            ast.parse(name[:end], mode="eval")
+        except (SyntaxError, ValueError, MemoryError, RecursionError):
+            continue
+        return name[:end], name[end + 1 :]
+    return name, ""
 
-    raw = load_digits()
-    images = (raw.images / 16).astype(np.float32)[..., None]
-    classes = tuple("0123456789")
-    return Dataset(name, images, raw.target.astype(np.int32), classes, np.arange(1000), np.arange(1000, len(images)))
+
+def _of_user(text: str, rest: str, context: Context) -> Data:
+    """What a reader of the user's returns, if it is what it has to be; its errors from then on are lines too."""
+    made = expressions.call(expressions.parse(text, "reader"), text, "reader", {}, given=2, kind=Data)
+    found = made(rest, context)
+    (module,) = modules(context.name)
+    label = f"reader {kinds.shown(text)}"
+    blaming = partial(imports.blaming, f"{label}: file", imports.files(module, label))
+    if isinstance(found, Dataset):
+        _check_form(found, label)
+        if isinstance(found.inputs, Lazy):
+            read = blaming()(found.inputs.read)
+            found = replace(found, inputs=replace(found.inputs, read=read))
+        return found
+
+    def after(cursor: Cursor) -> Iterator[Any]:
+        with blaming():
+            items = iter(found.batches(cursor))
+        while True:
+            with blaming():
+                item = next(items, after)
+            if item is after:
+                return
+            yield item
+
+    return replace(found, batches=after)
 
 
-EMBEDDED = {"digits": _digits}
-READERS = {"npz": npz.read, "folder": folder.read}
+def _check_form(dataset: Dataset, label: str) -> None:
+    """Refuse a dataset whose parts do not fit each other."""
+    rows, labels = len(dataset.inputs), dataset.labels
+    wrong = ""
+    if not isinstance(labels, np.ndarray) or labels.ndim not in (1, 2) or labels.dtype.kind not in "iuf":
+        wrong = f"labels {kinds.shown(labels)}; expected an array [n] or [n, k] of whole numbers or floats"
+    elif len(labels) != rows:
+        wrong = f"{rows} inputs and {len(labels)} labels; expected as many"
+    elif dataset.targets == "classes" and rows and not 0 <= labels.min() <= labels.max() < len(dataset.classes):
+        wrong = f"labels from {labels.min()} to {labels.max()}; expected 0..{len(dataset.classes) - 1}, of its classes"
+    elif dataset.kind not in ("image", "text"):
+        wrong = f"the kind {kinds.shown(dataset.kind)}; expected 'image' or 'text'"
+    else:
+        both = [np.asarray(part) for part in (dataset.pool, dataset.test)]
+        if any(part.ndim != 1 or part.dtype.kind not in "iu" for part in both) or not len(both[0]):
+            wrong = "a pool or test that is no array of row numbers; expected some in the pool"
+        elif outside := [int(row) for part in both for row in part[(part < 0) | (part >= rows)]]:
+            wrong = f"row {outside[0]} in its pool or test; expected 0..{rows - 1}"
+        elif len(shared := np.intersect1d(*both)):
+            wrong = f"row {shared[0]} in both pool and test; what is tested on is never trained on"
+    if wrong:
+        raise InputError(f"{label} returned a Dataset with {wrong}")

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from jtransfer.data.dataset import targets
 from jtransfer.errors import InputError
 
 log = logging.getLogger("jtransfer")
@@ -29,7 +30,7 @@ def hold_out_a_fifth(labels: np.ndarray, where: str, without: str) -> tuple[np.n
     A class with a single row keeps it in the pool, which is logged: it is trained on, and not tested.
 
     Args:
-        labels: [n] integers; or [n, classes], several labels a row, and then a fifth of all rows is test.
+        labels: [n] integers; or several labels a row, or numbers, and then a fifth of all rows is test.
         where: The file they are from, for messages.
         without: What would make it unnecessary, for messages.
 
@@ -37,7 +38,7 @@ def hold_out_a_fifth(labels: np.ndarray, where: str, without: str) -> tuple[np.n
         InputError: no class has two rows.
     """
     test, single = [], []
-    labels = labels if labels.ndim == 1 else np.zeros(len(labels), int)
+    labels = labels if targets(labels) == "classes" else np.zeros(len(labels), int)
     for label, rows in by_class(labels, np.arange(len(labels))):
         if len(rows) < 2:
             single.append(rows[0])

@@ -1,44 +1,62 @@
-"""Batches for training, by the number of the step: a run that starts again at step n sees what it would have seen."""
+"""Batches for training, each with a cursor: a run that starts again at one sees what it would have seen after it."""
 
+import json
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 
-from jtransfer.data import sources
-from jtransfer.data.dataset import check_whole
+from jtransfer import kinds
+from jtransfer.data.dataset import Context, Dataset, check_whole, fingerprint, outputs, targets
 from jtransfer.data.subsets import epochs
-from jtransfer.errors import InputError, nearest
+from jtransfer.errors import InputError
 
 Batch = dict[str, Any]
+
+Cursor = Any
+"""A place between two batches, the same for all processes: a few numbers and texts as JSON has them. 0 is the start."""
+
+LONGEST_CURSOR = 10_000
+"""Characters of a cursor as JSON: it is kept in every checkpoint."""
 
 
 @dataclass(frozen=True)
 class Stream:
-    """A source of training batches and the examples held out from it.
+    """A source of training batches and the examples held out from it; docs/data.md says what it promises.
 
     Attributes:
         name: As the config writes it.
-        classes: One name per class.
+        classes: One name per class; of other labels as in `Dataset`.
         kind: Of the inputs, "image" or "text".
-        inputs: Those that are known beforehand, by rows as in `sources.Dataset`: what the model is fitted to.
-        batches: From a step on, the batches `{"inputs": n of them, by rows, "labels": [n]}` of this process: its share
-            of each.
+        inputs: Those that are known beforehand, by rows as in `Dataset`: what the model is fitted to.
+        batches: From a cursor to the batches that come after it, each with the cursor after it: `{"inputs": n of them,
+            by rows, "labels": [n] or as in Dataset}` of this process, its share of each.
         held_out: What evaluation is called in the metrics, and its inputs (by rows) and labels.
         fingerprint: Of the data.
+        metric: As of `Dataset`.
     """
 
     name: str
     classes: tuple[str, ...]
     kind: str
     inputs: Any
-    batches: Callable[[int], Iterator[Batch]]
+    batches: Callable[[Cursor], Iterator[tuple[Batch, Cursor]]]
     held_out: tuple[str, Any, np.ndarray]
     fingerprint: str
+    metric: str = ""
+
+    @property
+    def targets(self) -> str:
+        """What the labels are: see `dataset.targets`."""
+        return targets(self.held_out[2])
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers predict the labels of a row: see `dataset.outputs`."""
+        return outputs(self.held_out[2], self.classes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,47 +85,65 @@ def ahead(items: Iterator, count: int = 2) -> Iterator:
         pool.shutdown(cancel_futures=True)
 
 
-def open_stream(
-    name: str, batch: int, seed: int, share: np.ndarray | slice = slice(None), data_dir: str = ""
-) -> Stream:
-    """Open a source of batches of `batch` examples.
-
-    Args:
-        name: A key of `SOURCES`, or of a dataset as `sources.load` takes it.
-        batch: Examples of a step, over all processes.
-        seed: Of their order, and of what is drawn.
-        share: Positions in each batch that this process reads, as `sharding.rows` has them; what stands at a position
-            does not depend on who reads it.
-        data_dir: As for `sources.load`.
+def of_dataset(dataset: Dataset, context: Context) -> Stream:
+    """The pool of a dataset in shuffled epochs, and its test rows. The cursor is the number of the step.
 
     Raises:
-        InputError: an unknown name, several labels a row, or damaged rows.
+        InputError: damaged rows.
     """
-    if name in SOURCES:
-        return SOURCES[name](name, batch, share, seed)
-    try:
-        dataset = sources.load(name, data_dir)
-    except InputError:
-        if ":" in name or name in sources.EMBEDDED:
-            raise
-        raise InputError(
-            f"dataset '{name}' is unknown; {nearest(name, [*SOURCES, *sources.EMBEDDED, *sources.forms()])}"
-        ) from None
-    if dataset.labels.ndim > 1:
-        raise InputError(f"dataset {name} has several labels a row; expected one")
     check_whole(dataset, np.concatenate([dataset.pool, dataset.test]))
 
-    def from_step(step):
-        for rows in epochs(dataset.pool, batch, seed, step):
-            yield {"inputs": Rows(dataset.inputs, rows[share]), "labels": dataset.labels[rows[share]]}
+    def after(step):
+        for number, rows in enumerate(epochs(dataset.pool, context.batch, context.seed, step), step + 1):
+            own = rows[context.share]
+            yield {"inputs": Rows(dataset.inputs, own), "labels": dataset.labels[own]}, number
 
     held_out = ("test", Rows(dataset.inputs, dataset.test), dataset.labels[dataset.test])
-    fingerprint = sources.fingerprint(dataset)
-    return Stream(name, dataset.classes, dataset.kind, dataset.inputs, from_step, held_out, fingerprint)
+    inputs, print_ = dataset.inputs, fingerprint(dataset)
+    return Stream(dataset.name, dataset.classes, dataset.kind, inputs, after, held_out, print_, dataset.metric)
 
 
-def _glyphs(name: str, batch: int, share: np.ndarray | slice, seed: int, first: int = 0) -> Stream:
-    """Warped characters of fonts, of the classes from `first` on."""
+def taken(stream: Any, count: int, cursor: Cursor) -> Iterator[tuple[Batch, Cursor]]:
+    """The batches of a stream after a cursor, each checked for what a stream promises.
+
+    Args:
+        stream: A `Stream`, or one of pairs.
+        count: Examples of each batch that this process reads.
+        cursor: 0, or one that the stream gave.
+
+    Raises:
+        InputError: what is no pair of a batch and a cursor, a batch of another length, or a cursor that JSON would not
+            give back as it is.
+    """
+    where = f"config.data: {stream.name}"
+    for item in stream.batches(cursor):
+        if not (isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], Mapping)):
+            what = type(item).__name__
+            raise InputError(f"{where} gave a {what}; expected pairs of a batch (by name) and the cursor after it")
+        batch, after = item
+        for name, values in batch.items():
+            if len(values) != count:
+                raise InputError(f"{where} gave a batch with {len(values)} {name}; expected {count} in every batch")
+        try:
+            same = json.loads(written := json.dumps(after, allow_nan=False)) == after and len(written) <= LONGEST_CURSOR
+        except (TypeError, ValueError, RecursionError):
+            same = False
+        if not same:
+            raise InputError(
+                f"{where} gave the cursor {kinds.shown(after)}; expected a few numbers and texts, in lists and in "
+                "dicts by texts, as JSON has them"
+            )
+        yield batch, after
+
+
+def ended(stream: Any, steps: int, of: int) -> str:
+    """What is said of a stream that has no batch after `steps` of them."""
+    way = f"set config.steps to {steps}, or let it begin again" if steps else "expected one at least"
+    return f"config.data: {stream.name} ended after {steps} of {of} batches; {way}; "
+
+
+def glyphs(rest: str, context: Context, first: int = 0) -> Stream:
+    """Warped characters of fonts, of the classes from `first` on. The cursor is the number of the step."""
     import hashlib
 
     import jax
@@ -118,18 +154,15 @@ def _glyphs(name: str, batch: int, share: np.ndarray | slice, seed: int, first: 
     classes = np.arange(first, len(glyphs.CLASSES))
     images, labels = glyphs.examples(validation, jax.random.key(0), np.arange(2048), classes)
 
-    def from_step(step):
+    def after(step):
         bases = jax.device_put(train)
         while True:
-            rows = np.arange(batch)[share] + step * batch
-            images, labels = glyphs.examples(bases, jax.random.key(seed), rows, classes)
-            yield {"inputs": np.asarray(images), "labels": labels - first}
+            rows = np.arange(context.batch)[context.share] + step * context.batch
+            images, labels = glyphs.examples(bases, jax.random.key(context.seed), rows, classes)
             step += 1
+            yield {"inputs": np.asarray(images), "labels": labels - first}, step
 
     images = np.asarray(images)
     held_out = ("validation", images, np.asarray(labels) - first)
     fingerprint = hashlib.sha256(np.ascontiguousarray(train[:, first:])).hexdigest()[:16]
-    return Stream(name, glyphs.CLASSES[first:], "image", images, from_step, held_out, fingerprint)
-
-
-SOURCES = {"glyphs": _glyphs, "letters": partial(_glyphs, first=10)}
+    return Stream(context.name, glyphs.CLASSES[first:], "image", images, after, held_out, fingerprint)

@@ -1,9 +1,10 @@
-"""Which rows a trial sees: class-balanced few-shot draws, and the order of its batches."""
+"""Which rows a trial sees: few-shot draws, class-balanced where rows have classes, and the order of its batches."""
 
 from collections.abc import Iterator
 
 import numpy as np
 
+from jtransfer.data.dataset import targets
 from jtransfer.data.splits import by_class
 from jtransfer.errors import InputError
 
@@ -13,20 +14,27 @@ def validation_shots(shots: int) -> int:
     return min(shots, 4)
 
 
+def validation_rows(shots: int) -> int:
+    """Validation rows that go with `shots` training rows altogether, of data without one class a row: a quarter."""
+    return max(1, shots // 4)
+
+
 def few_shot(labels: np.ndarray, pool: np.ndarray, shots: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Training and validation rows with the same number of each class, drawn from the pool alone.
 
     Each class is shuffled once by `(seed, class)`; training takes its head and validation its tail. So for one seed
-    the draws are nested (few shots are a subset of many), and what is validated on is never trained on.
+    the draws are nested (few shots are a subset of many), and what is validated on is never trained on. Where rows
+    have several classes, numbers or no label, the whole pool is shuffled once by the seed instead.
 
     Args:
-        labels: [n] integers 0..classes-1, all rows of the dataset.
+        labels: [n] integers 0..classes-1, all rows of the dataset; or other labels, as a `Dataset` has them.
         pool: [p] row numbers that may be drawn.
-        shots: training rows a class.
+        shots: training rows a class; without one class a row, training rows altogether.
         seed: which draw.
 
     Returns:
-        Train rows [classes * shots] and validation rows [classes * min(shots, 4)], class after class.
+        Train rows [classes * shots] and validation rows [classes * min(shots, 4)], class after class; without one
+        class a row [shots] and [max(1, shots // 4)].
 
     Raises:
         InputError: when `shots` is not positive, or a class has too few rows in the pool.
@@ -35,6 +43,8 @@ def few_shot(labels: np.ndarray, pool: np.ndarray, shots: int, seed: int) -> tup
         raise InputError(f"shots is {shots}; expected at least 1")
     if seed < 0:
         raise InputError(f"seed is {seed}; expected 0 or more")
+    if targets(labels) != "classes":
+        return _of_all(pool, shots, seed)
     kept = validation_shots(shots)
     groups = dict(by_class(labels, pool))
     missing = next((label for label in range(int(labels.max()) + 1) if label not in groups), None)
@@ -51,6 +61,18 @@ def few_shot(labels: np.ndarray, pool: np.ndarray, shots: int, seed: int) -> tup
         train.append(rows[:shots])
         validation.append(rows[-kept:])
     return np.concatenate(train), np.concatenate(validation)
+
+
+def _of_all(pool, shots, seed):
+    kept, count = validation_rows(shots), len(pool)
+    if count < shots + kept:
+        most = 4 * (count // 5) + min(count % 5, 3) if count > 4 else max(count - 1, 0)
+        raise InputError(
+            f"shots is {shots}, but there are {count} rows in the pool and {shots} + {kept} are needed (training + "
+            f"validation); the most shots possible are {most}"
+        )
+    rows = np.random.default_rng([seed]).permutation(pool)
+    return rows[:shots], rows[-kept:]
 
 
 def epochs(rows: np.ndarray, batch: int, seed: int | tuple[int, ...], start: int = 0) -> Iterator[np.ndarray]:

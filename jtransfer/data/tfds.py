@@ -15,7 +15,7 @@ from etils import epath
 
 from jtransfer import files
 from jtransfer.data import records
-from jtransfer.data.dataset import Dataset, Lazy
+from jtransfer.data.dataset import Context, Dataset, Lazy, targets
 from jtransfer.data.prepared import Prepared, describe
 from jtransfer.data.splits import hold_out_a_fifth, hold_out_the_last
 from jtransfer.errors import InputError, first_line, nearest
@@ -29,27 +29,34 @@ MOST_CELLS = 1 << 28
 """Rows times classes, where a row has several: 1 GB as they are kept."""
 
 
-def read(name: str, rest: str, data_dir: str = "") -> Dataset:
+METRICS = {"glue/cola": "matthews", "glue/mrpc": "f1", "glue/qqp": "f1", "glue/stsb": "pearson_spearman"}
+"""In which results are published, where not as accuracy (A. Wang et al., GLUE, ICLR 2019, table 1)."""
+
+
+def read(rest: str, context: Context) -> Dataset:
     """A prepared dataset, with the options that `sources.load` describes.
 
-    Inputs and label are the supervised keys where those are an image or a text and a `ClassLabel`; otherwise the one
-    image, or the one or two texts (in the order of the alphabet), and the one `ClassLabel`. The pool is `train`; the
-    test rows are `test`, or `validation` where there is no `test` or its labels are hidden (-1, as in GLUE), or a
-    fifth of `train` where there is neither. Only labels are read here.
+    Inputs and label are the supervised keys where those are an image or a text and a `ClassLabel` or floats; otherwise
+    the one image, or the one or two texts (in the order of the alphabet), and the one `ClassLabel`, or where there is
+    none the one feature of floats. The pool is `train`; the test rows are `test`, or `validation` where there is no
+    `test` or its labels are hidden (-1, as in GLUE), or a fifth of `train` where there is neither. Only labels are read
+    here. Where "texts" are asked for, there need be no label; `label=` reads none. Where "pairs" are, see `read_pairs`.
 
     Args:
-        name: The whole name, for errors.
         rest: What follows `tfds:`.
-        data_dir: Where prepared datasets lie; empty for `TFDS_DATA_DIR`, or TFDS's own directory.
+        context: With `data_dir`, where prepared datasets lie; empty for `TFDS_DATA_DIR`, or TFDS's own directory.
 
     Raises:
         InputError: TFDS is not installed, or there is no such dataset, feature or split.
     """
-    data, directory, options = _opened(name, rest, data_dir)
-    label = _label(data, options.get("label"))
+    name = context.name
+    if "pairs" in context.reads:
+        return read_pairs(rest, context)
+    data, directory, options = _opened(name, rest, context.data_dir)
+    label = _label(data, options.get("label"), needed="texts" not in context.reads)
     inputs, kind = _inputs(data, options.get("input"))
     train, labels = _labels(data, label, "train", [options.get("train", "train")])
-    if len(np.unique(labels)) < 2:
+    if label and len(np.unique(labels)) < 2:
         raise InputError(f"{name}: '{train}' holds only one class of '{label}'; at least two are expected")
     asked = options.get("test")
     if ways := [asked] if asked else [split for split in ("test", "validation") if split in data.splits]:
@@ -59,40 +66,50 @@ def read(name: str, rest: str, data_dir: str = "") -> Dataset:
         labels, whole = np.concatenate([labels, test_labels]), f"{train}+{test}"
         tested = f"'{test}'" + (f" (the labels of '{ways[0]}' are hidden)" if test != ways[0] else "")
     else:
-        pool, held_out = hold_out_a_fifth(labels, name, "a split for testing")
-        whole, tested = train, f"a fifth of each class of '{train}'"
+        pool, held_out, part = _held_out(labels, name)
+        whole, tested = train, f"{part} of '{train}'"
     source = records.of_split(data, whole)
     pool, held_out = _restricted(data, source, options, pool, held_out)
     restrictions = (f"{key}={options[key]}" for key in RESTRICTIONS if key in options)
     identity = "\n".join((data.about.full_name, data.about.text, label, *inputs, train, tested, *restrictions))
     note = (
-        f"{name} is version {directory.name}, {' + '.join(inputs)} with {label}: few-shot sets are drawn from "
-        f"'{train}', the test rows are {tested}.{_unused(data, train, tested)}"
+        f"{name} is version {directory.name}, {' + '.join(inputs)} with {label or 'no label'}: few-shot sets are drawn "
+        f"from '{train}', the test rows are {tested}.{_unused(data, train, tested)}"
     )
-    feature = _of_class(data, label)
-    classes = tuple(feature.names or map(str, range(feature.num_classes)))
+    feature = _of_class(data, label) if label else None
+    classes = tuple(feature.names or map(str, range(feature.num_classes))) if feature else ()
     contents = records.contents(data, whole)
     lazy = records.lazy(data, source, inputs, kind, identity, contents)
     lazy = replace(lazy, of_inputs="\n".join((data.about.full_name, *inputs, whole, contents)))
     captions = _captions(data, source, options["caption"], lazy) if "caption" in options else None
-    return Dataset(name, lazy, labels, classes, pool, held_out, kind, note, captions)
+    metric = METRICS.get(re.split("[:?]", rest)[0], "") if label else ""
+    return Dataset(name, lazy, labels, classes, pool, held_out, kind, note, captions, metric)
 
 
-def read_pairs(name: str, rest: str, data_dir: str = "") -> Dataset:
+def _held_out(labels: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray, str]:
+    """Pool and test rows of a split that is all there is, and which the latter are in words."""
+    if not targets(labels):
+        pool, test = hold_out_the_last(len(labels))
+        return pool, test, f"the last {len(test)}"
+    part = "a fifth of each class" if targets(labels) == "classes" else "a fifth"
+    return *hold_out_a_fifth(labels, name, "a split for testing"), part
+
+
+def read_pairs(rest: str, context: Context) -> Dataset:
     """The images of a prepared dataset and their captions; there need be no label, and no record is read for one.
 
     The pool is `train`; the test rows are `test`, or `validation`, or where there is neither the last rows of
     `train`: see `splits.hold_out_the_last`.
 
     Args:
-        name: The whole name, for errors.
         rest: What follows `tfds:`; its options are those of `sources.load`, of which `caption` is needed.
-        data_dir: As for `read`.
+        context: As for `read`.
 
     Raises:
         InputError: as `read`, or no caption.
     """
-    data, directory, options = _opened(name, rest, data_dir)
+    name = context.name
+    data, directory, options = _opened(name, rest, context.data_dir)
     inputs, kind = _inputs(data, options.get("input"))
     if "caption" not in options or kind != "image":
         raise InputError(f"{name}: expected images with captions, as in {name.partition('?')[0]}?caption=FEATURE")
@@ -177,10 +194,10 @@ def _library(name: str) -> Any:
 def _options(name: str, query: str) -> dict[str, str]:
     options = {}
     for part in filter(None, query.split("&")):
-        key, _, value = part.partition("=")
+        key, equals, value = part.partition("=")
         if key not in OPTIONS:
             raise InputError(f"{name}: unknown option '{key}'; {nearest(key, OPTIONS)}")
-        if not value:
+        if not value and not (key == "label" and equals):
             raise InputError(f"{name}: option '{key}' has no value; expected {key}=...")
         options[key] = value
     return options
@@ -214,10 +231,17 @@ def _version(path: epath.Path) -> tuple[int, ...]:
     return tuple(map(int, path.name.split("."))) if re.fullmatch(r"\d+\.\d+\.\d+", path.name) else ()
 
 
-def _label(data: Prepared, asked: str | None) -> str:
-    """The feature that is the label: a `ClassLabel`, or a sequence of them where it is asked for or the only one."""
+def _label(data: Prepared, asked: str | None, needed: bool = True) -> str:
+    """The feature that is the label: a `ClassLabel`, or a sequence of them where it is asked for or the only one.
+
+    Where there are none, floats are; "" where none is asked for, or none is there and none needed.
+    """
     classes = [key for key in data.features if _of_class(data, key)]
+    values = [key for key, feature in data.features.items() if type(feature) is data.tfds.features.Tensor]
     labels = [key for key in classes if asked or _of_class(data, key) is data.features[key]] or classes
+    labels = [*labels, *values] if asked else labels or values
+    if asked == "" or not (asked or labels or needed):
+        return ""
     if asked is not None and asked not in labels:
         found = data.features.get(asked)
         what = (
@@ -280,22 +304,36 @@ def _captions(data: Prepared, source: Any, asked: str, lazy: Lazy) -> Lazy:
 
 
 def _labels(data: Prepared, label: str, what: str, ways: list[str]) -> tuple[str, np.ndarray]:
-    """The first of some splits whose labels are not hidden, and these `[n]`, or `[n, classes]` of sequences."""
+    """The first of some splits whose labels are not hidden, and these as a `Dataset` has them; of no label `[n, 0]`."""
+    if not label:
+        _check_split(data, what, ways[0])
+        return ways[0], np.zeros((data.splits[ways[0]].num_examples, 0), np.int8)
     only = data.tfds.features.FeaturesDict({label: data.features[label]})
     for split in ways:
         _check_split(data, what, split)
         source = records.of_split(data, split)
         blocks = (range(start, min(start + BLOCK, len(source))) for start in range(0, len(source), BLOCK))
         found = (parts[label] for rows in blocks for parts in records.parsed(data, only, source, rows))
-        if _of_class(data, label) is data.features[label]:
+        if not _of_class(data, label):
+            labels = _finite(data, label, np.array(list(found), np.float32))
+        elif _of_class(data, label) is data.features[label]:
             labels = _known(data, label, np.fromiter(found, np.int64, len(source)))
         else:
             labels = _multi_hot(data, label, list(found))
-        if (labels >= 0).all():
+        hidden = labels == -1
+        if not (hidden.all() if targets(labels) == "values" else hidden.any()):
             return split, labels
     raise InputError(
         f"{data.name}: the labels of '{ways[-1]}' are hidden (-1); choose another split with ?{what}=SPLIT"
     )
+
+
+def _finite(data: Prepared, label: str, found: np.ndarray) -> np.ndarray:
+    """Floats, if each is a number."""
+    if not np.isfinite(found).all():
+        row = int((~np.isfinite(found.reshape(len(found), -1))).any(axis=1).argmax())
+        raise InputError(f"{data.name}: row {row} has {found[row]} as '{label}'; expected finite numbers")
+    return found
 
 
 def _known(data: Prepared, label: str, found: np.ndarray) -> np.ndarray:

@@ -17,8 +17,8 @@ from etils import epath
 from jtransfer import checkpoints, expressions, files, locks, methods, workdir
 from jtransfer.checkpoints.store import Store
 from jtransfer.config import check, defaults, resolved
-from jtransfer.data import preprocess
-from jtransfer.data.streams import ahead
+from jtransfer.data import preprocess, sources
+from jtransfer.data.streams import Cursor, ahead, ended, taken
 from jtransfer.errors import Damaged, InputError, Once
 from jtransfer.models import SOURCE_HEAD, STATISTICS, shapes_of
 from jtransfer.objectives import make_loss
@@ -113,7 +113,8 @@ def prepare(config, stream: Any = None) -> Run:
     fingerprints = {"data": task.stream.fingerprint} | task.fingerprints
     if beside := task.beside():
         fingerprints["preprocessing"] = preprocess.fingerprint(beside)
-    if modules := expressions.modules(config.method, "method"):
+    modules = expressions.modules(config.method, "method")
+    if modules := modules | ({} if stream else sources.modules(config.data)):  # what is only read back imports none
         fingerprints["modules"] = modules
     shares = plan(len(method.phases), config.steps, config.phase_steps, config.phase_rates)
     return Run(config, task, method, adapted, optimiser, shares, mesh, fingerprints)
@@ -158,22 +159,26 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], No
         Store(directory / "checkpoints") as store,
         _board(directory, store.latest or 0) as board,
     ):
-        rows, pending, start = [], [], store.latest or 0
+        rows, pending, cursor, start = [], [], 0, store.latest or 0
         phase = run.plan.at(start)
         state, kept, frozen = programs.start(phase)
         if start:
-            whole, rows, pending = _restore(store, start, packed(state, kept), directory, of)
+            whole, rows, pending, cursor = _restore(store, start, packed(state, kept), directory, of)
             state, kept = unpacked(whole)
         others = merge(kept, frozen)
         timed, began, warn, agreed = 0, math.nan, Once(), hosts.agree()
-        batches = ahead(map(run.task.ready, run.task.stream.batches(start)))
+        given = taken(run.task.stream, len(sharding.rows(mesh, config.batch)), cursor)
+        batches = ahead((run.task.ready(own), after) for own, after in given)
         try:
             for number in range(start + 1, config.steps + 1):
                 if run.plan.at(number) > phase:
                     phase = run.plan.at(number)
                     state, kept, frozen = programs.enter(phase, state, kept, frozen)
                     others = merge(kept, frozen)
-                batch = sharding.assemble(next(batches), config.batch, mesh)
+                if (item := next(batches, None)) is None:
+                    raise InputError(ended(run.task.stream, number - 1, config.steps) + _kept(store))
+                own, cursor = item
+                batch = sharding.assemble(own, config.batch, mesh)
                 state, metrics = programs.step(phase)(state, others | programs.held, batch)
                 pending.append(metrics)
                 if number == start + 1:
@@ -198,7 +203,7 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], No
                     still_held()
                     _write(directory / "metrics.jsonl", rows)
                     about = {"metrics": rows, "pending": _finite(number, pending, store), "config": of, "phase": phase}
-                    store.save(number, packed(state, kept), about)
+                    store.save(number, packed(state, kept), about | {"cursor": cursor})
                 if stop and number < config.steps:
                     raise Stopped(stop, f"{where} at step {number}; saved", agreed=True)
         finally:  # after a NaN or Ctrl-C too; what comes after the newest checkpoint is written again by the next run
@@ -305,9 +310,14 @@ def _finite(number: int, pending: list[dict], store: Store) -> list[dict[str, fl
         bad = [name for name in WATCHED if not np.isfinite(metrics.get(name, 0))]
         if bad:
             at = number - len(pending) + 1 + i
-            kept = f"the checkpoint of step {store.latest} is kept" if store.latest else "there is no checkpoint yet"
-            raise Diverged(f"{bad[0]} is {metrics[bad[0]]} at step {at}; {kept}; try a lower config.optimiser.rate")
+            raise Diverged(
+                f"{bad[0]} is {metrics[bad[0]]} at step {at}; {_kept(store)}; try a lower config.optimiser.rate"
+            )
     return pending
+
+
+def _kept(store: Store) -> str:
+    return f"the checkpoint of step {store.latest} is kept" if store.latest else "there is no checkpoint yet"
 
 
 def _abstract(state: TrainState) -> TrainState:
@@ -316,10 +326,11 @@ def _abstract(state: TrainState) -> TrainState:
 
 def _restore(
     store: Store, step: int, state: TrainState, directory: epath.Path, of: str
-) -> tuple[TrainState, list[Row], list[dict[str, float]]]:
+) -> tuple[TrainState, list[Row], list[dict[str, float]], Cursor]:
     """The state at a step, in the layout of `state`, the rows of metrics up to it, and the metrics since the last row.
 
-    The rows come from the checkpoint, so that nothing depends on `metrics.jsonl`, which is written for others to read;
+    Last comes the cursor of the data; checkpoints of earlier versions have none, and go on from their step. The rows
+    come from the checkpoint, so that nothing depends on `metrics.jsonl`, which is written for others to read;
     checkpoints of format 1 did not have them.
 
     Raises:
@@ -337,7 +348,8 @@ def _restore(
             "from the one before, or choose another --workdir"
         )
     rows = about["metrics"] if "metrics" in about else _rows_of_1(directory / "metrics.jsonl")
-    return state, [row for row in rows if row["step"] <= step], about.get("pending", [])
+    rows = [row for row in rows if row["step"] <= step]
+    return state, rows, about.get("pending", []), about.get("cursor", step)
 
 
 def _rows_of_1(path):

@@ -1,7 +1,7 @@
 """What a run keeps of its data in `task.json`, so that what it came to is written without them.
 
 An export builds the task of the run again: the model, its classes, the shapes of its inputs. Of the data that takes
-their kind, the names of the classes, and one row that has the form of all others.
+their kind, the names of the classes, the form of the labels, and one row that has the form of all others.
 """
 
 from collections.abc import Mapping
@@ -33,6 +33,9 @@ def write(directory: epath.Path, task: Task) -> None:
         lazy = hasattr(stream.inputs, "read")
         row = {"shape": list(np.shape(one)), "dtype": "uint8" if lazy else str(stream.inputs.dtype), "lazy": lazy}
     values = {"kind": stream.kind, "name": stream.name, "fingerprint": stream.fingerprint, "row": row}
+    if isinstance(stream, Stream):
+        labels = stream.held_out[2]
+        values["labels"] = {"dtype": labels.dtype.name, "shape": list(labels.shape[1:])}
     files.write_record(directory / FILE, values | {"classes": list(task.classes)})
 
 
@@ -73,8 +76,12 @@ def _stream(values: Mapping[str, Any]) -> Stream | PairStream:
         held_out = HeldOut("", inputs, (), np.zeros(0, np.int32), ())
         stream = PairStream(name, inputs, _no_batches, held_out, fingerprint)
         return PairStream(name, inputs, _no_batches, held_out, fingerprint, over=lambda features: stream)
-    return Stream(name, classes, kind, inputs, _no_batches, ("", inputs, np.zeros(0, np.int32)), fingerprint)
+    labels = values.get("labels", {"dtype": "int32", "shape": []})
+    form, dtype = tuple(map(int, labels["shape"])), np.dtype(labels["dtype"])
+    if dtype.kind not in "iuf" or len(form) > 1 or not all(0 <= side <= LARGEST for side in form):
+        raise ValueError(f"labels of {form}, {dtype.name}")
+    return Stream(name, classes, kind, inputs, _no_batches, ("", inputs, np.zeros((0, *form), dtype)), fingerprint)
 
 
-def _no_batches(step):
+def _no_batches(cursor):
     raise ValueError("a stream without rows has no batches")

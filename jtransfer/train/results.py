@@ -63,6 +63,10 @@ def result(directory: epath.PathLike, trust: Iterable[str] = ()) -> tuple[int, A
     with hub.from_cache_alone(), imports.trusting(trust, f"workdir {directory}", words):
         run = loop.prepare(config, stream)
     now = run.fingerprints
+    if "modules" in now and isinstance(
+        noted := before.get("modules"), dict
+    ):  # but those of readers, which are not needed
+        before["modules"] = {name: noted.get(name) for name in now["modules"]}
     if changed := [what for what in now if what in before and not same_data(now[what], before[what])]:
         raise InputError(f"workdir {directory}: the {' and the '.join(changed)} changed since the run was started")
     step, tree = loop.restored(run, directory)

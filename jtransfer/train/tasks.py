@@ -19,8 +19,9 @@ from jax.sharding import Mesh
 from jtransfer import checkpoints, methods, models, objectives
 from jtransfer.checkpoints import pairs
 from jtransfer.checkpoints.inputs import as_they_are, example, gathered, load_for, tokenizer_files, within
-from jtransfer.data.pairs import PairStream, open_pairs
-from jtransfer.data.streams import Rows, Stream, ahead, open_stream
+from jtransfer.data.pairs import PairStream
+from jtransfer.data.sources import open_pairs, open_stream
+from jtransfer.data.streams import Rows, Stream, ahead
 from jtransfer.errors import InputError, Once
 from jtransfer.evaluate import zero_shot
 from jtransfer.evaluate.retrieval import ranks
@@ -105,7 +106,7 @@ def build_task(config, mesh: Mesh, stream: Stream | PairStream | None = None) ->
 
 def _classification(config, mesh, stream) -> Task:
     rows = sharding.rows(mesh, config.batch)
-    stream = stream or open_stream(config.data, config.batch, config.seed, rows, config.data_dir)
+    stream = stream or open_stream(config.data, config.batch, config.seed, rows, config.data_dir, ("classes",))
     if config.backbone:
         # On the host, where it may lie in the mapped file; training lays it out on the mesh.
         backbone, prepare = load_for(config.backbone, config.load, stream, sharding="host")

@@ -10,8 +10,7 @@ from etils import epath
 from PIL import Image
 
 from jtransfer.data.dataset import check_whole
-from jtransfer.data.sources import fingerprint, load
-from jtransfer.data.streams import open_stream
+from jtransfer.data.sources import fingerprint, load, open_stream
 from jtransfer.errors import InputError
 from jtransfer.workdir import claim
 

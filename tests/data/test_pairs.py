@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 
 from jtransfer.data import pairs, sources, vocabularies
-from jtransfer.data.pairs import glyph_names, open_pairs
+from jtransfer.data.pairs import glyph_names
+from jtransfer.data.sources import open_pairs
 from jtransfer.errors import InputError
 
 
 def taken(stream, steps, start=0):
-    batches = (batch | {"images": batch["images"][np.arange(len(batch["images"]))]} for batch in stream.batches(start))
+    batches = (
+        batch | {"images": batch["images"][np.arange(len(batch["images"]))]} for batch, _ in stream.batches(start)
+    )
     return [next(batches) for _ in range(steps)]
 
 

@@ -13,8 +13,7 @@ import pytest
 from PIL import Image
 
 from jtransfer.data.dataset import check_whole
-from jtransfer.data.pairs import open_pairs
-from jtransfer.data.sources import fingerprint, load
+from jtransfer.data.sources import fingerprint, load, open_pairs
 from jtransfer.errors import InputError
 
 tfds = pytest.importorskip("tensorflow_datasets")

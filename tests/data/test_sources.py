@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from jtransfer import files
-from jtransfer.data.pairs import open_pairs
-from jtransfer.data.sources import fingerprint, load
+from jtransfer.data.sources import fingerprint, load, open_pairs
 from jtransfer.errors import InputError
 
 GENERATOR = np.random.default_rng(0)

@@ -5,7 +5,8 @@ import threading
 import numpy as np
 import pytest
 
-from jtransfer.data.streams import ahead, open_stream
+from jtransfer.data.sources import open_stream
+from jtransfer.data.streams import ahead
 from jtransfer.errors import InputError
 
 
@@ -32,10 +33,12 @@ def test_a_stream_that_starts_at_a_step_gives_what_it_gave_there_and_processes_s
     whole = open_stream(name, batch=6, seed=3, data_dir=reviews)
     first = whole.batches(0)
     batches = [next(first) for _ in range(8)]
-    later = next(whole.batches(5))
+    assert [cursor for _, cursor in batches] == [1, 2, 3, 4, 5, 6, 7, 8]
+    batches = [batch for batch, _ in batches]
+    later, _ = next(whole.batches(5))
     assert later["labels"].tolist() == batches[5]["labels"].tolist()
     assert list(map(str, later["inputs"])) == list(map(str, batches[5]["inputs"]))
-    shares = [next(open_stream(name, 6, 3, part, reviews).batches(5)) for part in (np.arange(3), np.arange(3, 6))]
+    shares = [next(open_stream(name, 6, 3, part, reviews).batches(5))[0] for part in (np.arange(3), np.arange(3, 6))]
     assert [*shares[0]["labels"], *shares[1]["labels"]] == later["labels"].tolist()
     assert [str(x) for share in shares for x in share["inputs"]] == list(map(str, later["inputs"]))
 
@@ -48,7 +51,10 @@ def test_held_out_examples_are_the_test_rows_and_are_read_by_slices(reviews):
     assert np.array_equal(labels, np.arange(10) % 2)
 
 
-def test_data_with_several_labels_a_row_is_no_stream(tmp_path):
+def test_data_with_several_labels_a_row_are_a_stream_unless_one_class_is_asked_for(tmp_path):
     np.savez(tmp_path / "own.npz", images=np.zeros((20, 4, 4)), labels=np.eye(4, dtype=int)[np.arange(20) % 4])
-    with pytest.raises(InputError, match="own.npz has several labels a row; expected one"):
-        open_stream(f"npz:{tmp_path / 'own.npz'}", batch=4, seed=0)
+    stream = open_stream(f"npz:{tmp_path / 'own.npz'}", batch=4, seed=0)
+    assert (stream.targets, stream.outputs) == ("labels", 4)
+    assert next(stream.batches(0))[0]["labels"].shape == (4, 4)
+    with pytest.raises(InputError, match="own.npz has several labels a row; expected one class a row"):
+        open_stream(f"npz:{tmp_path / 'own.npz'}", batch=4, seed=0, reads=("classes",))

@@ -126,3 +126,26 @@ def test_no_steps_are_no_batches():
 def test_batches_of_nothing_are_refused(rows, batch, steps, message):
     with pytest.raises(InputError, match=re.escape(message)):
         batches(rows, batch, steps, seed=0)
+
+
+SEVERAL, NUMBERS, NONE = np.eye(3, dtype=np.int32)[LABELS], LABELS.astype(np.float32), np.zeros((len(LABELS), 0))
+
+
+@pytest.mark.parametrize("labels", [SEVERAL, NUMBERS, NONE.astype(np.int8)], ids=["several", "numbers", "none"])
+def test_rows_without_one_class_are_drawn_altogether_nested_and_validated_on_a_quarter_more(labels):
+    shots = (1, 3, 4, 8, 40, 48)
+    draws = [few_shot(labels, POOL, k, seed=5) for k in shots]
+    assert [(len(train), len(validation)) for train, validation in draws] == [(k, max(1, k // 4)) for k in shots]
+    for (train, validation), (more_train, more_validation) in pairwise(draws):
+        assert set(train) < set(more_train) and set(validation) <= set(more_validation)
+    train, validation = (np.concatenate(rows) for rows in zip(*draws, strict=True))
+    assert not set(train) & set(validation) and {*train, *validation} <= set(POOL)
+    assert set(few_shot(labels, POOL, 8, seed=6)[0]) != set(draws[3][0])
+
+
+def test_the_most_rows_altogether_that_the_error_names_are_possible_and_one_more_is_not():
+    for count in (2, 3, 4, 5, 6, 8, 9, 10, 60):
+        most = max(k for k in range(1, count) if k + max(1, k // 4) <= count)
+        with pytest.raises(InputError, match=f"there are {count} rows in the pool and .*; the most shots .* {most}$"):
+            few_shot(NUMBERS, np.arange(count), most + 1, seed=0)
+        assert len(few_shot(NUMBERS, np.arange(count), most, seed=0)[0]) == most

@@ -269,7 +269,7 @@ def test_what_cannot_be_measured_is_one_line(call, line):
 
 def test_a_backbone_of_letters_is_asked_for_no_digit(monkeypatch):
     from jtransfer.data import glyphs
-    from jtransfer.data.streams import open_stream
+    from jtransfer.data.sources import open_stream
 
     def examples(bases, key, rows, classes):
         return np.zeros((len(rows), 8, 8, 1), np.float32), np.asarray(classes)[np.asarray(rows) % len(classes)]
@@ -277,4 +277,4 @@ def test_a_backbone_of_letters_is_asked_for_no_digit(monkeypatch):
     monkeypatch.setattr(glyphs, "examples", examples)
     stream = open_stream("letters", batch=104, seed=3)
     assert "".join(stream.classes) == "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-    assert set(next(stream.batches(2))["labels"]) == set(stream.held_out[2]) == set(range(52))
+    assert set(next(stream.batches(2))[0]["labels"]) == set(stream.held_out[2]) == set(range(52))

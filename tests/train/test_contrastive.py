@@ -98,7 +98,7 @@ def test_locked_image_tuning_is_rules_and_the_locked_features_can_be_kept(file, 
     )
     once, every = prepared(file, *flags, "cache=True"), prepared(file, *flags)
     assert "pixel_values" not in once.adapted.example
-    batch = next(prepared(file, *flags, "crop=(0.3, 0.4)").task.stream.batches(0))
+    batch = next(prepared(file, *flags, "crop=(0.3, 0.4)").task.stream.batches(0))[0]
     assert all(image.shape != (8, 8, 3) for image in batch["images"])
     rows = [loop.train(run, tmp_path / name, lambda row, speed: None) for run, name in ((once, "a"), (every, "b"))]
     for one, two in zip(*rows, strict=True):

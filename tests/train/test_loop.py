@@ -145,8 +145,8 @@ def test_a_loss_that_becomes_nan_names_the_step_and_keeps_the_last_good_checkpoi
     good = run.task.stream.batches
 
     def poisoned(start):
-        for number, batch in enumerate(good(start), start + 1):
-            yield batch | {"inputs": batch["inputs"][np.arange(8)] * (np.nan if number == 13 else 1)}
+        for batch, number in good(start):
+            yield batch | {"inputs": batch["inputs"][np.arange(8)] * (np.nan if number == 13 else 1)}, number
 
     object.__setattr__(run.task.stream, "batches", poisoned)
     with pytest.raises(loop.Diverged, match="loss is nan at step 13; the checkpoint of step 10 is kept"):

@@ -1,0 +1,73 @@
+"""A file of texts, one a line, as a dataset without labels: `texts:FILE`."""
+
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+from etils import epath
+
+from jtransfer.data.dataset import Context, Dataset, Lazy, refused
+from jtransfer.data.splits import hold_out_the_last
+from jtransfer.errors import InputError
+
+BLOCK = 1 << 22
+"""Bytes that are looked at at once."""
+
+LONGEST = 1 << 24
+"""Bytes of a line."""
+
+
+def read(file: str, context: Context) -> Dataset:
+    """The lines of a UTF-8 file that are not blank; a line is read when its row is asked for.
+
+    The last hundredth of them is held out, see `splits.hold_out_the_last`.
+
+    Raises:
+        InputError: no such file, one that cannot be read, or fewer than three lines of text.
+    """
+    path, starts, digest, done, rest = epath.Path(file), [], hashlib.sha256(), 0, b""
+    try:
+        with path.open("rb") as opened:
+            while block := opened.read(BLOCK):
+                digest.update(block)
+                *whole, rest = (rest + block).split(b"\n")
+                for line in whole:
+                    if line.strip():
+                        starts.append((done, len(line)))
+                    done += len(line) + 1
+                if len(rest) > LONGEST:
+                    raise InputError(f"{file}: a line has more than {LONGEST:,} bytes; expected a text on every line")
+    except FileNotFoundError:
+        raise InputError(f"{file}: no such file; expected a path to a file of texts, one a line") from None
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror or error})") from None
+    if rest.strip():
+        starts.append((done, len(rest)))
+    places = np.array(starts, np.int64).reshape(-1, 2)
+    if len(places) < 3:
+        raise InputError(f"{file}: {len(places)} lines of text; expected three at least, of which two are held out")
+
+    def lines(rows: np.ndarray) -> Iterator[bytes]:
+        try:
+            with path.open("rb") as opened:
+                for start, size in places[rows].tolist():
+                    opened.seek(start)
+                    yield opened.read(size)
+        except OSError as error:
+            raise InputError(f"{file}: cannot be read ({error.strerror or error})") from None
+
+    def text(line: bytes, row: int) -> str:
+        try:
+            return line.decode().strip()
+        except UnicodeDecodeError as error:
+            held = line[max(0, error.start - 20) :][:40]
+            raise InputError(f"{file}: text {row} holds {held!r}, which is no UTF-8") from None
+
+    pool, test = hold_out_the_last(len(places))
+    inputs = Lazy(
+        len(places),
+        lambda rows: list(map(text, lines(rows), rows)),
+        digest.hexdigest()[:16],
+        damaged=lambda rows: refused(text, lines(rows), rows),
+    )
+    return Dataset(context.name, inputs, np.zeros((len(places), 0), np.int8), (), pool, test, "text")

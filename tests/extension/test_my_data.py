@@ -1,0 +1,202 @@
+"""A reader in a file of the user's: in a curve and in a training, stopped and resumed, and what is wrong with one."""
+
+import io
+import json
+import shutil
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from etils import epath
+
+from jtransfer import cli
+from jtransfer.checkpoints.store import Store
+from jtransfer.config import load
+from jtransfer.stopping import Stopped
+from jtransfer.train import loop
+
+HERE = Path(__file__).parent
+CURVE = """
+from ml_collections import ConfigDict
+
+def get_config():
+    return ConfigDict({
+        "data": "my_data.shards:shards", "backbone": "glyphs-vit", "methods": ("probe",), "shots": (1,), "seeds": 1,
+        "batch": 4, "steps": 2, "hyper": {"default": {"rate": (0.01,)}},
+    })
+"""
+TRAIN = """
+from ml_collections import ConfigDict
+
+def get_config():
+    model = {"architecture": "vit", "image": (8, 8), "channels": 1, "patch": 4, "width": 8, "heads": 2, "depth": 1}
+    return ConfigDict({
+        "data": "my_data.in_order:shards", "model": model | {"hidden": 8}, "batch": 8, "steps": 6,
+        "log_every": 1, "eval_every": 6, "checkpoint_every": 2, "optimiser": {"rate": 0.01},
+    })
+"""
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch, png):
+    """The working directory, with the user's module and configs, and 30 pictures in three files."""
+    monkeypatch.chdir(tmp_path)
+    sys.modules.pop("my_data", None)
+    shutil.copy(HERE / "my_data.py", tmp_path)
+    Path("curve.py").write_text(CURVE)
+    Path("train.py").write_text(TRAIN)
+    Path("shards").mkdir()
+    rng = np.random.default_rng(0)
+    for shard in range(3):
+        with tarfile.open(f"shards/{shard}.tar", "w") as tar:
+            for i in range(10):
+                picture = rng.integers(0, 128, (8, 8), dtype=np.uint8) + np.uint8(127 * (i % 2))
+                for name, content in ((f"{i}.png", png(picture).getvalue()), (f"{i}.cls", str(i % 2).encode())):
+                    member = tarfile.TarInfo(name)
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    yield tmp_path
+    sys.modules.pop("my_data", None)
+
+
+def prepared(*flags):
+    return loop.prepare(load("train", "train.py", list(flags))[1])
+
+
+def refusal(capsys, *arguments):
+    """The one line that a command says when it refuses, with nothing written."""
+    capsys.readouterr()
+    sys.modules.pop("my_data", None)
+    assert cli.main([*arguments, "--workdir=run"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and not Path("run").exists(), said
+    return said
+
+
+def test_a_curve_and_a_training_of_the_rows_of_a_reader_run_from_the_command_line():
+    assert cli.main(["curve", "--config=curve.py", "--workdir=curve"]) == 0
+    (row,) = map(json.loads, Path("curve/results.jsonl").read_text().splitlines())
+    assert row["method"] == "probe" and row["shots"] == 1
+    data = "--config.data=my_data.shards(suffix='tar'):shards"
+    assert cli.main(["train", "--config=train.py", "--workdir=train", data]) == 0
+    noted = json.loads(Path("train/config.json").read_text())["fingerprints"]["modules"]
+    assert list(noted) == ["my_data"] and len(noted["my_data"]) == 16
+
+
+def test_a_stream_goes_on_from_the_cursor_of_the_batch_that_was_trained_on_bit_for_bit():
+    """24 rows in batches of 8: the third batch ends the first time, and more batches than that were made ahead."""
+    rows = loop.train(prepared(), "whole", lambda row, speed: None)
+
+    def stop(row, speed):
+        if row["step"] == 5:
+            raise Stopped(15, "there")
+
+    with pytest.raises(Stopped):
+        loop.train(prepared(), "parts", stop)
+    with Store(epath.Path("parts/checkpoints")) as store:
+        assert store.latest == 4
+        assert store.manager.restore(4)["about"]["about"]["cursor"] == {"time": 1, "row": 8}
+    assert loop.train(prepared(), "parts", lambda row, speed: None) == rows
+    whole, parts = (sorted(Path(name, "model").glob("*")) for name in ("whole", "parts"))
+    assert [path.name for path in whole] == [path.name for path in parts]
+    assert all(one.read_bytes() == other.read_bytes() for one, other in zip(whole, parts, strict=True))
+
+
+def test_a_checkpoint_without_a_cursor_goes_on_from_its_step(monkeypatch):
+    """As checkpoints of versions before cursors, whose streams all counted steps."""
+    flags = ("--config.data=digits", "--config.optimiser.name=sgd", "--config.steps=4")
+    whole = loop.train(prepared(*flags), "whole", lambda row, speed: None)
+    save = Store.save
+    forget = lambda self, step, tree, about: save(self, step, tree, {k: v for k, v in about.items() if k != "cursor"})  # noqa: E731
+    monkeypatch.setattr(Store, "save", forget)
+
+    def stop(row, speed):
+        if row["step"] == 3:
+            raise Stopped(15, "there")
+
+    with pytest.raises(Stopped):
+        loop.train(prepared(*flags), "parts", stop)
+    assert loop.train(prepared(*flags), "parts", lambda row, speed: None) == whole
+
+
+def test_what_a_run_came_to_is_exported_without_its_reader_or_its_rows(capsys):
+    assert cli.main(["train", "--config=train.py", "--workdir=run"]) == 0
+    shutil.rmtree("shards")
+    Path("my_data.py").write_text("raise RuntimeError('imported')")
+    sys.modules.pop("my_data", None)
+    assert cli.main(["export", "--workdir=run", "--format=orbax", "--out=out"]) == 0
+    assert "my_data" not in sys.modules
+
+
+def test_an_edit_of_the_reader_is_another_training(capsys):
+    assert cli.main(["train", "--config=train.py", "--workdir=run"]) == 0
+    Path("my_data.py").write_text(Path("my_data.py").read_text().replace("sorted(named)", "list(named)"))
+    sys.modules.pop("my_data", None)
+    assert cli.main(["train", "--config=train.py", "--workdir=run"]) == 2
+    assert "another config: fingerprints.modules.my_data is" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "said"),
+    [
+        (None, "my_dta.shards:shards", "reader 'my_dta.shards': there is no module 'my_dta' in"),
+        (None, "my_data.shard:shards", "has no 'shard'; did you mean 'shards'?"),
+        (None, "my_data.shards(sufix='tar'):shards", "has no option 'sufix'; did you mean 'suffix'?"),
+        (None, "my_data.shards:elsewhere", "my_data.shards:elsewhere: elsewhere holds no .tar files"),
+        ("\n1 / 0", "my_data.shards:shards", "my_data.py', line 2: ZeroDivisionError: division by zero"),
+        (
+            "def shards(rest, context):\n    return rest",
+            "my_data.shards:x",
+            "returned 'x'; expected a Dataset or a Stream",
+        ),
+        ("def shards(rest):\n    return rest", "my_data.shards:x", "does not fit my_data.shards"),
+    ],
+)
+def test_what_is_no_reader_is_refused_in_one_line(source, name, said, capsys):
+    if source is not None:
+        Path("my_data.py").write_text(source)
+    for command in ("curve", "train"):
+        assert said in refusal(capsys, command, f"--config={command}.py", f"--config.data={name}")
+
+
+def test_a_curve_takes_no_stream(capsys):
+    said = refusal(capsys, "curve", "--config=curve.py", "--config.data=my_data.in_order:shards")
+    assert "dataset 'my_data.in_order:shards' is a Stream of batches, which jtransfer train alone reads" in said
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("labels, tuple(", "labels[1:], tuple(", "returned a Dataset with 30 inputs and 29 labels; expected as many"),
+        ("range(labels.max() + 1)", "range(1)", "a Dataset with labels from 0 to 1; expected 0..0, of its classes"),
+        ("pool, test)", "pool, pool)", "row 0 in both pool and test; what is tested on is never trained on"),
+        ("pool, test)", "pool, test + 99)", "in its pool or test; expected 0..29"),
+    ],
+)
+def test_a_dataset_whose_parts_do_not_fit_is_refused_before_anything_is_trained(old, new, said, capsys):
+    source = Path("my_data.py").read_text()
+    assert old in source
+    Path("my_data.py").write_text(source.replace(old, new))
+    assert said in refusal(capsys, "curve", "--config=curve.py")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("data.labels[own]}, at", "data.labels[own]}", "gave a dict; expected pairs of a batch (by name) and the"),
+        ("data.labels[own]}, at", "data.labels[own][1:]}, at", "gave a batch with 7 labels; expected 8 in every batch"),
+        ("data.labels[own]}, at", "data.labels[own]}, rows[0]", "gave the cursor"),
+        ("            own =", "            open('none')\n            own =", "line 34: FileNotFoundError: [Errno 2]"),
+        ("times: int = 1000", "times: int = 1", "ended after 3 of 6 batches; set config.steps to 3, or let it begin"),
+        ("times: int = 1000", "times: int = 0", "ended after 0 of 6 batches; expected one at least"),
+    ],
+)
+def test_a_stream_that_does_not_keep_what_it_promises_ends_in_one_line(old, new, said, capsys):
+    source = Path("my_data.py").read_text()
+    assert old in source
+    Path("my_data.py").write_text(source.replace(old, new))
+    assert cli.main(["train", "--config=train.py", "--workdir=run"]) == 2
+    errors = capsys.readouterr().err
+    assert said in errors and "Traceback" not in errors
