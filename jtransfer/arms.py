@@ -162,7 +162,7 @@ class Arm(ABC):
             seconds: Of one run.
         """
         name, metric = next(iter(self.examples.metrics.items()))
-        values = [None] * len(self.examples.metrics) if measured is None else map(float, measured)
+        values = [None] * len(self.examples.metrics) if measured is None else map(_defined, measured)
         return {
             "method": self.name,
             "how": self.how,
@@ -178,6 +178,11 @@ class Arm(ABC):
             "flops_per_step": flops,
             "seconds": seconds,
         }
+
+
+def _defined(value) -> float | None:
+    """A metric as a row has it: None where it is not defined, as a correlation with predictions that are all alike."""
+    return None if np.isnan(value) else float(value)
 
 
 def family(name: str) -> str:

@@ -106,8 +106,8 @@ def gather(results: Results) -> dict[tuple[str, int], Point]:
     """The cells of the report: `{("probe", 5): Point(mean=0.91, half=0.012, n=5)}`, in order of first appearance.
 
     Raises:
-        InputError: no rows, a seed that stands twice in a cell (it would narrow the interval for nothing), or an
-            accuracy outside 0..1.
+        InputError: no rows, a seed that stands twice in a cell (it would narrow the interval for nothing), or a
+            share outside -1..1.
     """
     cells: dict[tuple[str, int], dict[int, float | None]] = {}
     shown = Shown.of(results) if results else Shown(**ACCURACY)
@@ -118,7 +118,7 @@ def gather(results: Results) -> dict[tuple[str, int], Point]:
             raise InputError(f"{place} shows {row['metric']}, other rows {shown.metric}; expected one metric")
         reached = value(row)
         if reached is not None and shown.unit and not -1 <= reached <= 1:
-            raise InputError(f"test_{shown.metric} of {place} is {reached}; expected a share")
+            raise InputError(f"test_{shown.metric} of {place} is {reached}; expected -1..1")
         seeds = cells.setdefault((method, shots), {})
         if seed in seeds:
             raise InputError(f"results hold two rows for {place}; expected one")

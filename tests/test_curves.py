@@ -25,7 +25,8 @@ def get_config():
         hyper=dict(pixels=dict(rate=(0.01, 0.1), steps=60), probe=dict(rate=(0.01, 0.1, 3e38))),
     ))
 """
-KEYS = ["method", "shots", "seed", "hyper", "val_accuracy", "test_accuracy", "trainable", "flops_per_step", "seconds"]
+KEYS = ["method", "how", "shots", "seed", "hyper", "metric", "better", "unit", "val_accuracy", "test_accuracy"]
+KEYS += ["trainable", "flops_per_step", "seconds"]
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +215,7 @@ def test_what_cannot_run_is_refused_before_any_compile(file, overrides, message)
 def test_own_arrays_of_another_size_are_resized(file, tmp_path):
     np.savez(tmp_path / "own.npz", images=np.full((20, 9, 9), 51, np.uint8), labels=np.arange(20) % 2)
     curve = prepared(file, f"data=npz:{tmp_path}/own.npz", "shots=1", "methods=probe,")
-    pixels = curve.examples.on_device[0]["pixel_values"]
+    pixels = curve.examples.on_device["inputs"]["pixel_values"]
     assert pixels.shape[1:] == (8, 8, 1) and (pixels.codes == 51).all()  # bytes until a batch needs them
 
 
@@ -286,7 +287,7 @@ def test_texts_have_a_curve_too_and_the_protocol_says_what_became_of_them(file, 
     assert f"Texts: 16 tokens each; 0 of {len(curve.examples.rows)} are cut off." in text
     assert "the test rows are 'test'" in text
     shorter = prepared(file, *flags, "load.tokens=3")
-    assert shorter.examples.on_device[0]["input_ids"].shape[1] == 3 and "0 of" not in curves.protocol(shorter, rows)[4]
+    assert shorter.examples.on_device["inputs"]["input_ids"].shape[1] == 3 and "0 of" not in curves.protocol(shorter, rows)[4]
 
 
 def test_another_vocabulary_in_the_files_of_the_backbone_is_another_curve(file, of_texts, bert, tmp_path):
@@ -306,7 +307,7 @@ def test_only_the_rows_that_are_used_are_made_ready(file, of_texts):
     for shots, seed in ((1, 0), (1, 1), (2, 0), (2, 1)):
         used |= {*np.concatenate(few_shot(curve.dataset.labels, curve.dataset.pool, shots, seed))}
     assert curve.examples.rows.tolist() == sorted(used) and len(used) < 30
-    assert {len(x) for x in curve.examples.on_device[0].values()} == {len(used)}
+    assert {len(x) for x in curve.examples.on_device["inputs"].values()} == {len(used)}
 
 
 def test_how_many_trials_run_side_by_side_changes_no_result_and_may_change_in_a_workdir(file, of_texts, tmp_path):
@@ -411,7 +412,7 @@ def test_a_method_that_fails_takes_no_other_s_cells_with_it_and_claims_nothing_a
     def fails(*args):
         raise InputError("prototypes: features are constant")
 
-    monkeypatch.setattr(curves.fitted, "cell", lambda *args: fails)
+    monkeypatch.setattr(curves.fitted.Fitted, "compile", lambda *args: fails)
     with pytest.raises(Unfinished, match="not done: prototypes: prototypes: features are constant$") as error:
         run(file, tmp_path / "run", "methods=prototypes", "shots=1", "seeds=1")
     assert not (tmp_path / "run").exists() and error.value.rows == []

@@ -59,7 +59,7 @@ def prepared(file, *overrides):
 
 def pixels_of(curve):
     """Of the rows that a curve uses, as its backbone takes them."""
-    return curve.examples.on_device[0]["pixel_values"][:]
+    return curve.examples.on_device["inputs"]["pixel_values"][:]
 
 
 @pytest.mark.parametrize(("model_type", "model"), [("vit", VIT), ("clip", CLIP)])

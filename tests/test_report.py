@@ -101,9 +101,9 @@ def test_a_seed_that_stands_twice_is_refused():
         report.gather([*SMALL, *cell("probe", 5, 0.9, first_seed=1)])
 
 
-@pytest.mark.parametrize("accuracy", [91.2, -1.0, math.nan])
+@pytest.mark.parametrize("accuracy", [91.2, -1.5, math.nan])
 def test_an_accuracy_that_is_no_share_is_refused(accuracy):
-    with pytest.raises(InputError, match=r"test_accuracy of method 'probe', shots 5, seed 0 is .*; expected 0\.\.1"):
+    with pytest.raises(InputError, match=r"test_accuracy of method 'probe', shots 5, seed 0 is .*; expected -1\.\.1"):
         report.gather(cell("probe", 5, accuracy))
 
 

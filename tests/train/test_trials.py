@@ -25,6 +25,10 @@ def trial_data(images):
     return TrialData(order, np.tile(np.arange(36, 48), (3, 1)), np.ones((3, 12), np.float32))
 
 
+def examples(images):
+    return {"inputs": images[0], "labels": images[1]}
+
+
 def at(tree, *index):
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
@@ -35,9 +39,9 @@ def runs(request, vit, backbone, images):
     adapted = methods.adapt(methods.lora(rank=2) + methods.bitfit(), models.Classifier(vit, 3), backbone, (8, 8, 1))
     trial = make_trial(adapted, classification(), Optimiser(request.param), plan(1, STEPS))
     data = trial_data(images)
-    over_rates = jax.vmap(trial, (None, 0, None, None, None, None))
-    together = jax.jit(jax.vmap(over_rates, (0, None, None, None, None, 0)))(KEYS, RATES, adapted.base, *images, data)
-    alone = partial(jax.jit(trial), base=adapted.base, inputs=images[0], labels=images[1])
+    over_rates = jax.vmap(trial, (None, 0, None, None, None))
+    together = jax.jit(jax.vmap(over_rates, (0, None, None, None, 0)))(KEYS, RATES, adapted.base, examples(images), data)
+    alone = partial(jax.jit(trial), base=adapted.base, examples=examples(images))
     singles = {(i, j): alone(KEYS[i], at(RATES, j), data=at(data, i)) for i in range(3) for j in range(2)}
     return request.param, adapted, together, singles
 
@@ -48,7 +52,7 @@ def test_a_trial_alone_and_among_others_agree(runs, images):
     logits = jax.jit(lambda trainable: predict(adapted, merge(trainable, frozen), {}, images[0]))
     for index, alone in singles.items():
         np.testing.assert_allclose(together.losses[index], alone.losses, atol=1e-5)
-        np.testing.assert_allclose(together.accuracy[index], alone.accuracy)
+        np.testing.assert_allclose(together.score[index], alone.score)
         np.testing.assert_allclose(logits(at(together.trainable, *index)), logits(alone.trainable), atol=1e-5)
         if name == "sgd":  # Adam divides by gradients that are zero but for rounding (the bias of the keys)
             for path, leaf in alone.trainable.items():
@@ -65,10 +69,10 @@ def test_frozen_weights_are_held_once(vit, backbone, images):
     """Arguments and temporaries of 8 probe trials hold one copy of the backbone, not 8."""
     adapted = methods.adapt(methods.probe(), models.Classifier(vit, 3), backbone, (8, 8, 1))
     trial = make_trial(adapted, classification(), Optimiser(), plan(1, STEPS))
-    over = jax.jit(jax.vmap(trial, (None, 0, None, None, None, None)))
+    over = jax.jit(jax.vmap(trial, (None, 0, None, None, None)))
     hyper = {"rate": jnp.linspace(1e-3, 1e-2, 8), "decay": jnp.zeros(8)}
-    lowered = over.lower(KEYS[0], hyper, adapted.base, *images, at(trial_data(images), 0))
-    single = jax.jit(trial).lower(KEYS[0], at(hyper, 0), adapted.base, *images, at(trial_data(images), 0))
+    lowered = over.lower(KEYS[0], hyper, adapted.base, examples(images), at(trial_data(images), 0))
+    single = jax.jit(trial).lower(KEYS[0], at(hyper, 0), adapted.base, examples(images), at(trial_data(images), 0))
     # Eight heads on one frozen forward pass: far less than twice the work of one.
     assert lowered.cost_analysis()["flops"] < 1.5 * single.cost_analysis()["flops"]
 
@@ -76,11 +80,11 @@ def test_frozen_weights_are_held_once(vit, backbone, images):
 def test_a_diverged_trial_counts_as_the_worst_and_the_others_go_on(vit, backbone, images):
     adapted = methods.adapt(methods.finetune(), models.Classifier(vit, 3), backbone, (8, 8, 1))
     trial = make_trial(adapted, classification(), Optimiser("sgd", clip=0.0), plan(1, STEPS))
-    over = jax.jit(jax.vmap(trial, (None, 0, None, None, None, None)))
+    over = jax.jit(jax.vmap(trial, (None, 0, None, None, None)))
     hyper = {"rate": jnp.array([1e-2, 1e30]), "decay": jnp.zeros(2)}
-    result = over(KEYS[0], hyper, adapted.base, *images, at(trial_data(images), 0))
-    assert result.accuracy[1] == -1 and result.loss[1] == np.inf
-    assert 0 <= result.accuracy[0] <= 1 and np.isfinite(result.loss[0]) and np.isfinite(result.losses[0]).all()
+    result = over(KEYS[0], hyper, adapted.base, examples(images), at(trial_data(images), 0))
+    assert result.score[1] == -np.inf and result.loss[1] == np.inf
+    assert 0 <= result.score[0] <= 1 and np.isfinite(result.loss[0]) and np.isfinite(result.losses[0]).all()
 
 
 def test_inputs_by_name_make_the_same_program_as_one_array(vit, backbone, images):
@@ -89,7 +93,7 @@ def test_inputs_by_name_make_the_same_program_as_one_array(vit, backbone, images
     for example, inputs in (((8, 8, 1), images[0]), (vit.config.inputs, {"pixel_values": images[0]})):
         adapted = methods.adapt(methods.lora(rank=2), model, backbone, example)
         trial = jax.jit(make_trial(adapted, classification(mixup=0.2), Optimiser(), plan(1, STEPS)))
-        programs.append(trial.lower(KEYS[0], hyper, adapted.base, inputs, images[1], data).as_text())
+        programs.append(trial.lower(KEYS[0], hyper, adapted.base, examples((inputs, images[1])), data).as_text())
     assert programs[0] == programs[1]
 
 
