@@ -12,7 +12,7 @@ import optax
 
 from jtransfer.errors import InputError
 from jtransfer.models import Architecture, Head
-from jtransfer.objectives.objective import Batch, Metrics, Objective, Outputs
+from jtransfer.objectives.objective import WEIGHT, Batch, Metrics, Objective, Outputs
 
 LEFT_OUT = -100
 """The label of a token that does not count, as in PyTorch."""
@@ -41,13 +41,14 @@ def of_tokens(asked: Asked) -> tuple[Callable, Callable]:
     """
 
     def score(params, outputs, batch):
-        return mean(*losses(*asked(outputs, batch))), {}
+        values, counts = losses(*asked(outputs, batch))
+        return mean(values, counts), {WEIGHT: counts.sum(dtype=jnp.float32)}
 
     def measure(outputs, batch) -> Metrics:
         logits, labels = asked(outputs, batch)
         values, counts = losses(logits, labels)
         right = counts & (logits.argmax(-1) == labels)
-        return {"loss": mean(values, counts, 1), "accuracy": mean(right, counts, 1), "weight": counts.sum(1)}
+        return {"loss": mean(values, counts, 1), "accuracy": mean(right, counts, 1), WEIGHT: counts.sum(1)}
 
     return score, measure
 
@@ -112,12 +113,12 @@ def spans() -> Objective:
 
     def score(params, outputs, batch):
         _, _, values, counts = places(outputs, batch)
-        return mean(values, counts, 0).mean(), {}
+        return mean(values, counts, 0).mean(), {WEIGHT: counts.mean(1).sum()}
 
     def measure(outputs, batch) -> Metrics:
         logits, labels, values, counts = places(outputs, batch)
         right = (logits.argmax(-1) == labels).all(1)
-        return {"loss": mean(values, counts, 1), "accuracy": right, "weight": counts.mean(1)}
+        return {"loss": mean(values, counts, 1), "accuracy": right, WEIGHT: counts.mean(1)}
 
     def head(architecture: Architecture, outputs: int) -> Head:
         _check_texts("spans", architecture)

@@ -10,9 +10,10 @@ import pytest
 
 import jtransfer as jt
 from jtransfer import checkpoints, methods, objectives
-from jtransfer.checkpoints import to_huggingface
+from jtransfer.checkpoints import Adapter, to_huggingface
 from jtransfer.checkpoints.families import FAMILIES
 from jtransfer.checkpoints.headed import headed
+from jtransfer.errors import InputError
 from jtransfer.models import Head
 from jtransfer.objectives import make_loss
 from jtransfer.train.state import TrainState
@@ -85,7 +86,7 @@ def test_loss_and_every_gradient_are_those_of_transformers_at_the_same_masks(che
     given = {"inputs": asked["inputs"], "labels": asked["labels"]}
     fixed = objectives.Objective(MASKED.score)  # the masks are given
     loss = make_loss(model, fixed)
-    value, gradients = jax.value_and_grad(lambda p: loss(p, {}, given, jax.random.key(0))[0])(params)
+    value, gradients = jax.jit(jax.value_and_grad(lambda p: loss(p, {}, given, jax.random.key(0))[0]))(params)
     expected, theirs = of_theirs(peer, asked)
     assert abs(value - expected) < 1e-5
     names = FAMILIES[peer.config.model_type].names(backbone.config, "masked_lm")
@@ -138,3 +139,25 @@ def test_a_checkpoint_without_the_head_begins_a_new_one(checkpoint):
     adapted = methods.adapt(methods.parse("probe"), model, params, backbone.config.inputs)
     learns = {path for path, rate in adapted.rates.items() if rate}
     assert learns == {path for path in adapted.shapes if path.startswith("head/")} >= {"head/norm/scale"}
+
+
+@pytest.mark.parametrize("how", ["merged", "apart"])
+def test_an_adapter_with_its_head_goes_out_to_the_class_that_predicts_the_same_or_is_refused(
+    checkpoint, batch, tmp_path, how
+):
+    backbone, method = jt.load(checkpoint[1]), methods.parse("lora(rank=2)")
+    model, params, head = headed(backbone, MASKED)
+    adapted, rng = methods.adapt(method, model, params, backbone.config.inputs), np.random.default_rng(0)
+    tree, _ = jax.jit(adapted.start)(jax.random.key(0), params)
+    learned = {path: np.asarray(tree[path]) for path, rate in adapted.rates.items() if rate}
+    own = {path: (x + rng.normal(0, 0.1, x.shape)).astype(np.float32) for path, x in learned.items()}
+    adapter = Adapter(backbone, method, own, head)
+    if how == "apart" and head.tied:
+        with pytest.raises(InputError, match="a head that is tied to the word embeddings cannot be saved"):
+            to_huggingface(tmp_path / "theirs", adapter, how)
+        return
+    to_huggingface(tmp_path / "theirs", adapter, how)
+    peer = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "theirs").eval()
+    theirs = peer(**{name: torch.tensor(np.asarray(x)) for name, x in batch["inputs"].items()}).logits.detach()
+    kept = np.asarray(batch["inputs"]["attention_mask"]) > 0
+    np.testing.assert_allclose(np.asarray(adapter(batch["inputs"])["logits"])[kept], theirs[kept], atol=1e-4)
