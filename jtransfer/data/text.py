@@ -31,6 +31,9 @@ CLIP's texts as well: no token sees what follows it, and the end of the text is 
 PADS = ("[PAD]", "<pad>", "<|endoftext|>", "</s>")
 """Tokens that texts are padded with where no file names one: the first that there is, which for GPT-2 is its end."""
 
+MASKS = ("[MASK]", "<mask>")
+"""Tokens that stand for hidden words where no file names one."""
+
 SIDES = ("left", "right")
 
 
@@ -78,6 +81,8 @@ class Tokenizer:
         prompts: What texts may be begun with, by name.
         prompt: What they are begun with if none is named.
         identity: Digest of the files, and what else tells it from a tokenizer that makes other tokens of some text.
+        special: Ids of the tokens that are no words, as those of padding and of the ends of a text.
+        mask: Id of the one that stands for a hidden word; None where there is none.
     """
 
     encode: Encode
@@ -93,7 +98,14 @@ class Tokenizer:
     prompts: Mapping[str, str] = field(default_factory=dict)
     prompt: str = ""
     identity: str = ""
+    special: tuple[int, ...] = ()
+    mask: int | None = None
     _warn: Once = field(default_factory=Once, repr=False)
+
+    @property
+    def size(self) -> int:
+        """What the ids of all tokens are below."""
+        return max(self.words().values()) + 1
 
     def __call__(
         self,
@@ -262,7 +274,7 @@ def tokenizer(
     sentences, prompts, prompt = sentence_settings(directory)
     clean = clean or settings.get("clean") or ""
     if ours is None:
-        encode, back, words, pad, typed = _by_transformers(directory, settings, sentences)
+        encode, back, words, pad, typed, special = _by_transformers(directory, settings, sentences)
     else:
         if clean == "lower":
             ours.normalizer = None  # all of it is done by the cleaner
@@ -270,6 +282,7 @@ def tokenizer(
             ours.normalizer = _lowered(ours.normalizer)
         encode, back = _by_tokenizers(ours, settings.get("truncation_side", "right")), _decoded(ours, settings)
         words, pad, typed = ours.get_vocab, ours.token_to_id, isinstance(ours.model, models.WordPiece)
+        special = {token.content: i for i, token in ours.get_added_tokens_decoder().items() if token.special}
     given = settings.get("model_input_names") or ["input_ids", "attention_mask", *(["token_type_ids"] if typed else [])]
     limit = sentences.get("max_seq_length") or settings.get("model_max_length")
     limit = int(min(longest, limit)) if isinstance(limit, int | float) and limit >= 1 else longest
@@ -287,6 +300,8 @@ def tokenizer(
         prompts,
         prompt,
         f"{preprocess.fingerprint(files_in(directory))} {clean} {limit}",
+        tuple(sorted(special.values())),
+        next((special[token] for token in _named(settings, "mask_token", MASKS) if token in special), None),
     )
 
 
@@ -323,12 +338,17 @@ def _decoded(tokenizer, settings) -> Decode:
 
 
 def _pad(to_id, settings, file):
-    named = content(settings.get("pad_token"))
-    ids = [to_id(token) for token in ([named] if named else PADS)]
-    found = next((i for i in ids if i is not None), None)
+    names = _named(settings, "pad_token", PADS)
+    found = next((i for i in map(to_id, names) if i is not None), None)
     if found is None:
-        raise InputError(f"{file}: the vocabulary has no token to pad with, as {named or ', '.join(PADS)}")
+        raise InputError(f"{file}: the vocabulary has no token to pad with, as {', '.join(names)}")
     return found
+
+
+def _named(settings, key, otherwise):
+    """The token that the files name, or those that it may be where they name none."""
+    named = content(settings.get(key))
+    return (named,) if named else otherwise
 
 
 def _by_tokenizers(tokenizer, side) -> Encode:
@@ -371,4 +391,6 @@ def _by_transformers(directory, settings, sentences):
     def back(rows):
         return theirs.batch_decode(rows, skip_special_tokens=True)
 
-    return encode, back, theirs.get_vocab, lambda _: theirs.pad_token_id, "token_type_ids" in theirs.model_input_names
+    special = dict(zip(theirs.all_special_tokens, theirs.all_special_ids, strict=True))
+    typed = "token_type_ids" in theirs.model_input_names
+    return encode, back, theirs.get_vocab, lambda _: theirs.pad_token_id, typed, special

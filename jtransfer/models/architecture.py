@@ -6,6 +6,8 @@ from typing import Any, Protocol
 
 import jax
 
+from jtransfer.models.heads import Head
+
 BEFORE_BLOCKS = ("embeddings", "stem")
 """Names of the modules that compute before the first block; what is in neither these nor a block computes after."""
 
@@ -45,6 +47,7 @@ class Architecture(Protocol):
         eos_tokens: The tokens that end a text that it generates.
         pad_token: The token that pads such texts; None for none.
         tied: Whether a head over the vocabulary reads the table of words; None for a model without such heads.
+        language_head: The head over the vocabulary that such a model is trained with; None for one without.
         param_dtype: Of the parameters; "" for a model without any.
     """
 
@@ -65,6 +68,7 @@ class Architecture(Protocol):
     eos_tokens: tuple[int, ...] = ()
     pad_token: int | None = None
     tied: bool | None = None
+    language_head: Head | None = None
     param_dtype: str = ""
 
     @property

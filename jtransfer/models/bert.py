@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jtransfer.errors import InputError, nearest
 from jtransfer.models import layers
 from jtransfer.models.architecture import Architecture
+from jtransfer.models.heads import Head
 from jtransfer.models.transformer import Encoder, Stack, padding_mask
 
 POOLS = ("pooler", "cls", "mean")
@@ -103,6 +104,11 @@ class BertConfig(Architecture):
     def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
         names = ("input_ids", "attention_mask", "token_type_ids")[: 3 if self.types else 2]
         return dict.fromkeys(names, jax.ShapeDtypeStruct((1, min(self.longest, 8)), jnp.int32))
+
+    @property
+    def language_head(self) -> Head:
+        transform = {"hidden": self.activation, "norm": self.epsilon, "width": self.embedding}
+        return Head(self.vocabulary, reads="last_hidden_state", tied=self.tied, **transform)
 
     @property
     def stack(self) -> Stack:

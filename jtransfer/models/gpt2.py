@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jtransfer.errors import InputError
 from jtransfer.models import layers
 from jtransfer.models.architecture import Architecture
+from jtransfer.models.heads import Head
 from jtransfer.models.transformer import Encoder, Past, Stack, causal_mask
 
 
@@ -78,6 +79,10 @@ class GPT2Config(Architecture):
     @property
     def longest(self) -> int:
         return self.positions
+
+    @property
+    def language_head(self) -> Head:
+        return Head(self.vocabulary, reads="last_hidden_state", tied=self.tied, bias=False)
 
     @property
     def stack(self) -> Stack:

@@ -7,7 +7,9 @@ from jtransfer import expressions
 from jtransfer.errors import InputError, nearest
 from jtransfer.objectives.classification import check_mixup, classification, multilabel, regression
 from jtransfer.objectives.contrastive import LOSSES, clip, contrastive, pair_loss, siglip
+from jtransfer.objectives.masked import masked_lm
 from jtransfer.objectives.objective import Objective, Score, make_loss
+from jtransfer.objectives.tokens import lm, spans, tokens
 
 __all__ = [
     "LOSSES",
@@ -20,12 +22,16 @@ __all__ = [
     "classification",
     "clip",
     "contrastive",
+    "lm",
     "make_loss",
+    "masked_lm",
     "multilabel",
     "pair_loss",
     "parse",
     "regression",
     "siglip",
+    "spans",
+    "tokens",
 ]
 
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
@@ -34,6 +40,10 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "regression": regression,
     "clip": clip,
     "siglip": siglip,
+    "masked_lm": masked_lm,
+    "lm": lm,
+    "tokens": tokens,
+    "spans": spans,
 }
 
 SETTINGS = ("smoothing", "mixup")
@@ -45,6 +55,8 @@ TARGETS = {
     "values": "values to predict",
     "texts": "texts",
     "pairs": "images with captions",
+    "tags": "a class for every token",
+    "spans": "answers in texts",
     "": "no labels",
 }
 """What data may have for an objective to read, in words."""

@@ -20,7 +20,12 @@ Outputs = dict[str, Any]
 Metrics = dict[str, jax.Array]
 
 Score = Callable[[Tree, Outputs, Batch], tuple[jax.Array, Metrics]]
-"""From all leaves, the model's outputs and the batch to the value that is minimised, and metrics."""
+"""From all leaves, the model's outputs and the batch to the value that is minimised, and metrics.
+
+A metric `WEIGHT` is what the batch counts beside others, where that is not the number of its examples: a mean over
+tokens counts as many as there are tokens. It is not reported.
+"""
+WEIGHT = "weight"
 Forward = Callable[[nn.Module, Tree, Tree, Any, jax.Array], tuple[Outputs, Tree]]
 """`forward(model, params, state, inputs, key) -> (outputs, state)`, flat trees in and out."""
 Loss = Callable[[Tree, Tree, Batch, jax.Array], tuple[jax.Array, tuple[Metrics, Tree]]]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from jtransfer.kinds import SHARE, check, whole
+from jtransfer.objectives.objective import WEIGHT
 from jtransfer.train.state import EMA, TrainState
 from jtransfer.tree import Tree, merge, prefixed, select
 
@@ -30,7 +31,8 @@ def make_step(
         loss: `loss(params, state, batch, key) -> (value, (metrics, state))`, as in `jtransfer.objectives`.
         optimiser: Over the trainable leaves.
         accumulate: Number of equal parts of the batch that run one after another, for memory; their mean gradient is
-            that of the whole batch.
+            that of the whole batch. Where `metrics` have a `weight`, it is what each part counts in that mean, as the
+            number of its tokens in a mean over tokens.
         ema: Decay of the moving average of the trainable leaves; 0 keeps none.
         unroll: Write the parts of an accumulated step out, so that `cost_analysis` counts each.
 
@@ -54,6 +56,8 @@ def make_step(
         def body(state, part):
             part, key = part
             grads, metrics, state = value_and_grad(trainable, frozen, state, part, key)
+            if WEIGHT in metrics:
+                grads, metrics = jax.tree.map(lambda x: metrics[WEIGHT] * x, (grads, metrics | {WEIGHT: 1}))
             return state, (grads, metrics)
 
         def add(carry, part):
@@ -65,7 +69,9 @@ def make_step(
         _, shapes = jax.eval_shape(body, state, jax.tree.map(lambda x: x[0], (parts, keys)))
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         (state, total), _ = jax.lax.scan(add, (state, zeros), (parts, keys), unroll=accumulate if unroll else 1)
-        grads, metrics = jax.tree.map(lambda x: x / accumulate, total)
+        weight = total[1].get(WEIGHT)
+        count = accumulate if weight is None else jnp.where(weight > 0, weight, 1)
+        grads, metrics = jax.tree.map(lambda x: x / count, total)
         return grads, metrics, state
 
     def step(train_state: TrainState, frozen: Tree, batch: Batch):
@@ -74,6 +80,7 @@ def make_step(
         key = jax.random.fold_in(train_state.key, train_state.step)
         gradient = accumulated if accumulate > 1 else value_and_grad
         grads, metrics, state = gradient(train_state.trainable, frozen, state, batch, key)
+        metrics = {name: value for name, value in metrics.items() if name != WEIGHT}
         updates, opt_state = optimiser.update(grads, train_state.opt_state, train_state.trainable)
         trainable = optax.apply_updates(train_state.trainable, updates)
         average = {path: ema * leaf + (1 - ema) * trainable[path] for path, leaf in average.items()}

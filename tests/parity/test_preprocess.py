@@ -211,6 +211,8 @@ def check_same(ours, theirs, **options):
         for name, array in found.items():
             assert array.dtype == np.int32
             np.testing.assert_array_equal(array, expected[name], err_msg=name)
+    assert (set(ours.special), ours.mask) == (set(theirs.all_special_ids), theirs.mask_token_id)
+    assert ours.size == len(theirs)
 
 
 def byte_level(directory, **settings):

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jtransfer import methods, models
@@ -99,6 +100,26 @@ def run(small, images, steps, **options):
         state, metrics = step(state, frozen, {"inputs": images[0], "labels": images[1]})
         states.append(state)
     return states, metrics
+
+
+@pytest.mark.parametrize("unroll", [False, True])
+def test_parts_of_a_mean_over_tokens_count_by_their_tokens(unroll):
+    counts, x = jnp.array([1.0, 5, 0, 2, 3, 4, 0, 7]), jnp.arange(8.0)
+
+    def loss(params, state, batch, key):  # the mean of (w - x)^2 over all tokens, of which some parts have none
+        total = batch["counts"].sum()
+        value = (batch["counts"] * (params["w"] - batch["x"]) ** 2).sum() / jnp.maximum(total, 1)
+        return value, ({"loss": value, "weight": total}, state)
+
+    found = []
+    for parts in (1, 4):
+        state = TrainState.create(jax.random.key(0), {"w": jnp.float32(1)}, {}, optax.sgd(1.0))
+        step = make_step(loss, optax.sgd(1.0), parts, unroll=unroll)
+        state, metrics = jax.jit(step)(state, {}, {"counts": counts, "x": x})
+        assert metrics.keys() == {"loss", "grad_norm"}
+        found.append((state.trainable["w"], metrics["loss"]))
+    gradient = float((2 * counts * (1 - x)).sum() / counts.sum())
+    np.testing.assert_allclose(found, [(1 - gradient, (counts * (1 - x) ** 2).sum() / counts.sum())] * 2, rtol=1e-6)
 
 
 def test_the_gradient_of_accumulated_parts_is_that_of_the_whole_batch(small, images):

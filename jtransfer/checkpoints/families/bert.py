@@ -159,8 +159,7 @@ def _head(dialect, values, kind, classes):
         return Head(classes, **every)
     if kind == "span":
         return Head(2, **every, span=True)
-    transform = {"hidden": dialect.transform or c.activation, "norm": c.epsilon, "width": c.embedding}
-    return Head(c.vocabulary, **every, **transform, tied=c.tied)
+    return replace(c.language_head, hidden=dialect.transform or c.activation)
 
 
 def _names(dialect, config, kind):

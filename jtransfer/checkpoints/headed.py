@@ -1,0 +1,42 @@
+"""The model that an objective trains: a backbone with the head that learns, a new one or the checkpoint's own."""
+
+import flax.linen as nn
+
+from jtransfer.checkpoints.backbone import Backbone
+from jtransfer.checkpoints.heads import WITHOUT_CLASSES
+from jtransfer.models import SOURCE_HEAD, Head, Headed
+from jtransfer.objectives import Objective
+from jtransfer.tree import Tree, prefixed, select
+
+HEAD = "head/"
+
+
+def headed(backbone: Backbone, objective: Objective, outputs: int = 0) -> tuple[nn.Module, Tree, Head | None]:
+    """Put the head of an objective on a backbone.
+
+    Where the checkpoint has a head for the same question, whose outputs mean the same for any data (the words of its
+    vocabulary, the ends of an answer), that head is trained on: its leaves move from `source_head/` to `head/`. Any
+    other objective brings a new head, whose leaves are not in the tree yet; the checkpoint's own, if it has one, stays
+    under `source_head/`, which no method trains:
+
+        masked_lm on BertForMaskedLM    {"source_head/norm/scale": x}  ->  {"head/norm/scale": x}
+        classification on it            {"source_head/norm/scale": x}  ->  {"source_head/norm/scale": x}
+
+    Args:
+        backbone: With or without a head.
+        objective: What is learned.
+        outputs: Number of classes or values of the data.
+
+    Returns:
+        The model, the leaves and statistics that it starts from, and the head that learns; None for none.
+
+    Raises:
+        InputError: the architecture cannot have the head of the objective.
+    """
+    head, params, own = objective.head(backbone.config, outputs), backbone.params | backbone.state, backbone.head
+    if head is None:
+        return backbone.model, params, None
+    if own and own.kind == head.kind and own.kind in WITHOUT_CLASSES:
+        rest = {path: leaf for path, leaf in params.items() if not path.startswith(SOURCE_HEAD)}
+        head, params = own, rest | prefixed(select(params, SOURCE_HEAD), HEAD)
+    return Headed(backbone.model, head, HEAD.rstrip("/")), params, head

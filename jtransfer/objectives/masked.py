@@ -1,0 +1,75 @@
+"""Masked language modelling (Devlin et al. 2019, arXiv:1810.04805, section 3.1): hidden words are predicted."""
+
+from collections.abc import Collection
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+
+from jtransfer.errors import InputError
+from jtransfer.kinds import check, number
+from jtransfer.objectives.objective import Batch, Objective
+from jtransfer.objectives.tokens import LEFT_OUT, language_head, of_tokens
+
+PART = number(least=0, most=1)
+
+
+class Words(Protocol):
+    """What is asked of a tokenizer.
+
+    Attributes:
+        size: Number of tokens that it knows; their ids are below.
+        mask: Id of the token that stands for a hidden word; None where it has none.
+        special: Ids of the tokens that are no words: padding, ends, the mask.
+        where: Its file, for errors.
+    """
+
+    size: int
+    mask: int | None
+    special: Collection[int]
+    where: str
+
+
+def masked_lm(share: float = 0.15, random: float = 0.1, keep: float = 0.1, tokenizer: Words | None = None) -> Objective:
+    """The mean cross-entropy of the words that were chosen, as of transformers' BertForMaskedLM.
+
+    The batch is `{"inputs": {"input_ids", "attention_mask", ...}}`, `[n, tokens]` each. `targets` gives each word that
+    is neither special nor padding the chance `share` to be chosen, for itself. Of those that are, the model sees the
+    mask, or a random token, or the word itself. `labels` are the words that were chosen, and `LEFT_OUT` elsewhere. The
+    perplexity is e to the mean over all words of a set that were chosen.
+
+    Args:
+        share: Of the words, to be chosen.
+        random: Of those, the share that a token takes the place of which is drawn from the whole vocabulary.
+        keep: Of those, the share that stays as it is.
+        tokenizer: Of the model.
+
+    Raises:
+        InputError: shares that are none; in a call of `targets`, for want of a tokenizer.
+    """
+    for name, value in {"share": share, "random": random, "keep": keep}.items():
+        check(value, PART, f"masked_lm: {name}")
+    if not share:
+        raise InputError("masked_lm: share is 0, and nothing would be learned; expected a number above 0")
+    if random + keep > 1:
+        raise InputError(f"masked_lm: random={random:g} and keep={keep:g} are more than 1; expected at most 1 together")
+    if tokenizer is not None and tokenizer.mask is None:
+        raise InputError(f"{tokenizer.where}: masked_lm needs a token that masks, as [MASK] or <mask>; there is none")
+
+    def targets(key, batch: Batch) -> Batch:
+        if tokenizer is None:
+            raise InputError("masked_lm: expected the tokenizer of the model, which knows its mask")
+        ids = batch["inputs"]["input_ids"]
+        words = batch["inputs"].get("attention_mask", jnp.ones_like(ids)) > 0
+        words &= ~jnp.isin(ids, jnp.array(sorted(tokenizer.special), ids.dtype))
+        choose, draw, replace = jax.random.split(key, 3)
+        chosen = words & (jax.random.uniform(choose, ids.shape) < share)
+        drawn = jax.random.uniform(draw, ids.shape)
+        others = jax.random.randint(replace, ids.shape, 0, tokenizer.size, ids.dtype)
+        hidden = jnp.where(drawn < random, others, jnp.where(drawn < random + keep, ids, tokenizer.mask))
+        inputs = batch["inputs"] | {"input_ids": jnp.where(chosen, hidden, ids)}
+        return batch | {"inputs": inputs, "labels": jnp.where(chosen, ids, LEFT_OUT)}
+
+    score, measure = of_tokens(lambda outputs, batch: (outputs["logits"], batch["labels"]))
+    head = language_head("masked_lm", "masked_lm")
+    return Objective(score, head, targets, measure=measure, metrics=("perplexity",), reads="texts")
