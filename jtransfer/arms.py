@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jtransfer.checkpoints import inputs
+from jtransfer.checkpoints.teachers import Teacher
 from jtransfer.data.coded import Coded
 from jtransfer.data.dataset import Dataset
 from jtransfer.data.subsets import few_shot
@@ -34,7 +35,7 @@ class Examples:
         prepare: From its inputs to the backbone's.
         shots: Numbers of labels that the curve has.
         metrics: What is measured, by name; the first chooses and is what the curve shows.
-        more: From the backbone's inputs of `rows` to more parts of a batch, `[u, ...]` by name, as a teacher's outputs.
+        more: More parts of a batch by name, as a teacher: from inputs and their rows to `[rows, outputs]` float32.
     """
 
     dataset: Dataset
@@ -43,14 +44,16 @@ class Examples:
     prepare: inputs.Prepare
     shots: tuple[int, ...]
     metrics: Mapping[str, Metric] = field(default_factory=lambda: {"accuracy": METRICS["accuracy"]})
-    more: Callable[[dict[str, Any]], dict[str, jax.Array]] = lambda inputs: {}
+    more: Mapping[str, Teacher] = field(default_factory=dict)
 
     @cached_property
     def on_device(self) -> dict[str, Any]:
         """The parts of a batch, of `rows`: `inputs` by name, images as bytes where these say all; `labels [u]`."""
         arrays = inputs.gathered(self.prepare, self.dataset.inputs, self.rows, coded=True)
         arrays: dict[str, jax.Array | Coded] = jax.device_put(arrays, may_alias=True)
-        return {"inputs": arrays, "labels": jnp.asarray(self.dataset.labels[self.rows])} | self.more(arrays)
+        return {"inputs": arrays, "labels": jnp.asarray(self.dataset.labels[self.rows])} | {
+            name: jnp.asarray(one(self.dataset.inputs, self.rows)) for name, one in self.more.items()
+        }
 
     @cached_property
     def example(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -67,9 +70,8 @@ class Examples:
     def parts(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shape and dtype of one example of the parts of a batch beside `inputs`."""
         labels = self.dataset.labels
-        return {"labels": jax.ShapeDtypeStruct((1, *labels.shape[1:]), labels.dtype)} | jax.eval_shape(
-            self.more, self.example
-        )
+        more = {name: jax.ShapeDtypeStruct((1, self.dataset.outputs), jnp.float32) for name in self.more}
+        return {"labels": jax.ShapeDtypeStruct((1, *labels.shape[1:]), labels.dtype)} | more
 
     @property
     def metric(self) -> Metric:

@@ -20,6 +20,7 @@ from jtransfer import arms, checkpoints, expressions, fitted, methods, named, ob
 from jtransfer import config as configs
 from jtransfer.arms import Arm, Examples, Row
 from jtransfer.cells import Cells, of_source
+from jtransfer.checkpoints import teachers
 from jtransfer.config import resolved
 from jtransfer.data import sources, splits
 from jtransfer.data.subsets import few_shot, validation_shots
@@ -87,21 +88,21 @@ def prepare(config, dataset: sources.Dataset | None = None) -> Curve:
             methods.parse(name, (ZERO_SHOT, PIXELS, *fits.FITS))
             if own := expressions.modules(name, "method"):
                 modules[name] = own
-    learners = [name for name in names if not fitted.is_fit(name)]
-    known = ["default", PIXELS, *methods.METHODS, *learners, *map(arms.family, modules)]
+    learned = [name for name in names if not fitted.is_fit(name) and name not in (ZERO_SHOT, PIXELS)]
+    known = ["default", PIXELS, *methods.METHODS, *learned, *map(arms.family, modules)]
     for name in config.hyper:
         if name not in known:
             raise InputError(f"config.hyper: unknown method '{name}'; {nearest(name, known)}")
     objective = objectives.parse(config.objective, {key: config[key] for key in objectives.SETTINGS})
     own = expressions.modules(config.objective, "objective")
-    chosen = dict(map(metrics.parse, config.metrics))
     for name in config.metrics:
         own |= expressions.modules(name, "metric")
-    dataset = dataset or sources.load(config.data, config.data_dir)
-    objectives.check_reads(objective, config.objective, dataset.name, dataset.targets)
-    chosen = chosen or dict(map(metrics.parse, (dataset.metric,) if dataset.metric else objective.metrics))
-    for name, metric in chosen.items():
-        metrics.check(name, metric, dataset.targets, dataset.outputs)
+    methods.check_needs(map(methods.parse, learned), ["teacher"] if config.teacher else [])
+    dataset = dataset or sources.load(config.data, config.data_dir, ("classes", "labels", "values"))
+    own |= sources.modules(config.data)
+    objectives.check_reads(objective, config.objective, dataset)
+    chosen = metrics.chosen(config.metrics, dataset, objective)
+    taught = {"teacher": teachers.of(config.teacher, dataset)} if config.teacher else {}
     if dataset.kind != "image" and (unfit := [name for name in names if name in (ZERO_SHOT, PIXELS)]):
         raise InputError(f"config.methods: '{unfit[0]}' is of images, {dataset.name} holds texts; leave it out")
     for shots in config.shots:
@@ -113,7 +114,7 @@ def prepare(config, dataset: sources.Dataset | None = None) -> Curve:
     drawn = [few_shot(dataset.labels, dataset.pool, max(config.shots), seed) for seed in range(config.seeds)]
     rows = np.unique(np.concatenate([test, *itertools.chain(*drawn)]))
     backbone, make = checkpoints.load_for(config.backbone, config.load, dataset, tower=False)
-    examples = Examples(dataset, test, rows, make, tuple(config.shots), chosen)
+    examples = Examples(dataset, test, rows, make, tuple(config.shots), chosen, taught)
     objectives.check_mixup(config.mixup, examples.example)
     tower = checkpoints.tower_for(backbone, dataset)
 
@@ -128,6 +129,7 @@ def prepare(config, dataset: sources.Dataset | None = None) -> Curve:
     if own:
         modules |= {arm.name: modules.get(arm.name, {}) | own for arm in built}
     fingerprints = {"data": sources.fingerprint(dataset)} | backbone.fingerprints | named.fingerprints(config)
+    fingerprints |= {name: one.fingerprint for name, one in taught.items()}
     return Curve(config, examples, backbone, objective, built, fingerprints, modules)
 
 

@@ -31,7 +31,7 @@ def of_train(config) -> list[dict[str, Any]]:
     specs = {path: str(tuple(layout.spec)) for path, layout in leaves.items() if tuple(layout.spec)}
     reports = []
     for name, phase in methods.named_phases(config.method, run.adapted):
-        shapes = costs.step_shapes(phase, run.task.objective, *options)
+        shapes = costs.step_shapes(phase, run.task.objective, *options, parts=run.task.parts or costs.LABELS)
         laid_out = replace(shapes, arguments=sharding.lay_out(shapes.arguments, leaves, run.mesh))
         reports.append(_report(name, phase, laid_out, specs))
     return reports

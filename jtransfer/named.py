@@ -8,8 +8,8 @@ import numpy as np
 
 from jtransfer import checkpoints, models
 from jtransfer.arms import Arm, Cell, Examples, Row
-from jtransfer.data.dataset import Dataset
-from jtransfer.errors import InputError, nearest
+from jtransfer.checkpoints.teachers import source_columns
+from jtransfer.errors import InputError
 from jtransfer.evaluate import zero_shot as by_names
 from jtransfer.train import costs, trials
 
@@ -55,7 +55,7 @@ class ZeroShot(Arm):
             if is_dual(backbone):
                 logits = by_names.text_classifier(backbone, examples.dataset.classes, self.templates)(outputs)
             else:
-                logits = outputs[:, source_columns(examples.dataset, backbone)]
+                logits = outputs[:, source_columns(ZERO_SHOT, examples.dataset, backbone)]
             if not np.isfinite(logits).all():
                 raise InputError(f"{ZERO_SHOT}: outputs of {backbone.name} hold NaN or infinite values")
             measured, flops = examples.measured(logits, labels), costs.forward_flops(whole, tree, shapes)
@@ -83,7 +83,7 @@ def build(config, examples: Examples, backbone: checkpoints.Backbone) -> ZeroSho
         by_names.check(backbone)
         by_names.check_texts(examples.dataset.classes, texts)
     else:
-        source_columns(examples.dataset, backbone)
+        source_columns(ZERO_SHOT, examples.dataset, backbone)
     return ZeroShot(examples, backbone, texts, config.batch)
 
 
@@ -100,19 +100,3 @@ def fingerprints(config) -> dict[str, str]:
 def is_dual(backbone: checkpoints.Backbone) -> bool:
     """Whether it has towers of both images and texts."""
     return {"pixel_values", "input_ids"} <= backbone.config.inputs.keys()
-
-
-def source_columns(dataset: Dataset, backbone: checkpoints.Backbone) -> list[int]:
-    """For each class of a dataset, the output of the backbone's own head that has its name.
-
-    Raises:
-        InputError: there is none.
-    """
-    place = {name: i for i, name in reversed([*enumerate(backbone.classes)])}  # of a name that stands twice, the first
-    missing = [name for name in dataset.classes if name not in place]
-    if missing:
-        raise InputError(
-            f"{ZERO_SHOT}: the source head of '{backbone.name}' has no class '{missing[0]}' of {dataset.name}; "
-            f"{nearest(missing[0], backbone.classes)}"
-        )
-    return [place[name] for name in dataset.classes]

@@ -13,8 +13,9 @@ import numpy as np
 from jtransfer import checkpoints, methods
 from jtransfer.arms import Arm, Cell, Examples, Row, Training, family
 from jtransfer.cells import value
+from jtransfer.checkpoints.headed import headed
 from jtransfer.data.subsets import batches
-from jtransfer.models import Headed, Pixels, PixelsConfig
+from jtransfer.models import Pixels, PixelsConfig
 from jtransfer.objectives import Objective
 from jtransfer.train import Optimiser, Plan, TrialData, costs, make_trial, plan, predict_rows
 from jtransfer.tree import partition, size
@@ -154,10 +155,13 @@ def build(config: Any, name: str, examples: Examples, backbone: checkpoints.Back
     grid = [dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())]
     if name == PIXELS:
         _, height, width, channels = examples.example["pixel_values"].shape
-        module, params, method = Pixels(PixelsConfig((height, width), channels)), {}, methods.probe()
+        backbone, method = (
+            checkpoints.Backbone(name, Pixels(PixelsConfig((height, width), channels)), {}),
+            methods.probe(),
+        )
     else:
-        module, params, method = backbone.model, backbone.params | backbone.state, methods.parse(name)
-    model = Headed(module, objective.head(module.config, examples.dataset.outputs), "head")
+        method = methods.parse(name)
+    model, params, _ = headed(backbone, objective, examples.dataset.outputs)
     where = f"config.hyper['{name}']" if name in config.hyper else "config"
     phases = plan(len(method.phases), steps, *shares, where)
     adapted = methods.adapt(method, model, params, examples.example)

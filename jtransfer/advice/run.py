@@ -14,13 +14,13 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from jtransfer import checkpoints, curves, files, methods, objectives, trained
+from jtransfer import checkpoints, curves, files, methods, trained
 from jtransfer import config as configs
 from jtransfer.advice import page, rules
 from jtransfer.cells import value
 from jtransfer.config import curve_defaults, resolved
 from jtransfer.data import sources, splits
-from jtransfer.data.dataset import Dataset, Lazy, damaged, fingerprint_of_inputs
+from jtransfer.data.dataset import FOUND, Dataset, Lazy, damaged, fingerprint_of_inputs
 from jtransfer.data.subsets import validation_shots
 from jtransfer.errors import InputError
 from jtransfer.evaluate import transferability as scores
@@ -96,9 +96,7 @@ def prepare(config, progress: Progress = lambda what, done, rows: None) -> Plan:
         raise InputError(f"config.methods: {found}; expected methods to compare with scratch, as probe and finetune")
     dataset = sources.load(config.data, config.data_dir)
     if dataset.targets != "classes":
-        raise InputError(
-            f"config.data: {dataset.name} has {objectives.TARGETS[dataset.targets]}; advise takes one class a row"
-        )
+        raise InputError(f"config.data: {dataset.name} has {FOUND[dataset.targets]}; advise takes one class a row")
     pool = subset(dataset, dataset.pool)
     drawn, held_out, _ = split(pool, config.validation)
     least = np.bincount(pool.labels[drawn], minlength=len(pool.classes)).min()

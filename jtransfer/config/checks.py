@@ -44,6 +44,7 @@ CURVE = TRANSFER | {
     "parallel": whole(0, LARGEST),
     "objective": NAME,
     "metrics": several(NAME),
+    "teacher": TEXT,
     "batch": BATCH,
     "steps": whole(1, 10**6),  # the rows of all steps are drawn beforehand
     "smoothing": SHARE,
@@ -58,6 +59,7 @@ TABLES: dict[str, dict[str, Any]] = {
         "backbone": TEXT,
         "objective": NAME,
         "metrics": several(NAME),
+        "teacher": TEXT,
         "towers": {"vision": TEXT, "text": TEXT},
         "cache": FLAG,
         "tokenizer": TEXT,

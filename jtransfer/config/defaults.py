@@ -38,6 +38,7 @@ def curve_defaults() -> dict[str, Any]:
         "parallel": 0,  # trials that run side by side, where memory is short; 0 for all of a cell
         "objective": "classification",  # or "multilabel", "regression", or a function of yours, as "my_losses.focal"
         "metrics": (),  # names, of which the first chooses and is shown; empty for the data's own or the objective's
+        "teacher": "",  # a backbone whose head has the data's classes, for methods that follow one, as distill
         "batch": 32,
         "steps": 100,
         "smoothing": 0.0,
@@ -62,6 +63,7 @@ def train_defaults() -> dict[str, Any]:
         # "classification", "multilabel" or "regression" by labels; "clip" or "siglip", contrastive, on data with
         # captions; or a function of yours, as "my_losses.focal(gamma=2)".
         "objective": "classification",
+        "teacher": "",  # a backbone whose head has the data's classes, for methods that follow one, as distill
         "metrics": (),  # measured on held-out examples beside the loss; empty for the data's own or the objective's
         # Of a contrastive objective alone:
         "towers": {"vision": "", "text": ""},  # backbones that one or both start from, when there is no `backbone`

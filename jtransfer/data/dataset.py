@@ -210,6 +210,9 @@ FOUND = {
     "labels": "several labels a row",
     "values": "numbers as labels",
     "texts": "texts",
+    "pairs": "images with captions",
+    "tags": "a class for every token",
+    "spans": "answers in texts",
     "": "no labels",
 }
 """What data may have, in words."""

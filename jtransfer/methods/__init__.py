@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from jtransfer import expressions
+from jtransfer.errors import InputError
 from jtransfer.methods.freezing import bitfit, finetune, frozen_norm, probe, rules, scratch, top_blocks
 from jtransfer.methods.lora import lora
 from jtransfer.methods.method import Adapted, Method, Phase, adapt, learn
 from jtransfer.methods.penalties import l2sp
+from jtransfer.methods.teachers import distill
 
 __all__ = [
     "METHODS",
@@ -18,6 +20,8 @@ __all__ = [
     "Phase",
     "adapt",
     "bitfit",
+    "check_needs",
+    "distill",
     "finetune",
     "frozen_norm",
     "l2sp",
@@ -40,6 +44,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "frozen_norm": frozen_norm,
     "lora": lora,
     "l2sp": l2sp,
+    "distill": distill,
     "rules": rules,
 }
 
@@ -48,6 +53,24 @@ def named_phases(name: str, adapted: Adapted) -> list[tuple[str, Adapted]]:
     """The phases of a method, each under a name of its own."""
     count = len(adapted.phases)
     return [(f"{name} ({i} of {count})" if count > 1 else name, one) for i, one in enumerate(adapted.phases, 1)]
+
+
+def check_needs(named: Iterable[Method], has: Iterable[str]) -> None:
+    """Refuse methods that read parts of a batch that are not there, and parts that none of them reads.
+
+    Args:
+        named: The methods of a run.
+        has: The keys of the config that give such parts, as "teacher", and are set.
+
+    Raises:
+        InputError: naming the key.
+    """
+    named, has = list(named), list(has)
+    for method in named:
+        if missing := [part for part in method.needs if part not in has]:
+            raise InputError(f"method '{method.name}' needs a {missing[0]}: name one in config.{missing[0]}")
+    if unused := [part for part in has if not any(part in method.needs for method in named)]:
+        raise InputError(f"config.{unused[0]} is read by no method here; add one that does, as in 'finetune + distill'")
 
 
 JOINS = {ast.Add: operator.add, ast.RShift: operator.rshift}

@@ -67,6 +67,7 @@ class Method:
             does.
         pretrained: Whether the leaves start as the backbone's; if not, all of them start at random.
         parts: The options of what it adds, for those who write them in other formats.
+        needs: Parts of a batch that `scores` reads beside those of the objective, as "teacher".
         before: Phases of the training that come before the one that `learns`, `adds`, `modes` and `scores` tell of.
 
     `a + b` trains what either trains (at the rate of `a` where both do) and adds what either adds; of phases, one of
@@ -82,6 +83,7 @@ class Method:
     modes: tuple[Interceptor, ...] = ()
     scores: Callable[[Score], Score] = same
     holds: Callable[[Tree], Tree] = lambda base: {}
+    needs: tuple[str, ...] = ()
     before: tuple[Phase, ...] = ()
 
     @property
@@ -126,6 +128,7 @@ class Method:
             parts=self.parts + other.parts,
             scores=last.scores,
             holds=lambda base: self.holds(base) | other.holds(base),
+            needs=tuple(dict.fromkeys((*self.needs, *other.needs))),
             before=tuple(before),
         )
 

@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jtransfer import expressions
-from jtransfer.errors import InputError, nearest
+from jtransfer.data.dataset import FOUND
+from jtransfer.errors import InputError
 from jtransfer.objectives.classification import check_mixup, classification, multilabel, regression
 from jtransfer.objectives.contrastive import LOSSES, clip, contrastive, pair_loss, siglip
 from jtransfer.objectives.masked import masked_lm
@@ -49,18 +50,6 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
 SETTINGS = ("smoothing", "mixup")
 """Keys of a config that an objective may have as options."""
 
-TARGETS = {
-    "classes": "one class a row",
-    "labels": "several labels a row",
-    "values": "values to predict",
-    "texts": "texts",
-    "pairs": "images with captions",
-    "tags": "a class for every token",
-    "spans": "answers in texts",
-    "": "no labels",
-}
-"""What data may have for an objective to read, in words."""
-
 
 def parse(text: str, settings: Mapping[str, Any] | None = None, offered: Mapping[str, Any] | None = None) -> Objective:
     """An objective as a config writes it: `classification`, `my_losses.focal(gamma=2)`.
@@ -82,22 +71,20 @@ def parse(text: str, settings: Mapping[str, Any] | None = None, offered: Mapping
     return made()
 
 
-def check_reads(objective: Objective, text: str, name: str, has: str) -> None:
+def check_reads(objective: Objective, text: str, data: Any) -> None:
     """Refuse data that an objective cannot read.
 
     Args:
         objective: What is learned.
         text: As the config writes it.
-        name: Of the data.
-        has: A key of `TARGETS`.
+        data: A `Dataset` or a `Stream`: what has `name`, `kind` and `targets`.
 
     Raises:
         InputError: naming an objective that reads such data, where there is one.
     """
-    if objective.reads == has:
+    if objective.reads == data.targets or (objective.reads == "texts" and data.kind == "text"):
         return
-    fit = [other for other, make in OBJECTIVES.items() if make().reads == has]
-    known = f"expected {' or '.join(map(repr, fit))}" if fit else nearest(text, OBJECTIVES)
-    raise InputError(
-        f"config.objective '{text}' learns from {TARGETS[objective.reads]}, {name} has {TARGETS[has]}; {known}"
-    )
+    fit = [other for other, make in OBJECTIVES.items() if make().reads == data.targets]
+    other = f"expected {' or '.join(map(repr, fit))}" if fit else "choose another config.data"
+    held = f"{data.kind}s with {FOUND[data.targets]}" if objective.reads == "texts" else FOUND[data.targets]
+    raise InputError(f"config.objective '{text}' learns from {FOUND[objective.reads]}; {data.name} has {held}; {other}")

@@ -19,9 +19,10 @@ To add one, write it and name it in `METRICS`; a user's own is a dotted name, se
 
 import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,10 @@ KINDS = {
     "values": "predicted and true values, both [n] or [n, k]",
 }
 """What a metric may be of, and the arrays that it then takes. What has two classes is of both the first kinds."""
+
+
+PERPLEXITY = "perplexity"
+"""The metric that is told by the losses of examples, where the rows have no labels."""
 
 
 @dataclass(frozen=True)
@@ -317,6 +322,26 @@ def _factory(metric):
         return metric
 
     return known
+
+
+def chosen(names: Sequence[str], data: Any, objective: Any) -> dict[str, Metric]:
+    """The metrics of a run by name: those of the config, else the data's own, else the objective's.
+
+    Args:
+        names: Of the config.
+        data: A `Dataset` or a `Stream`.
+        objective: What is learned of it.
+
+    Raises:
+        InputError: an unknown metric, or one of other data.
+    """
+    found = dict(map(parse, names or ((data.metric,) if data.metric else objective.metrics)))
+    for name, metric in found.items():
+        if objective.reads in KINDS:
+            check(name, metric, data.targets, data.outputs)
+        elif name != PERPLEXITY:
+            raise InputError(f"config.metrics: '{name}' is of rows with labels; expected '{PERPLEXITY}', or nothing")
+    return found
 
 
 def check(name: str, metric: Metric, kind: str, outputs: int) -> None:

@@ -19,6 +19,8 @@ from jtransfer.train.state import TrainState
 from jtransfer.train.step import Step, make_step
 from jtransfer.tree import Tree, partition
 
+LABELS = MappingProxyType({"labels": jax.ShapeDtypeStruct((1,), jnp.int32)})
+
 
 @dataclass(frozen=True)
 class StepShapes:
@@ -42,7 +44,7 @@ def step_shapes(
     batch: int,
     accumulate: int = 1,
     ema: float = 0.0,
-    parts: Mapping[str, jax.ShapeDtypeStruct] = MappingProxyType({"labels": jax.ShapeDtypeStruct((1,), jnp.int32)}),
+    parts: Mapping[str, jax.ShapeDtypeStruct] = LABELS,
 ) -> StepShapes:
     """The step of a method on a batch of `batch` examples; `parts` are one example of what it has beside `inputs`."""
     transformation = optimiser.build(adapted.rates, steps=100, since=adapted.since)

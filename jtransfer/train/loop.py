@@ -101,6 +101,7 @@ def prepare(config, stream: Any = None) -> Run:
             f"config.batch {config.batch} must be a multiple of {parts}: devices of the batch x accumulate"
         )
     method, optimiser = methods.parse(config.method), Optimiser(**config.optimiser)
+    methods.check_needs([method], ["teacher"] if config.teacher else [])
     task = build_task(config, mesh, stream)
     if task.params and not method.pretrained:
         which = ", ".join(filter(None, (config.backbone, *config.towers.values())))
@@ -113,7 +114,9 @@ def prepare(config, stream: Any = None) -> Run:
     fingerprints = {"data": task.stream.fingerprint} | task.fingerprints
     if beside := task.beside():
         fingerprints["preprocessing"] = preprocess.fingerprint(beside)
-    modules = expressions.modules(config.method, "method")
+    modules = expressions.modules(config.method, "method") | expressions.modules(config.objective, "objective")
+    for name in config.metrics:
+        modules |= expressions.modules(name, "metric")
     if modules := modules | ({} if stream else sources.modules(config.data)):  # what is only read back imports none
         fingerprints["modules"] = modules
     shares = plan(len(method.phases), config.steps, config.phase_steps, config.phase_rates)
@@ -394,7 +397,9 @@ def _save_model(run: Run, state: TrainState, frozen: Tree, directory: epath.Path
     whole = jax.jit(lambda x: x, out_shardings=sharding.everywhere(run.mesh))(tree)
     if hosts.is_first():
         task = run.task
-        checkpoints.save(directory, task.module, whole | task.left_out, task.classes, task.preprocessor, task.tokenizer)
+        checkpoints.save(
+            directory, task.module, whole | task.left_out, task.classes, task.preprocessor, task.tokenizer, task.head
+        )
 
 
 def _statistics(state: TrainState) -> Tree:

@@ -17,7 +17,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jtransfer import checkpoints, methods, models, objectives
-from jtransfer.checkpoints import pairs
+from jtransfer.checkpoints import pairs, teachers
+from jtransfer.checkpoints.headed import headed
 from jtransfer.checkpoints.inputs import as_they_are, example, gathered, load_for, tokenizer_files, within
 from jtransfer.data.pairs import PairStream
 from jtransfer.data.sources import open_pairs, open_stream
@@ -27,9 +28,11 @@ from jtransfer.evaluate import zero_shot
 from jtransfer.evaluate.retrieval import ranks
 from jtransfer.evaluate.similarity import alignment, uniformity
 from jtransfer.methods import Adapted
-from jtransfer.models import Classifier, build
+from jtransfer.models import Head, build
+from jtransfer.objectives import metrics
+from jtransfer.objectives.metrics import PERPLEXITY
+from jtransfer.objectives.objective import WEIGHT
 from jtransfer.train import sharding
-from jtransfer.train.trials import predict
 from jtransfer.tree import Tree, merge
 
 BLOCK, BYTES = 512, 1 << 26
@@ -53,10 +56,12 @@ class Task:
         evaluate: From the adapted model to what measures it on the held-out examples.
         example: One of each of the model's inputs.
         fresh: What the paths of leaves begin with that may start at random beside given ones.
+        parts: Shape and dtype of one example of what a batch has beside `inputs`.
         accumulate: Parts of a batch whose gradients are summed.
         limits: Between what some leaves are kept.
         notice: From a row of metrics to what is to be said of it, if anything; it is said once.
         classes: Names of those that the head predicts.
+        head: What learns on the module; None where there is none.
         backbone: Where the weights started; None for at random.
         fingerprints: Of the backbones.
         preprocessor: How the kept model's images are made, in Hugging Face's keys; None where they are as they are.
@@ -73,10 +78,12 @@ class Task:
     evaluate: Callable[[Adapted], Evaluate]
     example: dict[str, jax.ShapeDtypeStruct]
     fresh: tuple[str, ...]
+    parts: Mapping[str, jax.ShapeDtypeStruct] = field(default_factory=dict)
     accumulate: int = 1
     limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     notice: Callable[[dict[str, float]], str] = lambda row: ""
     classes: tuple[str, ...] = ()
+    head: Head | None = None
     backbone: checkpoints.Backbone | None = None
     fingerprints: dict[str, str] = field(default_factory=dict)
     preprocessor: Mapping[str, Any] | None = None
@@ -101,35 +108,57 @@ def build_task(config, mesh: Mesh, stream: Stream | PairStream | None = None) ->
     Raises:
         InputError: whatever of the task cannot be.
     """
-    return (_classification if config.objective == "classification" else _contrastive)(config, mesh, stream)
+    settings = {key: config[key] for key in objectives.SETTINGS}
+    pairs = objectives.parse(config.objective, settings).reads == "pairs"
+    return (_of_pairs if pairs else _of_rows)(config, settings, mesh, stream)
 
 
-def _classification(config, mesh, stream) -> Task:
+def _of_rows(config, settings, mesh, stream) -> Task:
+    """A task of rows, each with its labels or without any."""
     rows = sharding.rows(mesh, config.batch)
-    stream = stream or open_stream(config.data, config.batch, config.seed, rows, config.data_dir, ("classes",))
+    reads = objectives.parse(config.objective, settings).reads
+    every = tuple(dict.fromkeys((reads, *("classes", "labels", "values"))))
+    stream = stream or open_stream(config.data, config.batch, config.seed, rows, config.data_dir, every)
     if config.backbone:
         # On the host, where it may lie in the mapped file; training lays it out on the mesh.
         backbone, prepare = load_for(config.backbone, config.load, stream, sharding="host")
-        module, params = backbone.model, backbone.params | backbone.state
+        module, whole = backbone.model, backbone
     else:
-        backbone, module, params = None, build(**config.model), {}
-        prepare = as_they_are(module, stream)
+        backbone, module = None, build(**config.model)
+        prepare, whole = as_they_are(module, stream), checkpoints.Backbone("", module, {})
+    offered = {"tokenizer": prepare.tokenizer} if stream.kind == "text" else {}
+    objective = objectives.parse(config.objective, settings, offered)
+    objectives.check_reads(objective, config.objective, stream)
+    model, params, head = headed(whole, objective, stream.outputs)
+    named = metrics.chosen(config.metrics, stream, objective)
     one = example(prepare(stream.inputs[np.arange(1)]))
     objectives.check_mixup(config.mixup, one)
+    taught = teachers.of(config.teacher, stream) if config.teacher else None
+
+    def ready(batch):
+        inputs = batch["inputs"]
+        batch = batch | {"inputs": gathered(prepare, inputs, np.arange(len(inputs)))}
+        if taught:
+            batch |= {"teacher": taught(inputs, np.arange(len(inputs)))}
+        return batch
+
     return Task(
         stream,
-        lambda batch: batch | {"inputs": gathered(prepare, batch["inputs"], np.arange(len(batch["inputs"])))},
-        Classifier(module, len(stream.classes)),
+        ready,
+        model,
         module,
         params,
-        objectives.classification(config.smoothing, config.mixup),
-        partial(_measured_classes, stream, prepare, one, mesh),
+        objective,
+        partial(_measured_rows, stream, prepare, objective, named, one, mesh),
         one,
         fresh=("head/",),
+        parts=teachers.parts(stream, taught),
         accumulate=config.accumulate,
-        classes=stream.classes,
+        classes=stream.classes if objective.reads in ("classes", "labels") else (),
+        head=head,
         backbone=backbone,
-        fingerprints={"backbone": backbone.fingerprint} if backbone else {},
+        fingerprints=({"backbone": backbone.fingerprint} if backbone else {})
+        | ({"teacher": taught.fingerprint} if taught else {}),
         preprocessor=_processor_of(backbone, module),
         tokenizer=tokenizer_files(backbone) if stream.kind == "text" else {},
     )
@@ -146,31 +175,41 @@ def _processor_of(backbone, module):
     return getattr(own, "values", None)
 
 
-def _measured_classes(stream, prepare, one, mesh, adapted) -> Evaluate:
-    """Mean cross-entropy and accuracy."""
+def _measured_rows(stream, prepare, objective, named, one, mesh, adapted) -> Evaluate:
+    """The means of what the objective measures of each example, and metrics of all together."""
     name, inputs, labels = stream.held_out
     block = within(one, BLOCK, BYTES)
+    whole = {key: metric for key, metric in named.items() if key != PERPLEXITY}
 
     @partial(jax.jit, out_shardings=sharding.everywhere(mesh))  # so that every process can read the whole
-    def score(state, frozen, inputs, labels):
-        logits = predict(adapted, merge(state.average, frozen), state.state, inputs)
-        losses = -jax.nn.log_softmax(logits)[jax.numpy.arange(len(labels)), labels]
-        return losses, logits.argmax(-1) == labels
+    def look(state, frozen, key, batch):
+        if objective.targets:
+            batch = objective.targets(key, batch)
+        tree = merge(state.average, frozen) | state.state
+        outputs = models.apply(adapted.model, tree, batch["inputs"], train=False)
+        return objective.measure(outputs, batch), outputs["logits"] if whole else ()
 
     def evaluate(state, frozen):
         parts = np.split(np.arange(len(labels)), range(block, len(labels), block))
         arrays = ahead(gathered(prepare, inputs, part) for part in parts)
+        found = []
         # Each block is waited for, so that the inputs of no more than a few are ever in memory.
-        scores = [
-            jax.device_get(score(state, frozen, own, labels[part])) for part, own in zip(parts, arrays, strict=True)
-        ]
-        losses, right = (np.concatenate(values) for values in zip(*scores, strict=True))
-        return {f"{name}_loss": float(losses.mean(dtype=float)), f"{name}_accuracy": float(right.mean(dtype=float))}
+        for number, (part, own) in enumerate(zip(parts, arrays, strict=True)):
+            batch = {"inputs": own, "labels": labels[part]}
+            found.append(jax.device_get(look(state, frozen, jax.random.fold_in(jax.random.key(0), number), batch)))
+        each, logits = jax.tree.map(lambda *x: np.concatenate(x), *found)
+        weight = each.pop(WEIGHT, None)
+        means = {key: float(np.average(x.astype(float), weights=weight)) for key, x in each.items()}
+        if PERPLEXITY in named:
+            means[PERPLEXITY] = math.exp(means["loss"])
+        counts = np.ones(len(labels), np.float32)
+        means |= {key: float(metric(logits, labels, counts)) for key, metric in whole.items() if key not in means}
+        return {f"{name}_{key}": value for key, value in means.items()}
 
     return evaluate
 
 
-def _contrastive(config, mesh, stream) -> Task:
+def _of_pairs(config, settings, mesh, stream) -> Task:
     rows = sharding.rows(mesh, config.batch)
     stream = stream or open_pairs(
         config.data, config.batch, config.seed, rows, config.data_dir, config.templates, config.crop
@@ -190,7 +229,7 @@ def _contrastive(config, mesh, stream) -> Task:
         start.module,
         start.module,
         start.params,
-        objectives.contrastive(config.objective, config.accumulate, mesh),
+        objectives.parse(config.objective, settings, {"parts": config.accumulate, "mesh": mesh}),
         partial(_measured_pairs, stream, start.prepare, one, mesh),
         one,
         fresh=start.fresh,

@@ -1,0 +1,37 @@
+"""Terms on the score that make a model follow another one, whose outputs ride in the batch."""
+
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+
+from jtransfer.kinds import POSITIVE, SHARE, checked
+from jtransfer.methods.method import Method, learn
+from jtransfer.objectives import Score
+
+TEACHER = "teacher"
+"""The part of a batch that has the teacher's logits `[batch, classes]`."""
+
+
+@checked
+def distill(weight: Annotated[float, SHARE] = 0.5, temperature: Annotated[float, POSITIVE] = 2.0) -> Method:
+    """Follow a teacher's predictions, as in `finetune + distill(weight=0.9)`; nothing learns by this alone.
+
+    The score becomes `(1 - weight) * score + weight * T² KL(teacher || model)`, both softmaxes at temperature T, in the
+    mean over the batch (Hinton et al. 2015, arXiv:1503.02531, section 2).
+
+    Args:
+        weight: Of the teacher beside the labels.
+        temperature: T; higher ones tell more of the classes that the teacher thinks unlikely.
+    """
+
+    def scores(score: Score) -> Score:
+        def taught(params, outputs, batch):
+            value, metrics = score(params, outputs, batch)
+            teacher, own = (jax.nn.log_softmax(x / temperature) for x in (batch[TEACHER], outputs["logits"]))
+            apart = temperature**2 * jnp.sum(jnp.exp(teacher) * (teacher - own), -1).mean()
+            return (1 - weight) * value + weight * apart, metrics | {"distillation": apart}
+
+        return taught
+
+    return Method("distill", learn(), scores=scores, needs=(TEACHER,))
