@@ -262,10 +262,9 @@ def _of_user(text: str, rest: str, context: Context) -> Data:
     blaming = partial(imports.blaming, f"{label}: file", imports.files(module, label))
     if isinstance(found, Dataset):
         _check_form(found, label)
-        if isinstance(found.inputs, Lazy):
-            read = blaming()(found.inputs.read)
-            found = replace(found, inputs=replace(found.inputs, read=read))
-        return found
+        parts = {name: getattr(found, name) for name in ("inputs", "captions")}
+        lazy = {name: part for name, part in parts.items() if isinstance(part, Lazy)}
+        return replace(found, **{name: replace(part, read=blaming()(part.read)) for name, part in lazy.items()})
 
     def after(cursor: Cursor) -> Iterator[Any]:
         with blaming():

@@ -14,6 +14,8 @@ from etils import epath
 from jtransfer import cli
 from jtransfer.checkpoints.store import Store
 from jtransfer.config import load
+from jtransfer.data import sources
+from jtransfer.errors import InputError
 from jtransfer.stopping import Stopped
 from jtransfer.train import loop
 
@@ -75,14 +77,29 @@ def refusal(capsys, *arguments):
     return said
 
 
-def test_a_curve_and_a_training_of_the_rows_of_a_reader_run_from_the_command_line():
-    assert cli.main(["curve", "--config=curve.py", "--workdir=curve"]) == 0
+def test_a_curve_of_the_rows_of_a_reader_runs_from_the_command_line():
+    data = "--config.data=my_data.shards(suffix='tar'):shards"
+    assert cli.main(["curve", "--config=curve.py", "--workdir=curve", data]) == 0
     (row,) = map(json.loads, Path("curve/results.jsonl").read_text().splitlines())
     assert row["method"] == "probe" and row["shots"] == 1
-    data = "--config.data=my_data.shards(suffix='tar'):shards"
-    assert cli.main(["train", "--config=train.py", "--workdir=train", data]) == 0
-    noted = json.loads(Path("train/config.json").read_text())["fingerprints"]["modules"]
+
+
+def test_a_training_knows_the_source_of_its_reader_and_is_exported_without_reader_and_rows(capsys):
+    again = ["train", "--config=train.py", "--workdir=run", "--config.data=my_data.shards:shards"]
+    assert cli.main(again) == 0
+    noted = json.loads(Path("run/config.json").read_text())["fingerprints"]["modules"]
     assert list(noted) == ["my_data"] and len(noted["my_data"]) == 16
+
+    Path("my_data.py").write_text(Path("my_data.py").read_text().replace("sorted(named)", "list(named)"))
+    sys.modules.pop("my_data", None)
+    assert cli.main(again) == 2
+    assert "another config: fingerprints.modules.my_data is" in capsys.readouterr().err
+
+    shutil.rmtree("shards")
+    Path("my_data.py").write_text("raise RuntimeError('imported')")
+    sys.modules.pop("my_data", None)
+    assert cli.main(["export", "--workdir=run", "--format=orbax", "--out=out"]) == 0
+    assert "my_data" not in sys.modules
 
 
 def test_a_stream_goes_on_from_the_cursor_of_the_batch_that_was_trained_on_bit_for_bit():
@@ -106,36 +123,24 @@ def test_a_stream_goes_on_from_the_cursor_of_the_batch_that_was_trained_on_bit_f
 
 def test_a_checkpoint_without_a_cursor_goes_on_from_its_step(monkeypatch):
     """As checkpoints of versions before cursors, whose streams all counted steps."""
-    flags = ("--config.data=digits", "--config.optimiser.name=sgd", "--config.steps=4")
-    whole = loop.train(prepared(*flags), "whole", lambda row, speed: None)
-    save = Store.save
-    forget = lambda self, step, tree, about: save(self, step, tree, {k: v for k, v in about.items() if k != "cursor"})  # noqa: E731
-    monkeypatch.setattr(Store, "save", forget)
+    flags = ("--config.data=digits", "--config.steps=4", "--config.eval_every=4")
+    save, asked = Store.save, []
+
+    def without(store, step, tree, about):
+        save(store, step, tree, {key: value for key, value in about.items() if key != "cursor"})
 
     def stop(row, speed):
         if row["step"] == 3:
             raise Stopped(15, "there")
 
+    monkeypatch.setattr(Store, "save", without)
     with pytest.raises(Stopped):
-        loop.train(prepared(*flags), "parts", stop)
-    assert loop.train(prepared(*flags), "parts", lambda row, speed: None) == whole
-
-
-def test_what_a_run_came_to_is_exported_without_its_reader_or_its_rows(capsys):
-    assert cli.main(["train", "--config=train.py", "--workdir=run"]) == 0
-    shutil.rmtree("shards")
-    Path("my_data.py").write_text("raise RuntimeError('imported')")
-    sys.modules.pop("my_data", None)
-    assert cli.main(["export", "--workdir=run", "--format=orbax", "--out=out"]) == 0
-    assert "my_data" not in sys.modules
-
-
-def test_an_edit_of_the_reader_is_another_training(capsys):
-    assert cli.main(["train", "--config=train.py", "--workdir=run"]) == 0
-    Path("my_data.py").write_text(Path("my_data.py").read_text().replace("sorted(named)", "list(named)"))
-    sys.modules.pop("my_data", None)
-    assert cli.main(["train", "--config=train.py", "--workdir=run"]) == 2
-    assert "another config: fingerprints.modules.my_data is" in capsys.readouterr().err
+        loop.train(prepared(*flags), "run", stop)
+    run = prepared(*flags)
+    object.__setattr__(run.task.stream, "batches", lambda cursor: asked.append(cursor) or iter(()))
+    with pytest.raises(InputError, match="digits ended after 2 of 4 batches; .* the checkpoint of step 2 is kept"):
+        loop.train(run, "run", lambda row, speed: None)
+    assert asked == [2]
 
 
 @pytest.mark.parametrize(
@@ -159,6 +164,15 @@ def test_what_is_no_reader_is_refused_in_one_line(source, name, said, capsys):
         Path("my_data.py").write_text(source)
     for command in ("curve", "train"):
         assert said in refusal(capsys, command, f"--config={command}.py", f"--config.data={name}")
+
+
+def test_what_a_reader_raises_when_rows_are_asked_for_is_a_line_too():
+    Path("my_data.py").write_text(Path("my_data.py").read_text().replace("file.seek(start)", "file.seek(start[0])"))
+    data = sources.load("my_data.shards:shards")
+    with pytest.raises(
+        InputError, match="reader 'my_data.shards': file '.*my_data.py', line 52: TypeError: 'int' object"
+    ):
+        data.inputs[[3]]
 
 
 def test_a_curve_takes_no_stream(capsys):

@@ -127,7 +127,7 @@ MOST = 4096
 def _held_out(source, task, source_dir):
     """Examples that a source keeps from training, as a dataset of which all is test."""
     data_dir = str(files.path(source_dir, "domain_gap: source_dir")) if source_dir else task.data_dir
-    stream = sources.open_stream(source, 1, 0, data_dir=data_dir)
+    stream = sources.open_stream(source, 1, 0, data_dir=data_dir, reads=("classes",))
     if stream.kind != task.dataset.kind:
         raise InputError(f"domain_gap: {source} holds {stream.kind}s, {task.dataset.name} {task.dataset.kind}s")
     split, inputs, labels = stream.held_out
