@@ -60,8 +60,8 @@ def train_defaults() -> dict[str, Any]:
         "backbone": "",  # where the weights start: empty for at random
         "load": dict(LOAD),
         "model": {"architecture": "vit"},  # and its options, when there is no backbone
-        # "classification", "multilabel" or "regression" by labels; "clip" or "siglip", contrastive, on data with
-        # captions; or a function of yours, as "my_losses.focal(gamma=2)".
+        # "classification", "multilabel" or "regression" by labels; "masked_lm" or "lm" on texts, as of "texts:FILE";
+        # "clip" or "siglip", contrastive, on data with captions; or a function of yours, as "my_losses.focal(gamma=2)".
         "objective": "classification",
         "teacher": "",  # a backbone whose head has the data's classes, for methods that follow one, as distill
         "metrics": (),  # measured on held-out examples beside the loss; empty for the data's own or the objective's

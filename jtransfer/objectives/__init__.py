@@ -8,14 +8,15 @@ from jtransfer.data.dataset import FOUND
 from jtransfer.errors import InputError
 from jtransfer.objectives.classification import check_mixup, classification, multilabel, regression
 from jtransfer.objectives.contrastive import LOSSES, clip, contrastive, pair_loss, siglip
+from jtransfer.objectives.language import lm, spans, tokens
 from jtransfer.objectives.masked import masked_lm
-from jtransfer.objectives.objective import Objective, Score, make_loss
-from jtransfer.objectives.tokens import lm, spans, tokens
+from jtransfer.objectives.objective import WEIGHT, Objective, Score, make_loss
 
 __all__ = [
     "LOSSES",
     "OBJECTIVES",
     "SETTINGS",
+    "WEIGHT",
     "Objective",
     "Score",
     "check_mixup",

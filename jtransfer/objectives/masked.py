@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from jtransfer.errors import InputError
 from jtransfer.kinds import check, number
+from jtransfer.objectives.language import LEFT_OUT, language_head, of_tokens
 from jtransfer.objectives.objective import Batch, Objective
-from jtransfer.objectives.tokens import LEFT_OUT, language_head, of_tokens
 
 PART = number(least=0, most=1)
 

@@ -11,7 +11,7 @@ from jtransfer import objectives
 from jtransfer.errors import InputError
 from jtransfer.models import BertConfig, GPT2Config, Head, ViTConfig
 from jtransfer.objectives import masked_lm
-from jtransfer.objectives.tokens import LEFT_OUT
+from jtransfer.objectives.language import LEFT_OUT
 
 PAD, FIRST, LAST, MASK, WORDS = 0, 1, 2, 3, 1000
 TOKENIZER = SimpleNamespace(size=WORDS, mask=MASK, special=(PAD, FIRST, LAST, MASK), where="tokenizer.json")

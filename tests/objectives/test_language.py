@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jtransfer import objectives
-from jtransfer.objectives.tokens import LEFT_OUT
+from jtransfer.objectives.language import LEFT_OUT
 
 N, TOKENS, OUTPUTS = 4, 7, 11
 
