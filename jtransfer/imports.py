@@ -89,7 +89,8 @@ def beside(folder: str | os.PathLike) -> Iterator[None]:
 def trusting(modules: Iterable[str], of: str, words: str) -> Iterator[None]:
     """Within this block no module is imported but these: texts come from a directory, and not from the user.
 
-    A block within another, as of a model that a foreign config names, allows nothing that the outer one does not.
+    A block within another, as of a model that a foreign config names, allows nothing that the outer one does not, and
+    its paths are no places to look in.
 
     Args:
         modules: Names, or one; or paths of files and of packages' folders, which are then found there.
@@ -108,8 +109,11 @@ def trusting(modules: Iterable[str], of: str, words: str) -> Iterator[None]:
                 raise InputError(f"trust: there is no '{module}'; expected the file of a module, or its name")
             folders.append(os.path.abspath(folder))
         names.append(base.removesuffix(".py"))
-    trusts = *_trust.get(), Trust(tuple(names), of, words)
-    tokens = _trust.set(trusts), _folders.set((*folders, *_folders.get()))
+    outer = _trust.get()
+    tokens = (
+        _trust.set((*outer, Trust(tuple(names), of, words))),
+        _folders.set((*(() if outer else folders), *_folders.get())),
+    )
     try:
         yield
     finally:

@@ -10,7 +10,7 @@ from etils import epath
 from jtransfer import checkpoints
 from jtransfer.checkpoints import Adapter, Backbone, deltas
 from jtransfer.errors import InputError
-from jtransfer.models import SOURCE_HEAD, STATISTICS, Headed
+from jtransfer.models import SOURCE_HEAD, STATISTICS
 from jtransfer.train import hosts, sharding
 from jtransfer.tree import FROZEN, Tree
 
@@ -50,7 +50,7 @@ def save(run: Any, tree: Tree, directory: epath.PathLike) -> None:
         return
     if plain:
         leaves, beside = whole | task.left_out, (task.preprocessor, task.tokenizer)
-        checkpoints.save(directory, task.module, leaves, task.classes, *beside, head=_head(run))
+        checkpoints.save(directory, task.module, leaves, task.classes, *beside, head=task.head)
     else:
         deltas.save(directory, adapter(run, jax.device_get(whole)), task.beside())
 
@@ -65,17 +65,13 @@ def adapter(run: Any, tree: Mapping[str, Any]) -> Adapter:
         return _is_new(run, path, known)
 
     params = {path: leaf for path, leaf in tree.items() if is_new(path, leaf)}
-    return Adapter(_base(run), run.method, params, _head(run), task.classes)
+    return Adapter(_base(run), run.method, params, task.head, task.classes)
 
 
 def hollow(run: Any) -> Adapter:
     """`adapter` of leaves that have nothing but their shapes."""
     shapes = run.adapted.shapes | {path: x for path, x in run.adapted.state.items() if path not in _known(run)}
     return adapter(run, {path: np.broadcast_to(x.dtype.type(np.nan), x.shape) for path, x in shapes.items()})
-
-
-def _head(run):
-    return run.task.model.config if isinstance(run.task.model, Headed) else None
 
 
 def _base(run):

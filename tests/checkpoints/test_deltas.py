@@ -262,6 +262,9 @@ def test_a_foreign_config_cannot_allow_what_its_reader_does_not(base, tmp_path):
         pytest.raises(InputError, match="say --trust=my_methods"),
     ):
         jt.load(str(tmp_path / "mine"), trust=[MINE])
+    inside = imports.trusting(["my_methods"], "workdir theirs", "--trust={0}")
+    with inside, pytest.raises(InputError, match="there is no module 'my_methods'"):  # whose path is of the config
+        jt.load(str(tmp_path / "mine"), trust=[MINE])
     assert "my_methods" not in sys.modules
 
 
