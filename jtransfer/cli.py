@@ -14,7 +14,7 @@ COMMANDS = {
     "advise": "which method to use: data size, domain gap, and a trial against scratch",
     "train": "pretrain a model, or adapt one, from a config",
     "inspect": "what each method trains and what a step of it costs",
-    "export": "write what a training run came to for Hugging Face, PEFT or Orbax",
+    "export": "write what a training run came to: for Hugging Face, PEFT or Orbax, or as an adapter of our own",
 }
 
 FLAGS = {
@@ -137,7 +137,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _add_export_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--workdir", required=True, metavar="DIR", help="of a 'jtransfer train' run")
-    command.add_argument("--format", required=True, metavar="NAME", help="hf, peft or orbax")
+    command.add_argument("--format", required=True, metavar="NAME", help="hf, peft, orbax or adapter")
     command.add_argument("--out", required=True, metavar="DIR", help="new, or that of an earlier export")
     command.add_argument(
         "--adapters",

@@ -70,7 +70,7 @@ class Source:
 
 
 _folders: ContextVar[tuple[str, ...]] = ContextVar("folders", default=())
-_trust: ContextVar[Trust | None] = ContextVar("trust", default=None)
+_trust: ContextVar[tuple[Trust, ...]] = ContextVar("trust", default=())
 _digests: weakref.WeakKeyDictionary[ModuleType, str] = weakref.WeakKeyDictionary()
 """Of each module that a text has named, the digest of the source that was imported."""
 
@@ -89,6 +89,9 @@ def beside(folder: str | os.PathLike) -> Iterator[None]:
 def trusting(modules: Iterable[str], of: str, words: str) -> Iterator[None]:
     """Within this block no module is imported but these: texts come from a directory, and not from the user.
 
+    A block within another, as of a model that a foreign config names, allows nothing that the outer one does not, and
+    its paths are no places to look in.
+
     Args:
         modules: Names, or one; or paths of files and of packages' folders, which are then found there.
         of: As of `Trust`.
@@ -106,7 +109,11 @@ def trusting(modules: Iterable[str], of: str, words: str) -> Iterator[None]:
                 raise InputError(f"trust: there is no '{module}'; expected the file of a module, or its name")
             folders.append(os.path.abspath(folder))
         names.append(base.removesuffix(".py"))
-    tokens = _trust.set(Trust(tuple(names), of, words)), _folders.set((*folders, *_folders.get()))
+    outer = _trust.get()
+    tokens = (
+        _trust.set((*outer, Trust(tuple(names), of, words))),
+        _folders.set((*(() if outer else folders), *_folders.get())),
+    )
     try:
         yield
     finally:
@@ -212,13 +219,13 @@ def type_and_text(error: BaseException) -> str:
 
 
 def _import(module: str, label: str) -> tuple[ModuleType, Source]:
-    trust = _trust.get()
-    if trust and not any(module == name or module.startswith(f"{name}.") for name in trust.modules):
-        top = module.partition(".")[0]
-        raise InputError(
-            f"{label}: {trust.of} names the module '{top}', and what a directory says is not imported; where you trust "
-            f"that module, say {trust.words.format(top)}"
-        )
+    for trust in _trust.get():
+        if not any(module == name or module.startswith(f"{name}.") for name in trust.modules):
+            top = module.partition(".")[0]
+            raise InputError(
+                f"{label}: {trust.of} names the module '{top}', and what a directory says is not imported; where you "
+                f"trust that module, say {trust.words.format(top)}"
+            )
     source = _find(module, label)
     _refuse_others(source, label)
     digest = source.digest()
@@ -242,7 +249,7 @@ def _find(module: str, label: str) -> Source:
     spec = next((spec for finder in sys.meta_path if (spec := finder.find_spec(top, None))), None)
     if spec is None:  # even where `sys.modules` has one of the name, from the folder of another config
         there = [path.stem for folder in folders for path in Path(folder).glob("*.py")]
-        way = trust.words.format(f"DIR/{top}.py") if (trust := _trust.get()) else "PYTHONPATH"
+        way = _trust.get()[-1].words.format(f"DIR/{top}.py") if _trust.get() else "PYTHONPATH"
         raise InputError(
             f"{label}: there is no module '{module}' in {' or '.join(folders)}, nor is one installed; "
             f"{nearest(module, there)}; {way} may say where it lies"

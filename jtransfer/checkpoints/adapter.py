@@ -1,7 +1,7 @@
 """A backbone as a method left it: what was added and what was changed, apart from the base."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from jtransfer.checkpoints.backbone import Backbone, run
 from jtransfer.errors import InputError
 from jtransfer.methods import Method
 from jtransfer.methods.method import Intercepted
-from jtransfer.models import SOURCE_HEAD, STATISTICS, Head, Headed
+from jtransfer.models import SOURCE_HEAD, STATISTICS, Head, Headed, shapes_of
 from jtransfer.tree import Tree, prefixed, select
 
 HEAD = "head/"
@@ -85,5 +85,23 @@ class Adapter:
             tree = {path: leaf for path, leaf in tree.items() if not path.startswith((HEAD, SOURCE_HEAD))} | own
         state = {path: leaf for path, leaf in tree.items() if path.startswith(STATISTICS)}
         params = {path: leaf for path, leaf in tree.items() if path not in state}
-        head = self.head or self.backbone.head
-        return dataclasses.replace(self.backbone, params=params, state=state, head=head, classes=self.classes, fresh=())
+        origin = self.backbone.origin and dataclasses.replace(self.backbone.origin, options=None)
+        own = {"head": self.head or self.backbone.head, "classes": self.classes, "origin": origin}
+        return dataclasses.replace(self.backbone, params=params, state=state, fresh=(), **own)
+
+
+def merges(method: Method, model: nn.Module, example: Any, shapes: Tree, base: Iterable[str]) -> bool:
+    """Whether the plain model computes what the adapted one does, by leaves that the method makes of all.
+
+    Args:
+        method: Which may raise whatever a user's code does.
+        model: The plain model with its head.
+        example: Shapes of its inputs, as `methods.adapt` takes them.
+        shapes: Of the leaves of the adapted model.
+        base: Paths of the leaves that the backbone gives, a head of its own among them.
+    """
+    if not method.adds:
+        return True
+    if method.merge is None:
+        return False
+    return jax.eval_shape(method.merge, dict(shapes)).keys() <= shapes_of(model, example).keys() | set(base)

@@ -1,13 +1,12 @@
 """A pretrained backbone: from any checkpoint that the tables know to a Flax module and its flat tree."""
 
 import dataclasses
-import hashlib
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -22,6 +21,7 @@ from jtransfer.checkpoints.resizing import RESIZERS
 from jtransfer.data import preprocess
 from jtransfer.errors import InputError, nearest
 from jtransfer.kinds import FLOATS, shown
+from jtransfer.methods.method import under_those_of
 from jtransfer.models import (
     SOURCE_HEAD,
     STATISTICS,
@@ -32,10 +32,23 @@ from jtransfer.models import (
     described,
     generation,
     of_config,
+    shapes_of,
 )
 from jtransfer.tree import Tree, prefixed, select
 
 log = logging.getLogger("jtransfer")
+
+
+class Ran(NamedTuple):
+    """A method that a backbone runs under, as no plain model computes what it adds.
+
+    Attributes:
+        text: As a config has it.
+        modules: The user's modules that it names, each with the digest of its source.
+    """
+
+    text: str
+    modules: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,13 +57,14 @@ class Backbone:
 
     Attributes:
         name: As it was asked for.
-        model: The Flax module, without a head.
+        model: The Flax module, without a head; a method's `Intercepted` where it runs under one.
         params: Its flat tree, with the head of its source task under `source_head/`.
         state: The leaves that are no parameters, under `batch_stats/`.
         head: The head of the source task; None when there is none.
         classes: Names of the source task's classes; empty when it has none.
         fresh: Leaves that the checkpoint did not have, and that were initialised.
         origin: The checkpoint that it came from.
+        methods: That it runs under, the innermost first.
     """
 
     name: str
@@ -61,6 +75,7 @@ class Backbone:
     state: Tree = field(default_factory=dict)
     fresh: tuple[str, ...] = ()
     origin: layouts.Origin | None = None
+    methods: tuple[Ran, ...] = ()
 
     def __call__(self, batch: Mapping[str, Any], **options: bool) -> dict[str, jax.Array]:
         """The outputs on a batch, in evaluation mode, compiled once for each shape.
@@ -110,7 +125,7 @@ class Backbone:
         """One tower of a dual encoder, "vision" or "text", as a backbone without a head.
 
         Raises:
-            InputError: it has no such tower.
+            InputError: it has no such tower, or one that does not run alone under the methods of the whole.
         """
         towers = self.config.towers
         if name not in towers:
@@ -120,19 +135,23 @@ class Backbone:
             values = {**(origin.values.get(f"{name}_config") or {})}
             values["model_type"] = f"{origin.values['model_type']}_{name}_model"
             origin = dataclasses.replace(origin, values=values)
-        return dataclasses.replace(
-            self,
-            model=of_config(towers[name]),
-            params=select(self.params, f"{name}/"),
-            state=prefixed(select(self.state, f"{STATISTICS}{name}/"), STATISTICS),
-            fresh=(),
-            origin=origin,
-        )
+        if origin and origin.options is not None:
+            origin = dataclasses.replace(origin, options={**origin.options, "tower": name})
+        model = under_those_of(self.model, of_config(towers[name]))
+        params = select(self.params, f"{name}/")
+        state = prefixed(select(self.state, f"{STATISTICS}{name}/"), STATISTICS)
+        if self.methods and shapes_of(model, towers[name].inputs).keys() != params.keys() | state.keys():
+            texts = " and ".join(f"'{method.text}'" for method in self.methods)
+            raise InputError(f"backbone '{self.name}': its tower '{name}' does not run alone under the method {texts}")
+        return dataclasses.replace(self, model=model, params=params, state=state, fresh=(), origin=origin)
 
     def without_head(self) -> "Backbone":
         """The model alone, of whatever task it was."""
         params = {path: leaf for path, leaf in self.params.items() if not path.startswith(SOURCE_HEAD)}
-        return dataclasses.replace(self, params=params, head=None, classes=())
+        origin = self.origin
+        if self.head and origin and origin.options is not None:
+            origin = dataclasses.replace(origin, options={**origin.options, "head": ""})
+        return dataclasses.replace(self, params=params, head=None, classes=(), origin=origin)
 
     @property
     def config(self) -> Architecture:
@@ -164,12 +183,8 @@ class Backbone:
     @cached_property
     def fingerprint(self) -> str:
         """16 hexadecimal digits over architecture and weights, wherever they were read from."""
-        digest = hashlib.sha256(repr((self.config, self.head, self.classes)).encode())
-        for path, leaf in sorted((self.params | self.state).items()):
-            array = np.ascontiguousarray(leaf)
-            digest.update(f"{path}{array.dtype}{array.shape}".encode())
-            digest.update(array.view(np.uint8).reshape(-1))
-        return digest.hexdigest()[:16]
+        about = (self.config, self.head, self.classes, *self.methods)
+        return leaves.fingerprint(repr(about), self.params | self.state)
 
 
 def run(backbone: Backbone, model: nn.Module, tree: Tree, batch: Mapping[str, Any], options: Mapping[str, bool]):
@@ -209,8 +224,12 @@ def load(
     dtype: str = "float32",
     param_dtype: str = "float32",
     sharding: leaves.Place = None,
+    trust: Iterable[str] = (),
 ) -> Backbone:
     """Load a backbone.
+
+    One that a method made of another, in our own layout, is the plain model where the method merges into it, and else
+    runs under the method; its base is loaded too, from where its `config.json` says, and starts no download.
 
     Args:
         name: An embedded one, a directory or file (local or in an object store) in any layout of
@@ -226,13 +245,20 @@ def load(
         param_dtype: That the parameters are read into.
         sharding: Where each leaf goes: a sharding for all, or a function from path and shape to one; "host" leaves
             NumPy arrays, which lie in the mapped file where layout and dtype allow; None is the default device.
+        trust: The user's modules, or their files, that the method of a backbone in our own layout may name. Nothing
+            else is imported: the directory may be somebody else's.
 
     Raises:
         InputError: nothing of that name, or a checkpoint that is damaged, unknown or does not fit its config: one line
             that lists every offender.
     """
+    from jtransfer.checkpoints import deltas  # which load their bases
+
     _check_options(head, classes, image, channels, positions, dtype, param_dtype, sharding)
-    where = hub.find(name)
+    where, asked = hub.find(name), {"head": head, "classes": classes}
+    asked |= {"image": image, "channels": channels, "positions": positions}
+    if deltas.is_one(where):
+        return deltas.read(name, where, asked, dtype, param_dtype, sharding, trust)
     source = layouts.read(where, name, head, classes)
     if (source.origin.directory / "adapter_config.json").exists():
         log.warning("backbone '%s': the adapter beside it is left out; jtransfer.load_adapter puts it on", name)
@@ -263,7 +289,8 @@ def load(
         log.warning("backbone '%s': the head in the file is left out, name its kind to load it: %s", name, left)
     params = {path: leaf for path, leaf in tree.items() if not path.startswith(STATISTICS)}
     state = {path: leaf for path, leaf in tree.items() if path not in params}
-    return Backbone(name, of_config(adjusted), params, source.classes, kind, state, fresh, source.origin)
+    origin = dataclasses.replace(source.origin, options={key: x for key, x in asked.items() if x is not None})
+    return Backbone(name, of_config(adjusted), params, source.classes, kind, state, fresh, origin)
 
 
 def save(

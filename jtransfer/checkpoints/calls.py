@@ -10,12 +10,12 @@ import numpy as np
 from jtransfer import files
 from jtransfer.data import keys
 from jtransfer.errors import InputError, first_line, nearest
-from jtransfer.models import check_ids
+from jtransfer.models import check_ids, of_config
 
 
 def parameters(backbone: Any) -> Mapping[str, inspect.Parameter]:
-    """What a backbone's model can be called with."""
-    return inspect.signature(type(backbone.model).__call__).parameters
+    """What a backbone's model can be called with, whatever it runs under."""
+    return inspect.signature(type(of_config(backbone.config)).__call__).parameters
 
 
 def refuse_unknown(what: str, options: Mapping[str, Any], known: Collection[str]) -> None:

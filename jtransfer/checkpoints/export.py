@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from jtransfer import directories, files
-from jtransfer.checkpoints import peft, pooled
+from jtransfer.checkpoints import deltas, peft, pooled
 from jtransfer.checkpoints.adapter import Adapter
 from jtransfer.checkpoints.backbone import Backbone
 from jtransfer.checkpoints.families.values import labels
@@ -84,6 +84,9 @@ def write(
     check_result(result, format, adapters)
     how = "apart" if format == "peft" else adapters
     with directories.replacing(directory, {"format": format, "adapters": how, **about}) as draft:
+        if format == "adapter":  # whose own files say how inputs are made
+            deltas.fill(draft, result, beside or None)
+            return
         FORMATS[format](draft, result, adapters)
         if beside and beside.keys() - {*PROCESSORS}:
             # Another tokenizer's: no file of the backbone's may be read together with these.
@@ -117,6 +120,11 @@ def check_result(result: Backbone | Adapter, format: str, adapters: str = "merge
         InputError: with what can be written instead.
     """
     if format == "orbax":
+        return
+    if format == "adapter":
+        if not isinstance(result, Adapter):
+            raise InputError(f"adapter: backbone '{result.name}' has no adapter; --format=hf or orbax writes it")
+        deltas.check(result)
         return
     backbone, head = _parts(result)
     if pooled.stands_beside(backbone.config, head):
@@ -231,11 +239,13 @@ def _orbax(directory: Path, result: Backbone | Adapter, adapters: str) -> None:
         checkpointer.save(place / "variables", variables)
     values = described(backbone.config) | {"classes": list(result.classes)}
     values["head"] = dataclasses.asdict(head) if head else None
-    values["method"] = result.method.name if isinstance(result, Adapter) and adapters == "apart" else None
+    under = [method.text for method in backbone.methods]
+    under += [result.method.name] if isinstance(result, Adapter) and adapters == "apart" else []
+    values["method"] = " >> ".join(under) or None
     (directory / "config.json").write_text(files.as_json(values))
 
 
-FORMATS = {"hf": _huggingface, "peft": _peft, "orbax": _orbax}
+FORMATS = {"hf": _huggingface, "peft": _peft, "orbax": _orbax, "adapter": deltas.fill}
 
 
 def _config(backbone: Backbone, kind: str, dtype: Any) -> Mapping[str, Any]:

@@ -75,6 +75,12 @@ def read(values: Mapping[str, Any], names: tuple[str, ...], config: Architecture
     return head
 
 
+def named(head: Head | None, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of a head's classes: those given where they are as many, else numbers; none where it has no classes."""
+    number = head.classes if head and head.kind not in WITHOUT_CLASSES else 0
+    return names if len(names) == number else tuple(map(str, range(number)))
+
+
 def _defaults():
     """By the names of the options of a head that have one."""
     fields = dataclasses.fields(Head)

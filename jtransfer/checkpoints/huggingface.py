@@ -33,8 +33,13 @@ def family_of(backbone: Backbone, head: Head | None = None) -> tuple[str, Family
         head: That it is to have, where it has none.
 
     Raises:
-        InputError: an architecture that Hugging Face does not have.
+        InputError: an architecture that Hugging Face does not have, or a model that runs under a method.
     """
+    if backbone.methods:
+        raise InputError(
+            f"backbone '{backbone.name}' runs under the method '{backbone.methods[-1].text}', which no model of "
+            "Hugging Face has"
+        )
     architecture = next(name for name, (module, _) in MODELS.items() if module is type(backbone.model))
     if model_type := values_of(backbone).get("model_type"):
         choices = [str(model_type)]

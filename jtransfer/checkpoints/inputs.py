@@ -4,6 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -183,6 +184,21 @@ def tokenizer_files(backbone: Backbone) -> dict[str, bytes]:
     if clean := preprocess.cleaning_of(backbone.origin):  # which open_clip's own config says elsewhere
         values = json.loads(found["tokenizer_config.json"]) | {"clean": clean}
         found["tokenizer_config.json"] = json.dumps(values, indent=2).encode()
+    return found
+
+
+def files_beside(backbone: Backbone) -> dict[str, bytes]:
+    """The files by name that say how a backbone's inputs are made, as Hugging Face keeps them beside weights."""
+    found, origin = {}, backbone.origin
+    if origin is not None and "input_ids" in backbone.config.inputs:
+        with suppress(InputError):  # a checkpoint without a tokenizer
+            (backbone.tower("text") if backbone.config.towers else backbone).preprocess  # noqa: B018
+            found |= tokenizer_files(backbone)
+    if origin is not None and "pixel_values" in backbone.config.inputs:
+        with suppress(InputError):
+            own = (backbone.tower("vision") if backbone.config.towers else backbone).preprocess
+            if values := getattr(own, "values", None):
+                found["preprocessor_config.json"] = json.dumps(dict(values), indent=2).encode()
     return found
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import flax.linen as nn
 from etils import epath
 
 from jtransfer.checkpoints import heads, pooled, sentences
@@ -32,12 +33,14 @@ class Origin:
         layout: "jtransfer", "huggingface", or a key of `FOREIGN`. But for Hugging Face's, `values` may have a
             `preprocessor` in the keys of its `preprocessor_config.json`.
         kind: Of the head, as a key of the family's `heads` values.
+        options: Of `load`, and `tower`, by which the backbone is read again; None where its leaves are other ones.
     """
 
     directory: epath.Path
     values: Mapping[str, Any]
     layout: str
     kind: str = ""
+    options: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,7 @@ def _foreign(file, origin, tensors, head, classes):
         of_values = str(error).startswith("config.json: ")
         raise (error if of_values else InputError(f"{file}: {error}")) from None
     check_size(file, found.config, len(tensors))
-    layers = _chosen(file, found.head, head, classes)
+    layers = chosen(file, found.head, head, classes)
     number = layers.classes if layers else 0
     classes_of = found.classes if len(found.classes) == number else tuple(map(str, range(number)))
     kind = CLASSIFICATION if layers else ""
@@ -164,8 +167,12 @@ def _foreign(file, origin, tensors, head, classes):
     return Checkpoint(found.config, layers, classes_of, found.names, found.tensors, origin)
 
 
-def _chosen(where, own, head, classes):
-    """The head of a layout that does not name kinds: the file's own, a new one for classes, or none."""
+def chosen(where: epath.Path, own: Head | None, head: str | None, classes: int | None) -> Head | None:
+    """The head of a layout that does not name kinds: the file's own, a new one for classes, or none.
+
+    Raises:
+        InputError: another kind, or one that is not there, of which nothing says how many classes it has.
+    """
     kinds = [CLASSIFICATION, *([own.kind] if own and own.kind != CLASSIFICATION else [])]
     if head not in (None, "", *kinds):
         raise InputError(f"{where}: no head '{head}'; {nearest(str(head), kinds)}")
@@ -203,13 +210,27 @@ def _described(where, values, tensors, head, classes):
     )
 
 
+BESIDE = ("architecture", "classes", heads.KEY, "preprocessor", "method", "modules")
+"""Keys of our own config that are no options of the architecture."""
+
+
+def own_module(values: Mapping[str, Any]) -> nn.Module:
+    """The model without a head that the values of our own config describe.
+
+    Raises:
+        InputError: an architecture that is not known, or an option that it does not have or cannot take.
+    """
+    architecture = typed(values, "architecture", "")
+    if architecture not in MODELS:
+        raise InputError(f"unknown architecture '{architecture}'; {nearest(architecture, MODELS)}")
+    options = {key: value for key, value in values.items() if key not in BESIDE}
+    return build(architecture, **_checked(architecture, options))
+
+
 def _own(where, values, tensors, head, classes):
-    others = ("architecture", "classes", heads.KEY, "preprocessor")
-    options = {key: value for key, value in values.items() if key not in others}
-    names = words(values, "classes")
-    model = build(values["architecture"], **_checked(values["architecture"], options))
+    names, model = words(values, "classes"), own_module(values)
     own = heads.read(values, names, model.config)
-    kind = _chosen(where, own, head, classes)
+    kind = chosen(where, own, head, classes)
     if own and kind and kind.kind != own.kind:  # whatever the names, a head of one task does not fill that of another
         tensors = {path: tensor for path, tensor in tensors.items() if not path.startswith(("head/", SOURCE_HEAD))}
     check_size(where, model.config, len(tensors))
@@ -218,9 +239,9 @@ def _own(where, values, tensors, head, classes):
         for path in tensors
         if not {"{", "}"}.intersection(path)  # which no leaf has, and templates do
     )
-    number = kind.classes if kind and kind.kind not in heads.WITHOUT_CLASSES else 0
-    classes_of = names if len(names) == number else tuple(map(str, range(number)))
-    return Checkpoint(model.config, kind, classes_of, Names(rows), tensors, Origin(where, values, "jtransfer"))
+    return Checkpoint(
+        model.config, kind, heads.named(kind, names), Names(rows), tensors, Origin(where, values, "jtransfer")
+    )
 
 
 def _checked(architecture, options):

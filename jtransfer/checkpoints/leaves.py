@@ -1,6 +1,7 @@
 """The leaves of a model that is loaded: which there are, where each goes, and those that start anew."""
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Callable
 from functools import lru_cache
@@ -65,6 +66,16 @@ def placer(sharding: Place, dtype: str) -> Callable[[str, np.ndarray], Any]:
         return jax.device_put(_cast(x, wanted(path)), where, may_alias=True)
 
     return host if sharding == "host" else device
+
+
+def fingerprint(about: str, tree: Tree) -> str:
+    """16 hexadecimal digits over what is said of a model and all of its leaves, wherever they were read from."""
+    digest = hashlib.sha256(about.encode())
+    for path, leaf in sorted(tree.items()):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{path}{array.dtype}{array.shape}".encode())
+        digest.update(array.view(np.uint8).reshape(-1))
+    return digest.hexdigest()[:16]
 
 
 def _cast(x, dtype):

@@ -23,7 +23,7 @@ from jtransfer.checkpoints.inputs import (
 from jtransfer.data import images, text, vocabularies
 from jtransfer.data.pairs import PairStream
 from jtransfer.errors import InputError
-from jtransfer.models import CLIP, STATISTICS, apply, build, of_config
+from jtransfer.models import STATISTICS, apply, build, of_config
 from jtransfer.models.clip import INPUTS, TOWERS
 from jtransfer.tree import FROZEN, Tree, prefixed, select
 
@@ -88,7 +88,7 @@ def start(config: Any, stream: Any) -> Start:
         module = build(**{key: dict(value) if hasattr(value, "items") else value for key, value in model.items()})
     else:
         module = whole.model
-    if not isinstance(module, CLIP):
+    if not module.config.towers:
         what = f"backbone '{config.backbone}'" if whole else f"architecture '{config.model.architecture}'"
         raise InputError(f"config.objective '{config.objective}' needs towers of both images and texts; {what} has not")
     if config.objective == "siglip" and module.config.logit_bias is None:
@@ -133,6 +133,10 @@ def cached(start: Start, stream: PairStream, rates: Mapping[str, float]) -> tupl
         raise InputError(f"config.cache: the images of {stream.name} are made anew in every step; nothing can be kept")
     if any(prefix.startswith("vision/") for prefix in start.fresh) or not start.params:
         raise InputError("config.cache: the tower of images starts at random; name one in config.towers.vision")
+    if start.backbone and start.backbone.methods:
+        raise InputError(
+            f"config.cache: backbone '{start.backbone.name}' runs under a method, whose parts it leaves out"
+        )
     if learns := [path for path, rate in rates.items() if rate != FROZEN and path.startswith("vision/")]:
         raise InputError(
             f"config.cache keeps features of a tower that does not learn; config.method trains {learns[0]}"
@@ -160,8 +164,13 @@ def of_tower(tree: Tree, name: str) -> Tree:
 
 def _tower(name, of, options) -> Backbone:
     """The tower for images or texts of a backbone, or the backbone, which is one, without a head."""
-    options = {key: value for key, value in options_of(options).items() if name == "vision" or key == "dtype"}
+    options = {
+        key: value for key, value in options_of(options).items() if name == "vision" or key in ("dtype", "trust")
+    }
     backbone = load(of, **options, sharding="host")
+    if backbone.methods:
+        text = backbone.methods[-1].text
+        raise InputError(f"config.towers.{name}: backbone '{of}' runs under the method '{text}', which no tower can")
     if name in backbone.config.towers:
         return backbone.tower(name)
     if INPUTS[name] not in backbone.config.inputs:

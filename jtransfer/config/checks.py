@@ -33,6 +33,7 @@ TRANSFER = {
         "positions": choice("", "bicubic", "bicubic_torch", "bilinear"),
         "dtype": kinds.FLOATS,
         "tokens": whole(0, LARGEST),
+        "trust": several(NAME),
     },
 }
 CURVE = TRANSFER | {

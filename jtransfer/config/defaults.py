@@ -11,6 +11,7 @@ LOAD = {
     "positions": "",  # how positions are resized: "bicubic" as timm, "bilinear" as vision_transformer; empty: its own
     "dtype": "float32",  # of the computation
     "tokens": 0,  # that texts are padded or cut to; 0 for the longest of the data
+    "trust": (),  # modules of your own, or their files, that the method of a backbone in our own layout may name
 }
 """How a backbone is loaded: options of `jtransfer.load`."""
 

@@ -5,7 +5,7 @@ import operator
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from jtransfer import expressions
+from jtransfer import expressions, kinds
 from jtransfer.errors import InputError
 from jtransfer.methods.freezing import bitfit, finetune, frozen_norm, probe, rules, scratch, top_blocks
 from jtransfer.methods.lora import lora
@@ -86,7 +86,11 @@ def parse(text: str, others: Iterable[str] = ()) -> Method:
     Raises:
         InputError: an unknown method or option (with the nearest that exists), or text of another form.
     """
-    return replace(_built(expressions.parse(text, "method"), text, others), name=text.strip())
+    node = expressions.parse(text, "method")
+    try:
+        return replace(_built(node, text, others), name=text.strip())
+    except RecursionError:
+        raise InputError(f"method {kinds.shown(text)} has more parts than any has") from None
 
 
 def _built(node: ast.expr, text: str, others: Iterable[str]) -> Method:

@@ -4,6 +4,7 @@ Models know nothing of methods. A method adds to the forward pass from outside, 
 and its parameters live in the model's own tree beside the layer that they change.
 """
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.errors import NameInUseError
 
 from jtransfer import kinds
 from jtransfer.errors import InputError
@@ -167,11 +169,31 @@ def learn(*rules: tuple[str, float]) -> Callable[[Collection[str]], Rates]:
     return rates
 
 
-class Intercepted(nn.Module):
-    """A model run under interceptors. It shares the model's scope, so every path stays as it was."""
+@dataclass(frozen=True)
+class Inner:
+    """Holds a module so that Flax makes it no part, whose name no other part of a shared scope could have."""
 
-    model: nn.Module
+    module: nn.Module
+
+
+class Intercepted(nn.Module):
+    """A model run under interceptors. It shares the model's scope, so every path stays as it was.
+
+    The model may be an `Intercepted` itself, or have one as its backbone.
+    """
+
+    inner: nn.Module | Inner
     adds: tuple[Interceptor, ...]
+
+    def __post_init__(self):
+        if isinstance(self.inner, nn.Module):
+            self.inner = Inner(self.inner)
+        super().__post_init__()
+
+    @property
+    def model(self) -> nn.Module:
+        """The model."""
+        return self.inner.module
 
     @nn.compact
     def __call__(self, *args, **kwargs):
@@ -181,6 +203,18 @@ class Intercepted(nn.Module):
         for interceptor in reversed(self.adds):
             call = partial(_intercepted, interceptor, call)
         return call(*args, **kwargs)
+
+    @property
+    def config(self) -> Any:
+        """The model's own."""
+        return self.model.config
+
+
+def under_those_of(model: nn.Module, plain: nn.Module) -> nn.Module:
+    """A plain model under the interceptors that another one runs under; as it is where there are none."""
+    if not isinstance(model, Intercepted):
+        return plain
+    return Intercepted(under_those_of(model.model, plain), model.adds)
 
 
 def _intercepted(interceptor, call, *args, **kwargs):
@@ -250,8 +284,8 @@ def adapt(
         fresh: What the paths of leaves begin with that may start at random beside pretrained ones.
 
     Raises:
-        InputError: a rule of the method that matches nothing, no leaf that learns, or pretrained leaves that are not
-            the model's: every offender by name.
+        InputError: a rule of the method that matches nothing, no leaf that learns, a part that the model has already,
+            or pretrained leaves that are not the model's: every offender by name.
     """
     example = dict(inputs) if isinstance(inputs, Mapping) else jax.ShapeDtypeStruct((1, *inputs), jnp.float32)
     base = dict(pretrained) if method.pretrained else {}
@@ -263,7 +297,14 @@ def adapt(
         offenders = mismatches(expected, own)
         if offenders:
             raise InputError(f"the backbone does not fit the model: {'; '.join(offenders)}")
-    shapes, state = _split(shapes_of(Intercepted(model, method.adds), example))
+    try:
+        shapes, state = _split(shapes_of(Intercepted(model, method.adds), example))
+    except NameInUseError as error:
+        part = found[1] if (found := re.search(r'"(\w+)"', str(error))) else "a part"
+        raise InputError(
+            f"method '{method.name}' adds '{part}' where the model has it already, of a method that it runs under; "
+            "choose another method, or a backbone without that one"
+        ) from None
     shapes |= {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in _split(base)[0].items()}
     each: list[Adapted] = []
     for phase in method.phases:

@@ -14,16 +14,17 @@ import jax
 import numpy as np
 from etils import epath
 
-from jtransfer import checkpoints, expressions, files, locks, methods, workdir
+from jtransfer import expressions, files, locks, methods, workdir
+from jtransfer.checkpoints.adapter import merges
 from jtransfer.checkpoints.store import Store
 from jtransfer.config import check, defaults, resolved
 from jtransfer.data import preprocess, sources
 from jtransfer.data.streams import Cursor, ahead, ended, taken
 from jtransfer.errors import Damaged, InputError, Once
-from jtransfer.models import SOURCE_HEAD, STATISTICS, shapes_of
+from jtransfer.models import STATISTICS
 from jtransfer.objectives import make_loss
 from jtransfer.stopping import Stopped, after_a_step
-from jtransfer.train import hosts, remembered, sharding
+from jtransfer.train import hosts, outcome, remembered, sharding
 from jtransfer.train.optimiser import Optimiser
 from jtransfer.train.phases import Plan, entered, packed, parts, plan, unpacked
 from jtransfer.train.state import TrainState
@@ -71,13 +72,7 @@ class Run:
     @property
     def merges(self) -> bool:
         """Whether the plain model computes the same as the adapted one, by leaves that the method makes of all."""
-        if not self.method.adds:
-            return True
-        if self.method.merge is None:
-            return False
-        merged = jax.eval_shape(self.method.merge, self.adapted.shapes)
-        plain = shapes_of(self.task.model, self.adapted.example).keys() | self.adapted.base.keys()
-        return merged.keys() <= plain
+        return merges(self.method, self.task.model, self.adapted.example, self.adapted.shapes, self.adapted.base)
 
 
 def prepare(config, stream: Any = None) -> Run:
@@ -127,7 +122,8 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], No
     """Train from the newest checkpoint in a directory, or from the start, to the last step.
 
     Leaves `metrics.jsonl`, TensorBoard files, `checkpoints/`, `task.json` and, at the end, the trained model under
-    `model/` in the layout that `config.backbone` takes; no model where the method does not merge, which is said.
+    `model/` in the layout that `config.backbone` takes: a plain model, or, where the method does not merge into one,
+    what it made of the backbone. Where neither can be, there is no model, which is said.
 
     Args:
         run: What to do.
@@ -149,11 +145,10 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], No
     if hosts.is_first():
         remembered.write(directory, run.task)
     programs = _Programs(run)
-    if not run.merges:
+    if refusal := outcome.refusal(run):
         log.warning(
-            "config.method '%s' adds what no plain model has: no model/ is written at the end, and what it came to "
-            "goes out by jtransfer export --format=orbax alone",
-            config.method,
+            "no model/ is written at the end, and the result goes out by jtransfer export --format=orbax alone: %s",
+            refusal,
         )
 
     with (
@@ -212,8 +207,8 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], No
         finally:  # after a NaN or Ctrl-C too; what comes after the newest checkpoint is written again by the next run
             batches.close()
             _write(directory / "metrics.jsonl", rows)
-    if run.merges:
-        _save_model(run, state, others, directory / "model")
+    if not refusal:
+        outcome.save(run, merge(state.average, others, _statistics(state)), directory / "model")
     return rows
 
 
@@ -389,17 +384,6 @@ def _board(directory: epath.Path, start: int) -> Iterator[Callable[[Row], None]]
             writer.flush()
 
         yield write
-
-
-def _save_model(run: Run, state: TrainState, frozen: Tree, directory: epath.Path) -> None:
-    tree = merge(run.method.merge(merge(state.average, frozen)), _statistics(state))
-    tree = {path: leaf for path, leaf in tree.items() if not path.startswith(SOURCE_HEAD)}
-    whole = jax.jit(lambda x: x, out_shardings=sharding.everywhere(run.mesh))(tree)
-    if hosts.is_first():
-        task = run.task
-        checkpoints.save(
-            directory, task.module, whole | task.left_out, task.classes, task.preprocessor, task.tokenizer, task.head
-        )
 
 
 def _statistics(state: TrainState) -> Tree:

@@ -1,24 +1,19 @@
 """What a training run came to, from its directory: its backbone and what the method made of it."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import jax
-import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
 from jtransfer import imports
 from jtransfer.checkpoints import export, hub
 from jtransfer.checkpoints.adapter import Adapter
-from jtransfer.checkpoints.backbone import Backbone
 from jtransfer.config import completed, train_defaults
 from jtransfer.errors import Damaged, InputError
 from jtransfer.files import read_record
 from jtransfer.methods.lora import LoRA
-from jtransfer.models import STATISTICS, Headed
-from jtransfer.train import loop, remembered
-from jtransfer.tree import FROZEN, Tree
+from jtransfer.train import loop, outcome, remembered
 from jtransfer.workdir import same_data
 
 
@@ -71,7 +66,7 @@ def result(directory: epath.PathLike, trust: Iterable[str] = ()) -> tuple[int, A
         raise InputError(f"workdir {directory}: the {' and the '.join(changed)} changed since the run was started")
     step, tree = loop.restored(run, directory)
     own = run.task.backbone is None or config.preprocessor or config.tokenizer
-    return step, _adapter(run, jax.device_get(tree)), run.task.beside() if own else {}
+    return step, outcome.adapter(run, jax.device_get(tree)), run.task.beside() if own else {}
 
 
 def ways_out(run: loop.Run) -> list[str]:
@@ -79,8 +74,7 @@ def ways_out(run: loop.Run) -> list[str]:
 
     Whether PEFT can have it is said of methods with a LoRA alone.
     """
-    nothing = {path: np.broadcast_to(leaf.dtype.type(np.nan), leaf.shape) for path, leaf in run.adapted.shapes.items()}
-    hollow = _adapter(run, nothing)
+    hollow = outcome.hollow(run)
     adapts = any(isinstance(part, LoRA) for part in run.method.parts)
     said = []
     for format in ("hf", "peft") if adapts else ("hf",):
@@ -89,19 +83,3 @@ def ways_out(run: loop.Run) -> list[str]:
         except InputError as error:
             said.append(f"jtransfer export --format={format} will refuse what this run comes to: {error}")
     return said
-
-
-def _adapter(run: loop.Run, tree: Mapping[str, Any]) -> Adapter:
-    """What the leaves of a run, none merged, are apart from its backbone."""
-    task = run.task
-    base = task.backbone or Backbone(run.config.model.architecture, task.module, task.left_out)
-    known: Tree = base.params | base.state
-
-    def is_new(path, leaf):
-        if path.startswith(STATISTICS):
-            return path not in known or not np.array_equal(leaf, known[path])
-        return path not in known or run.adapted.rates[path] != FROZEN
-
-    params = {path: leaf for path, leaf in tree.items() if is_new(path, leaf)}
-    head = task.model.config if isinstance(task.model, Headed) else None
-    return Adapter(base, run.method, params, head, task.classes)

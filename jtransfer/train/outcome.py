@@ -1,0 +1,88 @@
+"""What a training comes to, under `model/`: a plain model, or what the method made of its backbone."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from jtransfer import checkpoints
+from jtransfer.checkpoints import Adapter, Backbone, deltas
+from jtransfer.errors import InputError
+from jtransfer.models import SOURCE_HEAD, STATISTICS
+from jtransfer.train import hosts, sharding
+from jtransfer.tree import FROZEN, Tree
+
+
+def is_plain(run: Any) -> bool:
+    """Whether a run (a `loop.Run`) comes to a model without anything that a method adds to the forward pass."""
+    return run.merges and not (run.task.backbone and run.task.backbone.methods)
+
+
+def refusal(run: Any) -> str:
+    """Why nothing that `jtransfer.load` reads can be kept of a run; empty where it can."""
+    if is_plain(run):
+        return ""
+    try:
+        deltas.check(hollow(run))
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def save(run: Any, tree: Tree, directory: epath.PathLike) -> None:
+    """Write what a run came to, which has no `refusal`; every process calls this, and the first one writes.
+
+    Args:
+        run: A `loop.Run`.
+        tree: All leaves at the end, none merged, laid out over the mesh.
+        directory: Where.
+    """
+    task, plain = run.task, is_plain(run)
+    if plain:
+        tree = {path: leaf for path, leaf in run.method.merge(tree).items() if not path.startswith(SOURCE_HEAD)}
+    else:
+        known = _known(run)
+        tree = {path: leaf for path, leaf in tree.items() if path.startswith(STATISTICS) or _is_new(run, path, known)}
+    whole = jax.jit(lambda x: x, out_shardings=sharding.everywhere(run.mesh))(tree)
+    if not hosts.is_first():
+        return
+    if plain:
+        leaves, beside = whole | task.left_out, (task.preprocessor, task.tokenizer)
+        checkpoints.save(directory, task.module, leaves, task.classes, *beside, head=task.head)
+    else:
+        deltas.save(directory, adapter(run, jax.device_get(whole)), task.beside())
+
+
+def adapter(run: Any, tree: Mapping[str, Any]) -> Adapter:
+    """What the leaves of a run, none merged, are apart from its backbone; leaves that it gives may be left out."""
+    task, known = run.task, _known(run)
+
+    def is_new(path, leaf):
+        if path.startswith(STATISTICS):
+            return path not in known or not np.array_equal(leaf, known[path])
+        return _is_new(run, path, known)
+
+    params = {path: leaf for path, leaf in tree.items() if is_new(path, leaf)}
+    return Adapter(_base(run), run.method, params, task.head, task.classes)
+
+
+def hollow(run: Any) -> Adapter:
+    """`adapter` of leaves that have nothing but their shapes."""
+    shapes = run.adapted.shapes | {path: x for path, x in run.adapted.state.items() if path not in _known(run)}
+    return adapter(run, {path: np.broadcast_to(x.dtype.type(np.nan), x.shape) for path, x in shapes.items()})
+
+
+def _base(run):
+    task = run.task
+    return task.backbone or Backbone(run.config.model.architecture, task.module, task.left_out)
+
+
+def _known(run):
+    base = _base(run)
+    return base.params | base.state
+
+
+def _is_new(run, path, known):
+    return path not in known or run.adapted.rates[path] != FROZEN
