@@ -287,7 +287,10 @@ def test_texts_have_a_curve_too_and_the_protocol_says_what_became_of_them(file, 
     assert f"Texts: 16 tokens each; 0 of {len(curve.examples.rows)} are cut off." in text
     assert "the test rows are 'test'" in text
     shorter = prepared(file, *flags, "load.tokens=3")
-    assert shorter.examples.on_device["inputs"]["input_ids"].shape[1] == 3 and "0 of" not in curves.protocol(shorter, rows)[4]
+    assert (
+        shorter.examples.on_device["inputs"]["input_ids"].shape[1] == 3
+        and "0 of" not in curves.protocol(shorter, rows)[4]
+    )
 
 
 def test_another_vocabulary_in_the_files_of_the_backbone_is_another_curve(file, of_texts, bert, tmp_path):

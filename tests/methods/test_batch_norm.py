@@ -166,7 +166,9 @@ def test_a_trial_scans_with_the_statistics_in_its_state(adapt, resnet, images):
     data = TrialData(jnp.arange(STEPS * BATCH).reshape(STEPS, BATCH), jnp.arange(9), jnp.ones(9))
     adapted = adapt("top_blocks(1)")
     trial = jax.jit(make_trial(adapted, classification(), Optimiser(), plan(1, STEPS)))
-    result = trial(jax.random.key(0), {"rate": 1e-2, "decay": 0.0}, adapted.base, {"inputs": images[0], "labels": images[1]}, data)
+    result = trial(
+        jax.random.key(0), {"rate": 1e-2, "decay": 0.0}, adapted.base, {"inputs": images[0], "labels": images[1]}, data
+    )
     assert result.score >= 0
     assert changed(resnet.state, result.state) == {path for path in resnet.state if "/stage_1/block_0/" in path}
 

@@ -40,7 +40,9 @@ def runs(request, vit, backbone, images):
     trial = make_trial(adapted, classification(), Optimiser(request.param), plan(1, STEPS))
     data = trial_data(images)
     over_rates = jax.vmap(trial, (None, 0, None, None, None))
-    together = jax.jit(jax.vmap(over_rates, (0, None, None, None, 0)))(KEYS, RATES, adapted.base, examples(images), data)
+    together = jax.jit(jax.vmap(over_rates, (0, None, None, None, 0)))(
+        KEYS, RATES, adapted.base, examples(images), data
+    )
     alone = partial(jax.jit(trial), base=adapted.base, examples=examples(images))
     singles = {(i, j): alone(KEYS[i], at(RATES, j), data=at(data, i)) for i in range(3) for j in range(2)}
     return request.param, adapted, together, singles
