@@ -174,6 +174,7 @@ class Arm(ABC):
             "metric": name,
             "better": "higher" if metric.higher else "lower",
             "unit": "%" if metric.share else "",
+            **({} if self.examples.dataset.targets == "classes" else {"labels": "rows"}),
             f"val_{name}": chosen_by,
             **{f"test_{name}": value for name, value in zip(self.examples.metrics, values, strict=True)},
             "trainable": trainable,

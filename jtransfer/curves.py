@@ -23,7 +23,7 @@ from jtransfer.cells import Cells, of_source
 from jtransfer.checkpoints import teachers
 from jtransfer.config import resolved
 from jtransfer.data import sources, splits
-from jtransfer.data.subsets import few_shot, validation_shots
+from jtransfer.data.subsets import few_shot, validation_rows, validation_shots
 from jtransfer.errors import InputError, Unfinished, first_line, nearest
 from jtransfer.evaluate import few_shot as fits
 from jtransfer.named import ZERO_SHOT
@@ -103,6 +103,8 @@ def prepare(config, dataset: sources.Dataset | None = None) -> Curve:
     objectives.check_reads(objective, config.objective, dataset)
     chosen = metrics.chosen(config.metrics, dataset, objective)
     taught = {"teacher": teachers.of(config.teacher, dataset)} if config.teacher else {}
+    if dataset.targets != "classes" and ZERO_SHOT in names:
+        raise InputError(f"config.methods: '{ZERO_SHOT}' is of classes by name, which {dataset.name} has not one a row")
     if dataset.kind != "image" and (unfit := [name for name in names if name in (ZERO_SHOT, PIXELS)]):
         raise InputError(f"config.methods: '{unfit[0]}' is of images, {dataset.name} holds texts; leave it out")
     for shots in config.shots:
@@ -239,20 +241,33 @@ def _name(method: str, shots: int, seed: int) -> str:
     return f"{method}-{shots}-{seed}"
 
 
+def _labels(dataset, shots) -> str:
+    if dataset.targets != "classes":
+        each = ", ".join(f"{k} + {validation_rows(k)}" for k in shots)
+        return f"k rows for training and k/4 more for validation, disjoint and nested for one seed: {each} rows"
+    each = ", ".join(f"{k} + {validation_shots(k)}" for k in shots)
+    return (
+        "k per class for training and min(k, 4) more for validation, disjoint, class-balanced and nested "
+        f"for one seed: {each} per class"
+    )
+
+
 def protocol(curve: Curve, rows: list[Row]) -> list[str]:
     """What the numbers mean, in sentences: data, labels, choice of hyper-parameters and its edges."""
     config, dataset, examples = curve.config, curve.dataset, curve.examples
     part = len(examples.test) < len(dataset.test)
     tested = f"{len(examples.test)} of the {len(dataset.test)}" if part else f"the {len(dataset.test)}"
     drawn = " (drawn once, each class in its proportion)" if part else ""
-    shots = ", ".join(f"{k} + {validation_shots(k)}" for k in config.shots)
+    what = {"classes": "classes", "labels": "labels, several a row", "values": "values a row"}[dataset.targets]
+    first, *others = (f"{name.replace('_', ' ')} ({metric.words})" for name, metric in examples.metrics.items())
+    also = f" Also measured: {', '.join(others)}." if others else ""
+    chosen = "accuracy" if first.startswith("accuracy") else first
     lines = [
-        f"Target: {dataset.name}, {len(dataset.classes)} classes; tested on {tested} rows of the test split{drawn}, "
+        f"Target: {dataset.name}, {dataset.outputs} {what}; tested on {tested} rows of the test split{drawn}, "
         f"which chose nothing; few-shot sets are drawn from the other {len(dataset.pool)}.",
-        f"Labels: k per class for training and min(k, 4) more for validation, disjoint, class-balanced and nested "
-        f"for one seed: {shots} per class.",
-        "Choice: for each method, shots and seed, the hyper-parameters of the best validation accuracy (ties: the "
-        "lowest validation loss); the chosen model is tested as it is, never trained on the validation labels.",
+        f"Labels: {_labels(dataset, config.shots)}.",
+        f"Choice: for each method, shots and seed, the hyper-parameters of the best validation {chosen} (ties: the "
+        f"lowest validation loss); the chosen model is tested as it is, never trained on the validation labels.{also}",
         f"Backbone: {curve.backbone.name} ({curve.backbone.fingerprint}); data {curve.fingerprints['data']}.",
     ]
     if dataset.kind == "text":

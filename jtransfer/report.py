@@ -1,7 +1,8 @@
 """Results -> table and figure: the transfer curve of each method, with its cost and an honest interval.
 
 Results are rows, one for each (method, shots, seed). A report reads these fields of a row:
-`method`, `how` it comes to its predictions, `shots` (training labels a class; 0 without labels), `seed`, `metric`
+`method`, `how` it comes to its predictions, `shots` (training labels a class, or `labels` altogether: "rows"; 0
+without), `seed`, `metric`
 (with `better` and `unit`, see `cells.value`), its value under `test_...` (None where every trial diverged),
 `trainable` (parameters that learn) and `flops_per_step` (of one compiled training step, or None where the compiler
 tells none).
@@ -19,7 +20,7 @@ from etils import epath
 
 from jtransfer import files
 from jtransfer.cells import ACCURACY, value
-from jtransfer.data.subsets import validation_shots
+from jtransfer.data.subsets import validation_rows, validation_shots
 from jtransfer.errors import InputError
 from jtransfer.figures import COLOURS, MARKERS, render, style
 from jtransfer.texts import code, plain
@@ -208,12 +209,12 @@ def figure(results: Results, title: str) -> "Figure":
         figure = Figure(figsize=(8, 5), dpi=150)
         FigureCanvasAgg(figure)
         axes = figure.add_axes((0.085, 0.13, 0.6, 0.73), xscale="log")
-        _tick(axes, shots)
+        _tick(axes, shots, validation_rows if _by_rows(results) else validation_shots)
         ends = [_draw(axes, points, method, look) for method, look in _looks(points).items()]
         if ends:
             _limit(axes, points, shots, shown)
             _name(figure, axes, ends)
-        axes.set_xlabel("labels per class (training + validation)")
+        axes.set_xlabel(f"labels{'' if _by_rows(results) else ' per class'} (training + validation)")
         axes.set_ylabel(f"test {shown.words}" + (" (%)" if shown.unit else ""))
         size = min(13, 13 * 74 / max(len(title), 1))  # some 74 characters fill the width at 13 points
         figure.text(0.02, 0.955, title, fontsize=size, fontweight="bold", va="center")
@@ -229,6 +230,11 @@ def write(results: Results, workdir: epath.PathLike, protocol: Sequence[str], ti
     pictures = {f"curve.{kind}": render(drawn, kind) for kind in ("png", "svg")}
     for name, content in {**pictures, "table.md": table}.items():
         files.write(workdir / name, content)
+
+
+def _by_rows(results) -> bool:
+    """Whether shots are rows altogether, of data that have not one class a row."""
+    return any(row.get("labels") == "rows" for row in results)
 
 
 def _methods(points) -> list[str]:
@@ -304,8 +310,12 @@ def _caption(results, points) -> str:
         others += [f"{_seeds(n)} {'' if same else f'for `{name}` '}at {k}" for (name, _), n in cells if n != usual]
     half = " ± half width of its 95% Student-t interval" if any(point.n > 1 for point in points.values()) else ""
     sentences = [
-        f"Test {shown.words}{' in %' if shown.unit else ''} by training labels per class "
-        "(validation takes up to 4 more)",
+        f"Test {shown.words}{' in %' if shown.unit else ''} by training "
+        + (
+            "rows (validation takes a quarter more)"
+            if _by_rows(results)
+            else "labels per class (validation takes up to 4 more)"
+        ),
         f"Mean over {_seeds(usual)}{half}" + (f"; but {', '.join(others)}" if others else ""),
         _solved(results),
         "One seed gives no interval" if any(point.n == 1 for point in points.values()) else "",
@@ -367,11 +377,11 @@ def _draw(axes, points, method, look) -> tuple[str, str, float, float]:
     return method, look["color"], cells[-1][0], cells[-1][1].mean
 
 
-def _tick(axes, shots) -> None:
+def _tick(axes, shots, validation) -> None:
     """Label each number of shots "5 + 4"; in two lines where two of them are close."""
     gaps = [math.log(right / left) / math.log(shots[-1] / shots[0]) for left, right in itertools.pairwise(shots)]
     crowded = min(gaps, default=1) < 0.13
-    axes.set_xticks(shots, [f"{k}{chr(10) if crowded else ' '}+ {validation_shots(k)}" for k in shots])
+    axes.set_xticks(shots, [f"{k}{chr(10) if crowded else ' '}+ {validation(k)}" for k in shots])
     axes.set_xticks([], minor=True)
     if crowded:
         box = axes.get_position()
