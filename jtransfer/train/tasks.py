@@ -175,10 +175,19 @@ def _processor_of(backbone, module):
     return getattr(own, "values", None)
 
 
+def of_every_token(adapted: Adapted, one: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of what is predicted for every token of one example, as `[1, tokens, words]`; empty where nothing is.
+
+    It is far larger than the inputs, and bounds how many examples are evaluated at once.
+    """
+    outputs = jax.eval_shape(partial(models.apply, adapted.model, train=False), adapted.shapes | adapted.state, one)
+    return {name: x for name, x in outputs.items() if name.endswith("logits") and x.ndim > 2}
+
+
 def _measured_rows(stream, prepare, objective, named, one, mesh, adapted) -> Evaluate:
     """The means of what the objective measures of each example, and metrics of all together."""
     name, inputs, labels = stream.held_out
-    block = within(one, BLOCK, BYTES)
+    block = within({**one, **of_every_token(adapted, one)}, BLOCK, BYTES)
     whole = {key: metric for key, metric in named.items() if key != PERPLEXITY}
 
     @partial(jax.jit, out_shardings=sharding.everywhere(mesh))  # so that every process can read the whole

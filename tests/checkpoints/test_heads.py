@@ -77,6 +77,13 @@ def test_a_loaded_backbone_is_saved_with_its_head_as_it_is(saved, kind, tmp_path
     assert jt.load(str(tmp_path / "again")).fingerprint == backbone.fingerprint
 
 
+@pytest.mark.parametrize("ends", [(0,), (), (3, 0)])
+def test_a_language_model_that_ends_its_texts_with_any_token_or_none_comes_back(ends, tmp_path):
+    model, head = GPT2(GPT2Config(**SIZES, eos_tokens=ends)), HEADS["causal_lm"][1]
+    checkpoints.save(tmp_path, model, random_tree(model, head), head=head)
+    assert jt.load(str(tmp_path)).config == model.config
+
+
 def test_only_what_differs_from_a_plain_head_is_written_and_a_plain_one_not_at_all(saved):
     values = json.loads((saved("token")[0] / "config.json").read_text())
     assert values["classes"] == ["O", "B", "I"] and values["head"] == {"reads": "last_hidden_state"}

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 import jtransfer as jt
-from jtransfer import config
+from jtransfer import config, methods
 from jtransfer.cli import main
 from jtransfer.errors import InputError
+from jtransfer.models import Classifier, build
 from jtransfer.objectives.language import LEFT_OUT
-from jtransfer.train import loop
+from jtransfer.train import loop, tasks
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -116,7 +117,7 @@ def test_the_trained_head_is_kept_and_goes_out_to_transformers(whole, base, tmp_
             "objective 'lm' trains a head 'causal_lm' over a vocabulary; the model has a head 'masked_lm'",
         ),
         ("objective=masked_lm(share=2.0)", "masked_lm: share: expected a number from 0 to 1, found 2.0"),
-        ("data=digits", "digits.*texts"),
+        ("data=digits", "images of digits are images, the model takes input_ids"),
         ("mixup=0.5", "config.mixup is no option of objective 'masked_lm"),
     ],
 )
@@ -131,3 +132,13 @@ def test_the_tokenizer_of_the_backbone_says_what_is_never_hidden(file):
     tokens = task.backbone.preprocess(["the red cat sits", "a dog"])
     labels = np.asarray(task.objective.targets(jax.random.key(0), {"inputs": tokens})["labels"])
     np.testing.assert_array_equal(labels != LEFT_OUT, tokens["input_ids"] >= len(SPECIAL))
+
+
+def test_the_words_that_are_predicted_bound_how_many_texts_are_evaluated_at_once(file):
+    run = prepared(file)
+    tokens = run.task.example["input_ids"].shape[1]
+    (logits,) = tasks.of_every_token(run.adapted, run.task.example).values()
+    assert logits.shape == (1, tokens, len(WORDS))
+    model = {"architecture": "vit", "image": (8, 8), "channels": 1, "patch": 4, "width": 8, "heads": 2, "depth": 1}
+    adapted = methods.adapt(methods.parse("probe"), Classifier(build(**model), 10), {}, (8, 8, 1))
+    assert tasks.of_every_token(adapted, {"pixel_values": adapted.example}) == {}

@@ -16,7 +16,10 @@ MOST = 1_000_000_000
 LONGEST = 200
 """Characters of a word, as the name of a class or an activation."""
 
-MAY_BE_ZERO = frozenset({"type_vocab_size", "pad_token_id", "eos_token_id", "eos_id", "num_register_tokens"})
+MAY_BE_ZERO = frozenset(
+    {"type_vocab_size", "pad_token_id", "eos_token_id", "eos_tokens", "eos_id", "num_register_tokens"}
+)
+MAY_BE_EMPTY = frozenset({"eos_tokens"})
 MAY_BE_NULL = frozenset({"pad_token_id", "padding", "pad_token", "logit_bias"})
 
 SIZE = whole(1, MOST)
@@ -55,7 +58,9 @@ def _kind(key, of):
         int: size,
         float: RATE if "drop" in key else number() if key.startswith("logit_") else NOT_NEGATIVE,
         str: WORD,
-        tuple: Kind(f"a list of whole numbers from {least} to {MOST:,}", several(size, 1, LONGEST).takes),
+        tuple: Kind(
+            f"a list of whole numbers from {least} to {MOST:,}", several(size, key not in MAY_BE_EMPTY, LONGEST).takes
+        ),
     }[of]
 
 
