@@ -199,15 +199,16 @@ def test_what_its_text_does_not_say_is_not_saved(base):
     few = {path: x for path, x in lora.params.items() if "block_0" not in path}
     with pytest.raises(InputError, match="what is kept of it and what it adds and trains differ in encoder/block_0/"):
         deltas.check(dataclasses.replace(lora, params=few))
-    with pytest.raises(InputError, match="'.a.*' repeats what repeats"):
-        deltas.check(adapted("rules('(.*)*/bias', 'head/.*')", base))
+    slow = dataclasses.replace(lora.method, name="rules('(a+)+b')")
+    with pytest.raises(InputError, match="repeats what repeats"):
+        deltas.check(dataclasses.replace(lora, method=slow))
 
 
 LIES = {
     "unknown method 'lore'; did you mean 'lora'": lambda v: v.update(method="lore"),
     "method '.*' is not of the form": lambda v: v.update(method="import os; os.exit()"),
     "method: expected a text that is not empty, found 3": lambda v: v.update(method=3),
-    r"method 'bitfit\+.*' (has more parts|is not of the form)": lambda v: v.update(method="bitfit+" * 1400 + "bitfit"),
+    "has more parts|is not of the form": lambda v: v.update(method="bitfit+" * 1400 + "bitfit"),
     "repeats what repeats": lambda v: v.update(method="rules('(a+)+b')"),
     "no key 'fingerprnt'|base.fingerprint: expected": lambda v: v["base"].update(
         fingerprnt=v["base"].pop("fingerprint")
