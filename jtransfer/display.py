@@ -70,7 +70,8 @@ class CurveProgress(Live):
         scale, unit = (100, "%") if rows[0]["unit"] else (1, " ")
         mean = f"{scale * sum(reached) / len(reached):5.1f}{unit}" if reached else "    –"
         lost = f"  {len(rows) - len(reached)} of {len(rows)} seeds diverged" if len(reached) < len(rows) else ""
-        self.say_when(f"{method:<24} {shots:>3} per class  {mean}{lost}")
+        each = "rows" if rows[0].get("labels") == "rows" else "per class"
+        self.say_when(f"{method:<24} {shots:>3} {each}  {mean}{lost}")
         return self.progress.advance(self.task)
 
 

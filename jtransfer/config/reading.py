@@ -20,7 +20,7 @@ from jtransfer.config.checks import check, table
 from jtransfer.config.defaults import DEFAULTS, architecture, curve_defaults, train_defaults
 from jtransfer.errors import InputError, nearest
 
-LISTS = ("methods", "protocols", "layers", "trust")
+LISTS = ("methods", "metrics", "protocols", "layers", "trust")
 """Keys whose items are texts that hold commas of their own: on the command line a list arrives as one string."""
 LARGEST = 1 << 20
 """Bytes of a config file."""

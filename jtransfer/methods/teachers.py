@@ -5,7 +5,7 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 
-from jtransfer.kinds import POSITIVE, SHARE, checked
+from jtransfer.kinds import POSITIVE, checked, number
 from jtransfer.methods.method import Method, learn
 from jtransfer.objectives import Score
 
@@ -14,7 +14,9 @@ TEACHER = "teacher"
 
 
 @checked
-def distill(weight: Annotated[float, SHARE] = 0.5, temperature: Annotated[float, POSITIVE] = 2.0) -> Method:
+def distill(
+    weight: Annotated[float, number(least=0, most=1)] = 0.5, temperature: Annotated[float, POSITIVE] = 2.0
+) -> Method:
     """Follow a teacher's predictions, as in `finetune + distill(weight=0.9)`; nothing learns by this alone.
 
     The score becomes `(1 - weight) * score + weight * T² KL(teacher || model)`, both softmaxes at temperature T, in the
