@@ -85,7 +85,7 @@ def prepare(config, dataset: sources.Dataset | None = None) -> Curve:
         if fitted.is_fit(name):
             fits.parse(name)
         elif name not in (ZERO_SHOT, PIXELS):
-            methods.parse(name, (ZERO_SHOT, PIXELS, *fits.FITS))
+            methods.parse(name, (ZERO_SHOT, PIXELS, *fits.FITS), fits.FITS)
             if own := expressions.modules(name, "method"):
                 modules[name] = own
     learned = [name for name in names if not fitted.is_fit(name) and name not in (ZERO_SHOT, PIXELS)]
@@ -97,7 +97,9 @@ def prepare(config, dataset: sources.Dataset | None = None) -> Curve:
     own = expressions.modules(config.objective, "objective")
     for name in config.metrics:
         own |= expressions.modules(name, "metric")
-    methods.check_needs(map(methods.parse, learned), ["teacher"] if config.teacher else [])
+    methods.check_needs(
+        [methods.parse(name, solvers=fits.FITS) for name in learned], ["teacher"] if config.teacher else []
+    )
     dataset = dataset or sources.load(config.data, config.data_dir, ("classes", "labels", "values"))
     own |= sources.modules(config.data)
     objectives.check_reads(objective, config.objective, dataset)

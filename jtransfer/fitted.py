@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -37,21 +38,11 @@ class Fitted(Arm):
 
     def compile(self, seeds: int) -> Cell:
         """See `Arm`; all draws of a cell are fitted in one program."""
-        examples, backbone = self.examples, self.backbone
-        classes, tree = len(examples.dataset.classes), backbone.params | backbone.state
-        inputs, labels = examples.on_device["inputs"], examples.on_device["labels"]
-
-        @jax.jit
-        def read(tree, inputs):
-            everything = np.arange(len(examples.rows))
-            return trials.in_blocks(
-                lambda some: models.apply(backbone.model, tree, some)["features"], inputs, everything
-            )
-
-        features = read(tree, inputs).astype(jnp.float32)
+        examples, backbone, features = self.examples, self.backbone, self.features
+        tree, labels = backbone.params | backbone.state, examples.on_device["labels"]
         test = examples.places(examples.test)
         shapes = {k: jax.ShapeDtypeStruct((self.batch, *x.shape[1:]), x.dtype) for k, x in examples.example.items()}
-        trainable = (features.shape[1] + 1) * classes
+        trainable = (features.shape[1] + 1) * len(examples.dataset.classes)
         flops = costs.forward_flops(backbone.model, tree, shapes)
 
         @jax.jit
@@ -61,9 +52,7 @@ class Fitted(Arm):
 
         def cell(shots, seeds):
             started = time.perf_counter()
-            draws = zip(*(examples.drawn(shots, seed) for seed in seeds), strict=True)
-            padded = [_padded(part, size) for part, size in zip(draws, examples.most, strict=True)]
-            heads = self.fit.call(features, np.asarray(labels), classes, *padded, examples.metric)
+            heads = self.heads(shots, seeds)
             measured, finite = map(np.asarray, tested(heads.kernels, heads.biases))
             if not finite.all():
                 raise InputError(f"{self.name}: the heads of {shots} per class are not finite on the test rows")
@@ -77,6 +66,28 @@ class Fitted(Arm):
 
         return cell
 
+    @cached_property
+    def features(self) -> jax.Array:
+        """Of all rows that are used `[u, d]`, float32."""
+        examples, backbone = self.examples, self.backbone
+
+        @jax.jit
+        def read(tree, inputs):
+            def features(some):
+                return models.apply(backbone.model, tree, some)["features"]
+
+            return trials.in_blocks(features, inputs, np.arange(len(examples.rows)))
+
+        return read(backbone.params | backbone.state, examples.on_device["inputs"]).astype(jnp.float32)
+
+    def heads(self, shots: int, seeds: list[int]) -> fits.Heads:
+        """The head of each seed, of which validation chose what there is to choose."""
+        examples = self.examples
+        draws = zip(*(examples.drawn(shots, seed) for seed in seeds), strict=True)
+        padded = [_padded(part, size) for part, size in zip(draws, examples.most, strict=True)]
+        labels = np.asarray(examples.on_device["labels"])
+        return self.fit.call(self.features, labels, len(examples.dataset.classes), *padded, examples.metric)
+
     def about(self, rows: list[Row]) -> list[str]:
         """See `Arm`."""
         return [f"{self.name}: solved on frozen features; {self.fit.how}."]
@@ -84,7 +95,7 @@ class Fitted(Arm):
 
 def is_fit(name: str) -> bool:
     """Whether a config's method is one that is fitted."""
-    return name.partition("(")[0].strip() in fits.FITS
+    return ">>" not in name and name.partition("(")[0].strip() in fits.FITS
 
 
 def build(config: Any, name: str, examples: Examples, backbone: checkpoints.Backbone) -> Fitted:
@@ -93,7 +104,11 @@ def build(config: Any, name: str, examples: Examples, backbone: checkpoints.Back
     Raises:
         InputError: an unknown one, one that needs more examples than the fewest shots, or data without classes.
     """
-    fit = fits.parse(name)
+    return of_fit(config, name, fits.parse(name), examples, backbone)
+
+
+def of_fit(config: Any, name: str, fit: fits.Fit, examples: Examples, backbone: checkpoints.Backbone) -> Fitted:
+    """The arm of a fit; it raises as `build` does."""
     if examples.dataset.targets != "classes":
         raise InputError(
             f"config.methods: '{name}' is of one class a row, which {examples.dataset.name} has not; leave it out"

@@ -15,12 +15,15 @@ from jtransfer.arms import Arm, Cell, Examples, Row, Training, family
 from jtransfer.cells import value
 from jtransfer.checkpoints.headed import headed
 from jtransfer.data.subsets import batches
+from jtransfer.evaluate.few_shot import FITS
+from jtransfer.fitted import Fitted, of_fit
 from jtransfer.models import Pixels, PixelsConfig
 from jtransfer.objectives import Objective
 from jtransfer.train import Optimiser, Plan, TrialData, costs, make_trial, plan, predict_rows
 from jtransfer.tree import partition, size
 
 PIXELS = "pixels"
+SOLVED = ("head/kernel", "head/bias")
 SEARCHED = ("rate", "decay")
 
 
@@ -37,6 +40,7 @@ class Trained(Arm):
         plan: Steps and rates of its phases, in each trial.
         grid: Every combination of the hyper-parameters that are searched.
         batch: Examples of a step.
+        solved: What finds the head of each seed before the first step; empty where it starts as any head.
         parallel: Bounds how many trials run side by side; the others wait their turn in the same program. 0 for all.
     """
 
@@ -48,6 +52,7 @@ class Trained(Arm):
     plan: Plan
     grid: list[dict[str, float]]
     batch: int
+    solved: tuple[Fitted, ...] = ()
     parallel: int = 0
 
     how = "trained"
@@ -71,13 +76,15 @@ class Trained(Arm):
             return chosen, score, measured, jnp.isfinite(score) & jnp.isfinite(logits).all()
 
         @jax.jit
-        def program(keys, grid, base, parts, data):
-            return _over(lambda one: best(one[0], grid, base, parts, one[1]), (keys, data), seeds_at_once)
+        def program(keys, grid, base, heads, parts, data):
+            own = keys, data, heads
+            return _over(lambda one: best(one[0], grid, base | one[2], parts, one[1]), own, seeds_at_once)
 
         def arguments(shots, seeds):
             data = [self._trial_data(shots, seed) for seed in seeds]
             keys = jnp.stack([jax.random.fold_in(jax.random.key(seed), shots) for seed in seeds])
-            return keys, grid, adapted.base, examples.on_device, TrialData(*map(np.stack, zip(*data, strict=True)))
+            data = TrialData(*map(np.stack, zip(*data, strict=True)))
+            return keys, grid, adapted.base, self._heads(shots, list(seeds)), examples.on_device, data
 
         grid = {key: jnp.array([point[key] for point in self.grid], jnp.float32) for key in self.grid[0]}
         compiled = {seeds: program.lower(*arguments(min(examples.shots), range(seeds))).compile()}
@@ -113,7 +120,8 @@ class Trained(Arm):
         }
         edge = "".join(f"; {key} at an edge in {n} of {len(rows)}" for key, n in edges.items())
         steps = " + ".join(map(str, self.plan.steps))
-        how = f"{steps} steps of {self.batch}, {self.optimiser.name}, {self.optimiser.schedule}"
+        before = "".join(f"the head starts at the optimum of {one.fit.how}; " for one in self.solved)
+        how = f"{before}{steps} steps of {self.batch}, {self.optimiser.name}, {self.optimiser.schedule}"
         return [*said, f"{self.name}: {how}, {grid}{edge}."]
 
     def training(self) -> list[Training]:
@@ -132,6 +140,11 @@ class Trained(Arm):
 
     def _step(self, phase):
         return costs.step_shapes(phase, self.objective, self.optimiser, self.batch, parts=self.examples.parts)
+
+    def _heads(self, shots, seeds):
+        """What is solved for, by path, `[seeds, ...]`."""
+        found = [one.heads(shots, seeds) for one in self.solved]
+        return {path: x for one in found for path, x in zip(SOLVED, (one.kernels, one.biases), strict=True)}
 
     def _trial_data(self, shots, seed):
         train, validation = self.examples.drawn(shots, seed)
@@ -160,12 +173,13 @@ def build(config: Any, name: str, examples: Examples, backbone: checkpoints.Back
             methods.probe(),
         )
     else:
-        method = methods.parse(name)
+        method = methods.parse(name, solvers=FITS)
     model, params, _ = headed(backbone, objective, examples.dataset.outputs)
     where = f"config.hyper['{name}']" if name in config.hyper else "config"
     phases = plan(len(method.phases), steps, *shares, where)
     adapted = methods.adapt(method, model, params, examples.example)
-    return Trained(name, examples, adapted, objective, optimiser, phases, grid, config.batch, config.parallel)
+    solved = tuple(of_fit(config, name, fit, examples, backbone) for fit in method.solves)
+    return Trained(name, examples, adapted, objective, optimiser, phases, grid, config.batch, solved, config.parallel)
 
 
 def diverged(name: str, rows: list[Row]) -> list[str]:

@@ -432,3 +432,17 @@ def test_a_directory_of_another_config_is_known_before_anything_is_loaded(file, 
     with pytest.raises(InputError, match="belongs to another config: steps is 6 here and 5 there"):
         curves.check(config.load("curve", file, ["--config.steps=6"])[1], finished[0])
     curves.check(config.load("curve", file, ["--config.shots=(1,2)", "--config.methods=pixels"])[1], finished[0])
+
+
+def test_a_phase_may_be_solved_and_what_follows_starts_at_its_optimum(file, tmp_path):
+    methods = "methods=logistic,logistic >> finetune"
+    rows, _ = run(file, tmp_path / "run", methods, "shots=5", "seeds=2", 'hyper.default.rate=(1e-9,)', "test_rows=0")
+    alone, after = (rows[i : i + 2] for i in (0, 2))
+    assert [row["test_accuracy"] for row in after] == pytest.approx([row["test_accuracy"] for row in alone], abs=2e-3)
+    assert {row["how"] for row in alone} == {"solved"} and {row["how"] for row in after} == {"trained"}
+    moved, _ = run(file, tmp_path / "moved", methods, "shots=5", "seeds=2", "hyper.default.rate=(0.01,)", "test_rows=0")
+    assert moved[2]["test_accuracy"] != alone[0]["test_accuracy"]
+    said = curves.protocol(prepared(file, methods), moved)
+    assert any("the head starts at the optimum of cross-entropy" in line for line in said)
+    with pytest.raises(InputError, match="a head of the backbone's features is of no use to other weights"):
+        prepared(file, "methods=logistic >> scratch")

@@ -2,8 +2,9 @@
 
 import ast
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 from jtransfer import expressions, kinds
 from jtransfer.errors import InputError
@@ -76,24 +77,39 @@ def check_needs(named: Iterable[Method], has: Iterable[str]) -> None:
 JOINS = {ast.Add: operator.add, ast.RShift: operator.rshift}
 
 
-def parse(text: str, others: Iterable[str] = ()) -> Method:
+def parse(text: str, others: Iterable[str] = (), solvers: Mapping[str, Callable] = MappingProxyType({})) -> Method:
     """A method as a config writes it: `probe`, `lora(rank=4)`, `lora(rank=4) + bitfit`, `probe >> finetune`.
 
     Args:
         text: What the config says.
         others: Names that may stand in its place, for the error.
+        solvers: What may stand before the first `>>`, as `logistic >> finetune`: the head then starts where it says.
 
     Raises:
         InputError: an unknown method or option (with the nearest that exists), or text of another form.
     """
     node = expressions.parse(text, "method")
     try:
-        return replace(_built(node, text, others), name=text.strip())
+        return replace(_built(node, text, others, solvers), name=text.strip())
     except RecursionError:
         raise InputError(f"method {kinds.shown(text)} has more parts than any has") from None
 
 
-def _built(node: ast.expr, text: str, others: Iterable[str]) -> Method:
+def _built(node: ast.expr, text: str, others: Iterable[str], solvers: Mapping[str, Callable]) -> Method:
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.RShift) and _first(node.left) in solvers:
+        method = _built(node.right, text, others, {})
+        if not method.pretrained:
+            raise InputError(
+                f"method '{text.strip()}': a head of the backbone's features is of no use to other weights"
+            )
+        return replace(method, solves=(expressions.call(node.left, text, "method", solvers)(),))
     if isinstance(node, ast.BinOp) and type(node.op) in JOINS:
-        return JOINS[type(node.op)](_built(node.left, text, others), _built(node.right, text, others))
+        left, right = _built(node.left, text, others, solvers), _built(node.right, text, others, {})
+        return JOINS[type(node.op)](left, right)
     return expressions.call(node, text, "method", METHODS, others=others)()
+
+
+def _first(node: ast.expr) -> str:
+    """The name of a call or of a name alone."""
+    name = node.func if isinstance(node, ast.Call) else node
+    return name.id if isinstance(name, ast.Name) else ""

@@ -70,6 +70,7 @@ class Method:
         pretrained: Whether the leaves start as the backbone's; if not, all of them start at random.
         parts: The options of what it adds, for those who write them in other formats.
         needs: Parts of a batch that `scores` reads beside those of the objective, as "teacher".
+        solves: What finds the head before the first step, on features of the backbone; empty where nothing does.
         before: Phases of the training that come before the one that `learns`, `adds`, `modes` and `scores` tell of.
 
     `a + b` trains what either trains (at the rate of `a` where both do) and adds what either adds; of phases, one of
@@ -86,6 +87,7 @@ class Method:
     scores: Callable[[Score], Score] = same
     holds: Callable[[Tree], Tree] = lambda base: {}
     needs: tuple[str, ...] = ()
+    solves: tuple[Any, ...] = ()
     before: tuple[Phase, ...] = ()
 
     @property
@@ -131,6 +133,7 @@ class Method:
             scores=last.scores,
             holds=lambda base: self.holds(base) | other.holds(base),
             needs=tuple(dict.fromkeys((*self.needs, *other.needs))),
+            solves=self.solves,
             before=tuple(before),
         )
 

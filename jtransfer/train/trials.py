@@ -68,7 +68,8 @@ def make_trial(
 ) -> Callable:
     """Make `trial(key, hyper, base, examples, data) -> TrialResult`.
 
-    `hyper` is `{"rate": ..., "decay": ...}`, scalars that may be traced; `base` are the leaves that the backbone gives;
+    `hyper` is `{"rate": ..., "decay": ...}`, scalars that may be traced; `base` are the leaves that the backbone gives,
+    and others that do not start as they would, as a head that was solved for;
     `examples` are batches' parts of all rows `[n, ...]`, as `inputs` (one array or several by name) and `labels`, of
     which `data` names rows. The phases of the method run one after another, each a loop of its own; `metric` is of
     what they came to.
@@ -77,7 +78,8 @@ def make_trial(
     def trial(key, hyper, base, examples, data: TrialData) -> TrialResult:
         start_key, run_key = jax.random.split(key)
         tree, others = adapted.start(start_key, base)
-        held, state, ends, losses = adapted.holds(base), None, (0, *plan.ends), []
+        held = adapted.holds({path: base[path] for path in adapted.base})
+        state, ends, losses = None, (0, *plan.ends), []
         for number, (phase, factor) in enumerate(zip(adapted.phases, plan.factors, strict=True)):
             own = hyper | {"rate": factor * hyper["rate"]} if factor != 1 else hyper
             transformation = optimiser.build(phase.rates, plan.steps[number], **own, since=phase.since)
