@@ -34,11 +34,11 @@ def kmeans(key: jax.Array, features, k: int, restarts: int = 10, iterations: int
     Runs go side by side in one program, as many at a time as `FLOATS` allows.
 
     Args:
-        key: Of the seeds.
+        key: The key that seeds are drawn with.
         features: `[n, d]`.
         k: Clusters, 1..n.
         restarts: Runs, of which the one with the least inertia is returned.
-        iterations: Of Lloyd's algorithm, at most; a run ends when no row changes its cluster.
+        iterations: The most iterations of Lloyd's algorithm; a run ends when no row changes its cluster.
 
     Raises:
         InputError: features that cannot be used, or a number out of range.

@@ -41,7 +41,7 @@ def mmd(x, y, permutations: int = 1000, bandwidth: float | None = None, most: in
         permutations: Random splits to compare with.
         bandwidth: σ; None for the median distance between two different rows of both. Give the same to compare gaps.
         most: Rows used of each, drawn at random where there are more: memory is 4 (2 most)² bytes a matrix.
-        seed: Of the draws.
+        seed: The seed of the draws.
 
     Raises:
         InputError: features that cannot be used, of different width, or a number out of range.
@@ -111,7 +111,7 @@ def domain_classifier(x, y, folds: int = 5, most: int = 2000, seed: int = 0) -> 
         y: Features of the target `[m, d]`.
         folds: At least 3.
         most: Rows used of each, drawn at random where there are more.
-        seed: Of the draws and folds.
+        seed: The seed of the draws and folds.
 
     Raises:
         InputError: features that cannot be used, of different width, or fewer rows than folds.

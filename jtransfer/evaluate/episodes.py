@@ -22,8 +22,8 @@ class Episodes(NamedTuple):
     """What episodes came to.
 
     Attributes:
-        accuracies: Of each episode `[episodes]`, 0..1.
-        mean: Of them.
+        accuracies: The accuracy on each episode, `[episodes]`, 0..1.
+        mean: The mean of `accuracies`.
         half: Half the width of the 95% interval of the mean, `1.96 s / √episodes`, as few-shot papers print it. It says
             how far the mean over all episodes of these features can be, and nothing of other classes or backbones.
     """
@@ -57,7 +57,7 @@ def episodes(
         queries: Examples of each class to classify.
         episodes: How many.
         classifier: One of `prototypes.KINDS`, or `laplacian_shot`.
-        options: Those of the classifier. Choose them on episodes of other classes.
+        options: Options of the classifier. Choose them on episodes of other classes.
 
     Raises:
         InputError: fewer classes than ways, a class with fewer than `shots + queries` examples, or other arguments that
@@ -151,7 +151,7 @@ def sample(key: jax.Array, counts: jax.Array, ways: int, number: int, episodes: 
     """Draw classes and examples without replacement, in an order that is random too.
 
     Args:
-        key: Decides everything.
+        key: The key of all draws.
         counts: Examples of each class `[classes]`.
         ways: Classes of an episode.
         number: Examples of each.

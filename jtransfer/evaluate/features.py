@@ -48,7 +48,7 @@ class Layer:
 
     Attributes:
         output: Name of an output, or "hidden_states".
-        index: Of the hidden states; below 0 counted from the last.
+        index: Which of the hidden states; below 0 counted from the last.
         pooling: One of `POOLINGS`, for hidden states.
         normed: Whether the model's final normalisation goes first.
     """
@@ -105,7 +105,7 @@ def extract(
         prepare: To the backbone's inputs, by name; it works one batch ahead in a thread of its own.
         layers: Names; see above.
         batch: Rows at a time, over all devices.
-        axes: Of the mesh, names and sizes; the batch is split over the first. By default all devices.
+        axes: Names and sizes of the mesh's axes; the batch is split over the first. By default all devices.
         progress: Called with the rows that are done and all of them.
         known: The first rows `[some, width]` of every layer, which an earlier pass kept.
         keep: Called with a number of a row and the features from there on, by layer, every `SECONDS` and when the pass

@@ -34,7 +34,7 @@ class Heads(NamedTuple):
         kernels: `[s, d, classes]`.
         biases: `[s, classes]`.
         values: Of the metric of each on its validation rows `[s]`.
-        chosen: The hyper-parameters of each.
+        chosen: The hyper-parameters of each head.
     """
 
     kernels: jax.Array
@@ -48,8 +48,8 @@ class Fit:
     """A way to fit.
 
     Attributes:
-        call: See the top of this file.
-        how: In words, for a report.
+        call: Fits the heads; its arguments are at the top of this file.
+        how: One sentence for a report.
         least: Examples of each class that it needs.
     """
 

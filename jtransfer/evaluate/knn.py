@@ -38,10 +38,10 @@ def knn(
 
     Args:
         keys: `[n, d]`, also in a mapped file (`np.memmap`): they are brought to length 1 block by block.
-        labels: Of the keys `[n]`.
+        labels: Labels of the keys, `[n]`.
         queries: `[m, d]`; None for the keys, each of which then is no neighbour of itself (leave one out).
         k: Numbers of neighbours.
-        temperature: Of the softmax.
+        temperature: The temperature of the softmax.
         classes: How many there are; None for as many as the largest label says.
         block: Keys that are compared at a time.
 

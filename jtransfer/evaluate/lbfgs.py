@@ -17,21 +17,20 @@ MEASURE = 10
 
 
 class State(NamedTuple):
-    """Where the problems are: arrays of the shape of all points, and numbers, one for each problem.
+    """The state of all problems. Arrays have the shape of the points, numbers one entry for each problem.
 
     Attributes:
-        point: The best so far.
-        value: There, with the gradient.
-        gradient: See `value`.
-        direction: In which the next step goes, times its length.
-        length: See `direction`.
-        steps: The history `[MEMORY, ...]`, with the changes of the gradient, and one over the product of the two,
-            which is 0 where there is no pair yet.
-        changes: See `steps`.
-        inverse: See `steps`.
-        diagonal: Of the Hessian.
+        point: The best point so far.
+        value: The function at `point`.
+        gradient: The gradient at `point`.
+        direction: The direction of the next step.
+        length: What `direction` is multiplied by to give the next step.
+        steps: The last steps, `[MEMORY, ...]`.
+        changes: The change of the gradient over each of `steps`, `[MEMORY, ...]`.
+        inverse: One over the product of each step and its change of the gradient; 0 in a place that is not yet filled.
+        diagonal: The diagonal of the Hessian, as measured last.
         done: Whether a further step is expected to lower the value by less than the tolerance.
-        evaluations: Of all problems.
+        evaluations: How often the function was evaluated, all problems together.
     """
 
     point: jax.Array
@@ -60,13 +59,13 @@ def minimise(
     """Minimise convex, positive functions side by side.
 
     Args:
-        evaluate: From points to values (sums over `axes`, which are kept with size 1) and gradients.
-        measure: From points to the diagonal of the Hessian, positive.
-        start: Where to begin.
-        axes: Over which one problem extends; along the others they lie side by side.
+        evaluate: Gives values and gradients at points; values are sums over `axes`, which are kept with size 1.
+        measure: Gives the diagonal of the Hessian at points, positive.
+        start: The first points.
+        axes: The axes of one problem; along the other axes the problems lie side by side.
         tolerance: A problem is done when a further step is expected to lower its value by less than this share.
-        iterations: Evaluations, at most.
-        project: Takes from a direction what changes no value.
+        iterations: The most evaluations of the function.
+        project: Removes from a direction the part along which the function does not change.
     """
 
     def dot(u, v):

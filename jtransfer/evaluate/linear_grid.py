@@ -136,7 +136,7 @@ def linear_grid(
         classes: How many there are; None for as many as the largest label says.
         blocks: Numbers of last blocks to read.
         rates: Learning rates for a batch of 256.
-        steps: Of the optimiser.
+        steps: Number of steps of the optimiser.
         batch: Rows a step.
         seed: Of the batches, by `data.subsets.batches`, and of the kernels: the one at place i of `rates` starts from
             `numpy.random.default_rng([seed, blocks, pooled, i])`, whatever else is in the grid.

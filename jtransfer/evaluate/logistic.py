@@ -90,9 +90,9 @@ def few_shot_paths(
         l2: Penalties `[k]`.
         rows: Draws `[*draws, m]`, as `draws.draws` gives them.
         weights: 1 for a row of a draw and 0 for padding, `[*draws, m]`; None for no padding.
-        classes: As for `logistic_path`, as are `tolerance` and `iterations`.
-        tolerance: See `classes`.
-        iterations: See `classes`.
+        classes: Number of classes, as in `logistic_path`.
+        tolerance: When a problem is done, as in `logistic_path`.
+        iterations: The most evaluations of the loss, as in `logistic_path`.
 
     Returns:
         Kernels `[*draws, k, d, c]` and biases `[*draws, k, c]`.

@@ -82,7 +82,7 @@ def ece(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
     Args:
         probabilities: `[n, classes]`, rows that sum to 1.
         labels: `[n]`.
-        bins: Of equal width.
+        bins: Number of bins, all of one width.
     """
     if bins < 1:
         raise InputError(f"expected calibration error with bins={bins}; expected at least 1")

@@ -29,7 +29,7 @@ class Search:
             best are halved until there are 8 steps a decade.
         double: Whether it is solved in float64.
         scaled: Whether features are divided by one number first, the standard deviation of all training features.
-        how: In words.
+        how: One sentence for a report.
     """
 
     l2: tuple[float, ...]
@@ -66,8 +66,8 @@ class Probe(NamedTuple):
         bias: `[c]`.
         l2: Its penalty on the summed loss.
         tried: The penalties that could be chosen, ascending.
-        scores: Of each on the validation rows: accuracy, or the mean AUROC of several labels.
-        at_edge: Whether it is the first or last of them, so that a wider range might be better.
+        scores: The accuracy with each penalty on the validation rows, or the mean AUROC of several labels.
+        at_edge: Whether `l2` is the first or last of `tried`, so that a wider range might be better.
         fitted: Which columns are fitted `[c]`: of several labels a row, those that some of the rows have and some have
             not. The others are 0.
     """

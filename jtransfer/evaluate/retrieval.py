@@ -98,7 +98,7 @@ def mean_average_precision(queries, query_labels, keys, key_labels, exclude_self
         query_labels: `[n]` integers.
         keys: `[m, d]`.
         key_labels: `[m]` integers.
-        exclude_self: See `average_precisions`.
+        exclude_self: Whether queries and keys are the same rows, and a row does not find itself.
 
     Raises:
         InputError: as `average_precisions`, or a query that has nothing to find.

@@ -42,7 +42,7 @@ def cka_matrix(xs: Sequence, ys: Sequence | None = None, debiased: bool = True) 
     Args:
         xs: Features `[n, d]`, whose widths may differ.
         ys: Features of the same examples; None for `xs` among themselves.
-        debiased: See `cka`.
+        debiased: Whether the bias that few examples bring is taken out, as in `cka`.
 
     Raises:
         InputError: features that cannot be used, other numbers of rows, or fewer than 4 of them.

@@ -25,11 +25,11 @@ class Reader:
     """Reads features of any dataset by one backbone: from the store, or in one pass over the data for what it lacks.
 
     Attributes:
-        backbone: Whose features.
-        prepare: Makes its inputs of rows of a dataset.
-        store: Where they are kept.
+        backbone: The backbone whose features are read.
+        prepare: Makes the backbone's inputs of rows of a dataset.
+        store: Where features are kept.
         batch: Rows at a time.
-        axes: Of the mesh.
+        axes: Names and sizes of the mesh's axes; None for all devices on one axis.
         progress: Called as `progress(what, done, rows)`.
     """
 
@@ -105,11 +105,11 @@ class Task:
     """What a protocol may look at.
 
     Attributes:
-        dataset: With its inputs, labels and names of classes.
+        dataset: The inputs, labels and names of classes.
         train: Rows to fit on.
         validation: Rows to choose on, none of them in `train`.
-        held_out: How those were set aside, in words.
-        reader: Of features by the backbone.
+        held_out: How the validation rows were set aside, in words.
+        reader: Reads features by the backbone.
         layers: Names of the layers that are evaluated.
         options: How the backbone was loaded, for a protocol that loads another.
         data_dir: Where prepared datasets lie, for a protocol that reads another.
@@ -161,7 +161,7 @@ def split(dataset: Dataset, share: float) -> tuple[np.ndarray, np.ndarray, str]:
 
     Args:
         dataset: Whose pool is split.
-        share: Of each class (rounded, one at least) that is set aside.
+        share: The share of each class that is set aside, rounded to one row at least.
 
     Raises:
         InputError: a share that leaves nothing on a side, a class without rows, or no test rows; of several labels a

@@ -230,12 +230,12 @@ class Typographic(NamedTuple):
     Attributes:
         clean: Accuracy on the images as they are.
         neutral: Accuracy where a neutral word is written on them.
-        written: Accuracy where the name of a wrong class is.
-        fooled: Share of those that are taken for the class whose name is written.
-        confused: Share that is taken for that class with nothing written, by chance.
+        written: Accuracy where the name of a wrong class is written on them.
+        fooled: Share of the images that are taken for the class whose name is written.
+        confused: Share of the images that are taken for that class with nothing written, by chance.
         occlusion: How far accuracy falls with a neutral word: `clean - neutral`.
         reading: How much further it falls with the name: `neutral - written`.
-        interval: Of `reading`, 95%: from the differences of the same images, normal approximation.
+        interval: The 95% interval of `reading`, from differences between the same images, by the normal approximation.
     """
 
     clean: float
@@ -254,9 +254,9 @@ def typographic(
     """Compare predictions on the same images as they are, with a neutral word, and with a wrong name.
 
     Args:
-        clean: `[n, classes]` logits, or `[n]` predicted classes, as the next two.
-        neutral: Of the control.
-        written: Of the images with the names of `wrong`.
+        clean: `[n, classes]` logits, or `[n]` predicted classes, of the images as they are.
+        neutral: Logits or predicted classes of the images with a neutral word, the control.
+        written: Logits or predicted classes of the images with the names of `wrong`.
         labels: `[n]` true classes.
         wrong: `[n]` classes whose names are written.
 

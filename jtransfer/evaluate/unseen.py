@@ -41,7 +41,7 @@ def validate(score: Score, features, labels, attributes, folds: int = 5, seed: i
         labels: `[n]` integers, rows of `attributes`.
         attributes: `[classes, m]`.
         folds: Number of groups.
-        seed: Of the draw of the groups.
+        seed: The seed that the groups are drawn with.
 
     Returns:
         Mean over the seen classes of the accuracy on each, in the shape of the hyper-parameters.

@@ -32,9 +32,9 @@ class TextClassifier:
     Attributes:
         kernel: `[d, classes]` float32; each column is the direction of a class times `exp(logit_scale)`.
         bias: `[classes]` float32; 0 for CLIP.
-        names: Of the classes.
-        templates: That the names were put into.
-        fingerprint: Of the backbone that read them.
+        names: The names of the classes.
+        templates: The texts that each name was put into.
+        fingerprint: The fingerprint of the backbone that embedded them.
     """
 
     kernel: np.ndarray
@@ -82,7 +82,7 @@ def load(path: epath.PathLike, backbone: Backbone | None = None) -> TextClassifi
     """The text classifier in a file that `save` wrote.
 
     Args:
-        path: Of the file.
+        path: Where the file is.
         backbone: Whose images are to be classified, if it is to be checked that it has read the texts as well.
 
     Raises:
@@ -178,7 +178,7 @@ def embed(backbone: Backbone, texts: Sequence[str], batch: int = 256) -> np.ndar
 
     Args:
         backbone: A dual encoder with its tokenizer.
-        texts: Of any lengths.
+        texts: Texts of any lengths.
         batch: Texts that are embedded at once.
 
     Raises:
