@@ -140,9 +140,9 @@ def check_ids(what: str, name: str, ids: Any, rows: int, named: Callable[[int], 
 
     Args:
         what: That the ids are given to, for the error.
-        name: Of the input.
+        name: Name of the input.
         ids: `[n, tokens]`.
-        rows: Of the table.
+        rows: Number of rows of the table.
         named: What is said of such a number, for the error.
 
     Raises:

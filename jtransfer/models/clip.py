@@ -37,24 +37,24 @@ OPENAI = {
 
 @dataclass(frozen=True)
 class CLIPTextConfig(Architecture):
-    """The architecture of a text tower.
+    """Options of a text tower.
 
     Attributes:
-        vocabulary: Number of tokens there are.
-        positions: Tokens that the model takes at most.
+        vocabulary: Number of different tokens.
+        positions: The most tokens of a text.
         hidden: Hidden width of the MLP; 0 for four times `width`.
         causal: Whether a token sees only itself and what is before it.
         pool: Which token the features are: "eos" takes the first `eos_token`, "largest" the first of the largest id
             (the same, as long as no tokens were added), "last" the last, be it padding (SigLIP).
         eos_token: The token that ends a text.
         pooler: Width of a dense layer on that token, which makes the features; 0 for none.
-        epsilon: Of every LayerNorm.
+        epsilon: Added to the variance in every LayerNorm.
         activation: A key of `layers.ACTIVATIONS`, as "quick_gelu".
         dropout: Rate after the embeddings and in both branches of a block.
         attention_dropout: Rate on the attention weights.
         drop_path: Stochastic depth: rate of the last block, growing linearly from 0 at the first.
         remat: Recompute each block in the backward pass.
-        dtype: Of the computation; `param_dtype` is that of the parameters.
+        dtype: Type in which the model computes; its parameters have the type `param_dtype`.
     """
 
     vocabulary: int = 49408
@@ -170,7 +170,7 @@ INPUTS = {"vision": "pixel_values", "text": "input_ids"}
 
 @dataclass(frozen=True)
 class CLIPConfig(Architecture):
-    """The architecture of two towers.
+    """Options of a model with two towers.
 
     Attributes:
         vision: The tower of images: the config of any model of images, or its options, with the name of another
@@ -178,9 +178,9 @@ class CLIPConfig(Architecture):
         text: The tower of texts, likewise, of "clip_text" or another architecture.
         projection: Width of both embeddings, to which a kernel of each tower projects its features; 0 where the
             features are the embeddings (SigLIP).
-        logit_scale: Start of the logarithm of what similarities are multiplied by.
-        logit_bias: Start of what is then added to them; None for nothing.
-        dtype: Of the computation in both towers; `param_dtype` is that of the parameters.
+        logit_scale: Start of the learned logarithm of the factor on similarities.
+        logit_bias: Start of the learned number that is added to scaled similarities; None for no such number.
+        dtype: Type in which both towers compute; their parameters have the type `param_dtype`.
     """
 
     vision: Any = field(default_factory=lambda: ViTConfig(**OPENAI))

@@ -20,25 +20,25 @@ from jtransfer.models.architecture import Architecture
 
 BLOCKS = ("basic", "bottleneck")
 REDUCTION = 4
-"""How much narrower the 3x3 of a bottleneck is than what it gives out."""
+"""Factor by which the 3x3 convolution of a bottleneck is narrower than the bottleneck's output."""
 
 
 @dataclass(frozen=True)
 class ResNetConfig(Architecture):
-    """The architecture.
+    """Options of a residual network.
 
     Attributes:
         image: Height and width that inputs are expected to have; the model itself takes any.
         channels: Channels of the input.
         block: "basic" (two 3x3: ResNet-18 and 34) or "bottleneck" (1x1, 3x3, 1x1: 50, 101 and 152).
         stem: Width of the stem.
-        widths: Of the output of each stage.
+        widths: Channels of the output of each stage.
         depths: Number of blocks in each stage.
         activation: After the stem and after each sum, a key of `layers.ACTIVATIONS`. Between the convolutions of a
             block it is ReLU whatever this says, as in transformers.
         downsample_in_first_stage: Whether the first stage halves the resolution, as all later ones do.
         downsample_in_bottleneck: Whether the first 1x1 of a bottleneck halves it, as in the paper, instead of the 3x3.
-        dtype: Of the computation; `param_dtype` is that of the parameters. Statistics are float32 always.
+        dtype: Type in which the model computes; its parameters have the type `param_dtype`, its statistics float32.
     """
 
     image: tuple[int, int] = (224, 224)

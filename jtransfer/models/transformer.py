@@ -20,24 +20,24 @@ from jtransfer.models import layers
 
 @dataclass(frozen=True)
 class Stack:
-    """What a stack of blocks is made of; every architecture derives one from its own config.
+    """Options of a stack of blocks; every architecture derives one from its own config.
 
     Attributes:
-        width: Of the stream, a multiple of `heads`.
+        width: Width of the residual stream, a multiple of `heads`.
         hidden: Width inside the MLP.
         norm: "pre" (each branch behind a LayerNorm, one more after the last block if `last_norm`) or "post" (a
             LayerNorm after each residual sum, as in BERT).
         last_norm: Whether a LayerNorm follows the last block.
         qkv_bias: Whether query, key and value have a bias.
         fused_qkv: Whether query, key and value are one dense layer, as low-rank updates of GPT-2 expect.
-        score_factor: Of the attention scores, beside `1 / sqrt(head width)`.
+        score_factor: Factor on the attention scores, beside `1 / sqrt(head width)`.
         score_by_depth: Whether the scores of block i are also divided by i + 1.
         gated: Whether the MLP is `down(activation(gate(x)) * up(x))` (Shazeer 2020, arXiv:2002.05202).
         layer_scale: Start of a learned scale on each branch (Touvron et al. 2021, arXiv:2103.17239); 0 for none.
         dropout: Rate on both branches; `attention_dropout` on the attention weights.
         drop_path: Stochastic depth: rate of the last block, growing linearly from 0 at the first.
         remat: Recompute each block in the backward pass.
-        dtype: Of the computation; `param_dtype` is that of the parameters.
+        dtype: Type in which the model computes; its parameters have the type `param_dtype`.
     """
 
     width: int
@@ -91,11 +91,12 @@ class Stack:
 
 
 class Past(NamedTuple):
-    """What one block's attention has seen, in arrays of a fixed size: `[batch, size, heads, head width]`.
+    """Keys and values of the tokens seen by a block's attention, in arrays `[batch, size, heads, head width]`.
 
     Attributes:
-        key: Of the tokens so far, in the first `length` places; `value` likewise.
-        length: How many they are; an integer, traced or not.
+        key: Keys of the tokens so far, in the first `length` places.
+        value: Values of these tokens, in the same places.
+        length: Number of these tokens; an integer, traced or not.
     """
 
     key: jax.Array
@@ -103,7 +104,7 @@ class Past(NamedTuple):
     length: jax.Array
 
     def then(self, key, value) -> "Past":
-        """With those of the next tokens, which must fit."""
+        """The past with the keys and values of the next tokens added, which must fit."""
         start = (0, self.length, 0, 0)
         return Past(
             jax.lax.dynamic_update_slice(self.key, key.astype(self.key.dtype), start),

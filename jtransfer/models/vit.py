@@ -24,7 +24,7 @@ POOLS = ("cls", "mean", "cls_mean", "map", "patches")
 
 @dataclass(frozen=True)
 class ViTConfig(Architecture):
-    """The architecture.
+    """Options of a vision transformer.
 
     Attributes:
         image: Height and width of the input in pixels; what is left over beyond the last whole patch, at the bottom
@@ -32,7 +32,7 @@ class ViTConfig(Architecture):
         channels: Channels of the input.
         patch: Side of a patch in pixels.
         hidden: Hidden width of the MLP; 0 for four times `width`.
-        pool: What `features` are: "cls" puts a learned token first and takes it; "mean" has no such token and
+        pool: What `features` are: "cls" puts a learned token first and takes it; "mean" has no class token and
             averages the patches; "cls_mean" takes the token and the average of the patches, side by side; "map" has no
             such token either and lets a learned probe attend to the patches (Zhai et al. 2022, arXiv:2106.04560);
             "patches" has the token and averages the patches alone (as MAE is fine-tuned).
@@ -45,15 +45,15 @@ class ViTConfig(Architecture):
         patch_bias: Whether the patches' dense layer has a bias.
         embedding_norm: Whether a LayerNorm precedes the blocks (CLIP).
         qkv_bias: Whether query, key and value have a bias.
-        epsilon: Of every LayerNorm.
+        epsilon: Added to the variance in every LayerNorm.
         activation: A key of `layers.ACTIVATIONS`, as "gelu" (exact) or "gelu_tanh".
         gated: Whether the MLP is gated, as in `transformer.Stack`.
-        layer_scale: Start of the learned scale on each branch, as there; 0 for none.
+        layer_scale: Start of the learned scale on each branch, as in `transformer.Stack`; 0 for none.
         dropout: Rate after the embeddings and in both branches of a block.
         drop_path: Stochastic depth: rate of the last block, growing linearly from 0 at the first
             (Huang et al. 2016, arXiv:1603.09382).
         remat: Recompute each block in the backward pass: less memory, a third more FLOPs.
-        dtype: Of the computation; `param_dtype` is that of the parameters.
+        dtype: Type in which the model computes; its parameters have the type `param_dtype`.
     """
 
     image: tuple[int, int] = (224, 224)

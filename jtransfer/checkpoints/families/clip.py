@@ -75,16 +75,16 @@ ONLY_HERE = ("dropout", "drop_path", "remat", "dtype", "param_dtype")
 
 @dataclass(frozen=True)
 class Dialect:
-    """How one of the two says it.
+    """How Hugging Face writes one of the two families, CLIP or SigLIP.
 
     Attributes:
-        model_type: Of the whole in `config.json`.
-        classes: What the names of its classes begin with.
-        vision: Options of the tower of images: the defaults of those in `KEYS`, and what all of its models have; `text`
-            likewise.
-        activation: Of the blocks, by default.
-        rows: Of the tower of images, beside patches, positions and blocks.
-        scalar: How the scale of similarities lies.
+        model_type: `model_type` of the whole model in `config.json`.
+        classes: What the names of the family's classes begin with.
+        vision: Options of the tower of images: the defaults of those in `KEYS`, and what all models of the family have.
+        text: Options of the tower of texts, likewise.
+        activation: Activation of the blocks where the file names none.
+        rows: Rows of the name table for the tower of images, beside patches, positions and blocks.
+        scalar: How the scale of similarities is stored.
         projected: Whether kernels project the features of both towers.
     """
 

@@ -47,8 +47,8 @@ def untied(values: Mapping[str, Any], tensors: Mapping[str, Tensor], output: str
     Transformers likewise believes the file where the two disagree.
 
     Args:
-        values: Of `config.json`, in which the output kernel and the table of words are tied if nothing is said.
-        tensors: By name.
+        values: Values of `config.json`, in which the output kernel and the table of words are tied if nothing is said.
+        tensors: Tensors of the checkpoint by name.
         output: Name of the output kernel.
         words: Name of the table of words, with or without a prefix in the file.
     """
@@ -65,11 +65,11 @@ class Description:
     """What the tensors of a checkpoint that is not in Hugging Face's layout say about it.
 
     Attributes:
-        config: Of our model.
-        head: That the file has; None for none.
-        names: The table.
-        tensors: That the table reads.
-        preprocessor: In the keys of a `preprocessor_config.json`; empty where nothing is known.
+        config: The options of our model.
+        head: The head that the file has; None for none.
+        names: The table of names.
+        tensors: The tensors that the table reads, by name.
+        preprocessor: How images are made, in the keys of a `preprocessor_config.json`; empty where nothing is known.
         classes: Names of the head's classes, where they are known.
     """
 
@@ -94,7 +94,8 @@ def preprocessor(
         size: `{"shortest_edge": pixels}`, or `height` and `width`.
         crop: Side of the square in the middle that is kept; None for all.
         filter: A key of `RESAMPLE`.
-        mean: Of each channel, from 0 to 1, and so is `std`.
+        mean: Mean of each channel, from 0 to 1.
+        std: Standard deviation of each channel, from 0 to 1.
     """
     return {
         "image_processor_type": "CLIPImageProcessor",

@@ -52,7 +52,7 @@ def describe(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Descri
 
     Args:
         tensors: By their names.
-        values: Of `open_clip_config.json`.
+        values: Values of `open_clip_config.json`.
 
     Raises:
         InputError: a model of another kind than CLIP's, with what tells it.

@@ -48,7 +48,7 @@ def describe(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Descri
 
     Args:
         tensors: By their names.
-        values: Of timm's `config.json`; empty where there is none.
+        values: Values of timm's `config.json`; empty where there is none.
 
     Raises:
         InputError: a ViT that ours cannot be.

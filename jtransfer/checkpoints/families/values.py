@@ -32,7 +32,7 @@ def typed(values: Mapping[str, Any], key: str, default: Any) -> Any:
     """A value of the type of its default: a whole number, a number, true or false, a word, or a list of whole numbers.
 
     Args:
-        values: Of the file, or of a part of it.
+        values: Values of the file, or of a part of it.
         key: Whose value is wanted.
         default: Where the key is not there.
 

@@ -62,7 +62,7 @@ def read(values: Mapping[str, Any], patch: int, epsilon: float, **own: Any) -> V
     """The config of a model type.
 
     Args:
-        values: Of `config.json`.
+        values: Values of `config.json`.
         patch: The default of `patch_size`; `epsilon` is that of `layer_norm_eps`.
         **own: Options that this model type says in its own way.
 
