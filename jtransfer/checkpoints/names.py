@@ -377,7 +377,7 @@ def _grouped(kinds, tensors):
 
 
 def repeated(rows: Sequence[Row], theirs: str, ours: str) -> tuple[Row, ...]:
-    """The same rows under a prefix on both sides, as for one tower of two."""
+    """Rows with a prefix on both sides, as for one tower of two."""
     return tuple(
         Row(
             theirs + row.theirs, tuple(ours + path for path in row.paths), row.kind, tuple(theirs + a for a in row.also)

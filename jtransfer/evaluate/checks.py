@@ -12,12 +12,12 @@ from jtransfer.errors import InputError
 
 
 def features(x: Any, what: str = "features", *, alike: bool = False) -> Any:
-    """Features as they are, if they are `[n, d]` finite floats that are not all the same.
+    """Check that features are `[n, d]` finite floats whose rows are not all equal, and give them back unchanged.
 
     Args:
-        x: An array of NumPy or JAX, or what becomes one.
-        what: What they are, for the error.
-        alike: Whether all rows may be the same, as those of queries may.
+        x: An array of NumPy or JAX, or something that `np.asarray` takes.
+        what: Name of the features, for the error.
+        alike: Whether all rows may be equal, as of queries.
 
     Raises:
         InputError: another shape or type, no row, NaN or infinity, rows that are all alike, or numbers so large that
@@ -52,7 +52,7 @@ def same_width(x: Any, y: Any, what: tuple[str, str]) -> None:
     """Refuse to compare features `[n, d]` of different width.
 
     Raises:
-        InputError: naming both.
+        InputError: the widths differ; the error names both.
     """
     if x.shape[1] != y.shape[1]:
         raise InputError(f"{what[0]} have width {x.shape[1]}, {what[1]} {y.shape[1]}; expected the same")
@@ -141,7 +141,7 @@ def penalties(values: Any, what: str = "l2 is") -> np.ndarray:
     """Penalties `[k]` in float64, if each is finite and above 0.
 
     Raises:
-        InputError: something else, or none.
+        InputError: a penalty that is not finite or not above 0, or no penalty at all.
     """
     try:
         found = np.asarray(values, np.float64)
@@ -157,7 +157,7 @@ def targets(y: Any, rows: int, what: str = "labels") -> np.ndarray:
     """Multi-label targets `[n, c]` of 0 and 1 as float32, each column with both.
 
     Raises:
-        InputError: another shape, other values, or a label that every row has, or none.
+        InputError: another shape, other values than 0 and 1, or a label that every row has or that no row has.
     """
     y = np.asarray(y)
     if y.ndim != 2 or len(y) != rows or y.dtype.kind not in "iubf":

@@ -53,7 +53,7 @@ def check(rows: int, k: int, restarts: int, what: str = "rows") -> None:
     """Refuse numbers of which no clusters can be made.
 
     Raises:
-        InputError: as `kmeans`, with `what` the rows are.
+        InputError: as `kmeans` raises; the error calls the rows `what`.
     """
     if not isinstance(k, int | np.integer) or not 1 <= k <= rows:
         raise InputError(f"k is {k}; expected 1..{rows}, as there are {rows} {what}")

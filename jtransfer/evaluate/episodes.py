@@ -81,7 +81,7 @@ def check_classifier(classifier: str, ways: int, shots: int, queries: int, optio
     """The options of a classifier, if it can classify episodes of these sizes with them.
 
     Raises:
-        InputError: as `episodes`.
+        InputError: as `episodes` raises.
     """
     options = prototypes.checked_options(classifier, CLASSIFIERS, options)
     neighbours = options.get("neighbours", NEIGHBOURS)
@@ -95,7 +95,7 @@ def check(labels: np.ndarray, ways: int, shots: int, queries: int, episodes: int
     """Refuse sizes of which no episodes can be drawn.
 
     Raises:
-        InputError: as `episodes`, with `what` the labels `[n]` are.
+        InputError: as `episodes` raises; the error calls the labels `[n]` `what`.
     """
     numbers = {"ways": (ways, 2), "shots": (shots, 1), "queries": (queries, 1), "episodes": (episodes, 2)}
     for name, (value, least) in numbers.items():

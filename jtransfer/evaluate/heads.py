@@ -91,7 +91,7 @@ def choose(
         metric: Of classes; by default accuracy.
 
     Raises:
-        InputError: as `values` does, or when λ and heads are not as many.
+        InputError: as `values` raises, or a number of heads that differs from the number of λ.
     """
     kernels, biases, l2 = jnp.asarray(kernels), jnp.asarray(biases), jnp.asarray(l2)
     if kernels.shape[-3:-2] != l2.shape:

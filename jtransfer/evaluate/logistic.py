@@ -98,7 +98,7 @@ def few_shot_paths(
         Kernels `[*draws, k, d, c]` and biases `[*draws, k, c]`.
 
     Raises:
-        InputError: as `logistic_path`, or draws that cannot be used.
+        InputError: as `logistic_path` raises, or draws that cannot be used.
     """
     x, targets, classes = _checked(features, labels, classes)
     l2, place = _penalties(l2)

@@ -26,7 +26,7 @@ def hits(predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def top(logits: np.ndarray, labels: np.ndarray, k: int) -> float:
-    """Share of rows whose label is among the k classes of the largest logits; among equals the first go before.
+    """Share of rows whose label is among the k classes of the largest logits; ties go to the first class.
 
     So `top(logits, labels, 1)` is the accuracy, and equal logits are no hit for every class.
 

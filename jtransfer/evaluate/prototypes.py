@@ -22,7 +22,7 @@ from jtransfer.evaluate.draws import drawn, each_draw, labelled
 def class_means(
     features: Any, labels: Any, *, classes: int | None = None, rows: Any = None, weights: Any = None
 ) -> jax.Array:
-    """Mean of the features `[n, d]` of each class, `[*draws, classes, d]`; the arguments are those of `prototypes`."""
+    """Mean of the features `[n, d]` of each class, `[*draws, classes, d]`; arguments as of `prototypes`."""
     features, labels, classes = labelled(features, labels, classes)
     rows, weights = drawn(rows, weights, len(features))
     _examples(labels, classes, rows, weights, "class means")

@@ -65,7 +65,7 @@ def table_markdown(rows: Rows, about: Sequence[str]) -> str:
 
 
 def terminal_table(rows: Rows) -> "Table":
-    """The same for a terminal: the first metric of each row, and a few of the others below it."""
+    """The table for a terminal: the first metric of each row, and a few of the other metrics below it."""
     from rich import box
     from rich.table import Table
     from rich.text import Text

@@ -101,7 +101,7 @@ def mean_average_precision(queries, query_labels, keys, key_labels, exclude_self
         exclude_self: Whether queries and keys are the same rows, and a row does not find itself.
 
     Raises:
-        InputError: as `average_precisions`, or a query that has nothing to find.
+        InputError: as `average_precisions` raises, or a query that has nothing to find.
     """
     found = average_precisions(queries, query_labels, keys, key_labels, exclude_self)
     if (lonely := np.isnan(found)).any():

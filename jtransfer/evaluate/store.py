@@ -24,7 +24,7 @@ LARGEST_HEADER = 4096
 
 @dataclass(frozen=True)
 class Origin:
-    """What features are of: two sets with the same `space` may be compared, and with the same origin are the same.
+    """Which features these are. Sets of one `space` may be compared; sets of one origin are equal.
 
     Attributes:
         weights: Fingerprint of the backbone.

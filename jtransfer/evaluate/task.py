@@ -148,7 +148,7 @@ class Task:
         return [found[layer] if layer in found else self.all_layers[layer] for layer in layers]
 
     def seen_by(self, name: str) -> "Task":
-        """The same data by another backbone, loaded with the same options."""
+        """This task with the features of another backbone, which is loaded with the options of this one."""
         backbone, prepare = checkpoints.load_for(name, self.options, self.dataset, tower=False)
         return replace(self, reader=replace(self.reader, backbone=backbone, prepare=prepare))
 

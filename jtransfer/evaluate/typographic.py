@@ -51,7 +51,7 @@ def wrong_classes(labels: np.ndarray, names: Sequence[str], seed: int) -> np.nda
 
 
 def neutral_words(texts: Sequence[str], names: Sequence[str]) -> list[str]:
-    """For each word of each text the one of `NEUTRAL` whose length is nearest, of those that stand in no class's name.
+    """Replace each word of each text by the word of `NEUTRAL` of the nearest length that is part of no class's name.
 
     Raises:
         InputError: every one of them does.

@@ -59,7 +59,7 @@ class TextClassifier:
 
     @property
     def head(self) -> Head:
-        """The same as a head of the backbone that read the texts, for `models.Headed`; see `leaves`."""
+        """This classifier as a head of the backbone that read the texts, for `models.Headed`; see `leaves`."""
         return Head(len(self.names), reads="image_embeds")
 
     def leaves(self, name: str = "head") -> Tree:
@@ -157,10 +157,10 @@ def check(backbone: Backbone) -> None:
 
 
 def check_texts(names: Sequence[str], templates: Sequence[str], distinct: bool = True) -> tuple[str, ...]:
-    """The names, each once, if they and the templates can be read; the arguments are those of `text_classifier`.
+    """Check names and templates, and give each name once; the arguments are as of `text_classifier`.
 
     Raises:
-        InputError: naming the first that cannot.
+        InputError: a name or template that cannot be read; the error names the first.
     """
     unique = checks.names(names if distinct else dict.fromkeys(names))
     if not templates:

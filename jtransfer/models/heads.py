@@ -90,7 +90,7 @@ def _output(config: Head, name: str) -> nn.Module:
 
 
 class Headed(nn.Module):
-    """A backbone whose paths stay as they are, with a head whose outputs join the backbone's.
+    """A backbone with a head. The backbone's paths do not change; the head's outputs join its own.
 
     Attributes:
         backbone: A module whose outputs have what the head reads.

@@ -67,7 +67,7 @@ def flat_dot_general(lhs, rhs, dimension_numbers, precision=None, preferred_elem
 
 
 Dense = partial(nn.Dense, dot_general=flat_dot_general)
-"""`flax.linen.Dense` with the product above: the same type, names and parameters."""
+"""`flax.linen.Dense` with the product above; its type, names and parameters are Flax's."""
 
 
 class Embed(nn.Module):

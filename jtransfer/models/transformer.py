@@ -73,7 +73,7 @@ class Stack:
 
     @classmethod
     def of(cls, config: Any, **own: Any) -> "Stack":
-        """The stack of an architecture's config: what has the same name there, and what is its own.
+        """The stack of an architecture's config: fields of one name are copied, the others are given.
 
         `config.hidden` may be 0 for four times the width.
         """

@@ -67,7 +67,7 @@ KEYS = {
     "vision": COMMON | {"channels": "num_channels", "patch": "patch_size"},
     "text": COMMON | {"vocabulary": "vocab_size", "positions": "max_position_embeddings"},
 }
-"""Our options of a tower, and the keys of its config that say the same."""
+"""Our options of a tower, each with the key of Hugging Face's config for it."""
 
 ONLY_HERE = ("dropout", "drop_path", "remat", "dtype", "param_dtype")
 """Options of training and precision, which their configs have not."""

@@ -69,7 +69,7 @@ def transferability(task: Task) -> Run:
 
 
 def cka(task: Task, reference: str = "") -> Run:
-    """Debiased linear CKA between all pairs of the task's layers, or between them and those of a second backbone."""
+    """Debiased linear CKA between all pairs of the task's layers, or of these and a second backbone's."""
     if len(task.test) < similarity.LEAST:
         raise InputError(f"cka: {task.dataset.name} has {len(task.test)} test rows; expected at least 4")
     other = task.seen_by(reference) if reference else task
