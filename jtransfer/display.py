@@ -16,7 +16,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from jtransfer.cells import value
+from jtransfer.cells import ACCURACY, value
 from jtransfer.texts import plain
 
 
@@ -67,7 +67,7 @@ class CurveProgress(Live):
         if not rows:
             return self.progress.update(self.task, description=f"{method}, {shots} per class")
         reached = [value(row) for row in rows if value(row) is not None]
-        scale, unit = (100, "%") if rows[0]["unit"] else (1, " ")
+        scale, unit = (100, "%") if rows[0].get("unit", ACCURACY["unit"]) else (1, " ")
         mean = f"{scale * sum(reached) / len(reached):5.1f}{unit}" if reached else "    –"
         lost = f"  {len(rows) - len(reached)} of {len(rows)} seeds diverged" if len(reached) < len(rows) else ""
         each = "rows" if rows[0].get("labels") == "rows" else "per class"

@@ -21,6 +21,7 @@ from jtransfer.config import check, defaults, resolved
 from jtransfer.data import preprocess, sources
 from jtransfer.data.streams import Cursor, ahead, ended, taken
 from jtransfer.errors import Damaged, InputError, Once
+from jtransfer.evaluate.few_shot import FITS
 from jtransfer.models import STATISTICS
 from jtransfer.objectives import make_loss
 from jtransfer.stopping import Stopped, after_a_step
@@ -95,7 +96,12 @@ def prepare(config, stream: Any = None) -> Run:
         raise InputError(
             f"config.batch {config.batch} must be a multiple of {parts}: devices of the batch x accumulate"
         )
-    method, optimiser = methods.parse(config.method), Optimiser(**config.optimiser)
+    method, optimiser = methods.parse(config.method, solvers=FITS), Optimiser(**config.optimiser)
+    if method.solves:
+        raise InputError(
+            f"config.method '{method.name}': a head is solved for in curves alone; train it by steps, as in "
+            "'probe >> finetune'"
+        )
     methods.check_needs([method], ["teacher"] if config.teacher else [])
     task = build_task(config, mesh, stream)
     if task.params and not method.pretrained:
