@@ -261,9 +261,9 @@ def protocol(curve: Curve, rows: list[Row]) -> list[str]:
     tested = f"{len(examples.test)} of the {len(dataset.test)}" if part else f"the {len(dataset.test)}"
     drawn = " (drawn once, each class in its proportion)" if part else ""
     what = {"classes": "classes", "labels": "labels, several a row", "values": "values a row"}[dataset.targets]
-    first, *others = (f"{name.replace('_', ' ')} ({metric.words})" for name, metric in examples.metrics.items())
-    also = f" Also measured: {', '.join(others)}." if others else ""
-    chosen = "accuracy" if first.startswith("accuracy") else first
+    named = [(name.replace("_", " "), metric.words) for name, metric in examples.metrics.items()]
+    chosen, *others = [name if name == words else f"{name}, the {words}" for name, words in named]
+    also = f" Also measured: {'; '.join(others)}." if others else ""
     lines = [
         f"Target: {dataset.name}, {dataset.outputs} {what}; tested on {tested} rows of the test split{drawn}, "
         f"which chose nothing; few-shot sets are drawn from the other {len(dataset.pool)}.",

@@ -67,8 +67,9 @@ class CurveProgress(Live):
         if not rows:
             return self.progress.update(self.task, description=f"{method}, {shots} per class")
         reached = [value(row) for row in rows if value(row) is not None]
-        scale, unit = (100, "%") if rows[0].get("unit", ACCURACY["unit"]) else (1, " ")
-        mean = f"{scale * sum(reached) / len(reached):5.1f}{unit}" if reached else "    –"
+        mean = math.fsum(reached) / len(reached) if reached else math.nan
+        shown = f"{100 * mean:5.1f}%" if rows[0].get("unit", ACCURACY["unit"]) else f"{mean:6.3g}"
+        mean = shown if reached else "    –"
         lost = f"  {len(rows) - len(reached)} of {len(rows)} seeds diverged" if len(reached) < len(rows) else ""
         each = "rows" if rows[0].get("labels") == "rows" else "per class"
         self.say_when(f"{method:<24} {shots:>3} {each}  {mean}{lost}")

@@ -76,6 +76,10 @@ class Shown(NamedTuple):
         """What it is called, as "accuracy" or "mean per class"."""
         return self.metric.replace("_", " ")
 
+    def text(self, value: float) -> str:
+        """A value as it is shown: shares to a tenth of a percent, others to three digits."""
+        return f"{value:.1f}" if self.unit else f"{value:.3g}"
+
     @property
     def scale(self) -> int:
         """What values are multiplied by."""
@@ -148,7 +152,8 @@ def table_markdown(results: Results, protocol: Sequence[str]) -> str:
         protocol: One sentence for each thing that a reader must know to repeat the numbers.
     """
     points = _shown(results)
-    best = _best(points, Shown.of(results).better)
+    look = Shown.of(results)
+    best = _best(points, look)
     unit, scale = _unit(results)
     shots = _shots(points)
     lines = [["method", "trainable parameters", f"{unit} / step", *map(str, shots)]]
@@ -156,7 +161,7 @@ def table_markdown(results: Results, protocol: Sequence[str]) -> str:
         # Code marks, because a method's name may hold a pattern.
         line = [code(method), _trainable(results, method), _flops(results, method, scale)]
         for cell in ((method, k) for k in shots):
-            line.append(f"**{_percent(points[cell])}**" if cell in best else _percent(points.get(cell)))
+            line.append(f"**{_text(points[cell], look)}**" if cell in best else _text(points.get(cell), look))
         lines.append(line)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
@@ -176,7 +181,8 @@ def terminal_table(results: Results) -> "Table":
     from rich.text import Text
 
     points = _shown(results)
-    best = _best(points, Shown.of(results).better)
+    look = Shown.of(results)
+    best = _best(points, look)
     unit, scale = _unit(results)
     caption = Text(_caption(results, points).replace("`", ""))
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption=caption, caption_justify="left")
@@ -187,7 +193,7 @@ def terminal_table(results: Results) -> "Table":
     for method in _methods(points):
         line = [Text(method), _trainable(results, method), _flops(results, method, scale)]
         for cell in ((method, k) for k in _shots(points)):
-            mean, *half = _percent(points.get(cell)).replace(" (", "\n(").split(" ± ")
+            mean, *half = _text(points.get(cell), look).replace(" (", "\n(").split(" ± ")
             text = Text(mean, style="bold" if cell in best else "")
             line.append(text.append(f"\n±{half[0]}", "not bold dim") if half else text)
         table.add_row(*line)
@@ -245,20 +251,23 @@ def _shots(points) -> list[int]:
     return sorted({shots for _, shots in points})
 
 
-def _best(points, better) -> set[tuple[str, int]]:
+def _best(points, look) -> set[tuple[str, int]]:
     """The cells that show the best mean of their column; a cell alone in its column beats nobody."""
-    shown, best = {cell: f"{point.mean:.1f}" for cell, point in points.items()}, max if better == "higher" else min
+    shown, best = (
+        {cell: look.text(point.mean) for cell, point in points.items()},
+        max if look.better == "higher" else min,
+    )
     columns = [[cell for cell in points if cell[1] == shots and points[cell].n] for shots in _shots(points)]
     tops = [best(column, key=lambda cell: points[cell].mean) for column in columns if len(column) > 1]
     return {cell for cell in points for top in tops if cell[1] == top[1] and shown[cell] == shown[top]}
 
 
-def _percent(point: Point | None) -> str:
+def _text(point: Point | None, look: Shown) -> str:
     if point is None:
         return MISSING
     if not point.n:
         return f"{MISSING} ({point.diverged} diverged)"
-    return f"{point.mean:.1f}" + ("" if math.isnan(point.half) else f" ± {point.half:.1f}")
+    return look.text(point.mean) + ("" if math.isnan(point.half) else f" ± {look.text(point.half)}")
 
 
 def _costs(results, method, field) -> list[float]:
@@ -319,7 +328,7 @@ def _caption(results, points) -> str:
         f"Mean over {_seeds(usual)}{half}" + (f"; but {', '.join(others)}" if others else ""),
         _solved(results),
         "One seed gives no interval" if any(point.n == 1 for point in points.values()) else "",
-        f"Bold: the {shown.better.replace('er', 'est')} mean of a column" if _best(points, shown.better) else "",
+        f"Bold: the {shown.better.replace('er', 'est')} mean of a column" if _best(points, shown) else "",
         *(
             f"`{method}` learns nothing: its cost is one forward pass"
             for method in _methods(points)
