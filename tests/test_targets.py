@@ -71,7 +71,7 @@ def test_several_labels_a_row_have_a_curve_that_shows_the_metric_which_chose(pla
     assert row["trainable"] == 3 * (curve.backbone.config.width + 1)
     said = "\n".join(curves.protocol(curve, [row]))
     assert "3 labels, several a row; tested on the 100 rows" in said
-    assert "40 + 10 rows" in said and "best validation map (mean average precision)" in said
+    assert "40 + 10 rows" in said and "best validation map, the mean average precision" in said
     table = report.table_markdown([row], [])
     assert f"{100 * row['test_map']:.1f}" in table and "Test map in % by training rows" in table
 
