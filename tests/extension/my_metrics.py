@@ -15,16 +15,6 @@ def within(error: float = 1.0) -> Metric:
     return Metric(call, ("values",), f"share of values within {error:g}")
 
 
-def surely(least: float = 0.5) -> Metric:
-    """The share of rows whose own class has a probability of at least so much."""
-
-    def call(logits, classes, weights):
-        own = jnp.take_along_axis(jax.nn.softmax(logits), classes[:, None], axis=1)[:, 0]
-        return jnp.sum(weights * (own >= least)) / jnp.sum(weights)
-
-    return Metric(call, ("classes",), f"share of rows with a probability of at least {least:g}")
-
-
 def shaped() -> Metric:
     """One that returns a value for each row, as it should not."""
     return Metric(lambda predictions, targets, weights: weights, ("values",), "no scalar")
@@ -48,3 +38,13 @@ def number() -> float:
 def of_ranks() -> Metric:
     """One of no kind of targets."""
     return Metric(constant, ("value",), "nothing")
+
+
+def surely(least: float = 0.5) -> Metric:
+    """The share of rows whose own class has a probability of at least so much."""
+
+    def call(logits, classes, weights):
+        own = jnp.take_along_axis(jax.nn.softmax(logits), classes[:, None], axis=1)[:, 0]
+        return jnp.sum(weights * (own >= least)) / jnp.sum(weights)
+
+    return Metric(call, ("classes",), f"share of rows with a probability of at least {least:g}")
