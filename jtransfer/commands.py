@@ -152,7 +152,11 @@ def export(arguments, overrides: list[str]) -> None:
     if shared == around and (workdir / "config.json").exists():
         raise refused
     trust = [name.strip() for name in arguments.trust.split(",") if name.strip()]
-    step, result, beside = results.result(workdir, trust)
+
+    def accept(hollow):
+        exports.check_result(hollow, arguments.format, arguments.adapters)
+
+    step, result, beside = results.result(workdir, trust, accept)
     about = {"workdir": str(workdir), "step": step}
     exports.write(out, result, arguments.format, arguments.adapters, beside, **about)
     print(f"Written to {out}: step {step} of {workdir} as {arguments.format}")

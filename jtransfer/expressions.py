@@ -157,7 +157,8 @@ def _returned(known: Mapping[str, Callable]) -> type:
 def _of_type(made: Callable, kind: Any, label: str, *first: Any) -> Any:
     found = made(*first)
     if not isinstance(found, kind):
-        names = [f"a {own.__name__}" for own in typing.get_args(kind) or (kind,)]
-        expected = "a function" if kind is Callable else " or ".join(names)
+        names = [own.__name__ for own in typing.get_args(kind) or (kind,)]
+        named = [f"an {name}" if name[0] in "AEIOU" else f"a {name}" for name in names]
+        expected = "a function" if kind is Callable else " or ".join(named)
         raise InputError(f"{label} returned {kinds.shown(found)}; expected {expected}")
     return found

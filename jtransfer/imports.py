@@ -10,6 +10,7 @@ import contextlib
 import functools
 import hashlib
 import importlib
+import inspect
 import os
 import site
 import sys
@@ -192,6 +193,13 @@ def running(what: str, files: Collection[str], folder: str | None = None) -> Ite
     """
     with blaming(what, files), contextlib.redirect_stdout(sys.stderr), _on_path(folder):
         yield
+
+
+def calling(what: str, *functions: Callable) -> contextlib.AbstractContextManager[None]:
+    """`running` of the files in which functions were written, as far as they are the user's: ours are not to blame."""
+    codes = [getattr(inspect.unwrap(function), "__code__", None) for function in functions]
+    files = [code.co_filename for code in codes if code and os.path.dirname(__file__) not in code.co_filename]
+    return running(what, files) if files else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 from flax.errors import NameInUseError
 
-from jtransfer import kinds
+from jtransfer import imports, kinds
 from jtransfer.errors import InputError
-from jtransfer.models import SOURCE_HEAD, STATISTICS, complete, shapes_of
+from jtransfer.models import SOURCE_HEAD, STATISTICS, complete, outputs_and_leaves
 from jtransfer.models.layers import BatchNorm
 from jtransfer.objectives import Score
 from jtransfer.tree import FROZEN, Tree, label, mismatches
@@ -292,7 +292,7 @@ def adapt(
     """
     example = dict(inputs) if isinstance(inputs, Mapping) else jax.ShapeDtypeStruct((1, *inputs), jnp.float32)
     base = dict(pretrained) if method.pretrained else {}
-    plain = shapes_of(model, example)
+    outputs, plain = outputs_and_leaves(model, example)
     if base:
         own = {path: leaf for path, leaf in base.items() if path in plain or not path.startswith(SOURCE_HEAD)}
         # A leaf that the backbone lacks would silently start at random.
@@ -300,21 +300,17 @@ def adapt(
         offenders = mismatches(expected, own)
         if offenders:
             raise InputError(f"the backbone does not fit the model: {'; '.join(offenders)}")
-    try:
-        shapes, state = _split(shapes_of(Intercepted(model, method.adds), example))
-    except NameInUseError as error:
-        part = found[1] if (found := re.search(r'"(\w+)"', str(error))) else "a part"
-        raise InputError(
-            f"method '{method.name}' adds '{part}' where the model has it already, of a method that it runs under; "
-            "choose another method, or a backbone without that one"
-        ) from None
+    shapes, state = _split(_leaves_under(method.name, method.adds, model, example, outputs))
     shapes |= {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in _split(base)[0].items()}
     each: list[Adapted] = []
     for phase in method.phases:
         # Of leaves that a later phase adds none learns yet.
-        there = shapes if phase.adds == method.adds else _split(shapes_of(Intercepted(model, phase.adds), example))[0]
+        there = shapes
+        if phase.adds != method.adds:
+            there = _split(_leaves_under(method.name, phase.adds, model, example, outputs))[0]
         own = [path for path in shapes if path in there and not path.startswith(SOURCE_HEAD)]
-        rates = dict.fromkeys(shapes, FROZEN) | phase.learns(own)
+        with imports.calling(f"method '{method.name}': file", phase.learns):
+            rates = dict.fromkeys(shapes, FROZEN) | phase.learns(own)
         if not any(rate != FROZEN for rate in rates.values()):
             raise InputError(f"method '{method.name}': nothing learns; add what does, as in 'finetune + {method.name}'")
         frozen_mode = evaluation_mode({path: rates[path] for path in _split(plain)[0]})
@@ -326,6 +322,37 @@ def adapt(
         return each[0]
     learned = {path: rate for one in each for path, rate in one.rates.items() if rate != FROZEN}
     return replace(each[-1], rates=dict.fromkeys(shapes, FROZEN) | learned, each=tuple(each))
+
+
+def _leaves_under(name, adds, model, example, outputs):
+    """Shapes of the leaves of a model under interceptors, which must not change the shapes of its outputs."""
+    with imports.calling(f"method '{name}': file", *adds):
+        try:
+            found, leaves = outputs_and_leaves(Intercepted(model, adds), example)
+        except NameInUseError as error:
+            part = named[1] if (named := re.search(r'"(\w+)"', str(error))) else "a part"
+            raise InputError(
+                f"method '{name}' adds '{part}' where the model has it already, of a method that it runs under; "
+                "choose another method, or a backbone without that one"
+            ) from None
+    for key, before in outputs.items():
+        after = found.get(key) if isinstance(found, Mapping) else None
+        if _sides(key, before) != _sides(key, after):
+            raise InputError(
+                f"method '{name}' makes {_shown(after)} of the model's output '{key}', {_shown(before)}; expected the "
+                "same shape: a method may change values, and how many tokens last_hidden_state has"
+            )
+    return leaves
+
+
+def _sides(name, output):
+    """The shapes in an output that a method must not change."""
+    free = (1,) if name == "last_hidden_state" else ()
+    return [[n for i, n in enumerate(x.shape) if i not in free] for x in jax.tree.leaves(output)]
+
+
+def _shown(output):
+    return " and ".join(str(list(x.shape)) for x in jax.tree.leaves(output)) or "nothing"
 
 
 def evaluation_mode(rates: Mapping[str, float]) -> Interceptor:

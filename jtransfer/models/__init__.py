@@ -51,6 +51,7 @@ __all__ = [
     "complete",
     "described",
     "of_config",
+    "outputs_and_leaves",
     "shapes_of",
 ]
 
@@ -125,14 +126,25 @@ def complete(model: nn.Module, key: jax.Array, tree: Tree, example: Any) -> Tree
     Returns:
         The whole tree. Call it under `jit`: what the missing leaves do not need is then never computed.
     """
-    inputs = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), example)
-    _, made = apply(model, tree, inputs, train=False, rngs={"params": key}, mutable=nn.DenyList(("intermediates",)))
-    return tree | flat(made.get("params", {})) | prefixed(flat(made.get("batch_stats", {})), STATISTICS)
+    return _run(model, key, tree, example)[1]
 
 
 def shapes_of(model: nn.Module, example: Any) -> Tree:
     """Shape and dtype of every leaf of a model, its statistics under `batch_stats/`."""
-    return jax.eval_shape(partial(complete, model, tree={}, example=example), jax.random.key(0))
+    return outputs_and_leaves(model, example)[1]
+
+
+def outputs_and_leaves(model: nn.Module, example: Any) -> tuple[dict[str, Any], Tree]:
+    """Shape and dtype of what a model gives in evaluation mode, by name, and of every leaf, as `shapes_of`."""
+    return jax.eval_shape(partial(_run, model, tree={}, example=example), jax.random.key(0))
+
+
+def _run(model, key, tree, example):
+    """The outputs of a model on inputs of zeros, and its whole tree."""
+    inputs = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), example)
+    variables = nn.DenyList(("intermediates",))
+    outputs, made = apply(model, tree, inputs, train=False, rngs={"params": key}, mutable=variables)
+    return outputs, tree | flat(made.get("params", {})) | prefixed(flat(made.get("batch_stats", {})), STATISTICS)
 
 
 def check_ids(what: str, name: str, ids: Any, rows: int, named: Callable[[int], str] | None = None) -> None:

@@ -17,8 +17,6 @@ All are NaN where a prediction or target that counts is NaN, or where no row cou
 To add one, write it and name it in `METRICS`; a user's own is a dotted name, see `parse`.
 """
 
-import contextlib
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -363,13 +361,5 @@ def check(name: str, metric: Metric, kind: str, outputs: int) -> None:
         raise InputError(f"metric '{name}' needs {needs}; the data has {outputs} {kind}; {nearest(name, there)}")
     predictions = jax.ShapeDtypeStruct((2, outputs), jnp.float32)
     targets = jax.ShapeDtypeStruct((2,), jnp.int32) if kind == "classes" else predictions
-    with _running(name, metric):
+    with imports.calling(f"metric '{name}': file", metric.call):
         jax.eval_shape(metric, predictions, targets, jax.ShapeDtypeStruct((2,), jnp.float32))
-
-
-def _running(name, metric):
-    """Say in which line of a user's file a formula fails; a fault of ours stays one."""
-    code = getattr(inspect.unwrap(metric.call), "__code__", None)
-    if "." not in name or code is None:
-        return contextlib.nullcontext()
-    return imports.running(f"metric '{name}': file", [code.co_filename])

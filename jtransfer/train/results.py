@@ -1,6 +1,6 @@
 """What a training run came to, from its directory: its backbone and what the method made of it."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import jax
 from etils import epath
@@ -17,7 +17,9 @@ from jtransfer.train import loop, outcome, remembered
 from jtransfer.workdir import same_data
 
 
-def result(directory: epath.PathLike, trust: Iterable[str] = ()) -> tuple[int, Adapter, dict[str, bytes]]:
+def result(
+    directory: epath.PathLike, trust: Iterable[str] = (), check: Callable[[Adapter], None] = lambda hollow: None
+) -> tuple[int, Adapter, dict[str, bytes]]:
     """The step of the newest checkpoint of a run, the adapted backbone at that step, and the files beside it.
 
     The files are a tokenizer's and a processor's that the backbone does not have: of a model trained from scratch, or
@@ -31,6 +33,7 @@ def result(directory: epath.PathLike, trust: Iterable[str] = ()) -> tuple[int, A
         directory: The run's.
         trust: Modules that the run's config may name, or their files. Nothing else is imported: the directory may be
             somebody else's.
+        check: What may refuse the result by the shapes of its leaves, before anything is compiled or read.
 
     Raises:
         InputError: no directory of a training run, no checkpoint in it, a module that is not trusted, or a backbone,
@@ -64,6 +67,7 @@ def result(directory: epath.PathLike, trust: Iterable[str] = ()) -> tuple[int, A
         before["modules"] = {name: noted.get(name) for name in now["modules"]}
     if changed := [what for what in now if what in before and not same_data(now[what], before[what])]:
         raise InputError(f"workdir {directory}: the {' and the '.join(changed)} changed since the run was started")
+    check(outcome.hollow(run))
     step, tree = loop.restored(run, directory)
     own = run.task.backbone is None or config.preprocessor or config.tokenizer
     return step, outcome.adapter(run, jax.device_get(tree)), run.task.beside() if own else {}

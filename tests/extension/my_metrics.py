@@ -1,5 +1,6 @@
 """Metrics of the user's own: a function that returns a `Metric`."""
 
+import jax
 import jax.numpy as jnp
 
 from jtransfer.objectives.metrics import Metric
@@ -37,3 +38,13 @@ def number() -> float:
 def of_ranks() -> Metric:
     """One of no kind of targets."""
     return Metric(constant, ("value",), "nothing")
+
+
+def surely(least: float = 0.5) -> Metric:
+    """The share of rows whose own class has a probability of at least so much."""
+
+    def call(logits, classes, weights):
+        own = jnp.take_along_axis(jax.nn.softmax(logits), classes[:, None], axis=1)[:, 0]
+        return jnp.sum(weights * (own >= least)) / jnp.sum(weights)
+
+    return Metric(call, ("classes",), f"share of rows with a probability of at least {least:g}")

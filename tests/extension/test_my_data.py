@@ -1,13 +1,10 @@
 """A reader in a file of the user's: in a curve and in a training, stopped and resumed, and what is wrong with one."""
 
-import io
 import json
 import shutil
 import sys
-import tarfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 from etils import epath
 
@@ -42,23 +39,14 @@ def get_config():
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path, monkeypatch, png):
+def place(tmp_path, monkeypatch, write_shards):
     """The working directory, with the user's module and configs, and 30 pictures in three files."""
     monkeypatch.chdir(tmp_path)
     sys.modules.pop("my_data", None)
     shutil.copy(HERE / "my_data.py", tmp_path)
     Path("curve.py").write_text(CURVE)
     Path("train.py").write_text(TRAIN)
-    Path("shards").mkdir()
-    rng = np.random.default_rng(0)
-    for shard in range(3):
-        with tarfile.open(f"shards/{shard}.tar", "w") as tar:
-            for i in range(10):
-                picture = rng.integers(0, 128, (8, 8), dtype=np.uint8) + np.uint8(127 * (i % 2))
-                for name, content in ((f"{i}.png", png(picture).getvalue()), (f"{i}.cls", str(i % 2).encode())):
-                    member = tarfile.TarInfo(name)
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
+    write_shards(Path("shards"))
     yield tmp_path
     sys.modules.pop("my_data", None)
 

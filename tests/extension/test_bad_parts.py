@@ -1,0 +1,177 @@
+"""What is wrong with a user's part: one line, exit code 2, nothing compiled, and nothing written."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from jtransfer import cli, trained
+from jtransfer.train import loop
+
+CURVE = """
+from ml_collections import ConfigDict
+
+def get_config():
+    return ConfigDict({
+        "backbone": "glyphs-vit", "data": "digits", "methods": ("probe",), "shots": (1,), "seeds": 1,
+        "test_rows": 20, "batch": 4, "steps": 2,
+    })
+"""
+TRAIN = """
+from ml_collections import ConfigDict
+
+def get_config():
+    model = {"architecture": "vit", "image": (8, 8), "channels": 1, "patch": 4, "width": 8, "heads": 2, "depth": 1}
+    return ConfigDict({
+        "data": "digits", "model": model, "method": "finetune", "batch": 8, "steps": 2,
+        "log_every": 1, "eval_every": 2, "checkpoint_every": 2,
+    })
+"""
+PARTS = '''
+from dataclasses import replace
+
+from jtransfer.methods import Method, learn
+from jtransfer.methods import probe as our_probe
+
+
+def part(*args):
+    """Of no type that anything expects."""
+    return 0.5
+
+
+def halved(output="features", of="ViT"):
+    """Half of an output of the model, or of what has a head on the model."""
+
+    def interceptor(call, args, kwargs, context):
+        found = call(*args, **kwargs)
+        if context.method_name == "__call__" and type(context.module).__name__ == of:
+            found = found | {output: found[output][:, : found[output].shape[1] // 2]}
+        return found
+
+    return Method("halved", learn((".*", 1.0)), adds=(interceptor,))
+
+
+def dropped(output="features"):
+    """No output of that name."""
+
+    def interceptor(call, args, kwargs, context):
+        found = call(*args, **kwargs)
+        top = context.method_name == "__call__" and isinstance(found, dict)
+        return {name: x for name, x in found.items() if name != output} if top else found
+
+    return Method("dropped", learn((".*", 1.0)), adds=(interceptor,))
+
+
+def failing():
+    """An interceptor that fails."""
+
+    def interceptor(call, args, kwargs, context):
+        return call(*args, **kwargs) + context.width
+
+    return Method("failing", learn((".*", 1.0)), adds=(interceptor,))
+
+
+def unruly():
+    """Rates that fail."""
+    return replace(our_probe(), learns=lambda paths: paths["head/kernel"])
+'''
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    """The working directory, with configs and the user's module; whatever would compile ends the test."""
+
+    def compiled(*args, **kwargs):
+        raise AssertionError("compiled")
+
+    monkeypatch.chdir(tmp_path)
+    sys.modules.pop("my_parts", None)
+    for name, text in {"curve": CURVE, "train": TRAIN, "my_parts": PARTS}.items():
+        Path(f"{name}.py").write_text(text)
+    monkeypatch.setattr(loop, "_Programs", compiled)
+    monkeypatch.setattr(trained.Trained, "compile", compiled)
+    yield
+    sys.modules.pop("my_parts", None)
+
+
+KINDS = {
+    "method": "--config.{method}={{}}",
+    "objective": "--config.objective={{}}",
+    "metric": "--config.metrics={{}}",
+    "reader": "--config.data={{}}:rest",
+}
+
+
+def refused(capsys, command, kind, text):
+    """The one line in which a command refuses a part."""
+    flag = KINDS[kind].format(method="methods" if command == "curve" else "method").format(text)
+    capsys.readouterr()
+    sys.modules.pop("my_parts", None)
+    assert cli.main([command, f"--config={command}.py", "--workdir=run", flag]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and not Path("run").exists(), said
+    return said
+
+
+@pytest.mark.parametrize("command", ["curve", "train"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_name_that_is_not_there_is_refused_with_the_nearest(command, kind, capsys):
+    said = refused(capsys, command, kind, "my_prts.part")
+    assert f"{kind} 'my_prts.part': there is no module 'my_prts' in" in said and "did you mean 'my_parts'?" in said
+    said = refused(capsys, command, kind, "my_parts.prt")
+    assert "my_parts.py' has no 'prt'; did you mean 'part'?" in said
+
+
+@pytest.mark.parametrize("command", ["curve", "train"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_module_that_fails_when_it_is_imported_is_named_with_the_line(command, kind, capsys):
+    Path("my_parts.py").write_text("import sys\n\nraise RuntimeError('no such luck')\n")
+    said = refused(capsys, command, kind, "my_parts.part")
+    assert f"{kind} 'my_parts.part': file '{Path.cwd()}/my_parts.py', line 3: RuntimeError: no such luck" in said
+
+
+@pytest.mark.parametrize("command", ["curve", "train"])
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("method", "a Method"),
+        ("objective", "an Objective"),
+        ("metric", "a Metric"),
+        ("reader", "a Dataset or a Stream"),
+    ],
+)
+def test_a_function_that_returns_something_else_is_told_what_is_expected(command, kind, expected, capsys):
+    assert f"{kind} 'my_parts.part' returned 0.5; expected {expected}" in refused(
+        capsys, command, kind, "my_parts.part"
+    )
+
+
+@pytest.mark.parametrize("command", ["curve", "train"])
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("my_parts.halved", "makes [1, {half}] of the model's output 'features', [1, {width}]; expected the same"),
+        ("my_parts.halved('logits', 'Headed')", "makes [1, 5] of the model's output 'logits', [1, 10]"),
+        ("probe >> my_parts.halved('logits', 'Headed')", "makes [1, 5] of the model's output 'logits', [1, 10]"),
+        ("my_parts.dropped('pooler_output')", "makes nothing of the model's output 'pooler_output', [1, {width}]"),
+        ("my_parts.failing", "my_parts.py', line 40: AttributeError: 'InterceptorContext' object has no"),
+        ("my_parts.unruly", "my_parts.py', line 47: TypeError: list indices must be integers"),
+    ],
+)
+def test_a_method_that_does_not_leave_the_outputs_their_shapes_is_refused(command, method, said, capsys):
+    width = 64 if command == "curve" else 8
+    line = refused(capsys, command, "method", method)
+    assert f"method '{method}'" in line and said.format(width=width, half=width // 2) in line, line
+
+
+@pytest.mark.parametrize("command", ["curve", "train"])
+def test_more_phases_than_steps_are_refused(command, capsys):
+    said = refused(capsys, command, "method", "probe >> top_blocks(1) >> finetune")
+    assert "config.steps is 2; expected at least 3, one for each phase of the method" in said
+
+
+@pytest.mark.parametrize("command", ["curve", "train"])
+def test_an_objective_of_texts_is_refused_where_the_data_are_images(command, capsys):
+    said = refused(capsys, command, "objective", "masked_lm")
+    assert "config.objective 'masked_lm' learns from texts; digits has images with one class a row" in said
+    assert "expected 'classification'" in said
