@@ -5,7 +5,7 @@ measured, so that a method can add a term to the score without a second forward 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import flax.linen as nn
@@ -92,3 +92,23 @@ def make_loss(model: nn.Module, objective: Objective, scores: Callable[[Score], 
         return value, ({"loss": value} | metrics, state)
 
     return loss
+
+
+def of_task(name: str, objective: Objective) -> Objective:
+    """An objective that reads the outputs of one of several heads as if it were alone.
+
+        {"features": f, "digits": {"logits": x}, "fonts": {"logits": y}}  ->  {..., "logits": x}  of "digits"
+
+    Args:
+        name: Of the task and its head.
+        objective: What is learned with it.
+    """
+
+    def forward(model, params, state, inputs, key):
+        outputs, state = objective.forward(model, params, state, inputs, key)
+        return outputs | outputs[name], state
+
+    def measure(outputs, batch):
+        return objective.measure(outputs | outputs[name], batch)
+
+    return replace(objective, forward=forward, measure=objective.measure and measure)
