@@ -38,8 +38,7 @@ log = logging.getLogger("jtransfer")
 Row = dict[str, Any]
 
 WATCHED = ("temperature", "loss", "grad_norm")
-"""Metrics that end a run when they are not finite, with the loss of each of several tasks; the first that is not is
-named."""
+"""Metrics that end a run when they are not finite, as the loss of each task does; the first that is not is named."""
 
 
 class Diverged(InputError):
@@ -174,7 +173,6 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], No
             whole, rows, pending, cursor = _restore(store, start, packed(state, kept), directory, of)
             state, kept = unpacked(whole)
         others = merge(kept, frozen)
-        examples = config.batch * max(len(config.tasks), 1)
         timed, began, warn, agreed = 0, math.nan, Once(), hosts.agree()
         given = taken(run.task.stream, len(sharding.rows(mesh, config.batch)), cursor)
         batches = ahead((run.task.ready(own), after) for own, after in given)
@@ -194,12 +192,12 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], No
                     jax.block_until_ready(metrics)
                     began = time.perf_counter()
                 else:
-                    timed += 1
+                    timed += config.batch * (len(config.tasks) or 1)
                 jax.block_until_ready(pending[-2:-1])  # a step ahead of the devices and no more: a signal can wait
                 stop, where = agreed(signalled())
                 if number % config.log_every == 0 or number in (1, config.steps):
                     row = _row(number, pending, store)
-                    speed = timed * examples / (time.perf_counter() - began) if timed else math.nan
+                    speed = timed / (time.perf_counter() - began) if timed else math.nan
                     if number % config.eval_every == 0 or number == config.steps:
                         row |= programs.evaluate(phase)(state, others)
                     rows.append(row)
