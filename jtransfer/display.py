@@ -141,7 +141,7 @@ class TrainProgress(Live):
         self.task = self.progress.add_task("", total=steps)
 
     def __call__(self, row, speed):
-        names = ["loss", *(name for name in row if name not in ("step", "loss"))]
+        names = sorted(row.keys() - {"step"}, key=lambda name: (name != "loss", [*row].index(name)))
         values = "  ".join(f"{name} {row[name]:.4g}" for name in names)
         pace = "" if math.isnan(speed) else f"  {speed:.0f} {self.what}/s"
         self.say(f"{row['step']:>7}  {values}{pace}")

@@ -12,7 +12,7 @@ from jtransfer.checkpoints.backbone import Backbone, run
 from jtransfer.errors import InputError
 from jtransfer.methods import Method
 from jtransfer.methods.method import Intercepted
-from jtransfer.models import SOURCE_HEAD, STATISTICS, Head, Headed, shapes_of
+from jtransfer.models import SOURCE_HEAD, STATISTICS, Head, Headed, Heads, shapes_of
 from jtransfer.tree import Tree, prefixed, select
 
 HEAD = "head/"
@@ -33,7 +33,7 @@ class Adapter:
     backbone: Backbone
     method: Method
     params: Tree
-    head: Head | None = None
+    head: Head | Heads | None = None
     classes: tuple[str, ...] = ()
 
     def __call__(self, batch: Mapping[str, Any], **options: bool) -> dict[str, jax.Array]:

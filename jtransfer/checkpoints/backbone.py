@@ -28,6 +28,7 @@ from jtransfer.models import (
     Architecture,
     Head,
     Headed,
+    Heads,
     apply,
     described,
     generation,
@@ -60,8 +61,8 @@ class Backbone:
         model: The Flax module, without a head; a method's `Intercepted` where it runs under one.
         params: Its flat tree, with the head of its source task under `source_head/`.
         state: The leaves that are no parameters, under `batch_stats/`.
-        head: The head of the source task; None when there is none.
-        classes: Names of the source task's classes; empty when it has none.
+        head: The head of the source task, or several by name; None when there is none.
+        classes: Names of the source task's classes; empty when it has none, and of several heads, which have their own.
         fresh: Leaves that the checkpoint did not have, and that were initialised.
         origin: The checkpoint that it came from.
         methods: That it runs under, the innermost first.
@@ -71,7 +72,7 @@ class Backbone:
     model: nn.Module
     params: Tree
     classes: tuple[str, ...] = ()
-    head: Head | None = None
+    head: Head | Heads | None = None
     state: Tree = field(default_factory=dict)
     fresh: tuple[str, ...] = ()
     origin: layouts.Origin | None = None
@@ -234,7 +235,8 @@ def load(
     Args:
         name: An embedded one, a directory or file (local or in an object store) in any layout of
             `checkpoints/layouts.py`, or a name on the Hugging Face hub.
-        head: The kind of head, as "sequence", "masked_lm" or a `Head.kind`; "" for none, None for the checkpoint's own.
+        head: The kind of head, as "sequence", "masked_lm" or a `Head.kind`, or the name of one of several; "" for none,
+            None for the checkpoint's own.
         classes: Number of the head's outputs; where the checkpoint has another, the head starts at zero.
         image: Height and width (or both as one) to take instead of the checkpoint's: positions are resized. None is
             the checkpoint's own, which for DINOv2 is what its processor gives, as in transformers.
@@ -300,7 +302,7 @@ def save(
     classes: tuple[str, ...] = (),
     preprocessor: Mapping[str, Any] | None = None,
     beside: Mapping[str, bytes] | None = None,
-    head: Head | None = None,
+    head: Head | Heads | None = None,
 ) -> None:
     """Write a backbone with its head, if any, in our own layout: `config.json` and `model.safetensors`.
 

@@ -36,7 +36,7 @@ from jtransfer.tree import FROZEN, mismatches, prefixed, select
 log = logging.getLogger("jtransfer")
 
 CONFIG, WEIGHTS, PROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"
-KEYS = ("method", "modules", "base", "head", "classes", "preprocessor")
+KEYS = ("method", "modules", "base", "head", "tasks", "classes", "preprocessor")
 
 
 def save(directory: epath.PathLike, adapter: Adapter, beside: Mapping[str, bytes] | None = None) -> None:
@@ -143,7 +143,7 @@ def read(
         _check_keys(values)
         names = words(values, "classes")
         method, ran = _method(name, values, trust)
-    base = _base(name, file, values, bool(names) or heads.KEY in values, found, trust)
+    base = _base(name, file, values, bool(names) or bool({heads.KEY, heads.SEVERAL} & values.keys()), found, trust)
     with _said_of(file):
         own = heads.read(values, names, base.config)
     model = Headed(base.model, own, HEAD.rstrip("/")) if own else base.whole

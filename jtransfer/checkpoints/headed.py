@@ -1,14 +1,45 @@
 """The model that an objective trains: a backbone with the head that learns, a new one or the checkpoint's own."""
 
+from collections.abc import Mapping
+
 import flax.linen as nn
 
 from jtransfer.checkpoints.backbone import Backbone
 from jtransfer.checkpoints.heads import WITHOUT_CLASSES
-from jtransfer.models import SOURCE_HEAD, Head, Headed
+from jtransfer.errors import InputError
+from jtransfer.models import SOURCE_HEAD, Head, Headed, Heads
 from jtransfer.objectives import Objective
 from jtransfer.tree import Tree, prefixed, select
 
 HEAD = "head/"
+
+
+def headed_by_task(
+    backbone: Backbone, objectives: Mapping[str, Objective], outputs: Mapping[str, int]
+) -> tuple[nn.Module, Tree, dict[str, Head]]:
+    """Put the head of each of several objectives on a backbone, under `head/TASK/`: see `headed`.
+
+    Args:
+        backbone: With or without a head.
+        objectives: By task.
+        outputs: Number of classes or values of the data of each.
+
+    Returns:
+        The model, the leaves and statistics that it starts from, and the head of each task.
+
+    Raises:
+        InputError: an objective that brings no head, or one that the architecture cannot have.
+    """
+    params, heads, moved = backbone.params | backbone.state, {}, False
+    for task, objective in objectives.items():
+        _, own, head = headed(backbone, objective, outputs[task])
+        if head is None:
+            raise InputError(f"config.tasks.{task}.objective brings no head; expected one that predicts by a head")
+        params |= prefixed(select(own, HEAD), f"{HEAD}{task}/")
+        heads[task], moved = head, moved or bool(select(own, HEAD))
+    if moved:
+        params = {path: leaf for path, leaf in params.items() if not path.startswith(SOURCE_HEAD)}
+    return Headed(backbone.model, Heads(tuple(heads.items())), HEAD.rstrip("/")), params, heads
 
 
 def headed(backbone: Backbone, objective: Objective, outputs: int = 0) -> tuple[nn.Module, Tree, Head | None]:

@@ -4,6 +4,8 @@
     "classes": ["O", "B"], "head": {"reads": "last_hidden_state"}
     "classes": [], "head": {"classes": 30522, "hidden": "gelu", "norm": 1e-12, "reads": "last_hidden_state", ...}
 
+    "classes": [], "tasks": {"digits": {"classes": ["0", "1"]}, "ink": {"classes": [], "head": {"classes": 1}}}
+
 A file without "head" has one layer on the features for its classes, or no head where it has none.
 """
 
@@ -11,25 +13,28 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from jtransfer.checkpoints.families.values import typed
+from jtransfer.checkpoints.families.values import typed, words
 from jtransfer.errors import InputError, nearest
 from jtransfer.kinds import shown
-from jtransfer.models import Architecture, Head
+from jtransfer.models import Architecture, Head, Heads
 from jtransfer.models.heads import READS
 from jtransfer.models.layers import ACTIVATIONS
 
 MOST_CLASSES = 1_000_000
-KEY = "head"
+KEY, SEVERAL = "head", "tasks"
 WITHOUT_CLASSES = ("masked_lm", "causal_lm", "span", "projection")
 """Kinds whose number of outputs is no number of classes."""
 
 
-def write(head: Head | None, classes: tuple[str, ...]) -> dict[str, Any]:
-    """The keys of `config.json` that say a head and the names of its classes.
+def write(head: Head | Heads | None, classes: tuple[str, ...]) -> dict[str, Any]:
+    """The keys of `config.json` that say a head and the names of its classes, or several, which have their own names.
 
     Raises:
         InputError: so many names for another number of outputs.
     """
+    if isinstance(head, Heads):
+        each = zip(head.each, head.classes, strict=True)
+        return {"classes": [], SEVERAL: {name: write(one, own) for (name, one), own in each}}
     head = head or (Head(len(classes)) if classes else None)
     said = {"classes": list(classes)}
     if head is None or head == Head(len(classes)):
@@ -41,8 +46,8 @@ def write(head: Head | None, classes: tuple[str, ...]) -> dict[str, Any]:
     return said | {KEY: {name: value for name, value in differ.items() if not (classes and name == "classes")}}
 
 
-def read(values: Mapping[str, Any], names: tuple[str, ...], config: Architecture) -> Head | None:
-    """The head that a `config.json` says; None where it says none.
+def read(values: Mapping[str, Any], names: tuple[str, ...], config: Architecture) -> Head | Heads | None:
+    """The head that a `config.json` says, or several; None where it says none.
 
     Args:
         values: Of the file.
@@ -52,6 +57,8 @@ def read(values: Mapping[str, Any], names: tuple[str, ...], config: Architecture
     Raises:
         InputError: a key or a value that no head has, or that the model has no place for.
     """
+    if SEVERAL in values:
+        return _read_several(values, names, config)
     said = values.get(KEY)
     if said is None:
         return Head(len(names)) if names else None
@@ -75,9 +82,36 @@ def read(values: Mapping[str, Any], names: tuple[str, ...], config: Architecture
     return head
 
 
+def _read_several(values, names, config):
+    said = values[SEVERAL]
+    if not (isinstance(said, Mapping) and said and all(isinstance(own, Mapping) for own in said.values())):
+        raise InputError(f"config.json: {SEVERAL} is {shown(said)}; expected an object of heads by name")
+    if names or KEY in values:
+        raise InputError(f"config.json: {SEVERAL} have classes of their own; expected no '{KEY}' and no classes beside")
+    heads, classes = [], []
+    for name, own in said.items():
+        if not is_name(name):
+            raise InputError(f"config.json: {SEVERAL}: {shown(name)} is no name; expected letters, digits and _")
+        try:
+            if unknown := next((key for key in own if key not in ("classes", KEY)), None):
+                raise InputError(f"unknown key '{unknown}'; {nearest(unknown, ('classes', KEY))}")
+            classes.append(words(own, "classes"))
+            heads.append((name, read(own, classes[-1], config)))
+        except InputError as error:
+            raise InputError(f"config.json: {SEVERAL}: {name}: {str(error).removeprefix('config.json: ')}") from None
+        if heads[-1][1] is None:
+            raise InputError(f"config.json: {SEVERAL}: {name} has no classes; expected some, or '{KEY}'")
+    return Heads(tuple(heads), tuple(classes))
+
+
+def is_name(text: str) -> bool:
+    """Whether one of several heads may be called so: it is a part of a path, and of the names of metrics."""
+    return text.isidentifier() and text.isascii()
+
+
 def named(head: Head | None, names: tuple[str, ...]) -> tuple[str, ...]:
     """The names of a head's classes: those given where they are as many, else numbers; none where it has no classes."""
-    number = head.classes if head and head.kind not in WITHOUT_CLASSES else 0
+    number = head.classes if isinstance(head, Head) and head.kind not in WITHOUT_CLASSES else 0
     return names if len(names) == number else tuple(map(str, range(number)))
 
 

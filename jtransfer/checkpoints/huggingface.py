@@ -14,7 +14,7 @@ from jtransfer.checkpoints.backbone import Backbone
 from jtransfer.checkpoints.families import FAMILIES, Family
 from jtransfer.checkpoints.names import Names
 from jtransfer.errors import InputError
-from jtransfer.models import MODELS, Head, ViTConfig, apply, of_config
+from jtransfer.models import MODELS, Head, Heads, ViTConfig, apply, of_config
 
 DIALECTS = {
     "bert": ("bert", "roberta", "distilbert", "electra"),
@@ -80,6 +80,9 @@ def kind_of(backbone: Backbone, head: Head | None) -> str:
     """
     if head is None:
         return ""
+    if isinstance(head, Heads):
+        several = ", ".join(name for name, _ in head.each)
+        raise InputError(f"backbone '{backbone.name}' has the heads {several}; no class of Hugging Face has several")
     model_type, family = family_of(backbone, head)
     there = ", ".join(name for name, kind in family.heads.items() if kind) or "none with a head"
     pool = f", pool='{backbone.config.pool}'" if backbone.config.pool else ""

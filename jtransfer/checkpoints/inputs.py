@@ -99,10 +99,20 @@ def load_for(
     others, kind = (("tokens",), "texts") if data.kind == "image" else (("image", "channels", "positions"), "images")
     if unused := [key for key in others if options.get(key)]:
         raise InputError(f"config.load.{unused[0]} is of {kind}, {data.name} holds {data.kind}s; leave it out")
-    backbone, tokens = load(name, **options_of(options), **more), options.get("tokens", 0)
+    backbone = load(name, **options_of(options), **more)
     one = tower_for(backbone, data)
-    prepare = _for_texts(one, data, tokens) if data.kind == "text" else _for_images(one, data)
-    return one if tower else backbone, prepare
+    return one if tower else backbone, prepare_for(one, options, data)
+
+
+def prepare_for(backbone: Backbone, options: Mapping[str, Any], data: Any) -> Prepare:
+    """What makes the inputs of a backbone, of a dual encoder a tower, of a dataset's: see `load_for`.
+
+    Raises:
+        InputError: as `load_for`.
+    """
+    if data.kind == "text":
+        return _for_texts(backbone, data, options.get("tokens", 0))
+    return _for_images(backbone, data)
 
 
 def options_of(section: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from jtransfer.directories import verify
 from jtransfer.errors import InputError, nearest
 from jtransfer.files import read_json
 from jtransfer.kinds import shown
-from jtransfer.models import MODELS, SOURCE_HEAD, Architecture, Head, build
+from jtransfer.models import MODELS, SOURCE_HEAD, Architecture, Head, Heads, build
 
 
 @dataclass(frozen=True)
@@ -167,12 +167,22 @@ def _foreign(file, origin, tensors, head, classes):
     return Checkpoint(found.config, layers, classes_of, found.names, found.tensors, origin)
 
 
-def chosen(where: epath.Path, own: Head | None, head: str | None, classes: int | None) -> Head | None:
-    """The head of a layout that does not name kinds: the file's own, a new one for classes, or none.
+def chosen(where: epath.Path, own: Head | Heads | None, head: str | None, classes: int | None) -> Head | Heads | None:
+    """The head of a layout that does not name kinds: the file's own, one or several, a new one for classes, or none.
 
     Raises:
         InputError: another kind, or one that is not there, of which nothing says how many classes it has.
     """
+    if isinstance(own, Heads):
+        names = [name for name, _ in own.each]
+        if head not in (None, "") or classes is not None:
+            asked = f"no head '{head}'" if head else f"classes={classes}, but the heads have theirs"
+            if head in names:
+                raise InputError(
+                    f"{where}: head='{head}': what runs under a method gives all its heads at once; leave it out"
+                )
+            raise InputError(f"{where}: {asked}; {nearest(str(head or ''), names)}")
+        return None if head == "" else own
     kinds = [CLASSIFICATION, *([own.kind] if own and own.kind != CLASSIFICATION else [])]
     if head not in (None, "", *kinds):
         raise InputError(f"{where}: no head '{head}'; {nearest(str(head), kinds)}")
@@ -210,7 +220,7 @@ def _described(where, values, tensors, head, classes):
     )
 
 
-BESIDE = ("architecture", "classes", heads.KEY, "preprocessor", "method", "modules")
+BESIDE = ("architecture", "classes", heads.KEY, heads.SEVERAL, "preprocessor", "method", "modules")
 """Keys of our own config that are no options of the architecture."""
 
 
@@ -230,6 +240,9 @@ def own_module(values: Mapping[str, Any]) -> nn.Module:
 def _own(where, values, tensors, head, classes):
     names, model = words(values, "classes"), own_module(values)
     own = heads.read(values, names, model.config)
+    if isinstance(own, Heads) and head in dict(own.each):
+        names, own, tensors = _one_of(own, head, tensors)
+        head = own.kind
     kind = chosen(where, own, head, classes)
     if own and kind and kind.kind != own.kind:  # whatever the names, a head of one task does not fill that of another
         tensors = {path: tensor for path, tensor in tensors.items() if not path.startswith(("head/", SOURCE_HEAD))}
@@ -242,6 +255,17 @@ def _own(where, values, tensors, head, classes):
     return Checkpoint(
         model.config, kind, heads.named(kind, names), Names(rows), tensors, Origin(where, values, "jtransfer")
     )
+
+
+def _one_of(own, name, tensors):
+    """The names of the classes of one of several heads, that head, and the tensors as if it were alone."""
+    place = [one for one, _ in own.each].index(name)
+    found = {}
+    for path, tensor in tensors.items():
+        prefix = next((prefix for prefix in ("head/", SOURCE_HEAD) if path.startswith(prefix)), "")
+        if not prefix or path.startswith(f"{prefix}{name}/"):
+            found[prefix + path.removeprefix(f"{prefix}{name}/")] = tensor
+    return own.classes[place], own.each[place][1], found
 
 
 def _checked(architecture, options):

@@ -123,6 +123,8 @@ MODEL = {
 }
 """Ranges of options that several architectures have; those of the others are their types."""
 
+TASK = {"data": NAME, "objective": NAME, "metrics": several(NAME), "weight": kinds.NOT_NEGATIVE}
+OF_ONE_TASK = ("data", "objective", "metrics", "teacher", "smoothing", "mixup")
 OF_PAIRS = ("towers", "cache", "tokenizer", "templates", "crop", "temperature_limit")
 
 
@@ -142,6 +144,7 @@ def table(command: str, values: Mapping[str, Any]) -> dict[str, Any]:
         found["hyper"] = dict.fromkeys(_section(values, "hyper") | {"default": {}}, SEARCHED)
     if command == "train":
         found["model"] = _of_model(_section(values, "model"))
+        found["tasks"] = dict.fromkeys(_section(values, "tasks"), TASK)
     return found
 
 
@@ -228,6 +231,11 @@ def _refuse_unused(command: str, values: Mapping[str, Any]) -> None:
     if command == "train":
         from jtransfer import objectives
 
+        for task in values["tasks"]:
+            if not (task.isidentifier() and task.isascii()):
+                raise InputError(f"config.tasks: '{task}' is no name of a task; expected letters, digits and _")
+        if values["tasks"] and (unused := set_among((*OF_ONE_TASK, *OF_PAIRS))):
+            raise InputError(f"config.{unused[0]} is of a single task, config.tasks has several; leave it out")
         text = values["objective"]
         objective = objectives.parse(text, {key: values[key] for key in objectives.SETTINGS})
         if objective.reads != "pairs" and (unused := set_among(OF_PAIRS)):

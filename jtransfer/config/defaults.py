@@ -66,6 +66,9 @@ def train_defaults() -> dict[str, Any]:
         "objective": "classification",
         "teacher": "",  # a backbone whose head has the data's classes, for methods that follow one, as distill
         "metrics": (),  # measured on held-out examples beside the loss; empty for the data's own or the objective's
+        # Several tasks on one backbone, by name, instead of `data`, `objective` and `metrics`; each has a head and
+        # gives `batch` examples to every step: {"digits": {"data": "digits"}, "ink": {"data": "npz:ink.npz", ...}}
+        "tasks": {},
         # Of a contrastive objective alone:
         "towers": {"vision": "", "text": ""},  # backbones that one or both start from, when there is no `backbone`
         "cache": False,  # keep the features of a tower of images that does not learn, instead of computing them anew
@@ -90,6 +93,16 @@ def train_defaults() -> dict[str, Any]:
         "log_every": 50,
         "eval_every": 500,
         "checkpoint_every": 500,
+    }
+
+
+def task_defaults() -> dict[str, Any]:
+    """Every key of one of several tasks of `jtransfer train`."""
+    return {
+        "data": "",  # as above; there is no default
+        "objective": "classification",  # with its options, as "classification(smoothing=0.1)"
+        "metrics": (),
+        "weight": 1.0,  # of its loss beside those of the others; weights count by their ratios
     }
 
 

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from jtransfer import files, imports, kinds
 from jtransfer.config.checks import check, table
-from jtransfer.config.defaults import DEFAULTS, architecture, curve_defaults, train_defaults
+from jtransfer.config.defaults import DEFAULTS, architecture, curve_defaults, task_defaults, train_defaults
 from jtransfer.errors import InputError, nearest
 
 LISTS = ("methods", "metrics", "protocols", "layers", "trust")
@@ -64,6 +64,8 @@ def defaults(command: str, config: ConfigDict) -> dict[str, Any]:
 
 def _defaults(command, values):
     found = DEFAULTS[command]()
+    if isinstance(tasks := values.get("tasks"), dict) and "tasks" in found:
+        found["tasks"] = {name: task_defaults() for name in tasks}
     if "model" in found:
         model = values.get("model", {})
         found["model"] = architecture(model) if isinstance(model, dict) else model

@@ -59,6 +59,45 @@ class Stream:
         return outputs(self.held_out[2], self.classes)
 
 
+@dataclass(frozen=True)
+class Joined:
+    """The streams of several tasks as one: each batch has one of each task, and the cursor is theirs by name.
+
+        {"digits/inputs": ..., "digits/labels": ..., "fonts/inputs": ..., "fonts/labels": ...}
+
+    Attributes:
+        streams: By the name of the task; all of one kind.
+        count: Examples of each batch of each task that this process reads.
+    """
+
+    streams: Mapping[str, Stream]
+    count: int = 0
+
+    @property
+    def name(self) -> str:
+        """Of all of them."""
+        return " + ".join(stream.name for stream in self.streams.values())
+
+    @property
+    def kind(self) -> str:
+        """See `Stream`."""
+        return next(iter(self.streams.values())).kind
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all of them."""
+        return " + ".join(stream.fingerprint for stream in self.streams.values())
+
+    def batches(self, cursor: Cursor) -> Iterator[tuple[Batch, Cursor]]:
+        """See `Stream`; they end with the first that ends."""
+        starts = cursor or dict.fromkeys(self.streams, 0)
+        each = {name: taken(stream, self.count, starts[name]) for name, stream in self.streams.items()}
+        for items in zip(*each.values(), strict=False):
+            found = dict(zip(each, items, strict=True))
+            batch = {f"{name}/{key}": x for name, (own, _) in found.items() for key, x in own.items()}
+            yield batch, {name: after for name, (_, after) in found.items()}
+
+
 @dataclass(frozen=True, eq=False)
 class Rows:
     """Some rows of inputs, numbered anew; none is read before it is asked for."""

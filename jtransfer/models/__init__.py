@@ -16,7 +16,7 @@ from jtransfer.models.architecture import Architecture
 from jtransfer.models.bert import Bert, BertConfig
 from jtransfer.models.clip import CLIP, CLIPConfig, CLIPText, CLIPTextConfig
 from jtransfer.models.gpt2 import GPT2, GPT2Config
-from jtransfer.models.heads import SOURCE_HEAD, Classifier, Head, Headed
+from jtransfer.models.heads import SOURCE_HEAD, Classifier, Head, Headed, Heads
 from jtransfer.models.pixels import Pixels, PixelsConfig
 from jtransfer.models.resnet import ResNet, ResNetConfig
 from jtransfer.models.vit import ViT, ViTConfig
@@ -38,6 +38,7 @@ __all__ = [
     "GPT2Config",
     "Head",
     "Headed",
+    "Heads",
     "Pixels",
     "PixelsConfig",
     "ResNet",

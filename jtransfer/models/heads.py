@@ -1,6 +1,7 @@
 """What stands on a backbone and predicts: one linear layer for a new task, or the head that a checkpoint came with."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -64,6 +65,24 @@ class Head:
         return "causal_lm" if self.tied or not self.bias else "token"
 
 
+@dataclass(frozen=True)
+class Heads:
+    """Several heads on one backbone, each of a task: leaves and outputs of each lie under its name.
+
+    Attributes:
+        each: Pairs of a name and its head, in the order of the tasks.
+        classes: For each, the names of its classes; none where it has none.
+    """
+
+    each: tuple[tuple[str, Head], ...]
+    classes: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """That of no single head."""
+        return "tasks"
+
+
 class Layers(nn.Module):
     """The layers of a head that has more than the output layer: `{dense, norm, out}` or `{cls, distillation}`."""
 
@@ -92,20 +111,26 @@ def _output(config: Head, name: str) -> nn.Module:
 class Headed(nn.Module):
     """A backbone with a head. The backbone's paths do not change; the head's outputs join its own.
 
+    Of several heads, each has its leaves under `HEAD/NAME/` and its outputs under its name:
+
+        Headed(backbone, Heads((("digits", Head(10)), ("fonts", Head(4)))), "head")
+        head/digits/kernel, head/fonts/kernel, ...   outputs["digits"]["logits"], outputs["fonts"]["logits"]
+
     Attributes:
         backbone: A module whose outputs have what the head reads.
-        config: The head.
+        config: The head, or several.
         head: Its name in the tree.
 
     Called with what the backbone takes; `logits_to_keep` restricts the predictions of a head that makes one for every
     token to the last tokens (0 for all).
 
     Raises:
-        InputError: a backbone that has a head already; a model has one.
+        InputError: a backbone that has a head already, as a model has one or several by name; or one of several that
+            is called as an output of the backbone is.
     """
 
     backbone: nn.Module
-    config: Head
+    config: Head | Heads
     head: str = SOURCE_HEAD.rstrip("/")
 
     def __post_init__(self):
@@ -117,31 +142,47 @@ class Headed(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, *inputs, train: bool = False, logits_to_keep: int = 0, **kwargs) -> dict[str, jax.Array]:
+    def __call__(self, *inputs, train: bool = False, logits_to_keep: int = 0, **kwargs) -> dict[str, Any]:
         c, backbone = self.config, self.backbone.copy(name=None)
         nn.share_scope(self, backbone)
         outputs = backbone(*inputs, train=train, **kwargs)
-        states = outputs.get("last_hidden_state")
-        read = {
-            "first": lambda: states[:, 0],
-            "distilled": lambda: states,
-            "patches": lambda: states[:, backbone.config.prefix_tokens :].mean(1),
-        }
-        x = read.get(c.reads, lambda: outputs[c.reads])()
-        if c.reads == "last_hidden_state":
-            x = x[:, -logits_to_keep:]
-        if c.reads == "distilled":
-            cls, distillation = Layers(c, name=self.head)(x, None)
-            both = {"cls_logits": cls, "distillation_logits": distillation}
-            return outputs | both | {"logits": (cls + distillation) / 2}
-        if c.hidden or c.norm or c.tied:
-            table = self.get_variable("params", "embeddings")["word"]["embedding"] if c.tied else None
-            logits = Layers(c, name=self.head)(x, table)
-        else:
-            logits = _output(c, self.head)(x)
-        if c.span:
-            return outputs | {"start_logits": logits[..., 0], "end_logits": logits[..., 1]}
-        return outputs | {c.output: logits}
+
+        def predict(head, name):
+            table = self.get_variable("params", "embeddings")["word"]["embedding"] if head.tied else None
+            skipped = backbone.config.prefix_tokens if head.reads == "patches" else 0
+            return _predictions(head, name, outputs, table, skipped, logits_to_keep)
+
+        if isinstance(c, Head):
+            return outputs | predict(c, self.head)
+        if taken := sorted(outputs.keys() & dict(c.each).keys()):
+            raise InputError(f"a head cannot be called '{taken[0]}', as an output of the backbone is; rename it")
+        return outputs | _Several(c, name=self.head)(predict)
+
+
+class _Several(nn.Module):
+    """The scope in which heads have their leaves, each under its name."""
+
+    config: Heads
+
+    @nn.compact
+    def __call__(self, predict):
+        return {name: predict(head, name) for name, head in self.config.each}
+
+
+def _predictions(c: Head, name: str, outputs: dict[str, Any], table, skipped: int, keep: int) -> dict[str, jax.Array]:
+    """What a head makes of a backbone's outputs; its layers are made in the module that calls this."""
+    states = outputs.get("last_hidden_state")
+    read = {"first": lambda: states[:, 0], "distilled": lambda: states, "patches": lambda: states[:, skipped:].mean(1)}
+    x = read.get(c.reads, lambda: outputs[c.reads])()
+    if c.reads == "last_hidden_state":
+        x = x[:, -keep:]
+    if c.reads == "distilled":
+        cls, distillation = Layers(c, name=name)(x, None)
+        return {"cls_logits": cls, "distillation_logits": distillation, "logits": (cls + distillation) / 2}
+    logits = Layers(c, name=name)(x, table) if c.hidden or c.norm or c.tied else _output(c, name)(x)
+    if c.span:
+        return {"start_logits": logits[..., 0], "end_logits": logits[..., 1]}
+    return {c.output: logits}
 
 
 def Classifier(backbone: nn.Module, classes: int, head: str = "head") -> Headed:

@@ -10,7 +10,7 @@ from jtransfer.objectives.classification import check_mixup, classification, mul
 from jtransfer.objectives.contrastive import LOSSES, clip, contrastive, pair_loss, siglip
 from jtransfer.objectives.language import lm, spans, tokens
 from jtransfer.objectives.masked import masked_lm
-from jtransfer.objectives.objective import WEIGHT, Objective, Score, make_loss
+from jtransfer.objectives.objective import WEIGHT, Objective, Score, make_loss, of_task, outputs_of
 
 __all__ = [
     "LOSSES",
@@ -28,6 +28,8 @@ __all__ = [
     "make_loss",
     "masked_lm",
     "multilabel",
+    "of_task",
+    "outputs_of",
     "pair_loss",
     "parse",
     "regression",

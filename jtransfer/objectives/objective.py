@@ -4,8 +4,8 @@ An objective never runs the model itself. It says what the model sees, what its 
 measured, so that a method can add a term to the score without a second forward pass.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import flax.linen as nn
@@ -73,14 +73,20 @@ class Objective:
     reads: str = "classes"
 
 
-def make_loss(model: nn.Module, objective: Objective, scores: Callable[[Score], Score] = lambda score: score) -> Loss:
-    """The loss of a model under an objective.
+def make_loss(
+    model: nn.Module,
+    objective: Objective | Mapping[str, Objective],
+    scores: Callable[[Score], Score] = lambda score: score,
+) -> Loss | dict[str, Loss]:
+    """The loss of a model under an objective; of several tasks, the loss of each by name.
 
     Args:
         model: As a method adapts it.
-        objective: What is learned.
-        scores: What a method makes of the objective's score.
+        objective: What is learned; of several tasks, by name, each as `of_task` makes it.
+        scores: What a method makes of the objective's score; of several tasks, of the score of each.
     """
+    if isinstance(objective, Mapping):
+        return {name: make_loss(model, own, scores) for name, own in objective.items()}
     score = scores(objective.score)
 
     def loss(params, state, batch, key):
@@ -92,3 +98,29 @@ def make_loss(model: nn.Module, objective: Objective, scores: Callable[[Score], 
         return value, ({"loss": value} | metrics, state)
 
     return loss
+
+
+def outputs_of(task: str, outputs: Outputs) -> Outputs:
+    """The outputs as if the head of a task were alone; as they are for "", where there is one head.
+
+    {"features": f, "digits": {"logits": x}, "fonts": {"logits": y}}  ->  {..., "logits": x}  of "digits"
+    """
+    return outputs | outputs[task] if task else outputs
+
+
+def of_task(name: str, objective: Objective) -> Objective:
+    """An objective that reads the outputs of one of several heads as if it were alone: see `outputs_of`.
+
+    Args:
+        name: Of the task and its head.
+        objective: What is learned with it.
+    """
+
+    def forward(model, params, state, inputs, key):
+        outputs, state = objective.forward(model, params, state, inputs, key)
+        return outputs_of(name, outputs), state
+
+    def measure(outputs, batch):
+        return objective.measure(outputs_of(name, outputs), batch)
+
+    return replace(objective, forward=forward, measure=objective.measure and measure)

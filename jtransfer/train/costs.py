@@ -39,14 +39,17 @@ class StepShapes:
 
 def step_shapes(
     adapted: Adapted,
-    objective: Objective,
+    objective: Objective | Mapping[str, Objective],
     optimiser: Optimiser,
     batch: int,
     accumulate: int = 1,
     ema: float = 0.0,
     parts: Mapping[str, jax.ShapeDtypeStruct] = LABELS,
 ) -> StepShapes:
-    """The step of a method on a batch of `batch` examples; `parts` are one example of what it has beside `inputs`."""
+    """The step of a method on a batch of `batch` examples; `parts` are one example of what it has beside `inputs`.
+
+    Of several tasks, `parts` are those of each by name, its `inputs` among them.
+    """
     transformation = optimiser.build(adapted.rates, steps=100, since=adapted.since)
     loss = make_loss(adapted.model, objective, adapted.scores)
     step, counted = (make_step(loss, transformation, accumulate, ema, unroll) for unroll in (False, True))
@@ -57,7 +60,7 @@ def step_shapes(
         return TrainState.create(jax.random.key(0), trainable, state, transformation, ema)
 
     state = jax.eval_shape(create, trainable, adapted.state)
-    one = {"inputs": adapted.example} | parts
+    one = parts if isinstance(objective, Mapping) else {"inputs": adapted.example} | parts
     many = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype), one)
     return StepShapes(step, counted, (state, frozen, many))
 

@@ -38,7 +38,7 @@ log = logging.getLogger("jtransfer")
 Row = dict[str, Any]
 
 WATCHED = ("temperature", "loss", "grad_norm")
-"""Metrics that end a run when they are not finite; the first that is not is named."""
+"""Metrics that end a run when they are not finite, as the loss of each task does; the first that is not is named."""
 
 
 class Diverged(InputError):
@@ -115,10 +115,13 @@ def prepare(config, stream: Any = None) -> Run:
     fingerprints = {"data": task.stream.fingerprint} | task.fingerprints
     if beside := task.beside():
         fingerprints["preprocessing"] = preprocess.fingerprint(beside)
-    modules = expressions.modules(config.method, "method") | expressions.modules(config.objective, "objective")
-    for name in config.metrics:
-        modules |= expressions.modules(name, "metric")
-    if modules := modules | ({} if stream else sources.modules(config.data)):  # what is only read back imports none
+    modules = expressions.modules(config.method, "method")
+    for section in config.tasks.values() if config.tasks else (config,):
+        modules |= expressions.modules(section.objective, "objective")
+        for name in section.metrics:
+            modules |= expressions.modules(name, "metric")
+        modules |= {} if stream else sources.modules(section.data)  # what is only read back imports none
+    if modules:
         fingerprints["modules"] = modules
     shares = plan(len(method.phases), config.steps, config.phase_steps, config.phase_rates)
     return Run(config, task, method, adapted, optimiser, shares, mesh, fingerprints)
@@ -189,12 +192,12 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], No
                     jax.block_until_ready(metrics)
                     began = time.perf_counter()
                 else:
-                    timed += 1
+                    timed += config.batch * (len(config.tasks) or 1)
                 jax.block_until_ready(pending[-2:-1])  # a step ahead of the devices and no more: a signal can wait
                 stop, where = agreed(signalled())
                 if number % config.log_every == 0 or number in (1, config.steps):
                     row = _row(number, pending, store)
-                    speed = timed * config.batch / (time.perf_counter() - began) if timed else math.nan
+                    speed = timed / (time.perf_counter() - began) if timed else math.nan
                     if number % config.eval_every == 0 or number == config.steps:
                         row |= programs.evaluate(phase)(state, others)
                     rows.append(row)
@@ -294,7 +297,7 @@ class _Programs:
     def _step(self, phase):
         one, task, config = self.run.adapted.phases[phase], self.run.task, self.run.config
         loss = make_loss(one.model, task.objective, one.scores)
-        step = make_step(loss, self._optimiser(phase), task.accumulate, config.ema)
+        step = make_step(loss, self._optimiser(phase), task.accumulate, config.ema, combine=task.combine)
         return jax.jit(step, out_shardings=(self.layouts[phase], self.whole), donate_argnums=0)
 
     def _evaluate(self, phase):
@@ -311,7 +314,8 @@ def _finite(number: int, pending: list[dict], store: Store) -> list[dict[str, fl
     """The metrics of the steps up to `number` as numbers; the first step that is not finite is an error."""
     pending = [{name: float(value) for name, value in metrics.items()} for metrics in jax.device_get(pending)]
     for i, metrics in enumerate(pending):
-        bad = [name for name in WATCHED if not np.isfinite(metrics.get(name, 0))]
+        watched = [*WATCHED, *(name for name in metrics if name.endswith("_loss"))]
+        bad = [name for name in watched if not np.isfinite(metrics.get(name, 0))]
         if bad:
             at = number - len(pending) + 1 + i
             raise Diverged(

@@ -13,7 +13,7 @@ from etils import epath
 from jtransfer import files
 from jtransfer.data.dataset import Lazy
 from jtransfer.data.pairs import HeldOut, PairStream
-from jtransfer.data.streams import Stream
+from jtransfer.data.streams import Joined, Stream
 from jtransfer.errors import Damaged
 from jtransfer.train.tasks import Task
 
@@ -25,10 +25,18 @@ LARGEST = 1 << 28
 
 def write(directory: epath.Path, task: Task) -> None:
     """Write the record of a task's data into a run's directory."""
-    stream = task.stream
+    stream, tokens = task.stream, task.example["input_ids"].shape[1] if task.stream.kind == "text" else 0
+    if isinstance(stream, Joined):
+        values = {"tasks": {name: _record(own, own.classes, tokens) for name, own in stream.streams.items()}}
+    else:
+        values = _record(stream, task.classes, tokens)
+    files.write_record(directory / FILE, values)
+
+
+def _record(stream, classes, tokens):
     (one,) = stream.inputs[np.arange(1)]
     if stream.kind == "text":
-        row = {"texts": 1 if isinstance(one, str) else len(one), "tokens": task.example["input_ids"].shape[1]}
+        row = {"texts": 1 if isinstance(one, str) else len(one), "tokens": tokens}
     else:
         lazy = hasattr(stream.inputs, "read")
         row = {"shape": list(np.shape(one)), "dtype": "uint8" if lazy else str(stream.inputs.dtype), "lazy": lazy}
@@ -36,10 +44,10 @@ def write(directory: epath.Path, task: Task) -> None:
     if isinstance(stream, Stream):
         labels = stream.held_out[2]
         values["labels"] = {"dtype": labels.dtype.name, "shape": list(labels.shape[1:])}
-    files.write_record(directory / FILE, values | {"classes": list(task.classes)})
+    return values | {"classes": list(classes)}
 
 
-def read(directory: epath.Path) -> tuple[Stream | PairStream, int] | None:
+def read(directory: epath.Path) -> tuple[Stream | PairStream | Joined, int] | None:
     """A stream that has the form of a run's data and none of their rows, and the length of its texts, if it has any.
 
     Returns:
@@ -55,6 +63,9 @@ def read(directory: epath.Path) -> tuple[Stream | PairStream, int] | None:
     try:
         if version == 1:  # of which there were none
             raise ValueError("it has no checksum")
+        if tasks := values.get("tasks"):
+            tokens = int(next(iter(tasks.values()))["row"].get("tokens", 0))
+            return Joined({name: _stream(own) for name, own in tasks.items()}), tokens
         return _stream(values), int(values["row"].get("tokens", 0))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Damaged(f"{path} is damaged ({type(error).__name__}: {error}); {WAY_OUT}") from None

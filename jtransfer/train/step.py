@@ -1,52 +1,69 @@
 """One training step as a pure function, partitioned before the gradient."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jtransfer.kinds import SHARE, check, whole
-from jtransfer.objectives.objective import WEIGHT
+from jtransfer.objectives.objective import WEIGHT, Loss
+from jtransfer.train.combine import Combine, mean
 from jtransfer.train.state import EMA, TrainState
 from jtransfer.tree import Tree, merge, prefixed, select
 
-Batch = dict[str, jax.Array]
+Batch = dict[str, Any]
 Step = Callable[[TrainState, Tree, Batch], tuple[TrainState, dict[str, jax.Array]]]
 
 
 def make_step(
-    loss: Callable,
+    loss: Loss | Mapping[str, Loss],
     optimiser: optax.GradientTransformation,
     accumulate: int = 1,
     ema: float = 0.0,
     unroll: bool = False,
+    combine: Combine = mean,
 ) -> Step:
     """Make `step(train_state, frozen, batch) -> (train_state, metrics)`.
 
     The gradient is taken with respect to the trainable leaves alone, so that of a frozen one is never formed,
     whatever reads the gradients afterwards: the norm, clipping, accumulation or the moving average.
 
+    Of several tasks the batch is a mapping of theirs, and metrics are called `TASK_loss`. The tasks run in their
+    order, statistics of batches going from each to the next:
+
+        {"digits": loss, "fonts": loss}, {"digits": {"inputs": x, ...}, "fonts": {"inputs": y, ...}}
+
     Args:
-        loss: `loss(params, state, batch, key) -> (value, (metrics, state))`, as in `jtransfer.objectives`.
+        loss: `loss(params, state, batch, key) -> (value, (metrics, state))`, as in `jtransfer.objectives`; or one for
+            each of several tasks, by name.
         optimiser: Over the trainable leaves.
         accumulate: Number of equal parts of the batch that run one after another, for memory; their mean gradient is
             that of the whole batch. Where `metrics` have a `weight`, it is what each part counts in that mean, as the
             number of its tokens in a mean over tokens.
         ema: Decay of the moving average of the trainable leaves; 0 keeps none.
         unroll: Write the parts of an accumulated step out, so that `cost_analysis` counts each.
+        combine: Of several tasks, from their gradients by name to the one that the optimiser gets.
 
     Raises:
         InputError: `accumulate` below 1, or `ema` outside 0..1.
     """
     check(accumulate, whole(1), "accumulate")
     check(ema, SHARE, "ema")
+    several = isinstance(loss, Mapping)
+    losses = loss if several else {"": loss}
 
     def value_and_grad(trainable, frozen, state, batch, key):
-        def of_trainable(trainable):
-            return loss(merge(trainable, frozen), state, batch, key)
+        """Gradients and metrics, each by task, and the state."""
+        keys = jax.random.split(key, len(losses)) if len(losses) > 1 else [key]
+        grads, metrics = {}, {}
+        for (name, loss), own in zip(losses.items(), keys, strict=True):
 
-        (_, (metrics, state)), grads = jax.value_and_grad(of_trainable, has_aux=True)(trainable)
+            def of_trainable(trainable, loss=loss, state=state, name=name, own=own):
+                return loss(merge(trainable, frozen), state, batch[name], own)
+
+            (_, (metrics[name], state)), grads[name] = jax.value_and_grad(of_trainable, has_aux=True)(trainable)
         return grads, metrics, state
 
     def accumulated(trainable, frozen, state, batch, key):
@@ -54,10 +71,11 @@ def make_step(
         parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
 
         def body(state, part):
-            part, key = part
-            grads, metrics, state = value_and_grad(trainable, frozen, state, part, key)
-            if WEIGHT in metrics:
-                grads, metrics = jax.tree.map(lambda x: metrics[WEIGHT] * x, (grads, metrics | {WEIGHT: 1}))
+            grads, metrics, state = value_and_grad(trainable, frozen, state, *part)
+            for name, own in metrics.items():
+                if (weight := own.get(WEIGHT)) is not None:
+                    both = grads[name], own | {WEIGHT: 1}
+                    grads[name], metrics[name] = jax.tree.map(lambda x, weight=weight: weight * x, both)
             return state, (grads, metrics)
 
         def add(carry, part):
@@ -68,10 +86,14 @@ def make_step(
         keys = jax.random.split(key, accumulate)
         _, shapes = jax.eval_shape(body, state, jax.tree.map(lambda x: x[0], (parts, keys)))
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        (state, total), _ = jax.lax.scan(add, (state, zeros), (parts, keys), unroll=accumulate if unroll else 1)
-        weight = total[1].get(WEIGHT)
-        count = accumulate if weight is None else jnp.where(weight > 0, weight, 1)
-        grads, metrics = jax.tree.map(lambda x: x / count, total)
+        (state, (grads, metrics)), _ = jax.lax.scan(
+            add, (state, zeros), (parts, keys), unroll=accumulate if unroll else 1
+        )
+        for name, own in metrics.items():
+            weight = own.get(WEIGHT)
+            count = accumulate if weight is None else jnp.where(weight > 0, weight, 1)
+            both = grads[name], own
+            grads[name], metrics[name] = jax.tree.map(lambda x, count=count: x / count, both)
         return grads, metrics, state
 
     def step(train_state: TrainState, frozen: Tree, batch: Batch):
@@ -79,8 +101,15 @@ def make_step(
         state = {path: leaf for path, leaf in train_state.state.items() if not path.startswith(EMA)}
         key = jax.random.fold_in(train_state.key, train_state.step)
         gradient = accumulated if accumulate > 1 else value_and_grad
-        grads, metrics, state = gradient(train_state.trainable, frozen, state, batch, key)
-        metrics = {name: value for name, value in metrics.items() if name != WEIGHT}
+        batch = batch if several else {"": batch}
+        grads, found, state = gradient(train_state.trainable, frozen, state, batch, key)
+        grads = combine(grads) if several else grads[""]
+        metrics = {
+            f"{task}_{name}" if several else name: value
+            for task, own in found.items()
+            for name, value in own.items()
+            if name != WEIGHT
+        }
         updates, opt_state = optimiser.update(grads, train_state.opt_state, train_state.trainable)
         trainable = optax.apply_updates(train_state.trainable, updates)
         average = {path: ema * leaf + (1 - ema) * trainable[path] for path, leaf in average.items()}

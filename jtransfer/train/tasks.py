@@ -1,4 +1,4 @@
-"""What a run learns: classes of one kind of input, or which texts belong to which images.
+"""What a run learns: of rows, by one objective or by several at once, or which texts belong to which images.
 
 A task says what is read, what the model takes, what the loss is, and what is measured on examples that are held out;
 the loop does the rest.
@@ -6,7 +6,9 @@ the loop does the rest.
 
 import json
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,30 +18,28 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jtransfer import checkpoints, methods, models, objectives
+from jtransfer import checkpoints, methods, objectives
 from jtransfer.checkpoints import pairs, teachers
-from jtransfer.checkpoints.headed import headed
-from jtransfer.checkpoints.inputs import as_they_are, example, gathered, load_for, tokenizer_files, within
+from jtransfer.checkpoints.headed import headed, headed_by_task
+from jtransfer.checkpoints.inputs import (
+    as_they_are,
+    example,
+    gathered,
+    load_for,
+    prepare_for,
+    tokenizer_files,
+)
 from jtransfer.data.pairs import PairStream
 from jtransfer.data.sources import open_pairs, open_stream
-from jtransfer.data.streams import Rows, Stream, ahead
+from jtransfer.data.streams import Joined, Rows, Stream
 from jtransfer.errors import InputError, Once
-from jtransfer.evaluate import zero_shot
-from jtransfer.evaluate.retrieval import ranks
-from jtransfer.evaluate.similarity import alignment, uniformity
 from jtransfer.methods import Adapted
-from jtransfer.models import Head, build
+from jtransfer.models import Head, Heads, build
 from jtransfer.objectives import metrics
-from jtransfer.objectives.metrics import PERPLEXITY
-from jtransfer.objectives.objective import WEIGHT
-from jtransfer.train import sharding
-from jtransfer.tree import Tree, merge
-
-BLOCK, BYTES = 512, 1 << 26
-"""Examples that are evaluated at once, at most, and bytes of their inputs."""
-
-Evaluate = Callable[[Any, Tree], dict[str, float]]
-"""From a train state and the frozen leaves to metrics by name."""
+from jtransfer.train import measured, sharding
+from jtransfer.train.combine import Combine, mean, weighted
+from jtransfer.train.measured import Evaluate
+from jtransfer.tree import Tree, select
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ class Task:
         model: Of which `module` is the part that is kept: the model without a new head.
         module: See `model`.
         params: Leaves to start from.
-        objective: What is learned of them.
+        objective: What is learned of them; of several tasks, by name.
+        combine: Of several tasks, what makes one gradient of theirs.
         evaluate: From the adapted model to what measures it on the held-out examples.
         example: One of each of the model's inputs.
         fresh: What the paths of leaves begin with that may start at random beside given ones.
@@ -61,7 +62,7 @@ class Task:
         limits: Between what some leaves are kept.
         notice: From a row of metrics to what is to be said of it, if anything; it is said once.
         classes: Names of those that the head predicts.
-        head: What learns on the module; None where there is none.
+        head: What learns on the module, one head or several; None where there is none.
         backbone: Where the weights started; None for at random.
         fingerprints: Of the backbones.
         preprocessor: How the kept model's images are made, in Hugging Face's keys; None where they are as they are.
@@ -69,21 +70,22 @@ class Task:
         left_out: Leaves of the kept model that the trained one has not, as their outputs are kept.
     """
 
-    stream: Stream | PairStream
+    stream: Stream | PairStream | Joined
     ready: Callable[[dict[str, Any]], dict[str, Any]]
     model: nn.Module
     module: nn.Module
     params: Tree
-    objective: objectives.Objective
+    objective: objectives.Objective | dict[str, objectives.Objective]
     evaluate: Callable[[Adapted], Evaluate]
     example: dict[str, jax.ShapeDtypeStruct]
     fresh: tuple[str, ...]
-    parts: Mapping[str, jax.ShapeDtypeStruct] = field(default_factory=dict)
+    parts: Mapping[str, Any] = field(default_factory=dict)
+    combine: Combine = mean
     accumulate: int = 1
     limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     notice: Callable[[dict[str, float]], str] = lambda row: ""
     classes: tuple[str, ...] = ()
-    head: Head | None = None
+    head: Head | Heads | None = None
     backbone: checkpoints.Backbone | None = None
     fingerprints: dict[str, str] = field(default_factory=dict)
     preprocessor: Mapping[str, Any] | None = None
@@ -97,7 +99,7 @@ class Task:
         return self.tokenizer | {"preprocessor_config.json": json.dumps(dict(self.preprocessor), indent=2).encode()}
 
 
-def build_task(config, mesh: Mesh, stream: Stream | PairStream | None = None) -> Task:
+def build_task(config, mesh: Mesh, stream: Stream | PairStream | Joined | None = None) -> Task:
     """The task of a config.
 
     Args:
@@ -108,6 +110,8 @@ def build_task(config, mesh: Mesh, stream: Stream | PairStream | None = None) ->
     Raises:
         InputError: whatever of the task cannot be.
     """
+    if config.tasks:
+        return _of_several(config, mesh, stream)
     settings = {key: config[key] for key in objectives.SETTINGS}
     pairs = objectives.parse(config.objective, settings).reads == "pairs"
     return (_of_pairs if pairs else _of_rows)(config, settings, mesh, stream)
@@ -115,53 +119,141 @@ def build_task(config, mesh: Mesh, stream: Stream | PairStream | None = None) ->
 
 def _of_rows(config, settings, mesh, stream) -> Task:
     """A task of rows, each with its labels or without any."""
-    rows = sharding.rows(mesh, config.batch)
-    reads = objectives.parse(config.objective, settings).reads
-    every = tuple(dict.fromkeys((reads, *("classes", "labels", "values"))))
-    stream = stream or open_stream(config.data, config.batch, config.seed, rows, config.data_dir, every)
-    if config.backbone:
-        # On the host, where it may lie in the mapped file; training lays it out on the mesh.
-        backbone, prepare = load_for(config.backbone, config.load, stream, sharding="host")
-        module, whole = backbone.model, backbone
-    else:
-        backbone, module = None, build(**config.model)
-        prepare, whole = as_they_are(module, stream), checkpoints.Backbone("", module, {})
-    offered = {"tokenizer": prepare.tokenizer} if stream.kind == "text" else {}
-    objective = objectives.parse(config.objective, settings, offered)
-    objectives.check_reads(objective, config.objective, stream)
+    stream = stream or _opened(config, config.data, objectives.parse(config.objective, settings), mesh)
+    whole, prepare = _start(config, stream)
+    objective, named, one = _asked(config, settings, stream, prepare)
     model, params, head = headed(whole, objective, stream.outputs)
-    named = metrics.chosen(config.metrics, stream, objective)
-    one = example(prepare(stream.inputs[np.arange(1)]))
     objectives.check_mixup(config.mixup, one)
     taught = teachers.of(config.teacher, stream) if config.teacher else None
 
     def ready(batch):
         inputs = batch["inputs"]
-        batch = batch | {"inputs": gathered(prepare, inputs, np.arange(len(inputs)))}
-        if taught:
-            batch |= {"teacher": taught(inputs, np.arange(len(inputs)))}
-        return batch
+        own = {"teacher": taught(inputs, np.arange(len(inputs)))} if taught else {}
+        return _with_inputs(prepare, batch) | own
 
     return Task(
         stream,
         ready,
         model,
-        module,
+        whole.model,
         params,
         objective,
-        partial(_measured_rows, stream, prepare, objective, named, one, mesh),
+        partial(measured.rows, "", stream, prepare, objective, named, one, mesh),
         one,
         fresh=("head/",),
         parts=teachers.parts(stream, taught),
         accumulate=config.accumulate,
-        classes=stream.classes if objective.reads in ("classes", "labels") else (),
+        classes=_classes(stream, objective),
         head=head,
-        backbone=backbone,
-        fingerprints=({"backbone": backbone.fingerprint} if backbone else {})
-        | ({"teacher": taught.fingerprint} if taught else {}),
-        preprocessor=_processor_of(backbone, module),
-        tokenizer=tokenizer_files(backbone) if stream.kind == "text" else {},
+        **_of_start(config, whole, stream, {"teacher": taught.fingerprint} if taught else {}),
     )
+
+
+def _of_several(config, mesh, joined) -> Task:
+    """Tasks of rows on one backbone, each with a head and a batch of its own."""
+    sections = {name: config.tasks[name] for name in sorted(config.tasks)}
+    streams = dict(joined.streams) if joined else {}
+    for name, section in sections.items():
+        with _in_task(name):
+            reads = objectives.parse(section.objective)
+            if reads.reads == "pairs":
+                raise InputError(f"config.objective '{section.objective}' learns from pairs; several tasks from rows")
+            streams.setdefault(name, None if joined else _opened(config, section.data, reads, mesh))
+    first = next(iter(streams.values()))
+    for name, stream in streams.items():
+        if stream.kind != first.kind:
+            raise InputError(
+                f"config.tasks.{name}.data: {stream.name} holds {stream.kind}s, {first.name} {first.kind}s; tasks on "
+                "one backbone take inputs of one kind"
+            )
+    (whole, prepare), asked, ready = _start(config, first), {}, {}
+    for name, stream in streams.items():
+        with _in_task(name):
+            if stream is not first:
+                prepare = prepare_for(whole, config.load, stream) if whole.name else as_they_are(whole.model, stream)
+            objective, named, one = _asked(sections[name], {}, stream, prepare)
+        asked[name] = objectives.of_task(name, objective), named, one, prepare
+        ready[name] = partial(_with_inputs, prepare)
+    objective = {name: own for name, (own, *_) in asked.items()}
+    model, params, heads = headed_by_task(whole, objective, {name: x.outputs for name, x in streams.items()})
+    each = [
+        partial(measured.rows, name, streams[name], prepare, own, named, one, mesh)
+        for name, (own, named, one, prepare) in asked.items()
+    ]
+
+    def evaluate(adapted):
+        found = [measure(adapted) for measure in each]
+        return lambda state, frozen: {key: x for one in found for key, x in one(state, frozen).items()}
+
+    return Task(
+        Joined(streams, len(sharding.rows(mesh, config.batch))),
+        lambda batch: {name: own(select(batch, f"{name}/")) for name, own in ready.items()},
+        model,
+        whole.model,
+        params,
+        objective,
+        evaluate,
+        asked[next(iter(asked))][2],
+        fresh=("head/",),
+        parts={name: {"inputs": one} | teachers.parts(streams[name]) for name, (_, _, one, _) in asked.items()},
+        combine=weighted({name: section.weight for name, section in sections.items()}),
+        accumulate=config.accumulate,
+        head=Heads(tuple(heads.items()), tuple(_classes(streams[name], own) for name, own in objective.items())),
+        **_of_start(config, whole, first, {}),
+    )
+
+
+@contextmanager
+def _in_task(name: str) -> Iterator[None]:
+    """Whatever is refused of the data, the objective or the metrics within this block is said of those of a task."""
+    try:
+        yield
+    except InputError as error:
+        said = re.sub(r"config\.(data|objective|metrics)\b", rf"config.tasks.{name}.\1", str(error))
+        raise type(error)(said if said != str(error) else f"config.tasks.{name}: {said}") from None
+
+
+def _opened(config, data, objective, mesh) -> Stream:
+    every = tuple(dict.fromkeys((objective.reads, *("classes", "labels", "values"))))
+    return open_stream(data, config.batch, config.seed, sharding.rows(mesh, config.batch), config.data_dir, every)
+
+
+def _start(config, stream):
+    """The backbone, without a name or leaves where there is none, and what makes its inputs of a stream's."""
+    if config.backbone:
+        # On the host, where it may lie in the mapped file; training lays it out on the mesh.
+        return load_for(config.backbone, config.load, stream, sharding="host")
+    module = build(**config.model)
+    return checkpoints.Backbone("", module, {}), as_they_are(module, stream)
+
+
+def _asked(section, settings, stream, prepare):
+    """The objective of a section of a config, metrics by name, and one example of the model's inputs."""
+    offered = {"tokenizer": prepare.tokenizer} if stream.kind == "text" else {}
+    objective = objectives.parse(section.objective, settings, offered)
+    objectives.check_reads(objective, section.objective, stream)
+    named = metrics.chosen(section.metrics, stream, objective)
+    return objective, named, example(prepare(stream.inputs[np.arange(1)]))
+
+
+def _classes(stream, objective):
+    return stream.classes if objective.reads in ("classes", "labels") else ()
+
+
+def _with_inputs(prepare, batch):
+    inputs = batch["inputs"]
+    return batch | {"inputs": gathered(prepare, inputs, np.arange(len(inputs)))}
+
+
+def _of_start(config, whole, stream, fingerprints):
+    """What a task says of its backbone."""
+    backbone = whole if config.backbone else None
+    return {
+        "backbone": backbone,
+        "fingerprints": ({"backbone": backbone.fingerprint} if backbone else {}) | fingerprints,
+        "preprocessor": _processor_of(backbone, whole.model),
+        "tokenizer": tokenizer_files(backbone) if stream.kind == "text" else {},
+    }
 
 
 def _processor_of(backbone, module):
@@ -173,49 +265,6 @@ def _processor_of(backbone, module):
     shape = module.config.inputs["pixel_values"].shape[1:]
     own = backbone.preprocess if backbone else images.plain(shape) if shape[-1] in (1, 3) else None
     return getattr(own, "values", None)
-
-
-def of_every_token(adapted: Adapted, one: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of what is predicted for every token of one example, as `[1, tokens, words]`; empty where nothing is.
-
-    It is far larger than the inputs, and bounds how many examples are evaluated at once.
-    """
-    outputs = jax.eval_shape(partial(models.apply, adapted.model, train=False), adapted.shapes | adapted.state, one)
-    return {name: x for name, x in outputs.items() if name.endswith("logits") and x.ndim > 2}
-
-
-def _measured_rows(stream, prepare, objective, named, one, mesh, adapted) -> Evaluate:
-    """The means of what the objective measures of each example, and metrics of all together."""
-    name, inputs, labels = stream.held_out
-    block = within({**one, **of_every_token(adapted, one)}, BLOCK, BYTES)
-    whole = {key: metric for key, metric in named.items() if key != PERPLEXITY}
-
-    @partial(jax.jit, out_shardings=sharding.everywhere(mesh))  # so that every process can read the whole
-    def look(state, frozen, key, batch):
-        if objective.targets:
-            batch = objective.targets(key, batch)
-        tree = merge(state.average, frozen) | state.state
-        outputs = models.apply(adapted.model, tree, batch["inputs"], train=False)
-        return objective.measure(outputs, batch), outputs["logits"] if whole else ()
-
-    def evaluate(state, frozen):
-        parts = np.split(np.arange(len(labels)), range(block, len(labels), block))
-        arrays = ahead(gathered(prepare, inputs, part) for part in parts)
-        found = []
-        # Each block is waited for, so that the inputs of no more than a few are ever in memory.
-        for number, (part, own) in enumerate(zip(parts, arrays, strict=True)):
-            batch = {"inputs": own, "labels": labels[part]}
-            found.append(jax.device_get(look(state, frozen, jax.random.fold_in(jax.random.key(0), number), batch)))
-        each, logits = jax.tree.map(lambda *x: np.concatenate(x), *found)
-        weight = each.pop(WEIGHT, None)
-        means = {key: float(np.average(x.astype(float), weights=weight)) for key, x in each.items()}
-        if PERPLEXITY in named:
-            means[PERPLEXITY] = math.exp(means["loss"])
-        counts = np.ones(len(labels), np.float32)
-        means |= {key: float(metric(logits, labels, counts)) for key, metric in whole.items() if key not in means}
-        return {f"{name}_{key}": value for key, value in means.items()}
-
-    return evaluate
 
 
 def _of_pairs(config, settings, mesh, stream) -> Task:
@@ -239,7 +288,7 @@ def _of_pairs(config, settings, mesh, stream) -> Task:
         start.module,
         start.params,
         objectives.parse(config.objective, settings, {"parts": config.accumulate, "mesh": mesh}),
-        partial(_measured_pairs, stream, start.prepare, one, mesh),
+        partial(measured.pairs, stream, start.prepare, one, mesh),
         one,
         fresh=start.fresh,
         limits={"logit_scale": (0.0, math.log(highest))} if highest else {},
@@ -273,39 +322,3 @@ def _at_the_limit(highest, row) -> str:
     if not highest or row["temperature"] < 0.999 * highest:
         return ""
     return f"step {row['step']}: cosines are multiplied by {highest:g}, the most that config.temperature_limit allows"
-
-
-def _measured_pairs(stream, prepare, one, mesh, adapted) -> Evaluate:
-    """Zero-shot accuracy by names in all templates, retrieval by the names alone, and how the embeddings lie."""
-    held_out = stream.held_out
-    texts = [template.replace("{}", name) for name in held_out.names for template in ("{}", *held_out.templates)]
-    count, rows, block = len(held_out.labels), len(held_out.names), within(one, BLOCK, BYTES)
-
-    @partial(jax.jit, out_shardings=sharding.everywhere(mesh))
-    def embed(state, frozen, inputs):
-        outputs = models.apply(adapted.model, merge(state.average, frozen) | state.state, inputs, train=False)
-        return outputs["text_embeds" if "input_ids" in inputs else "image_embeds"]
-
-    def in_blocks(state, frozen, total, inputs):
-        """Embeddings of all; every block is of one size, the last filled up, so that one program serves."""
-        size = min(block, total)
-        blocks = [np.minimum(np.arange(i, i + size), total - 1) for i in range(0, total, size)]
-        found = [jax.device_get(embed(state, frozen, arrays)) for arrays in ahead(inputs(block) for block in blocks)]
-        return np.concatenate(found)[:total]
-
-    def evaluate(state, frozen):
-        images = in_blocks(state, frozen, count, lambda block: prepare({"images": Rows(held_out.images, block)}))
-        embeds = in_blocks(state, frozen, len(texts), lambda block: prepare({"texts": [texts[i] for i in block]}))
-        embeds = embeds.reshape(rows, -1, embeds.shape[-1])
-        plain, classes = embeds[:, 0], zero_shot.directions(embeds[:, 1:])
-        found = {"zero_shot": float(np.mean((images @ classes.T).argmax(1) == held_out.labels))}
-        to_text = ranks(images, held_out.labels, plain, np.arange(rows))
-        to_image = ranks(plain, np.arange(rows), images, held_out.labels)
-        for k in (1, 5):
-            found |= {f"image_to_text_r{k}": float((to_text <= k).mean())}
-            found |= {f"text_to_image_r{k}": float((to_image <= k).mean())}
-        found["alignment"] = alignment(images, plain[held_out.labels])
-        found |= {"uniformity_images": uniformity(images), "uniformity_texts": uniformity(plain)}
-        return {f"{held_out.what}_{name}": value for name, value in found.items()}
-
-    return evaluate

@@ -13,7 +13,7 @@ from jtransfer.cli import main
 from jtransfer.errors import InputError
 from jtransfer.models import Classifier, build
 from jtransfer.objectives.language import LEFT_OUT
-from jtransfer.train import loop, tasks
+from jtransfer.train import loop, measured
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -137,8 +137,8 @@ def test_the_tokenizer_of_the_backbone_says_what_is_never_hidden(file):
 def test_the_words_that_are_predicted_bound_how_many_texts_are_evaluated_at_once(file):
     run = prepared(file)
     tokens = run.task.example["input_ids"].shape[1]
-    (logits,) = tasks.of_every_token(run.adapted, run.task.example).values()
+    (logits,) = measured.of_every_token(run.adapted, run.task.example).values()
     assert logits.shape == (1, tokens, len(WORDS))
     model = {"architecture": "vit", "image": (8, 8), "channels": 1, "patch": 4, "width": 8, "heads": 2, "depth": 1}
     adapted = methods.adapt(methods.parse("probe"), Classifier(build(**model), 10), {}, (8, 8, 1))
-    assert tasks.of_every_token(adapted, {"pixel_values": adapted.example}) == {}
+    assert measured.of_every_token(adapted, {"pixel_values": adapted.example}) == {}

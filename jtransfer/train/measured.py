@@ -1,0 +1,135 @@
+"""What is measured of a model on held-out examples: the means of rows, or how texts and images find each other."""
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jtransfer import models, objectives
+from jtransfer.checkpoints.inputs import Prepare, gathered, within
+from jtransfer.data.pairs import PairStream
+from jtransfer.data.streams import Rows, Stream, ahead
+from jtransfer.evaluate import zero_shot
+from jtransfer.evaluate.retrieval import ranks
+from jtransfer.evaluate.similarity import alignment, uniformity
+from jtransfer.methods import Adapted
+from jtransfer.objectives.metrics import PERPLEXITY, Metric
+from jtransfer.objectives.objective import WEIGHT, Objective
+from jtransfer.train import sharding
+from jtransfer.tree import Tree, merge
+
+BLOCK, BYTES = 512, 1 << 26
+"""Examples that are evaluated at once, at most, and bytes of their inputs."""
+
+Evaluate = Callable[[Any, Tree], dict[str, float]]
+"""From a train state and the frozen leaves to metrics by name."""
+
+
+def rows(
+    task: str,
+    stream: Stream,
+    prepare: Prepare,
+    objective: Objective,
+    named: Mapping[str, Metric],
+    one: Mapping[str, jax.ShapeDtypeStruct],
+    mesh: Mesh,
+    adapted: Adapted,
+) -> Evaluate:
+    """The means of what an objective measures of each held-out example, and metrics of all together.
+
+    Args:
+        task: Whose head predicts and what the metrics are called by; "" where there is one head.
+        stream: Has the examples.
+        prepare: Makes the model's inputs of theirs.
+        objective: What is measured.
+        named: Metrics by name.
+        one: Shapes of the inputs of one example.
+        mesh: The devices.
+        adapted: The model.
+    """
+    name, inputs, labels = stream.held_out
+    block = within({**one, **of_every_token(adapted, one, task)}, BLOCK, BYTES)
+    whole = {key: metric for key, metric in named.items() if key != PERPLEXITY}
+
+    @partial(jax.jit, out_shardings=sharding.everywhere(mesh))  # so that every process can read the whole
+    def look(state, frozen, key, batch):
+        if objective.targets:
+            batch = objective.targets(key, batch)
+        tree = merge(state.average, frozen) | state.state
+        outputs = models.apply(adapted.model, tree, batch["inputs"], train=False)
+        outputs = objectives.outputs_of(task, outputs)
+        return objective.measure(outputs, batch), outputs["logits"] if whole else ()
+
+    def evaluate(state, frozen):
+        parts = np.split(np.arange(len(labels)), range(block, len(labels), block))
+        arrays = ahead(gathered(prepare, inputs, part) for part in parts)
+        found = []
+        # Each block is waited for, so that the inputs of no more than a few are ever in memory.
+        for number, (part, own) in enumerate(zip(parts, arrays, strict=True)):
+            batch = {"inputs": own, "labels": labels[part]}
+            found.append(jax.device_get(look(state, frozen, jax.random.fold_in(jax.random.key(0), number), batch)))
+        each, logits = jax.tree.map(lambda *x: np.concatenate(x), *found)
+        weight = each.pop(WEIGHT, None)
+        means = {key: float(np.average(x.astype(float), weights=weight)) for key, x in each.items()}
+        if PERPLEXITY in named:
+            means[PERPLEXITY] = math.exp(means["loss"])
+        counts = np.ones(len(labels), np.float32)
+        means |= {key: float(metric(logits, labels, counts)) for key, metric in whole.items() if key not in means}
+        said = f"{task}_{name}" if task else name
+        return {f"{said}_{key}": value for key, value in means.items()}
+
+    return evaluate
+
+
+def of_every_token(
+    adapted: Adapted, one: Mapping[str, jax.ShapeDtypeStruct], task: str = ""
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of what is predicted for every token of one example, as `[1, tokens, words]`; empty where nothing is.
+
+    It is far larger than the inputs, and bounds how many examples are evaluated at once.
+    """
+    outputs = jax.eval_shape(partial(models.apply, adapted.model, train=False), adapted.shapes | adapted.state, one)
+    outputs = objectives.outputs_of(task, outputs)
+    return {name: x for name, x in outputs.items() if name.endswith("logits") and getattr(x, "ndim", 0) > 2}
+
+
+def pairs(
+    stream: PairStream, prepare: Prepare, one: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh, adapted: Adapted
+) -> Evaluate:
+    """Zero-shot accuracy by names in all templates, retrieval by the names alone, and how the embeddings lie."""
+    held_out = stream.held_out
+    texts = [template.replace("{}", name) for name in held_out.names for template in ("{}", *held_out.templates)]
+    count, rows, block = len(held_out.labels), len(held_out.names), within(one, BLOCK, BYTES)
+
+    @partial(jax.jit, out_shardings=sharding.everywhere(mesh))
+    def embed(state, frozen, inputs):
+        outputs = models.apply(adapted.model, merge(state.average, frozen) | state.state, inputs, train=False)
+        return outputs["text_embeds" if "input_ids" in inputs else "image_embeds"]
+
+    def in_blocks(state, frozen, total, inputs):
+        """Embeddings of all; every block is of one size, the last filled up, so that one program serves."""
+        size = min(block, total)
+        blocks = [np.minimum(np.arange(i, i + size), total - 1) for i in range(0, total, size)]
+        found = [jax.device_get(embed(state, frozen, arrays)) for arrays in ahead(inputs(block) for block in blocks)]
+        return np.concatenate(found)[:total]
+
+    def evaluate(state, frozen):
+        images = in_blocks(state, frozen, count, lambda block: prepare({"images": Rows(held_out.images, block)}))
+        embeds = in_blocks(state, frozen, len(texts), lambda block: prepare({"texts": [texts[i] for i in block]}))
+        embeds = embeds.reshape(rows, -1, embeds.shape[-1])
+        plain, classes = embeds[:, 0], zero_shot.directions(embeds[:, 1:])
+        found = {"zero_shot": float(np.mean((images @ classes.T).argmax(1) == held_out.labels))}
+        to_text = ranks(images, held_out.labels, plain, np.arange(rows))
+        to_image = ranks(plain, np.arange(rows), images, held_out.labels)
+        for k in (1, 5):
+            found |= {f"image_to_text_r{k}": float((to_text <= k).mean())}
+            found |= {f"text_to_image_r{k}": float((to_image <= k).mean())}
+        found["alignment"] = alignment(images, plain[held_out.labels])
+        found |= {"uniformity_images": uniformity(images), "uniformity_texts": uniformity(plain)}
+        return {f"{held_out.what}_{name}": value for name, value in found.items()}
+
+    return evaluate
