@@ -124,7 +124,10 @@ def test_a_script_says_the_command_it_runs_and_ends_with_its_exit_code(capsys, t
     [
         ("images=np.full((20, 8, 8), np.nan), labels=np.arange(20) % 2", "'images'.*NaN|NaN"),
         ("images=np.zeros((20, 8, 8)), labels=np.arange(20) - 1", "-1"),
-        ("images=np.zeros((20, 8, 8)), labels=np.eye(4, dtype=int)[np.arange(20) % 4]", "several labels a row; expected"),
+        (
+            "images=np.zeros((20, 8, 8)), labels=np.eye(4, dtype=int)[np.arange(20) % 4]",
+            "several labels a row; expected",
+        ),
     ],
 )
 def test_own_arrays_that_cannot_be_used_are_refused_by_row(capsys, tmp_path, arrays, message):

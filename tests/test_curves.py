@@ -436,7 +436,7 @@ def test_a_directory_of_another_config_is_known_before_anything_is_loaded(file, 
 
 def test_a_phase_may_be_solved_and_what_follows_starts_at_its_optimum(file, tmp_path):
     methods = "methods=logistic,logistic >> finetune"
-    rows, _ = run(file, tmp_path / "run", methods, "shots=5", "seeds=2", 'hyper.default.rate=(1e-9,)', "test_rows=0")
+    rows, _ = run(file, tmp_path / "run", methods, "shots=5", "seeds=2", "hyper.default.rate=(1e-9,)", "test_rows=0")
     alone, after = (rows[i : i + 2] for i in (0, 2))
     assert [row["test_accuracy"] for row in after] == pytest.approx([row["test_accuracy"] for row in alone], abs=2e-3)
     assert {row["how"] for row in alone} == {"solved"} and {row["how"] for row in after} == {"trained"}
