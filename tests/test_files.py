@@ -7,14 +7,14 @@ import sys
 
 import pytest
 
-from jtransfer import directories
 from jtransfer.errors import Damaged, InputError
+from jtransfer.storage import directories
 
 # Writes the directory again in a process that kills itself at the n-th thing it does to the file system, for every n.
 CRASHES = """
 import json, os, sys
 from pathlib import Path
-from jtransfer import directories
+from jtransfer.storage import directories
 
 exchange, target = sys.argv[1] == "exchange", Path(sys.argv[2]) / "out"
 if not exchange:

@@ -9,7 +9,9 @@ from sklearn import datasets
 from sklearn.metrics import average_precision_score, mean_squared_error
 
 import jtransfer as jt
-from jtransfer import checkpoints, cli, config, curves, report
+from jtransfer import checkpoints, cli, config
+from jtransfer.curves import report
+from jtransfer.curves import run as curves
 from jtransfer.errors import InputError
 from jtransfer.train import loop
 

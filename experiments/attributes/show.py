@@ -4,9 +4,9 @@ from collections import defaultdict
 
 import numpy as np
 
+from jtransfer.curves.report import interval
 from jtransfer.data import glyphs
 from jtransfer.figures import COLOURS
-from jtransfer.report import interval
 
 CEILING = {"color": "#606060", "lw": 1.2}
 MEASURED, BINARY = {"marker": "o", "ms": 4, "ls": "-"}, {"marker": "s", "ms": 4, "ls": "--"}

@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 
 from jtransfer import cli
+from jtransfer.curves.report import interval
 from jtransfer.evaluate.report import canvas
 from jtransfer.figures import COLOURS, MARKERS, render, style
-from jtransfer.report import interval
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TUNED = "tfds:ag_news_subset?train=train[2000:]&test=test[:1000]"  # no row that a probe is fitted on

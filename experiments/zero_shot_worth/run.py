@@ -14,11 +14,11 @@ from pathlib import Path
 
 import jtransfer
 from jtransfer import cli
+from jtransfer.curves.worth import ZERO_SHOT, worth
 from jtransfer.data import sources
 from jtransfer.evaluate.report import canvas
 from jtransfer.evaluate.zero_shot import text_classifier, zero_shot
 from jtransfer.figures import COLOURS, MARKERS, render, style
-from jtransfer.worth import ZERO_SHOT, worth
 
 CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.py"
 SHOTS = (1, 2, 3, 5, 10, 25)

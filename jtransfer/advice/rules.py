@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jtransfer.report import interval
+from jtransfer.curves.report import interval
 
 SCRATCH = "scratch"
 

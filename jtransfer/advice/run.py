@@ -14,11 +14,12 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from jtransfer import checkpoints, curves, files, methods, trained
 from jtransfer import config as configs
+from jtransfer import files, methods, starts
 from jtransfer.advice import page, rules
-from jtransfer.cells import value
 from jtransfer.config import curve_defaults, resolved
+from jtransfer.curves import run as curves
+from jtransfer.curves import trained
 from jtransfer.data import sources, splits
 from jtransfer.data.dataset import FOUND, Dataset, Lazy, damaged, fingerprint_of_inputs
 from jtransfer.data.subsets import validation_shots
@@ -26,9 +27,10 @@ from jtransfer.errors import InputError
 from jtransfer.evaluate import transferability as scores
 from jtransfer.evaluate.few_shot import FITS
 from jtransfer.evaluate.protocols import structure
-from jtransfer.evaluate.protocols.rows import Run
-from jtransfer.evaluate.store import Store, default_store
-from jtransfer.evaluate.task import Progress, Reader, Task, split
+from jtransfer.evaluate.protocols.rows import ProtocolRun
+from jtransfer.evaluate.store import FeatureStore, default_store
+from jtransfer.evaluate.task import Progress, Reader, TargetTask, split
+from jtransfer.storage.cells import value
 from jtransfer.texts import plain
 from jtransfer.train import costs
 
@@ -41,7 +43,7 @@ SMALL = ("lora(rank=4)", "top_blocks(1)", "finetune")
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class AdvicePlan:
     """A question with everything checked and nothing compiled.
 
     Attributes:
@@ -57,9 +59,9 @@ class Plan:
 
     config: Any
     curve: curves.Curve
-    task: Task
-    transferability: Run
-    domain_gap: Run | None
+    task: TargetTask
+    transferability: ProtocolRun
+    domain_gap: ProtocolRun | None
     arms: dict[str, trained.Trained]
     small: str
 
@@ -78,7 +80,7 @@ class Evidence(NamedTuple):
     error: float | None
 
 
-def prepare(config, progress: Progress = lambda what, done, rows: None) -> Plan:
+def prepare(config, progress: Progress = lambda what, done, rows: None) -> AdvicePlan:
     """Load data and backbone, and check all that a config asks.
 
     Args:
@@ -112,10 +114,10 @@ def prepare(config, progress: Progress = lambda what, done, rows: None) -> Plan:
 
     rows = pool.pool
     scored = subset(pool, splits.stratified(pool.labels, rows, MOST_ROWS)) if len(rows) > MOST_ROWS else pool
-    store = Store(files.path(config.store, "config.store") if config.store else default_store())
-    tower = checkpoints.tower_for(curve.backbone, pool)
+    store = FeatureStore(files.path(config.store, "config.store") if config.store else default_store())
+    tower = starts.tower_for(curve.backbone, pool)
     reader = Reader(tower, curve.examples.prepare, store, progress=progress)
-    task = Task(
+    task = TargetTask(
         scored, scored.pool, scored.pool[:0], "", reader, (reader.default_layer(scored),), data_dir=config.data_dir
     )
     transferability = structure.transferability(task)
@@ -128,7 +130,7 @@ def prepare(config, progress: Progress = lambda what, done, rows: None) -> Plan:
     small, arm = _first_that_fits(build)
     built = {arm.name: arm for arm in curve.arms} | {small: arm}
     built |= {name: build(name) for name in ("probe", "finetune") if name not in built}
-    return Plan(config, curve, task, transferability, domain_gap, built, small)
+    return AdvicePlan(config, curve, task, transferability, domain_gap, built, small)
 
 
 def check(config, directory: epath.PathLike) -> None:
@@ -170,7 +172,7 @@ def _first_that_fits(build):
                 raise
 
 
-def measure(plan: Plan) -> Evidence:
+def measure(plan: AdvicePlan) -> Evidence:
     """Score the training rows, and compare them with the source."""
     task, error = plan.task, None
     if task.backbone.classes:
@@ -233,7 +235,7 @@ def share_explained(features: Any, labels: np.ndarray, permutations: int = 10) -
     return float((scores.h_score(features, labels, "ledoit_wolf") / bound - chance) / (1 - chance))
 
 
-def run(plan: Plan, evidence: Evidence, directory: epath.PathLike, on_cell: curves.OnCell) -> dict[str, Any]:
+def run(plan: AdvicePlan, evidence: Evidence, directory: epath.PathLike, on_cell: curves.OnCell) -> dict[str, Any]:
     """Run the trial, decide, and write `advice.json`, `advice.md` and `curve.py` (what to run next).
 
     Args:

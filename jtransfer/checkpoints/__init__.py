@@ -4,7 +4,6 @@ from jtransfer.checkpoints.adapter import Adapter
 from jtransfer.checkpoints.backbone import Backbone, load, save
 from jtransfer.checkpoints.export import to_huggingface, to_orbax
 from jtransfer.checkpoints.hub import embedded
-from jtransfer.checkpoints.inputs import load_for, tower_for
 from jtransfer.checkpoints.peft import load_adapter, write_adapter
 
 __all__ = [
@@ -13,10 +12,8 @@ __all__ = [
     "embedded",
     "load",
     "load_adapter",
-    "load_for",
     "save",
     "to_huggingface",
     "to_orbax",
-    "tower_for",
     "write_adapter",
 ]

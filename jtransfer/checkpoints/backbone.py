@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Sharding
 
-from jtransfer import directories, files
+from jtransfer import files
 from jtransfer.checkpoints import calls, heads, hub, layouts, leaves
 from jtransfer.checkpoints.names import assign
 from jtransfer.checkpoints.resizing import RESIZERS
@@ -35,6 +35,7 @@ from jtransfer.models import (
     of_config,
     shapes_of,
 )
+from jtransfer.storage import directories
 from jtransfer.tree import Tree, prefixed, select
 
 log = logging.getLogger("jtransfer")

@@ -20,17 +20,18 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from jtransfer import directories, expressions, files, imports, kinds, methods, patterns
+from jtransfer import expressions, files, imports, kinds, methods, patterns
 from jtransfer.checkpoints import bases, heads, layouts, leaves, resizing, tensors
 from jtransfer.checkpoints.adapter import HEAD, Adapter, merges
 from jtransfer.checkpoints.backbone import Backbone, Ran
+from jtransfer.checkpoints.beside import files_beside
 from jtransfer.checkpoints.families.values import words
-from jtransfer.checkpoints.inputs import files_beside
 from jtransfer.checkpoints.names import LEAF, Names, Row, assign
 from jtransfer.errors import InputError, nearest
 from jtransfer.kinds import shown
 from jtransfer.methods.method import Intercepted, under_those_of
 from jtransfer.models import SOURCE_HEAD, STATISTICS, Headed, apply, described, of_config, shapes_of
+from jtransfer.storage import directories
 from jtransfer.tree import FROZEN, mismatches, prefixed, select
 
 log = logging.getLogger("jtransfer")

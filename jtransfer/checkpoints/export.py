@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from jtransfer import directories, files
+from jtransfer import files
 from jtransfer.checkpoints import deltas, peft, pooled
 from jtransfer.checkpoints.adapter import Adapter
 from jtransfer.checkpoints.backbone import Backbone
@@ -20,6 +20,7 @@ from jtransfer.checkpoints.tensors import write_safetensors
 from jtransfer.data import keys, preprocess
 from jtransfer.errors import InputError, nearest
 from jtransfer.models import SOURCE_HEAD, STATISTICS, described
+from jtransfer.storage import directories
 from jtransfer.tree import nested, select
 
 ADAPTERS = ("merged", "apart")

@@ -16,11 +16,11 @@ from jtransfer.checkpoints.families.values import MAY_BE_NULL, MOST, labels, typ
 from jtransfer.checkpoints.names import LEAF, Names, Row
 from jtransfer.checkpoints.resizing import LARGEST_IMAGE
 from jtransfer.checkpoints.tensors import Tensor
-from jtransfer.directories import verify
 from jtransfer.errors import InputError, nearest
 from jtransfer.files import read_json
 from jtransfer.kinds import shown
 from jtransfer.models import MODELS, SOURCE_HEAD, Architecture, Head, Heads, build
+from jtransfer.storage.directories import verify
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ import jax
 import numpy as np
 from jax.sharding import Sharding
 
-from jtransfer.arrays import aligned
 from jtransfer.errors import InputError, first_line
 from jtransfer.models import STATISTICS, Architecture, Head, Headed, complete, of_config, shapes_of
+from jtransfer.storage.arrays import aligned
 from jtransfer.tree import Tree, size
 
 Place = Sharding | Callable[[str, tuple[int, ...]], Sharding] | str | None

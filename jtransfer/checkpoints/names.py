@@ -19,8 +19,6 @@ from jtransfer.errors import InputError, nearest
 from jtransfer.models import SOURCE_HEAD
 from jtransfer.tree import Tree
 
-Array = np.ndarray
-
 
 class Layout(NamedTuple):
     """How an array lies elsewhere and here; one of theirs may be several of ours.
@@ -30,8 +28,8 @@ class Layout(NamedTuple):
         save: From ours, in that order, to theirs.
     """
 
-    load: Callable[[Array], tuple[Array, ...]]
-    save: Callable[..., Array]
+    load: Callable[[np.ndarray], tuple[np.ndarray, ...]]
+    save: Callable[..., np.ndarray]
 
 
 SAME = Layout(lambda x: (x,), lambda x: x)
@@ -39,15 +37,15 @@ TRANSPOSED = Layout(lambda x: (x.T,), lambda x: x.T)
 CONVOLUTION = Layout(lambda x: (x.transpose(2, 3, 1, 0),), lambda x: x.transpose(3, 2, 0, 1))
 """PyTorch's `[out, in, height, width]` and `[height, width, in, out]`."""
 
-Kind = Mapping[str, tuple[str, Layout]]
-LEAF: Kind = {"": ("{}", SAME)}
-DENSE: Kind = {".weight": ("{}/kernel", TRANSPOSED), ".bias": ("{}/bias", SAME)}
-NORM: Kind = {".weight": ("{}/scale", SAME), ".bias": ("{}/bias", SAME)}
-EMBED: Kind = {".weight": ("{}/embedding", SAME)}
-CONV: Kind = {".weight": ("{}/kernel", CONVOLUTION), ".bias": ("{}/bias", SAME)}
+LayerKind = Mapping[str, tuple[str, Layout]]
+LEAF: LayerKind = {"": ("{}", SAME)}
+DENSE: LayerKind = {".weight": ("{}/kernel", TRANSPOSED), ".bias": ("{}/bias", SAME)}
+NORM: LayerKind = {".weight": ("{}/scale", SAME), ".bias": ("{}/bias", SAME)}
+EMBED: LayerKind = {".weight": ("{}/embedding", SAME)}
+CONV: LayerKind = {".weight": ("{}/kernel", CONVOLUTION), ".bias": ("{}/bias", SAME)}
 
 
-def patches(patch: int, channels: int) -> Kind:
+def patches(patch: int, channels: int) -> LayerKind:
     """A convolution over patches as our dense layer: `[out, channels, p, p]` to `[p * p * channels, out]`."""
 
     def load(x):
@@ -59,7 +57,7 @@ def patches(patch: int, channels: int) -> Kind:
     return {".weight": ("{}/kernel", Layout(load, save)), ".bias": ("{}/bias", SAME)}
 
 
-def fused(parts: int) -> Kind:
+def fused(parts: int) -> LayerKind:
     """A dense layer whose outputs are those of `parts` of ours, one after the other."""
     kernel = Layout(
         lambda x: tuple(part.T for part in np.split(x, parts)), lambda *xs: np.concatenate([x.T for x in xs])
@@ -92,7 +90,7 @@ class Row:
 
     theirs: str
     ours: str | tuple[str, ...]
-    kind: Kind = None
+    kind: LayerKind = None
     also: tuple[str, ...] = ()
 
     @property
@@ -170,7 +168,7 @@ class Names:
         firsts = {re.split(r"[./]", name)[0] for row in own for name in (row.theirs, *row.also)}
         return {name for name in found if re.split(r"[./]", name)[0] not in firsts}
 
-    def write(self, tree: Tree, prefix: str | None = None) -> dict[str, Array]:
+    def write(self, tree: Tree, prefix: str | None = None) -> dict[str, np.ndarray]:
         """A tree in their names and layouts: the inverse of reading.
 
         Args:
@@ -257,7 +255,7 @@ def _pattern(template: str) -> re.Pattern:
     return re.compile(r"(\d+)".join(re.escape(part) for part in template.split(NUMBER)))
 
 
-class Source(NamedTuple):
+class SourceTensor(NamedTuple):
     """Where a leaf comes from; `read()` gives its array, `shape` is known before."""
 
     name: str
@@ -273,7 +271,7 @@ class Source(NamedTuple):
         except ValueError:
             return None
 
-    def read(self) -> Array:
+    def read(self) -> np.ndarray:
         """The leaf, as a view of the file where the layout allows."""
         return self.target.layout.load(self.tensor.read())[self.target.part]
 
@@ -286,7 +284,7 @@ def assign(
     fresh: Callable[[str], bool],
     fits: str = "its config.json",
     headless: bool = False,
-) -> dict[str, Source]:
+) -> dict[str, SourceTensor]:
     """Find for every leaf the tensor that fills it.
 
     Args:
@@ -305,7 +303,7 @@ def assign(
         InputError: tensors that are neither used nor ignored by a rule, leaves that none fills, shapes and types that
             differ: all of them, with the nearest names.
     """
-    sources: dict[str, Source] = {}
+    sources: dict[str, SourceTensor] = {}
     unknown, twice = [], []
 
     def spares(name):  # what fills a leaf only where nothing else does
@@ -318,7 +316,7 @@ def assign(
         for target in wanted:
             if target.path in sources:
                 twice.append(f"'{sources[target.path].name}' and '{name}' are the same leaf {target.path}")
-            sources[target.path] = Source(name, tensor, target)
+            sources[target.path] = SourceTensor(name, tensor, target)
         left_out = targets and all(target.path.startswith(SOURCE_HEAD) for target in targets)
         if not wanted and not left_out and not spares(name):
             unknown.append(name)

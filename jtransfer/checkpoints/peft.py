@@ -12,16 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from jtransfer import directories, files, methods
+from jtransfer import files, methods
 from jtransfer.checkpoints import hub, peft_config, pooled, recognition, tensors, tying
 from jtransfer.checkpoints.adapter import HEAD, Adapter
 from jtransfer.checkpoints.backbone import Backbone
 from jtransfer.checkpoints.huggingface import architecture_of, as_their_class_reads, family_of, kind_of, values_of
-from jtransfer.checkpoints.names import SAME, TRANSPOSED, Names, Row, Source, assign
+from jtransfer.checkpoints.names import SAME, TRANSPOSED, Names, Row, SourceTensor, assign
 from jtransfer.checkpoints.peft_config import by_pattern, is_adapted
 from jtransfer.errors import InputError, nearest
 from jtransfer.methods.lora import LoRA
 from jtransfer.models import SOURCE_HEAD, Head, Headed, shapes_of
+from jtransfer.storage import directories
 from jtransfer.tree import Tree
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -227,7 +228,7 @@ def _table(names: Names) -> Names:
 def _own_head(where, backbone, kind, names, found):
     """The head that the adapter has or changes, and the leaves of the backbone's that are then its own too."""
     places = [(target, name) for name in found for target in names.targets(name)]
-    shapes = {t.path: Source(name, found[name], t).shape for t, name in places if t.path.startswith(SOURCE_HEAD)}
+    shapes = {t.path: SourceTensor(name, found[name], t).shape for t, name in places if t.path.startswith(SOURCE_HEAD)}
     if not shapes:
         return None, {}
     family = family_of(backbone)[1]

@@ -10,8 +10,7 @@ import numpy as np
 from jtransfer.errors import InputError, nearest
 from jtransfer.models import Architecture
 
-Array = np.ndarray
-Change = Callable[[Array], Array]
+Change = Callable[[np.ndarray], np.ndarray]
 
 
 def resize(
@@ -90,7 +89,7 @@ def _sides(image, own):
     return sides
 
 
-def resize_positions(x: Array, old: tuple[int, int], new: tuple[int, int], how: str = "bicubic") -> Array:
+def resize_positions(x: np.ndarray, old: tuple[int, int], new: tuple[int, int], how: str = "bicubic") -> np.ndarray:
     """Position embeddings of another grid of patches, in float32.
 
     Args:
@@ -140,7 +139,7 @@ def _bilinear(grid, new):
     return ndimage.zoom(grid, (*factors, 1), order=1)
 
 
-RESIZERS: dict[str, Callable[[Array, tuple[int, int]], Array]] = {
+RESIZERS: dict[str, Callable[[np.ndarray, tuple[int, int]], np.ndarray]] = {
     "bicubic": _bicubic,
     "bicubic_torch": _bicubic_torch,
     "bilinear": _bilinear,
@@ -148,11 +147,11 @@ RESIZERS: dict[str, Callable[[Array, tuple[int, int]], Array]] = {
 """From a grid `[height, width, features]` and the new height and width to the new grid."""
 
 
-def grey_patches(kernel: Array, channels: int) -> Array:
+def grey_patches(kernel: np.ndarray, channels: int) -> np.ndarray:
     """`[patch * patch * channels, width]` summed over its channels: a grey image counts as all colours alike."""
     return kernel.reshape(-1, channels, kernel.shape[-1]).sum(1)
 
 
-def grey_convolution(kernel: Array, channels: int) -> Array:
+def grey_convolution(kernel: np.ndarray, channels: int) -> np.ndarray:
     """`[height, width, channels, width]` summed over its channels."""
     return kernel.sum(2, keepdims=True)

@@ -16,8 +16,8 @@ import numpy as np
 from etils import epath
 
 from jtransfer import files
-from jtransfer.arrays import open_npz
 from jtransfer.errors import InputError
+from jtransfer.storage.arrays import open_npz
 
 DTYPES = {
     "F64": np.float64,

@@ -135,7 +135,7 @@ def table(command: str, values: Mapping[str, Any]) -> dict[str, Any]:
         command: A key of `TABLES`.
         values: Of a config, some keys of which say which others there are.
     """
-    from jtransfer.train.optimiser import KINDS
+    from jtransfer.optimiser import KINDS
 
     found = {**TABLES[command]}
     if "optimiser" in DEFAULTS[command]():

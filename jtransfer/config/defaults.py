@@ -28,7 +28,7 @@ def _transfer() -> dict[str, Any]:
 
 def curve_defaults() -> dict[str, Any]:
     """Every key of `jtransfer curve` (and of `inspect` on its configs)."""
-    from jtransfer.train.optimiser import Optimiser
+    from jtransfer.optimiser import Optimiser
 
     return _transfer() | {
         "methods": ("zero_shot", "pixels", "scratch", "probe", "finetune", "lora"),
@@ -53,7 +53,7 @@ def curve_defaults() -> dict[str, Any]:
 
 def train_defaults() -> dict[str, Any]:
     """Every key of `jtransfer train` (and of `inspect` on its configs)."""
-    from jtransfer.train.optimiser import Optimiser
+    from jtransfer.optimiser import Optimiser
 
     return {
         "data": "glyphs",  # an embedded source or dataset, npz:FILE, folder:DIR or tfds:NAME

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from jtransfer.arrays import Rows
 from jtransfer.errors import InputError
+from jtransfer.storage.arrays import NpzRows
 
 CLASSES = ("classes", "labels")
 """What most callers take: one class a row, or several."""
@@ -60,7 +60,7 @@ class Images:
             floats of 0 to 1.
     """
 
-    parts: tuple[np.ndarray | Rows, ...]
+    parts: tuple[np.ndarray | NpzRows, ...]
 
     dtype = np.dtype(np.float32)
 

@@ -106,7 +106,7 @@ class Crop:
     width: int
 
 
-Step = Fixed | Shortest | Crop
+Resizing = Fixed | Shortest | Crop
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +123,7 @@ class Processor:
     """
 
     shape: tuple[int, int, int]
-    steps: tuple[Step, ...]
+    steps: tuple[Resizing, ...]
     resample: int
     factor: float
     mean: np.ndarray
@@ -302,7 +302,7 @@ def _is_float(image):
     return np.issubdtype(getattr(image, "dtype", np.object_), np.floating)
 
 
-def _steps(settings, with_crop_pct) -> tuple[Step, ...]:
+def _steps(settings, with_crop_pct) -> tuple[Resizing, ...]:
     steps = []
     if settings["do_resize"]:
         size = _size(settings["size"], "size", settings["default_to_square"])

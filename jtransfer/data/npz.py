@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from jtransfer.arrays import Array, open_npz
 from jtransfer.data.dataset import CLASSES, Context, Dataset, Images, Lazy, blocks, targets
 from jtransfer.data.labels import columns, distinct, numbers, texts
 from jtransfer.data.splits import hold_out_a_fifth, hold_out_the_last
 from jtransfer.errors import InputError, nearest
+from jtransfer.storage.arrays import NpzArray, open_npz
 
 log = logging.getLogger("jtransfer")
 
@@ -52,7 +52,7 @@ def read(file: str, context: Context) -> Dataset:
     return Dataset(context.name, images, np.concatenate(labels), classes, pool, test, captions=captions)
 
 
-def _read_texts(file: str, arrays: Mapping[str, Array], context: Context) -> Dataset:
+def _read_texts(file: str, arrays: Mapping[str, NpzArray], context: Context) -> Dataset:
     """Texts, or pairs of them, with labels or without."""
     _check_keys(file, arrays, "texts", *({"labels"} & arrays.keys()))
     prefixes = ("", "test_") if "test_texts" in arrays else ("",)
@@ -85,7 +85,7 @@ def _split(file: str, labels: Sequence[np.ndarray], what: str) -> tuple[np.ndarr
 
 
 def _targets(
-    file: str, arrays: Mapping[str, Array], prefixes: Sequence[str], what: str, context: Context
+    file: str, arrays: Mapping[str, NpzArray], prefixes: Sequence[str], what: str, context: Context
 ) -> tuple[tuple[str, ...], list[np.ndarray]]:
     """The names of classes or values, and the labels of each split: floats where values are asked for."""
     values = "values" in context.reads and (
@@ -128,7 +128,7 @@ def read_pairs(file: str, context: Context) -> Dataset:
     return Dataset(context.name, lazy, none, ("",), pool, test, captions=captions)
 
 
-def _check_keys(file: str, arrays: Mapping[str, Array], *needed: str) -> None:
+def _check_keys(file: str, arrays: Mapping[str, NpzArray], *needed: str) -> None:
     """Refuse keys that nothing reads, and a file without those that are needed, or half a test."""
     for key in arrays:
         if key not in KEYS:
@@ -146,7 +146,7 @@ def _check_keys(file: str, arrays: Mapping[str, Array], *needed: str) -> None:
         )
 
 
-def _check_shape(file: str, arrays: Mapping[str, Array], prefix: str) -> None:
+def _check_shape(file: str, arrays: Mapping[str, NpzArray], prefix: str) -> None:
     """Refuse images of one split for what their header says."""
     key = f"{prefix}images"
     (shape, dtype, *_), (others, *_) = arrays[key], arrays["images"]
@@ -170,7 +170,7 @@ def _check_shape(file: str, arrays: Mapping[str, Array], prefix: str) -> None:
         )
 
 
-def _images(file: str, arrays: Mapping[str, Array], prefixes: Sequence[str]) -> Images:
+def _images(file: str, arrays: Mapping[str, NpzArray], prefixes: Sequence[str]) -> Images:
     """The images [n, h, w, c] of all splits, if their values are of the scale that they are read by."""
     parts = []
     for key in (f"{prefix}images" for prefix in prefixes):
@@ -228,7 +228,7 @@ def _bytes(images: np.ndarray) -> np.ndarray:
     return (images * 255).round().astype(np.uint8)
 
 
-def _labels(file: str, arrays: Mapping[str, Array], prefix: str, what: str, values: bool) -> np.ndarray:
+def _labels(file: str, arrays: Mapping[str, NpzArray], prefix: str, what: str, values: bool) -> np.ndarray:
     """Labels [n] or [n, classes] of one split, whatever their range; texts for classes by name."""
     images_key, key = f"{prefix}{what}", f"{prefix}labels"
     (shape, dtype, read, _), count = arrays[key], arrays[images_key].shape[0]
@@ -261,7 +261,7 @@ def _check_length(file: str, key: str, dtype: np.dtype) -> None:
         )
 
 
-def _names(file: str, arrays: Mapping[str, Array]) -> tuple[str, ...]:
+def _names(file: str, arrays: Mapping[str, NpzArray]) -> tuple[str, ...]:
     """The names of classes in the file; none where it has none."""
     if "classes" not in arrays:
         return ()
@@ -280,7 +280,7 @@ def _names(file: str, arrays: Mapping[str, Array]) -> tuple[str, ...]:
     return names
 
 
-def _captions(file: str, arrays: Mapping[str, Array]) -> Lazy:
+def _captions(file: str, arrays: Mapping[str, NpzArray]) -> Lazy:
     """Of each row, those of the test split last, a list of texts; empty ones fill up rows that have fewer."""
     rows, digest = [], hashlib.sha256()
     for prefix in ("", "test_") if "test_images" in arrays else ("",):

@@ -14,7 +14,7 @@ import numpy as np
 
 from jtransfer.data import glyphs
 from jtransfer.data.dataset import Context, Dataset, check_whole, fingerprint
-from jtransfer.data.streams import Batch, Cursor, Rows
+from jtransfer.data.streams import Cursor, HostBatch, Rows
 from jtransfer.data.subsets import epochs
 from jtransfer.errors import InputError, Once
 
@@ -64,7 +64,7 @@ class PairStream:
 
     name: str
     images: Any
-    batches: Callable[[Cursor], Iterator[tuple[Batch, Cursor]]]
+    batches: Callable[[Cursor], Iterator[tuple[HostBatch, Cursor]]]
     held_out: HeldOut
     fingerprint: str
     kind: str = "pair"

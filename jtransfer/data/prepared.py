@@ -37,7 +37,7 @@ class Other(NamedTuple):
     kind: str
 
 
-class Description(NamedTuple):
+class DatasetInfo(NamedTuple):
     """What a prepared dataset consists of.
 
     Attributes:
@@ -64,7 +64,7 @@ class Prepared(NamedTuple):
 
     name: str
     tfds: Any
-    about: Description
+    about: DatasetInfo
 
     @property
     def features(self) -> Mapping[str, Any]:
@@ -79,7 +79,7 @@ class Prepared(NamedTuple):
         return self.about.splits
 
 
-def describe(tfds: Any, directory: epath.Path) -> Description:
+def describe(tfds: Any, directory: epath.Path) -> DatasetInfo:
     """The description of a prepared dataset.
 
     Args:
@@ -108,10 +108,10 @@ def describe(tfds: Any, directory: epath.Path) -> Description:
     file_format = str(info.get("fileFormat") or "tfrecord")
     supervised = tuple(_supervised(info.get("supervisedKeys")))
     splits = _splits(tfds, directory, name, file_format, info.get("splits", []))
-    return Description(directory, full_name, made, supervised, splits, file_format, text)
+    return DatasetInfo(directory, full_name, made, supervised, splits, file_format, text)
 
 
-def shard(description: Description, path: str) -> str:
+def shard(description: DatasetInfo, path: str) -> str:
     """The path of a shard that a description names, if it is a plain file within the dataset's directory.
 
     Raises:

@@ -14,7 +14,7 @@ from jtransfer.data.dataset import Context, Dataset, check_whole, fingerprint, o
 from jtransfer.data.subsets import epochs
 from jtransfer.errors import InputError
 
-Batch = dict[str, Any]
+HostBatch = dict[str, Any]
 
 Cursor = Any
 """A place between two batches, the same for all processes: a few numbers and texts as JSON has them. 0 is the start."""
@@ -43,7 +43,7 @@ class Stream:
     classes: tuple[str, ...]
     kind: str
     inputs: Any
-    batches: Callable[[Cursor], Iterator[tuple[Batch, Cursor]]]
+    batches: Callable[[Cursor], Iterator[tuple[HostBatch, Cursor]]]
     held_out: tuple[str, Any, np.ndarray]
     fingerprint: str
     metric: str = ""
@@ -88,7 +88,7 @@ class Joined:
         """Of all of them."""
         return " + ".join(stream.fingerprint for stream in self.streams.values())
 
-    def batches(self, cursor: Cursor) -> Iterator[tuple[Batch, Cursor]]:
+    def batches(self, cursor: Cursor) -> Iterator[tuple[HostBatch, Cursor]]:
         """See `Stream`; they end with the first that ends."""
         starts = cursor or dict.fromkeys(self.streams, 0)
         each = {name: taken(stream, self.count, starts[name]) for name, stream in self.streams.items()}
@@ -142,7 +142,7 @@ def of_dataset(dataset: Dataset, context: Context) -> Stream:
     return Stream(dataset.name, dataset.classes, dataset.kind, inputs, after, held_out, print_, dataset.metric)
 
 
-def taken(stream: Any, count: int, cursor: Cursor) -> Iterator[tuple[Batch, Cursor]]:
+def taken(stream: Any, count: int, cursor: Cursor) -> Iterator[tuple[HostBatch, Cursor]]:
     """The batches of a stream after a cursor, each checked for what a stream promises.
 
     Args:

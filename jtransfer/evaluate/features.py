@@ -30,16 +30,15 @@ import numpy as np
 
 from jtransfer import models
 from jtransfer.checkpoints import Backbone
-from jtransfer.checkpoints.inputs import gathered
 from jtransfer.data.coded import take
+from jtransfer.devices import sharding
 from jtransfer.errors import InputError, MachineError, nearest
-from jtransfer.train import sharding
+from jtransfer.starts.inputs import Prepare, gathered
 
 SECONDS = 10
 """Of work that an extraction loses when it is killed, at most."""
 
 POOLINGS = ("cls", "mean", "max", "last")
-Prepare = Callable[[Any], Mapping[str, np.ndarray]]
 
 
 @dataclass(frozen=True)

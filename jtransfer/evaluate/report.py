@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
 
-Rows = Sequence[Mapping[str, Any]]
+ResultRows = Sequence[Mapping[str, Any]]
 
 SHARES = (
     "accuracy",
@@ -52,7 +52,7 @@ def chosen(row: Mapping[str, Any]) -> str:
     return ", ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in row["chosen"].items())
 
 
-def table_markdown(rows: Rows, about: Sequence[str]) -> str:
+def table_markdown(rows: ResultRows, about: Sequence[str]) -> str:
     """A table with a line for each row, all its metrics and what was chosen; then how each number came about."""
     lines = ["| protocol | layer | result | more | chosen on validation |", "| --- | --- | ---: | --- | --- |"]
     for row in rows:
@@ -64,7 +64,7 @@ def table_markdown(rows: Rows, about: Sequence[str]) -> str:
     return "\n".join(lines) + "\n\nShares in %.\n\n" + "".join(f"- {plain(line)}\n" for line in sentences)
 
 
-def terminal_table(rows: Rows) -> "Table":
+def terminal_table(rows: ResultRows) -> "Table":
     """The table for a terminal: the first metric of each row, and a few of the other metrics below it."""
     from rich import box
     from rich.table import Table
@@ -88,7 +88,7 @@ def _hows(rows):
     return dict.fromkeys(f"{row['protocol']}: {row['how']}." for row in rows)
 
 
-def write(rows: Rows, workdir: epath.PathLike, about: Sequence[str], title: str) -> list[str]:
+def write(rows: ResultRows, workdir: epath.PathLike, about: Sequence[str], title: str) -> list[str]:
     """Write `table.md`, `results.png` and a figure for each series and matrix; returns their names."""
     contents: dict[str, bytes | str] = {"table.md": table_markdown(rows, about)}
     contents["results.png"] = render(figure(rows, title), "png")
@@ -107,7 +107,7 @@ def write(rows: Rows, workdir: epath.PathLike, about: Sequence[str], title: str)
     return list(contents)
 
 
-def figure(rows: Rows, title: str) -> "Figure":
+def figure(rows: ResultRows, title: str) -> "Figure":
     """The first metric of each row as a dot, where it is a share; a line for each protocol, a colour for each layer."""
     dots = [(row, *next(iter(row["metrics"].items()))) for row in rows]
     dots = [(row, name, value) for row, name, value in dots if shown(name, 0.5) == "50.0" and shown(name, value) != "–"]

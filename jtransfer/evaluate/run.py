@@ -8,18 +8,19 @@ import jax
 import numpy as np
 from etils import epath
 
-from jtransfer import checkpoints, expressions, files, workdir
 from jtransfer import config as configs
-from jtransfer.cells import Cells, of_source
+from jtransfer import expressions, files, starts
 from jtransfer.config import resolved
 from jtransfer.data import sources
+from jtransfer.devices.sharding import make_mesh
 from jtransfer.errors import InputError, Unfinished, first_line
 from jtransfer.evaluate import protocols
 from jtransfer.evaluate.features import Layer
-from jtransfer.evaluate.protocols.rows import Row, Run
-from jtransfer.evaluate.store import Store, default_store
-from jtransfer.evaluate.task import Progress, Reader, Task, split
-from jtransfer.train.sharding import make_mesh
+from jtransfer.evaluate.protocols.rows import ProtocolRun
+from jtransfer.evaluate.store import FeatureStore, default_store
+from jtransfer.evaluate.task import Progress, Reader, TargetTask, split
+from jtransfer.storage import workdir
+from jtransfer.storage.cells import Cells, ResultRow, of_source
 
 GROWS = ("protocols",)
 WITHOUT_EFFECT = ("batch", "mesh", "store", "data_dir")
@@ -41,8 +42,8 @@ class Evaluation:
     """
 
     config: Any
-    task: Task
-    runs: dict[str, Run]
+    task: TargetTask
+    runs: dict[str, ProtocolRun]
     also: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     modules: dict[str, dict[str, str]] = field(default_factory=dict)
 
@@ -66,11 +67,11 @@ def prepare(config, progress: Progress = lambda what, done, rows: None) -> Evalu
     modules = {text: own for text in wanted if (own := expressions.modules(text, "protocol"))}
     dataset = sources.load(config.data, config.data_dir)
     train, validation, held_out = split(dataset, config.validation)
-    backbone, make_inputs = checkpoints.load_for(config.backbone, config.load, dataset, tower=False)
-    store = Store(files.path(config.store, "config.store") if config.store else default_store())
+    backbone, make_inputs = starts.load_for(config.backbone, config.load, dataset, tower=False)
+    store = FeatureStore(files.path(config.store, "config.store") if config.store else default_store())
     reader = Reader(backbone, make_inputs, store, config.batch, dict(config.mesh), progress)
     config.layers = config.layers or (reader.default_layer(dataset),)
-    task = Task(dataset, train, validation, held_out, reader, config.layers, dict(config.load), config.data_dir)
+    task = TargetTask(dataset, train, validation, held_out, reader, config.layers, dict(config.load), config.data_dir)
     reader.check(dataset, *config.layers)
     runs, also = {}, {}
     for text, put_on in wanted.items():
@@ -97,7 +98,9 @@ def _plain(config):
     return {key: value for key, value in resolved(config).items() if key not in WITHOUT_EFFECT}
 
 
-def run(evaluation: Evaluation, directory: epath.PathLike, on_rows: Callable[[str, list[Row]], None]) -> list[Row]:
+def run(
+    evaluation: Evaluation, directory: epath.PathLike, on_rows: Callable[[str, list[ResultRow]], None]
+) -> list[ResultRow]:
     """Do the protocols that are missing in a directory, and return every row that it then holds.
 
     Args:

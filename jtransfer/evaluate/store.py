@@ -23,7 +23,7 @@ LARGEST_HEADER = 4096
 
 
 @dataclass(frozen=True)
-class Origin:
+class FeatureOrigin:
     """Which features these are. Sets of one `space` may be compared; sets of one origin are equal.
 
     Attributes:
@@ -47,8 +47,8 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Store:
-    """A directory of features: for each `Origin` an array `KEY.npy` and, beside it, a sealed record `KEY.json`.
+class FeatureStore:
+    """A directory of features: for each `FeatureOrigin` an array `KEY.npy` and, beside it, a sealed record `KEY.json`.
 
     The record says what the features are of, their width, and the SHA-256 of the array's file. Whatever does not agree
     with that is not there: it is extracted again, and a warning names the file. While features are extracted, what is
@@ -57,17 +57,17 @@ class Store:
 
     directory: epath.Path
 
-    def read(self, origin: Origin) -> np.ndarray | None:
+    def read(self, origin: FeatureOrigin) -> np.ndarray | None:
         """The features `[rows, width]` of an origin, mapped from a local disk; None if they are not there, whole."""
         return self._entry(origin, (0, origin.rows), origin.key)
 
-    def write(self, origin: Origin, values: np.ndarray, **also: Any) -> None:
+    def write(self, origin: FeatureOrigin, values: np.ndarray, **also: Any) -> None:
         """Keep features; what is written is there whole or not at all. The parts that there are of them go."""
         self._keep(origin, (0, origin.rows), origin.key, values, also)
         for path in self._parts(origin):
             path.unlink(missing_ok=True)
 
-    def read_parts(self, origin: Origin) -> np.ndarray | None:
+    def read_parts(self, origin: FeatureOrigin) -> np.ndarray | None:
         """The first rows of features whose extraction was interrupted, `[some, width]`; None where there are none."""
         found: list[np.ndarray] = []
         bounds = sorted(_bounds(path.name) for path in self._parts(origin) if path.suffix == ".json")
@@ -77,7 +77,7 @@ class Store:
                 found += [] if part is None else [part]
         return np.concatenate(found) if found else None
 
-    def write_part(self, origin: Origin, start: int, values: np.ndarray) -> None:
+    def write_part(self, origin: FeatureOrigin, start: int, values: np.ndarray) -> None:
         """Keep the rows from `start` on of features of which the rest is still to come."""
         rows = start, start + len(values)
         self._keep(origin, rows, f"{origin.key}.{rows[0]}-{rows[1]}", values, {})

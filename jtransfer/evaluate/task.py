@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from jtransfer import checkpoints
+from jtransfer import starts
 from jtransfer.checkpoints import Backbone
 from jtransfer.data.dataset import check_whole, fingerprint_of_inputs
 from jtransfer.data.sources import Dataset
 from jtransfer.data.splits import by_class
 from jtransfer.errors import InputError
 from jtransfer.evaluate import checks
-from jtransfer.evaluate.features import Prepare, extract, of_preprocessing, outputs_of, widths_of
-from jtransfer.evaluate.store import Origin, Store
+from jtransfer.evaluate.features import extract, of_preprocessing, outputs_of, widths_of
+from jtransfer.evaluate.store import FeatureOrigin, FeatureStore
+from jtransfer.starts.inputs import Prepare
 
 Progress = Callable[[str, int, int], None]
 
@@ -35,7 +36,7 @@ class Reader:
 
     backbone: Backbone
     prepare: Prepare
-    store: Store
+    store: FeatureStore
     batch: int = 256
     axes: Mapping[str, int] | None = None
     progress: Progress = lambda what, done, rows: None
@@ -89,9 +90,9 @@ class Reader:
         if any(self.store.read(self.origin(dataset, layer)) is None for layer in layers):
             check_whole(dataset, np.arange(len(dataset.inputs)))
 
-    def origin(self, dataset: Dataset, layer: str) -> Origin:
+    def origin(self, dataset: Dataset, layer: str) -> FeatureOrigin:
         """What the features of a layer are of."""
-        return Origin(
+        return FeatureOrigin(
             weights=self.backbone.fingerprint,
             preprocessing=of_preprocessing(dataset.inputs, self.prepare),
             layer=layer,
@@ -101,7 +102,7 @@ class Reader:
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
+class TargetTask:
     """What a protocol may look at.
 
     Attributes:
@@ -147,9 +148,9 @@ class Task:
         found = self.reader(self.dataset, *others) if others else {}
         return [found[layer] if layer in found else self.all_layers[layer] for layer in layers]
 
-    def seen_by(self, name: str) -> "Task":
+    def seen_by(self, name: str) -> "TargetTask":
         """This task with the features of another backbone, which is loaded with the options of this one."""
-        backbone, prepare = checkpoints.load_for(name, self.options, self.dataset, tower=False)
+        backbone, prepare = starts.load_for(name, self.options, self.dataset, tower=False)
         return replace(self, reader=replace(self.reader, backbone=backbone, prepare=prepare))
 
 

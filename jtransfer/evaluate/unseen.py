@@ -11,7 +11,7 @@ import numpy as np
 from jtransfer.errors import InputError
 from jtransfer.evaluate import checks
 
-Score = Callable[[Any, Any, Any, Any], Any]
+Compatibility = Callable[[Any, Any, Any, Any], Any]
 """From features and labels of seen classes, attributes of all, and queries, to scores of the queries."""
 
 
@@ -29,7 +29,7 @@ class Generalised(NamedTuple):
     harmonic: np.ndarray
 
 
-def validate(score: Score, features, labels, attributes, folds: int = 5, seed: int = 0) -> np.ndarray:
+def validate(score: Compatibility, features, labels, attributes, folds: int = 5, seed: int = 0) -> np.ndarray:
     """Accuracy on classes held out from the seen ones, for each hyper-parameter: what to choose them by.
 
     The seen classes fall into `folds` groups at random. Each group in turn is left out of the fit, and its images are

@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from jtransfer import arrays, files
+from jtransfer import files
 from jtransfer.checkpoints import Backbone
 from jtransfer.errors import InputError
 from jtransfer.evaluate import checks, metrics
 from jtransfer.models import Head
+from jtransfer.storage import arrays
 from jtransfer.tree import Tree
 
 TEMPLATES = ("a photo of a {}.",)

@@ -116,7 +116,7 @@ class BertConfig(Architecture):
         return Stack.of(self, norm="post", last_norm=False)
 
 
-class Embeddings(nn.Module):
+class BertEmbeddings(nn.Module):
     """Words to tokens: the sum of three tables, normalised, and projected where the encoder has another width."""
 
     config: BertConfig
@@ -179,7 +179,7 @@ class Bert(nn.Module):
             raise InputError(f"bert: input_ids have {input_ids.shape[1]} tokens, the model takes {c.longest} at most")
         if token_type_ids is not None and not c.types:
             raise InputError("bert: the model has no token types, and takes no token_type_ids")
-        x = Embeddings(c, name="embeddings")(input_ids, token_type_ids, train)
+        x = BertEmbeddings(c, name="embeddings")(input_ids, token_type_ids, train)
         x, hidden_states = Encoder(c.stack, name="encoder")(x, padding_mask(attention_mask), train)
         outputs = {"last_hidden_state": x, "features": x[:, 0]}
         if c.pooler:

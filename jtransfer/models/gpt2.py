@@ -95,7 +95,7 @@ class GPT2Config(Architecture):
         return (Past(place, place, jnp.zeros((), jnp.int32)),) * self.depth
 
 
-class Embeddings(nn.Module):
+class GPT2Embeddings(nn.Module):
     """Words and learned positions."""
 
     config: GPT2Config
@@ -150,7 +150,7 @@ class GPT2(nn.Module):
             raise InputError(f"gpt2: {size} tokens are too many; the model has {c.positions} positions")
         if past is not None and position_ids is None:
             position_ids = start + jnp.arange(tokens)[None]
-        x = Embeddings(c, name="embeddings")(input_ids, position_ids, train)
+        x = GPT2Embeddings(c, name="embeddings")(input_ids, position_ids, train)
         mask = causal_mask(tokens, attention_mask, start, size)
         x, hidden_states, *longer = Encoder(c.stack, name="encoder")(x, mask, train, past)
         if past is None:

@@ -119,7 +119,7 @@ class ConvNorm(nn.Module):
         return self.config.norm(train, "norm")(x)
 
 
-class Block(nn.Module):
+class ResNetBlock(nn.Module):
     """The convolutions of a block on `[batch, height, width, channels]`, each with its norm, around a shortcut."""
 
     config: ResNetConfig
@@ -153,7 +153,7 @@ class Stage(nn.Module):
     @nn.compact
     def __call__(self, x, train):
         for i in range(self.depth):
-            x = Block(self.config, self.width, self.stride if i == 0 else 1, name=f"block_{i}")(x, train)
+            x = ResNetBlock(self.config, self.width, self.stride if i == 0 else 1, name=f"block_{i}")(x, train)
         return x
 
 

@@ -124,7 +124,7 @@ class ViTConfig(Architecture):
         return Stack.of(self, last_norm=not self.norm_pooled)
 
 
-class Embeddings(nn.Module):
+class ViTEmbeddings(nn.Module):
     """Pixels to tokens: linear patches and the tokens before them, learned positions."""
 
     config: ViTConfig
@@ -220,7 +220,7 @@ class ViT(nn.Module):
         self, pixel_values: jax.Array, train: bool = False, output_hidden_states: bool = False
     ) -> dict[str, jax.Array]:
         c = self.config
-        x = Embeddings(c, name="embeddings")(pixel_values, train)
+        x = ViTEmbeddings(c, name="embeddings")(pixel_values, train)
         x, hidden_states = Encoder(c.stack, name="encoder")(x, None, train)
         cls, mean = x[:, 0], x[:, c.prefix_tokens :].mean(1)
         pooled = mean if c.pool in ("mean", "patches") else cls

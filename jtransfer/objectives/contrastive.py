@@ -25,7 +25,7 @@ CHUNK = 1024
 """Columns of a block of similarities, at most."""
 
 
-class Loss(NamedTuple):
+class PairLoss(NamedTuple):
     """What one of the losses does with a block of logits `[n, m]`.
 
     Attributes:
@@ -63,8 +63,8 @@ def _product(x, y):
     return jnp.matmul(x, y, precision="highest")
 
 
-CLIP = Loss(-jnp.inf, _log_sums, jnp.logaddexp, _softmaxes)
-SIGLIP = Loss(0.0, _softplus_sums, jnp.add, lambda logits, rows, columns: jax.nn.sigmoid(logits))
+CLIP = PairLoss(-jnp.inf, _log_sums, jnp.logaddexp, _softmaxes)
+SIGLIP = PairLoss(0.0, _softplus_sums, jnp.add, lambda logits, rows, columns: jax.nn.sigmoid(logits))
 LOSSES = {"clip": CLIP, "siglip": SIGLIP}
 
 

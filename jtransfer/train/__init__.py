@@ -1,6 +1,6 @@
 """Training: the state, the step, optimisers, sharding, the streaming loop and whole trials side by side."""
 
-from jtransfer.train.optimiser import Optimiser
+from jtransfer.optimiser import Optimiser
 from jtransfer.train.phases import Plan, plan
 from jtransfer.train.state import TrainState
 from jtransfer.train.step import make_step

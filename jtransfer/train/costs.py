@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jtransfer.methods import Adapted
 from jtransfer.models import apply
 from jtransfer.objectives import Objective, make_loss
-from jtransfer.train.optimiser import Optimiser
+from jtransfer.optimiser import Optimiser
 from jtransfer.train.phases import Plan
 from jtransfer.train.state import TrainState
 from jtransfer.train.step import Step, make_step

@@ -14,28 +14,30 @@ import jax
 import numpy as np
 from etils import epath
 
-from jtransfer import expressions, files, locks, methods, workdir
+from jtransfer import expressions, files, methods
 from jtransfer.checkpoints.adapter import merges
 from jtransfer.checkpoints.store import Store
 from jtransfer.config import check, defaults, resolved
 from jtransfer.data import preprocess, sources
 from jtransfer.data.streams import Cursor, ahead, ended, taken
+from jtransfer.devices import hosts, sharding
 from jtransfer.errors import Damaged, InputError, Once
 from jtransfer.evaluate.few_shot import FITS
 from jtransfer.models import STATISTICS
 from jtransfer.objectives import make_loss
+from jtransfer.optimiser import Optimiser
 from jtransfer.stopping import Stopped, after_a_step
-from jtransfer.train import hosts, outcome, remembered, sharding
-from jtransfer.train.optimiser import Optimiser
+from jtransfer.storage import locks, workdir
+from jtransfer.storage.cells import ResultRow
+from jtransfer.train import outcome, remembered
 from jtransfer.train.phases import Plan, entered, packed, parts, plan, unpacked
-from jtransfer.train.state import TrainState
+from jtransfer.train.state import TrainState, state_shardings
 from jtransfer.train.step import make_step
 from jtransfer.train.tasks import Task, build_task
 from jtransfer.tree import Tree, merge
 
 log = logging.getLogger("jtransfer")
 
-Row = dict[str, Any]
 
 WATCHED = ("temperature", "loss", "grad_norm")
 """Metrics that end a run when they are not finite, as the loss of each task does; the first that is not is named."""
@@ -127,7 +129,7 @@ def prepare(config, stream: Any = None) -> Run:
     return Run(config, task, method, adapted, optimiser, shares, mesh, fingerprints)
 
 
-def train(run: Run, directory: epath.PathLike, on_row: Callable[[Row, float], None]) -> list[Row]:
+def train(run: Run, directory: epath.PathLike, on_row: Callable[[ResultRow, float], None]) -> list[ResultRow]:
     """Train from the newest checkpoint in a directory, or from the start, to the last step.
 
     Leaves `metrics.jsonl`, TensorBoard files, `checkpoints/`, `task.json` and, at the end, the trained model under
@@ -285,7 +287,7 @@ class _Programs:
 
     def _laid_out(self, phase, call, *args):
         state, *others = jax.eval_shape(call, *args)
-        self.layouts[phase] = sharding.state_shardings(state, self.leaves, self.run.mesh)
+        self.layouts[phase] = state_shardings(state, self.leaves, self.run.mesh)
         places = [{path: self.leaves[path] for path in tree} for tree in others]
         return jax.jit(call, out_shardings=(self.layouts[phase], *places))(*args)
 
@@ -304,7 +306,7 @@ class _Programs:
         return self.run.task.evaluate(self.run.adapted.phases[phase])
 
 
-def _row(number: int, pending: list[dict], store: Store) -> Row:
+def _row(number: int, pending: list[dict], store: Store) -> ResultRow:
     """The mean of each metric over the steps since the last row."""
     pending = _finite(number, pending, store)
     return {"step": number} | {name: float(np.mean([metrics[name] for metrics in pending])) for name in pending[0]}
@@ -334,7 +336,7 @@ def _abstract(state: TrainState) -> TrainState:
 
 def _restore(
     store: Store, step: int, state: TrainState, directory: epath.Path, of: str
-) -> tuple[TrainState, list[Row], list[dict[str, float]], Cursor]:
+) -> tuple[TrainState, list[ResultRow], list[dict[str, float]], Cursor]:
     """The state at a step, in the layout of `state`, the rows of metrics up to it, and the metrics since the last row.
 
     Last comes the cursor of the data; checkpoints of earlier versions have none, and go on from their step. The rows
@@ -372,13 +374,13 @@ def _rows_of_1(path):
     return rows
 
 
-def _write(path: epath.Path, rows: list[Row]) -> None:
+def _write(path: epath.Path, rows: list[ResultRow]) -> None:
     if hosts.is_first():
         files.write(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 @contextmanager
-def _board(directory: epath.Path, start: int) -> Iterator[Callable[[Row], None]]:
+def _board(directory: epath.Path, start: int) -> Iterator[Callable[[ResultRow], None]]:
     """What writes rows as TensorBoard scalars, over what an earlier run wrote after step `start`."""
     if not hosts.is_first():
         yield lambda row: None

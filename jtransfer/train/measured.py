@@ -10,16 +10,16 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jtransfer import models, objectives
-from jtransfer.checkpoints.inputs import Prepare, gathered, within
 from jtransfer.data.pairs import PairStream
 from jtransfer.data.streams import Rows, Stream, ahead
+from jtransfer.devices import sharding
 from jtransfer.evaluate import zero_shot
 from jtransfer.evaluate.retrieval import ranks
 from jtransfer.evaluate.similarity import alignment, uniformity
 from jtransfer.methods import Adapted
 from jtransfer.objectives.metrics import PERPLEXITY, Metric
 from jtransfer.objectives.objective import WEIGHT, Objective
-from jtransfer.train import sharding
+from jtransfer.starts.inputs import Prepare, gathered, within
 from jtransfer.tree import Tree, merge
 
 BLOCK, BYTES = 512, 1 << 26

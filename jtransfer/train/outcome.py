@@ -9,9 +9,9 @@ from etils import epath
 
 from jtransfer import checkpoints
 from jtransfer.checkpoints import Adapter, Backbone, deltas
+from jtransfer.devices import hosts, sharding
 from jtransfer.errors import InputError
 from jtransfer.models import SOURCE_HEAD, STATISTICS
-from jtransfer.train import hosts, sharding
 from jtransfer.tree import FROZEN, Tree
 
 

@@ -13,8 +13,8 @@ from jtransfer.config import completed, train_defaults
 from jtransfer.errors import Damaged, InputError
 from jtransfer.files import read_record
 from jtransfer.methods.lora import LoRA
+from jtransfer.storage.workdir import same_data
 from jtransfer.train import loop, outcome, remembered
-from jtransfer.workdir import same_data
 
 
 def result(

@@ -1,10 +1,14 @@
-"""What a training step carries on to the next one. The frozen leaves are not part of it."""
+"""What a training step carries on to the next one, and where it lies. The frozen leaves are not part of it."""
+
+from collections.abc import Mapping
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, NamedSharding
 
+from jtransfer.devices.sharding import batch_sharding, everywhere
 from jtransfer.kinds import SHARE, check
 from jtransfer.tree import Tree, prefixed, select
 
@@ -42,3 +46,29 @@ class TrainState:
     def average(self) -> Tree:
         """The moving average of the trainable leaves, or those leaves themselves where none is kept."""
         return select(self.state, EMA) or self.trainable
+
+
+def state_shardings(state: TrainState, leaves: Mapping[str, NamedSharding], mesh: Mesh) -> TrainState:
+    """Where a train state lies, given its leaves': what the optimiser or an average keeps of a leaf lies beside it."""
+    whole = everywhere(mesh)
+
+    def beside(path, leaf):
+        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey) and key.key in state.trainable]
+        return leaves[names[-1]] if names and leaf.shape == state.trainable[names[-1]].shape else whole
+
+    return TrainState(
+        step=whole,
+        trainable={path: leaves[path] for path in state.trainable},
+        state={path: leaves.get(path.removeprefix(EMA), whole) for path in state.state},
+        opt_state=jax.tree_util.tree_map_with_path(beside, state.opt_state),
+        key=whole,
+    )
+
+
+def lay_out(arguments: tuple, leaves: Mapping[str, NamedSharding], mesh: Mesh) -> tuple:
+    """The shapes of a step's arguments `(state, frozen, batch)` with their shardings, to lower it for the mesh."""
+    state, frozen, batch = arguments
+    split = jax.tree.map(lambda _: batch_sharding(mesh), batch)
+    whole = everywhere(mesh)  # where what a method holds beside the model's leaves may lie
+    layout = (state_shardings(state, leaves, mesh), {path: leaves.get(path, whole) for path in frozen}, split)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), arguments, layout)

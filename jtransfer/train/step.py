@@ -1,19 +1,17 @@
 """One training step as a pure function, partitioned before the gradient."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jtransfer.kinds import SHARE, check, whole
-from jtransfer.objectives.objective import WEIGHT, Loss
+from jtransfer.objectives.objective import WEIGHT, Batch, Loss
 from jtransfer.train.combine import Combine, mean
 from jtransfer.train.state import EMA, TrainState
 from jtransfer.tree import Tree, merge, prefixed, select
 
-Batch = dict[str, Any]
 Step = Callable[[TrainState, Tree, Batch], tuple[TrainState, dict[str, jax.Array]]]
 
 

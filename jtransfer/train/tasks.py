@@ -19,24 +19,19 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jtransfer import checkpoints, methods, objectives
-from jtransfer.checkpoints import pairs, teachers
+from jtransfer.checkpoints.beside import tokenizer_files
 from jtransfer.checkpoints.headed import headed, headed_by_task
-from jtransfer.checkpoints.inputs import (
-    as_they_are,
-    example,
-    gathered,
-    load_for,
-    prepare_for,
-    tokenizer_files,
-)
 from jtransfer.data.pairs import PairStream
 from jtransfer.data.sources import open_pairs, open_stream
 from jtransfer.data.streams import Joined, Rows, Stream
+from jtransfer.devices import sharding
 from jtransfer.errors import InputError, Once
 from jtransfer.methods import Adapted
 from jtransfer.models import Head, Heads, build
 from jtransfer.objectives import metrics
-from jtransfer.train import measured, sharding
+from jtransfer.starts import pairs, teachers
+from jtransfer.starts.inputs import as_they_are, example, gathered, load_for, prepare_for
+from jtransfer.train import measured
 from jtransfer.train.combine import Combine, mean, weighted
 from jtransfer.train.measured import Evaluate
 from jtransfer.tree import Tree, select

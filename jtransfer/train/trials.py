@@ -16,7 +16,7 @@ from jtransfer.data.coded import take
 from jtransfer.methods import Adapted
 from jtransfer.objectives import Objective, make_loss
 from jtransfer.objectives.metrics import METRICS, Metric
-from jtransfer.train.optimiser import Optimiser
+from jtransfer.optimiser import Optimiser
 from jtransfer.train.phases import Plan, entered
 from jtransfer.train.state import TrainState
 from jtransfer.train.step import make_step

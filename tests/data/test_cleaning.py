@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from jtransfer.data import vocabularies
 from jtransfer.data.cleaning import cleaner
 from jtransfer.errors import InputError
+from jtransfer.starts import vocabularies
 
 MERGES = Path(__file__).parents[3] / "shared" / "clip" / "bpe_simple_vocab_16e6.txt.gz"
 START, END = 49406, 49407

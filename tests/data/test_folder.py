@@ -12,7 +12,7 @@ from PIL import Image
 from jtransfer.data.dataset import check_whole
 from jtransfer.data.sources import fingerprint, load, open_stream
 from jtransfer.errors import InputError
-from jtransfer.workdir import claim
+from jtransfer.storage.workdir import claim
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 4, 5, 3), dtype=np.uint8)
 

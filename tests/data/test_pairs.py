@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from jtransfer.data import pairs, sources, vocabularies
+from jtransfer.data import pairs, sources
 from jtransfer.data.pairs import glyph_names
 from jtransfer.data.sources import open_pairs
 from jtransfer.errors import InputError
+from jtransfer.starts import vocabularies
 
 
 def taken(stream, steps, start=0):

@@ -16,7 +16,7 @@ from jtransfer.evaluate.logistic import logistic_path
 from jtransfer.evaluate.probe import probe
 from jtransfer.evaluate.prototypes import prototypes
 from jtransfer.evaluate.ridge import ridge_path
-from jtransfer.evaluate.task import Task, split
+from jtransfer.evaluate.task import TargetTask, split
 from jtransfer.evaluate.transferability import logme
 from jtransfer.models import ViTConfig
 
@@ -48,7 +48,7 @@ def task(train, test, *, width=5, features=None, share=0.2):
     classes = tuple(map(str, range(labels.shape[1] if labels.ndim == 2 else labels.max() + 1)))
     every = np.arange(len(labels))
     dataset = Dataset("made", features, labels, classes, every[: len(train)], every[len(train) :])
-    return Task(dataset, *split(dataset, share), Reader(features), ("features",))
+    return TargetTask(dataset, *split(dataset, share), Reader(features), ("features",))
 
 
 def only(text, on):

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from jtransfer import checkpoints, models
-from jtransfer.checkpoints import inputs
 from jtransfer.data import images as processing
 from jtransfer.data.dataset import Dataset, Lazy, fingerprint_of_inputs
 from jtransfer.errors import InputError
 from jtransfer.evaluate import features
 from jtransfer.evaluate.features import Layer, extract, widths_of
-from jtransfer.evaluate.store import Origin, Store
+from jtransfer.evaluate.store import FeatureOrigin, FeatureStore
 from jtransfer.evaluate.task import Reader, split
+from jtransfer.starts import inputs
 
 LAYERS = ("features", "hidden_0.mean", "hidden_1.max", "hidden_-1.mean", "hidden_-1.mean.normed", "hidden_2.last")
 
@@ -133,7 +133,7 @@ def test_names_of_layers_say_where_they_are():
 
 @pytest.fixture
 def reader(loaded, tmp_path):
-    return Reader(loaded, prepare, Store(tmp_path), batch=16)
+    return Reader(loaded, prepare, FeatureStore(tmp_path), batch=16)
 
 
 def test_what_was_extracted_once_is_read_from_the_store(reader, dataset, found, monkeypatch):
@@ -260,7 +260,7 @@ def test_an_interrupted_extraction_goes_on_where_it_stopped_to_the_same_bits(rea
     again = dataclasses.replace(reader, progress=lambda what, done, rows: seen.append(done))
     resumed = again(dataset, *layers)
     assert seen == [16, 32, 48][batches:]
-    whole = dataclasses.replace(reader, store=Store(tmp_path / "other"))(dataset, *layers)
+    whole = dataclasses.replace(reader, store=FeatureStore(tmp_path / "other"))(dataset, *layers)
     for layer in layers:
         np.testing.assert_array_equal(resumed[layer], whole[layer])
     assert len(list(reader.store.directory.glob("*.npy"))) == 2, "the parts are gone"
@@ -271,7 +271,7 @@ def test_a_killed_extraction_loses_no_more_than_some_seconds_and_no_damaged_part
 ):
     monkeypatch.setattr(features, "SECONDS", -1)
     with monkeypatch.context() as killed:
-        killed.setattr(Store, "write", lambda *_, **__: (_ for _ in ()).throw(Stopped))
+        killed.setattr(FeatureStore, "write", lambda *_, **__: (_ for _ in ()).throw(Stopped))
         with pytest.raises(Stopped):
             reader(dataset, "features")
     parts = sorted(reader.store.directory.glob("*.npy"))
@@ -319,7 +319,9 @@ def test_a_sentence_encoder_stands_by_its_embedding_and_any_other_backbone_by_it
     bert = checkpoints.Backbone("bert", model, tree)
     rows = Dataset("texts", Lazy(2, list, "two"), np.arange(2), ("a", "b"), np.arange(2), np.arange(2), "text")
     ids = np.array([[1, 2, 3, 0, 0], [4, 5, 6, 7, 8]])
-    reader = Reader(bert, lambda at: {"input_ids": ids[at], "attention_mask": 1 * (ids[at] > 0)}, Store(tmp_path), 2)
+    reader = Reader(
+        bert, lambda at: {"input_ids": ids[at], "attention_mask": 1 * (ids[at] > 0)}, FeatureStore(tmp_path), 2
+    )
     assert reader.default_layer(rows) == layer
     lengths = np.linalg.norm(reader(rows, layer)[layer], axis=-1)
     assert np.allclose(lengths, 1, atol=1e-5) == normalize
@@ -332,7 +334,7 @@ def test_features_that_are_constant_or_not_finite_are_refused(reader, dataset):
         dead = dataclasses.replace(reader, backbone=dataclasses.replace(reader.backbone, params=params))
         with pytest.raises(InputError, match=message):
             dead(dataset, "features")
-    origin = Origin("w", "p", "l", "d", 48)
+    origin = FeatureOrigin("w", "p", "l", "d", 48)
     assert reader.store.read(origin) is None
 
 

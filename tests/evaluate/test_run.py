@@ -334,9 +334,9 @@ def test_the_command_writes_the_table_of_what_is_done_and_says_the_rest_with_exi
 
 
 OWN = """
-from jtransfer.evaluate.protocols.rows import Run, row
+from jtransfer.evaluate.protocols.rows import ProtocolRun, row
 
-def tested(task, share=1.0) -> Run:
+def tested(task, share=1.0) -> ProtocolRun:
     return lambda: [row("", {"rows": share * len(task.dataset.test)}, "counted")]
 """
 

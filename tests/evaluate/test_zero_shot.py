@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import jtransfer as jt
-from jtransfer import checkpoints, config, curves, models
+from jtransfer import checkpoints, config, models
+from jtransfer.curves import run as curves
 from jtransfer.errors import InputError
 from jtransfer.evaluate import metrics, run, zero_shot
 

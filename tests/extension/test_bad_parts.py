@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from jtransfer import cli, trained
+from jtransfer import cli
+from jtransfer.curves import trained
 from jtransfer.train import loop
 
 CURVE = """

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import jtransfer as jt
-from jtransfer import cli, display, models
+from jtransfer import cli, models
+from jtransfer.cli import display
 from jtransfer.errors import InputError
 from jtransfer.stopping import Stopped
 from jtransfer.train import loop

@@ -13,13 +13,14 @@ import pytest
 from ml_collections import ConfigDict
 
 import jtransfer
-from jtransfer import cli, config, curves, kinds, methods
+from jtransfer import cli, config, kinds, methods
 from jtransfer.advice import run as advise
 from jtransfer.config.checks import table
+from jtransfer.curves import run as curves
+from jtransfer.devices.sharding import make_mesh
 from jtransfer.errors import InputError
 from jtransfer.evaluate import run as evaluate
 from jtransfer.train import Optimiser, loop
-from jtransfer.train.sharding import make_mesh
 
 PREPARE = {"train": loop.prepare, "curve": curves.prepare, "evaluate": evaluate.prepare, "advise": advise.prepare}
 BASE = {

@@ -18,10 +18,11 @@ import numpy as np
 import pytest
 
 import jtransfer as jt
-from jtransfer import checkpoints, config, curves, models
+from jtransfer import checkpoints, config, models
 from jtransfer.checkpoints import export
 from jtransfer.checkpoints.store import Store
 from jtransfer.cli import main
+from jtransfer.curves import run as curves
 from jtransfer.errors import Damaged, InputError
 from jtransfer.evaluate import run as evaluations
 from jtransfer.train import loop

@@ -8,7 +8,8 @@ import signal
 
 import pytest
 
-from jtransfer import cli, commands
+from jtransfer import cli
+from jtransfer.cli import commands
 from jtransfer.errors import InputError, MachineError, refusal
 
 CONFIGS = {

@@ -10,10 +10,11 @@ import pytest
 
 import jtransfer as jt
 from jtransfer import checkpoints, methods, models
+from jtransfer.devices import sharding
 from jtransfer.errors import InputError
 from jtransfer.models.layers import BatchNorm
 from jtransfer.objectives import classification, make_loss
-from jtransfer.train import Optimiser, TrainState, make_step, make_trial, plan, predict, sharding
+from jtransfer.train import Optimiser, TrainState, make_step, make_trial, plan, predict
 from jtransfer.train.trials import TrialData
 from jtransfer.tree import FROZEN, flat, merge, partition
 

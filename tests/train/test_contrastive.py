@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from jtransfer import checkpoints, cli, config, inspection, models
+from jtransfer import checkpoints, cli, config, models
+from jtransfer.cli import inspection
 from jtransfer.data.dataset import Lazy
 from jtransfer.errors import InputError
 from jtransfer.train import loop

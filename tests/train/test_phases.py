@@ -7,12 +7,14 @@ import optax
 import pytest
 
 from jtransfer import methods
+from jtransfer.devices import sharding
 from jtransfer.errors import InputError
 from jtransfer.methods import parse
 from jtransfer.models import Classifier, ViT, ViTConfig, complete
 from jtransfer.objectives import classification, make_loss
-from jtransfer.train import Optimiser, TrainState, TrialData, costs, make_step, make_trial, plan, sharding
+from jtransfer.train import Optimiser, TrainState, TrialData, costs, make_step, make_trial, plan
 from jtransfer.train.phases import carried, entered
+from jtransfer.train.state import lay_out
 from jtransfer.tree import FROZEN, merge, partition
 
 CONFIG = ViTConfig(image=(8, 8), channels=1, patch=4, width=8, depth=2, heads=2)
@@ -223,4 +225,4 @@ def test_what_a_method_holds_is_there_when_its_step_is_counted(backbone):
     shapes = costs.step_shapes(adapted, classification(), Optimiser(), 8)
     assert "kept/cls" in shapes.arguments[1] and costs.step_flops(shapes) > 0
     leaves = sharding.tree_shardings(adapted.shapes, mesh := sharding.make_mesh({"data": -1}), "replicated")
-    assert sharding.lay_out(shapes.arguments, leaves, mesh)[1]["kept/cls"].sharding.is_fully_replicated
+    assert lay_out(shapes.arguments, leaves, mesh)[1]["kept/cls"].sharding.is_fully_replicated

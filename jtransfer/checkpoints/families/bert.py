@@ -1,6 +1,6 @@
 """BERT, RoBERTa (XLM-RoBERTa, CamemBERT), DistilBERT and ELECTRA in Hugging Face's layout.
 
-One model, said in four ways: what differs between them is data, a `Dialect` each.
+One model, said in four ways: what differs between them is data, a `BertDialect` each.
 """
 
 import re
@@ -87,7 +87,7 @@ IGNORED = (
 
 
 @dataclass(frozen=True)
-class Dialect:
+class BertDialect:
     """How one of the model types says it.
 
     Attributes:
@@ -192,7 +192,7 @@ def _write(dialect, config):
     return {"model_type": dialect.model_type} | said | extra
 
 
-BERT = Dialect(
+BERT = BertDialect(
     model_type="bert",
     prefix="bert.",
     rows=(*EMBEDDINGS, *BLOCKS, POOLER),
@@ -205,7 +205,7 @@ BERT = Dialect(
     settings=SETTINGS,
     fixed={"shifted": False, "embedding": 0},
 )
-ROBERTA = Dialect(
+ROBERTA = BertDialect(
     model_type="roberta",
     prefix="roberta.",
     rows=(*EMBEDDINGS, *BLOCKS, POOLER),
@@ -216,7 +216,7 @@ ROBERTA = Dialect(
     classifier=CLASSIFIER_OF_TWO,
     transform="gelu",
 )
-DISTILBERT = Dialect(
+DISTILBERT = BertDialect(
     model_type="distilbert",
     prefix="distilbert.",
     rows=(*EMBEDDINGS, *DISTILLED_BLOCKS),
@@ -238,7 +238,7 @@ DISTILBERT = Dialect(
     sequence=("first", "relu"),
     classifier=(Row("pre_classifier", "source_head/dense", DENSE), Row("classifier", "source_head/out", DENSE)),
 )
-ELECTRA = Dialect(
+ELECTRA = BertDialect(
     model_type="electra",
     prefix="electra.",
     rows=(*EMBEDDINGS, Row("embeddings_project", "embeddings/projection", DENSE), *BLOCKS),

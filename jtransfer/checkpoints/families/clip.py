@@ -9,17 +9,29 @@ from typing import Any
 
 from jtransfer.checkpoints.families.family import THEIR_ACTIVATIONS, Family, activation
 from jtransfer.checkpoints.families.values import section, typed
-from jtransfer.checkpoints.names import DENSE, EMBED, LEAF, NORM, Kind, Layout, Names, Row, fused, patches, repeated
+from jtransfer.checkpoints.names import (
+    DENSE,
+    EMBED,
+    LEAF,
+    NORM,
+    LayerKind,
+    Layout,
+    Names,
+    Row,
+    fused,
+    patches,
+    repeated,
+)
 from jtransfer.errors import InputError
 from jtransfer.models import CLIPConfig, CLIPTextConfig, Head, ViTConfig
 
-VECTOR: Kind = {"": ("{}", Layout(lambda x: (x[None, None],), lambda x: x[0, 0]))}
+VECTOR: LayerKind = {"": ("{}", Layout(lambda x: (x[None, None],), lambda x: x[0, 0]))}
 """`[width]` and `[1, 1, width]`."""
-POSITIONS: Kind = {".weight": ("{}", Layout(lambda x: (x[None],), lambda x: x[0]))}
+POSITIONS: LayerKind = {".weight": ("{}", Layout(lambda x: (x[None],), lambda x: x[0]))}
 """`[tokens, width]` and `[1, tokens, width]`."""
-ONE: Kind = {"": ("{}", Layout(lambda x: (x.reshape(()),), lambda x: x.reshape(1)))}
+ONE: LayerKind = {"": ("{}", Layout(lambda x: (x.reshape(()),), lambda x: x.reshape(1)))}
 """`[1]` and a scalar."""
-IN_PROJ: Kind = {end.replace(".", "_"): ours for end, ours in fused(3).items()}
+IN_PROJ: LayerKind = {end.replace(".", "_"): ours for end, ours in fused(3).items()}
 """The three layers of PyTorch's MultiheadAttention, `in_proj_weight` and `in_proj_bias`."""
 
 BLOCKS = repeated(
@@ -74,7 +86,7 @@ ONLY_HERE = ("dropout", "drop_path", "remat", "dtype", "param_dtype")
 
 
 @dataclass(frozen=True)
-class Dialect:
+class CLIPDialect:
     """How Hugging Face writes one of the two families, CLIP or SigLIP.
 
     Attributes:
@@ -94,13 +106,13 @@ class Dialect:
     text: Mapping[str, Any]
     activation: str
     rows: tuple[Row, ...]
-    scalar: Kind
+    scalar: LayerKind
     projected: bool
 
 
 BASE = {"width": 768, "depth": 12, "heads": 12, "hidden": 3072, "attention_dropout": 0.0}
 SMALL = {"width": 512, "depth": 12, "heads": 8, "hidden": 2048, "attention_dropout": 0.0}
-CLIP = Dialect(
+CLIP = CLIPDialect(
     model_type="clip",
     classes="CLIP",
     vision=BASE
@@ -116,7 +128,7 @@ CLIP = Dialect(
     scalar=LEAF,
     projected=True,
 )
-SIGLIP = Dialect(
+SIGLIP = CLIPDialect(
     model_type="siglip",
     classes="Siglip",
     vision=BASE | {"epsilon": 1e-6, "channels": 3, "patch": 16},

@@ -2,11 +2,11 @@
 
 from jtransfer.checkpoints.families.family import THEIR_ACTIVATIONS, Family, activation, untied
 from jtransfer.checkpoints.families.values import typed, words
-from jtransfer.checkpoints.names import DENSE, EMBED, NORM, SAME, Kind, Names, Row
+from jtransfer.checkpoints.names import DENSE, EMBED, NORM, SAME, LayerKind, Names, Row
 from jtransfer.errors import InputError
 from jtransfer.models import GPT2Config, Head
 
-CONV1D: Kind = {".weight": ("{}/kernel", SAME), ".bias": ("{}/bias", SAME)}
+CONV1D: LayerKind = {".weight": ("{}/kernel", SAME), ".bias": ("{}/bias", SAME)}
 
 BACKBONE = (
     Row("wte", "embeddings/word", EMBED),

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from jtransfer.checkpoints.families.family import Description, preprocessor
-from jtransfer.checkpoints.names import LEAF, SAME, Kind, Layout, Names, Row, padded
+from jtransfer.checkpoints.names import LEAF, SAME, LayerKind, Layout, Names, Row, padded
 from jtransfer.checkpoints.tensors import Tensor
 from jtransfer.errors import InputError
 from jtransfer.models import Head, ViTConfig
@@ -43,8 +43,8 @@ HALF = (0.5, 0.5, 0.5)
 DEEPEST = 1000
 """Blocks that a stack of them may claim."""
 
-DENSE: Kind = {"/kernel": ("{}/kernel", SAME), "/bias": ("{}/bias", SAME)}
-NORM: Kind = {"/scale": ("{}/scale", SAME), "/bias": ("{}/bias", SAME)}
+DENSE: LayerKind = {"/kernel": ("{}/kernel", SAME), "/bias": ("{}/bias", SAME)}
+NORM: LayerKind = {"/scale": ("{}/scale", SAME), "/bias": ("{}/bias", SAME)}
 
 
 def describe(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Description:
@@ -181,11 +181,11 @@ def _rows(config: ViTConfig, shapes: Collection[str], positions: str, prefix: st
     return tuple(Row(prefix + row.theirs, row.ours, row.kind) for row in rows)
 
 
-def _attention(theirs, ours, heads) -> list[tuple[str, str, Kind]]:
+def _attention(theirs, ours, heads) -> list[tuple[str, str, LayerKind]]:
     """`query [width, heads, head width]` and `out [heads, head width, width]` with the heads side by side."""
     split = Layout(lambda x: (_joined(x, -2),), lambda x: x.reshape(*x.shape[:-1], heads, -1))
     out = Layout(lambda x: (_joined(x, 0),), lambda x: x.reshape(heads, -1, x.shape[-1]))
-    inward: Kind = {"/kernel": ("{}/kernel", split), "/bias": ("{}/bias", split)}
+    inward: LayerKind = {"/kernel": ("{}/kernel", split), "/bias": ("{}/bias", split)}
     return [
         *((f"{theirs}/{name}", f"{ours}/{name}", inward) for name in ("query", "key", "value")),
         (f"{theirs}/out", f"{ours}/out", {"/kernel": ("{}/kernel", out), "/bias": ("{}/bias", SAME)}),
@@ -198,7 +198,7 @@ def _joined(x, axis):
     return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
 
 
-def _patches(config) -> Kind:
+def _patches(config) -> LayerKind:
     shape = (config.patch, config.patch, config.channels, -1)
     return {
         "/kernel": ("{}/kernel", Layout(lambda x: (x.reshape(-1, x.shape[-1]),), lambda x: x.reshape(shape))),
@@ -212,7 +212,7 @@ def _positions(config, shapes, positions) -> Layout:
     return SAME if config.pool != "cls" or there > math.prod(config.grid) else padded(1)
 
 
-def _stack(kind: Kind, depth: int) -> Kind:
+def _stack(kind: LayerKind, depth: int) -> LayerKind:
     """The layout of one block for all of them, stacked along a leading axis (big_vision's `scan=True`)."""
 
     def stacked(layout):

@@ -15,7 +15,7 @@ from typing import Any
 from jtransfer.checkpoints.families.clip import IN_PROJ, VECTOR
 from jtransfer.checkpoints.families.family import Description, preprocessor
 from jtransfer.checkpoints.families.values import colours, section, sides, typed
-from jtransfer.checkpoints.names import DENSE, EMBED, LEAF, NORM, Kind, Layout, Names, Row, patches, repeated
+from jtransfer.checkpoints.names import DENSE, EMBED, LEAF, NORM, LayerKind, Layout, Names, Row, patches, repeated
 from jtransfer.checkpoints.tensors import Tensor
 from jtransfer.errors import InputError, nearest
 from jtransfer.models import CLIPConfig, CLIPTextConfig, ViTConfig
@@ -44,7 +44,7 @@ BLOCK = (
     Row("mlp.c_proj", "mlp/down", DENSE),
     Row("ls_2.gamma", "scale_2", LEAF),
 )
-TABLE: Kind = {"": ("{}", Layout(lambda x: (x[None],), lambda x: x[0]))}
+TABLE: LayerKind = {"": ("{}", Layout(lambda x: (x[None],), lambda x: x[0]))}
 
 
 def describe(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Description:

@@ -4,10 +4,10 @@ import numpy as np
 
 from jtransfer.checkpoints.families.family import THEIR_ACTIVATIONS, Family, activation
 from jtransfer.checkpoints.families.values import sides, typed
-from jtransfer.checkpoints.names import CONV, DENSE, SAME, Kind, Names, Row
+from jtransfer.checkpoints.names import CONV, DENSE, SAME, LayerKind, Names, Row
 from jtransfer.models import Head, ResNetConfig
 
-BATCH_NORM: Kind = {
+BATCH_NORM: LayerKind = {
     ".weight": ("{}/scale", SAME),
     ".bias": ("{}/bias", SAME),
     ".running_mean": ("batch_stats/{}/mean", SAME),

@@ -14,7 +14,7 @@ from typing import Any
 
 from jtransfer.checkpoints.families.family import Description, preprocessor
 from jtransfer.checkpoints.families.values import colours, section, sides, typed
-from jtransfer.checkpoints.names import DENSE, LEAF, NORM, SAME, Kind, Names, Row, fused, padded, patches
+from jtransfer.checkpoints.names import DENSE, LEAF, NORM, SAME, LayerKind, Names, Row, fused, padded, patches
 from jtransfer.checkpoints.tensors import Tensor
 from jtransfer.errors import InputError, nearest
 from jtransfer.models import Head, ViTConfig
@@ -167,7 +167,7 @@ def _heads(architecture, args, width):
 
 
 def _rows(config: ViTConfig, shapes: Collection[str], leading: int) -> tuple[Row, ...]:
-    positions: Kind = {"": ("{}", padded(leading) if leading else SAME)}
+    positions: LayerKind = {"": ("{}", padded(leading) if leading else SAME)}
     registers = "register_tokens" if "register_tokens" in shapes else "reg_token"
     if "blocks.0.mlp.fc1_g.weight" in shapes:
         mlp = (("mlp.fc1_g", "mlp/gate", DENSE), ("mlp.fc1_x", "mlp/up", DENSE), ("mlp.fc2", "mlp/down", DENSE))

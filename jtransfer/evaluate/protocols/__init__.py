@@ -10,11 +10,11 @@ from collections.abc import Callable
 from jtransfer import expressions
 from jtransfer.evaluate.protocols.classifiers import episodes, knn, linear_grid, probe, prototypes, ridge
 from jtransfer.evaluate.protocols.names import attributes, retrieval, typographic, zero_shot
-from jtransfer.evaluate.protocols.rows import Run
+from jtransfer.evaluate.protocols.rows import ProtocolRun
 from jtransfer.evaluate.protocols.structure import cka, clusters, domain_gap, transferability
-from jtransfer.evaluate.task import Task
+from jtransfer.evaluate.task import TargetTask
 
-PROTOCOLS: dict[str, Callable[..., Run]] = {
+PROTOCOLS: dict[str, Callable[..., ProtocolRun]] = {
     "probe": probe,
     "linear_grid": linear_grid,
     "ridge": ridge,
@@ -32,7 +32,7 @@ PROTOCOLS: dict[str, Callable[..., Run]] = {
 }
 
 
-def parse(text: str) -> Callable[[Task], Run]:
+def parse(text: str) -> Callable[[TargetTask], ProtocolRun]:
     """A protocol as a config writes it, to be put on a task: `knn`, `knn(k=(5, 10))`.
 
     Raises:

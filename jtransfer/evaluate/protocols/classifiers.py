@@ -14,15 +14,15 @@ from jtransfer.evaluate import linear_grid as grids
 from jtransfer.evaluate import probe as probes
 from jtransfer.evaluate import prototypes as means
 from jtransfer.evaluate import ridge as ridges
-from jtransfer.evaluate.protocols.rows import Run, each_layer, labelled, row, single
-from jtransfer.evaluate.task import Task
+from jtransfer.evaluate.protocols.rows import ProtocolRun, each_layer, labelled, row, single
+from jtransfer.evaluate.task import TargetTask
 from jtransfer.kinds import POSITIVE, POSITIVES, several, whole
 
 MANY = 10**6
 """Steps or episodes, at most."""
 
 
-def probe(task: Task, search: tuple | str = "clip", per: str = "sum") -> Run:
+def probe(task: TargetTask, search: tuple | str = "clip", per: str = "sum") -> ProtocolRun:
     """Logistic regression at its optimum; λ by a published search on validation, then fitted on all labelled rows."""
     how = probes.checked_search(search, per, len(task.train))
     labels, classes = task.dataset.labels, len(task.dataset.classes)
@@ -59,7 +59,9 @@ def probe(task: Task, search: tuple | str = "clip", per: str = "sum") -> Run:
     return each_layer(task, evaluate)
 
 
-def ridge(task: Task, l2: Annotated[tuple, POSITIVES] = tuple(2.0**power for power in range(-10, 21, 2))) -> Run:
+def ridge(
+    task: TargetTask, l2: Annotated[tuple, POSITIVES] = tuple(2.0**power for power in range(-10, 21, 2))
+) -> ProtocolRun:
     """Ridge regression on one-hot targets, as big_vision fits it; λ is chosen on validation, then all are fitted."""
     single(task, "ridge")
     labels, classes = task.dataset.labels, len(task.dataset.classes)
@@ -83,7 +85,7 @@ def ridge(task: Task, l2: Annotated[tuple, POSITIVES] = tuple(2.0**power for pow
     return each_layer(task, evaluate)
 
 
-def prototypes(task: Task, kind: str = "cosine") -> Run:
+def prototypes(task: TargetTask, kind: str = "cosine") -> ProtocolRun:
     """The nearest class mean of all labelled rows: cosine, euclidean, shrunken or lda; nothing is chosen."""
     single(task, "prototypes")
     means.checked_options(kind, means.KINDS, {})
@@ -100,10 +102,10 @@ def prototypes(task: Task, kind: str = "cosine") -> Run:
 
 
 def knn(
-    task: Task,
+    task: TargetTask,
     k: Annotated[tuple, several(whole(1), 1)] = (10, 20, 100, 200),
     temperature: Annotated[float, POSITIVE] = 0.07,
-) -> Run:
+) -> ProtocolRun:
     """Weighted nearest neighbours, as DINOv2; k is chosen on validation, then all labelled rows are keys."""
     single(task, "knn")
     fits = [count for count in k if count <= len(task.train)]
@@ -139,12 +141,12 @@ def knn(
 
 
 def linear_grid(
-    task: Task,
+    task: TargetTask,
     blocks: Annotated[tuple, several(whole(1), 1)] = grids.BLOCKS,
     steps: Annotated[int, whole(1, MANY)] = grids.STEPS,
     batch: Annotated[int, whole(1, 2**20)] = grids.BATCH,
     rates: Annotated[tuple, POSITIVES] = grids.RATES,
-) -> Run:
+) -> ProtocolRun:
     """DINOv2's linear heads over learning rates, blocks and pooling, trained in one pass; validation chooses."""
     single(task, "linear_grid")
     grids.check(blocks, rates, steps, batch)
@@ -171,13 +173,13 @@ def linear_grid(
 
 
 def episodes(
-    task: Task,
+    task: TargetTask,
     ways: Annotated[int, whole(2)] = 5,
     shots: Annotated[int, whole(1)] = 5,
     queries: Annotated[int, whole(1)] = 15,
     episodes: Annotated[int, whole(2, MANY)] = 600,
     classifier: str = "cosine",
-) -> Run:
+) -> ProtocolRun:
     """N-way K-shot episodes drawn from the test rows, as the few-shot literature reports them."""
     single(task, "episodes")
     test, labels = task.test, task.dataset.labels[task.test]
@@ -205,14 +207,14 @@ def episodes(
 
 
 def of_head(
-    x: np.ndarray, kernel: np.ndarray, bias: np.ndarray, task: Task, probabilities: bool = True
+    x: np.ndarray, kernel: np.ndarray, bias: np.ndarray, task: TargetTask, probabilities: bool = True
 ) -> dict[str, float]:
     """`judged` of a linear head on features of all rows."""
     asked = x[task.test]
     return judged(lambda some: asked[some] @ kernel + bias, task, probabilities)
 
 
-def judged(call: Callable[[slice], np.ndarray], task: Task, probabilities: bool = True) -> dict[str, float]:
+def judged(call: Callable[[slice], np.ndarray], task: TargetTask, probabilities: bool = True) -> dict[str, float]:
     """Accuracy, mean per class, top-5 where there are more than ten classes, and the calibration of probabilities.
 
     Args:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import numpy as np
 
-from jtransfer import arrays, files
+from jtransfer import files
 from jtransfer.data.dataset import Lazy
 from jtransfer.data.sources import fingerprint
 from jtransfer.errors import InputError
@@ -17,14 +17,17 @@ from jtransfer.evaluate import retrieval as search
 from jtransfer.evaluate import typographic as attack
 from jtransfer.evaluate import unseen as measure
 from jtransfer.evaluate import zero_shot as texts
-from jtransfer.evaluate.protocols.rows import Run, each_layer, labelled, row, single
-from jtransfer.evaluate.task import Task
+from jtransfer.evaluate.protocols.rows import ProtocolRun, each_layer, labelled, row, single
+from jtransfer.evaluate.task import TargetTask
 from jtransfer.kinds import SEED, number, whole
+from jtransfer.storage import arrays
 
 EMBEDS = "image_embeds"
 
 
-def zero_shot(task: Task, templates: str = "", names: str = "", distinct: bool = True, save: str = "") -> Run:
+def zero_shot(
+    task: TargetTask, templates: str = "", names: str = "", distinct: bool = True, save: str = ""
+) -> ProtocolRun:
     """The nearest class name, as a dual encoder reads it.
 
     Args:
@@ -57,12 +60,12 @@ def zero_shot(task: Task, templates: str = "", names: str = "", distinct: bool =
 
 
 def typographic(
-    task: Task,
+    task: TargetTask,
     templates: str = "",
     names: str = "",
     seed: Annotated[int, SEED] = 0,
     size: Annotated[float, number(above=0, most=1)] = 0.2,
-) -> Run:
+) -> ProtocolRun:
     """Zero-shot accuracy where the name of a wrong class is written on each image, and where a neutral word is."""
     make = classifier(task, templates, names, "typographic")
     dataset = task.dataset
@@ -101,7 +104,9 @@ def typographic(
     return run
 
 
-def attributes(task: Task, file: str = "", method: str = "eszsl", folds: Annotated[int, whole(2)] = 5) -> Run:
+def attributes(
+    task: TargetTask, file: str = "", method: str = "eszsl", folds: Annotated[int, whole(2)] = 5
+) -> ProtocolRun:
     """Classes without a single image, by what is said of them: DAP, the least-squares bridge or ESZSL.
 
     Args:
@@ -159,7 +164,7 @@ def attributes(task: Task, file: str = "", method: str = "eszsl", folds: Annotat
     return each_layer(task, evaluate)
 
 
-def retrieval(task: Task) -> Run:
+def retrieval(task: TargetTask) -> ProtocolRun:
     """Recall at 1, 5 and 10 between images and captions where the data has captions; else mAP of classes."""
     dataset = task.dataset
     if dataset.kind == "image" and dataset.captions is not None:
@@ -179,7 +184,7 @@ def retrieval(task: Task) -> Run:
     return each_layer(task, evaluate)
 
 
-def classifier(task: Task, templates: str, names: str, protocol: str, distinct: bool = True):
+def classifier(task: TargetTask, templates: str, names: str, protocol: str, distinct: bool = True):
     """What makes the text classifier of a task, after everything about it has been checked."""
     single(task, protocol)
     texts.check(task.backbone)

@@ -16,30 +16,32 @@ from typing import Any
 import numpy as np
 
 from jtransfer.errors import InputError
-from jtransfer.evaluate.task import Task
+from jtransfer.evaluate.task import TargetTask
+from jtransfer.storage.cells import ResultRow
 
-Row = dict[str, Any]
-Run = Callable[[], list[Row]]
+ProtocolRun = Callable[[], list[ResultRow]]
 
 
-def row(layer: str, measured: Mapping[str, Any], how: str, chosen: Mapping[str, Any] | None = None, **more) -> Row:
+def row(
+    layer: str, measured: Mapping[str, Any], how: str, chosen: Mapping[str, Any] | None = None, **more
+) -> ResultRow:
     """One row of results, of which the protocol's name is still missing; see the top of this file."""
     numbers = {name: float(value) for name, value in measured.items()}
     numbers = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
     return {"layer": layer, "metrics": numbers, "chosen": dict(chosen or {}), "how": how, **more}
 
 
-def each_layer(task: Task, evaluate: Callable[[np.ndarray, str], Row]) -> Run:
+def each_layer(task: TargetTask, evaluate: Callable[[np.ndarray, str], ResultRow]) -> ProtocolRun:
     """Evaluate the features `[rows, width]` of each of the task's layers by themselves."""
     return lambda: [evaluate(task.features(layer)[0], layer) for layer in task.layers]
 
 
-def labelled(task: Task) -> np.ndarray:
+def labelled(task: TargetTask) -> np.ndarray:
     """Training and validation rows together, for a refit on both."""
     return np.sort(np.concatenate([task.train, task.validation]))
 
 
-def single(task: Task, protocol: str) -> None:
+def single(task: TargetTask, protocol: str) -> None:
     """Refuse a task whose rows have several labels.
 
     Raises:

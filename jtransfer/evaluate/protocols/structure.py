@@ -12,12 +12,12 @@ from jtransfer.errors import InputError
 from jtransfer.evaluate import clustering, metrics, similarity
 from jtransfer.evaluate import domain_gap as gaps
 from jtransfer.evaluate import transferability as scores
-from jtransfer.evaluate.protocols.rows import Run, each_layer, labelled, row, single
-from jtransfer.evaluate.task import Task
+from jtransfer.evaluate.protocols.rows import ProtocolRun, each_layer, labelled, row, single
+from jtransfer.evaluate.task import TargetTask
 from jtransfer.kinds import whole
 
 
-def clusters(task: Task, restarts: Annotated[int, whole(1, 10_000)] = 10) -> Run:
+def clusters(task: TargetTask, restarts: Annotated[int, whole(1, 10_000)] = 10) -> ProtocolRun:
     """k-means on the test rows with as many clusters as classes: NMI, ARI and Hungarian accuracy."""
     single(task, "clusters")
     labels, classes = task.dataset.labels[task.test], len(task.dataset.classes)
@@ -39,7 +39,7 @@ def clusters(task: Task, restarts: Annotated[int, whole(1, 10_000)] = 10) -> Run
     return each_layer(task, evaluate)
 
 
-def transferability(task: Task) -> Run:
+def transferability(task: TargetTask) -> ProtocolRun:
     """Scores before any training: LogME and H-score on features, LEEP and NCE where there is a source head."""
     single(task, "transferability")
     rows = labelled(task)
@@ -68,7 +68,7 @@ def transferability(task: Task) -> Run:
     return run
 
 
-def cka(task: Task, reference: str = "") -> Run:
+def cka(task: TargetTask, reference: str = "") -> ProtocolRun:
     """Debiased linear CKA between all pairs of the task's layers, or of these and a second backbone's."""
     if len(task.test) < similarity.LEAST:
         raise InputError(f"cka: {task.dataset.name} has {len(task.test)} test rows; expected at least 4")
@@ -89,8 +89,8 @@ def cka(task: Task, reference: str = "") -> Run:
 
 
 def domain_gap(
-    task: Task, source: str = "", permutations: Annotated[int, whole(1, 10**6)] = 1000, source_dir: str = ""
-) -> Run:
+    task: TargetTask, source: str = "", permutations: Annotated[int, whole(1, 10**6)] = 1000, source_dir: str = ""
+) -> ProtocolRun:
     """How far the data is from the source's: MMD with a p-value, Fréchet distance, error of a domain classifier.
 
     A prepared source lies in `source_dir`, or, where that is empty, beside the data in `config.data_dir`.

@@ -1,0 +1,190 @@
+"""The command line. Nothing heavy is imported before a command runs, so that `--help` and typos answer at once."""
+
+import argparse
+import contextlib
+import difflib
+import os
+import shlex
+import sys
+import threading
+
+COMMANDS = {
+    "curve": "accuracy against labels per class, for each method",
+    "evaluate": "how good a representation is: probes, neighbours, zero-shot and more, from a config",
+    "advise": "which method to use: data size, domain gap, and a trial against scratch",
+    "train": "pretrain a model, or adapt one, from a config",
+    "inspect": "what each method trains and what a step of it costs",
+    "export": "write what a training run came to: for Hugging Face, PEFT or Orbax, or as an adapter of our own",
+}
+
+FLAGS = {
+    "curve": ("--config", "--workdir", "--config.KEY"),
+    "evaluate": ("--config", "--workdir", "--config.KEY"),
+    "advise": ("--config", "--workdir", "--config.KEY"),
+    "train": ("--config", "--workdir", "--config.KEY"),
+    "inspect": ("--config", "--json", "--config.KEY"),
+    "export": ("--workdir", "--format", "--out", "--adapters", "--trust"),
+}
+
+EPILOG = """examples:
+  jtransfer curve --config=configs/quickstart.py --workdir=runs/quickstart
+  jtransfer curve --config=configs/quickstart.py --workdir=runs/mine --config.data=npz:mine.npz
+  jtransfer evaluate --config=configs/evaluate.py:backbone=glyphs-vit,data=digits,protocols=probe+knn
+  jtransfer advise --config=configs/advise.py --workdir=runs/advise
+  jtransfer inspect --config=configs/quickstart.py
+  jtransfer train --config=configs/pretrain_glyphs.py --workdir=runs/glyphs
+  jtransfer export --workdir=runs/mine --format=hf --out=exports/mine
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command and return its exit code; without arguments, those of this process, which then ends with it.
+
+    0, 2 for input to put right, 74 for a full disk, 75 when another process of the run is gone, 130, 143 and 129
+    when stopped by SIGINT, SIGTERM and SIGHUP.
+    """
+    if argv is not None:
+        return _command(argv)
+    from jtransfer import stopping
+
+    stopping.guard()
+    try:
+        code = _command(sys.argv[1:])
+        stopping.done()
+    except (Exception, KeyboardInterrupt) as error:
+        number = error.code - 128 if isinstance(error, stopping.Stopped) else stopping.first()
+        if number is None:
+            import traceback
+
+            traceback.print_exc()
+        else:  # what a signal came to in the middle of somebody else's code
+            print(f"jtransfer: {stopping.Stopped(number)}", file=sys.stderr)
+        code = 1 if number is None else 128 + number
+    jax = sys.modules.get("jax")
+    if code or (jax and jax.distributed.is_initialized()):
+        stopping.end("", code)  # waits for no thread that compiles, and for no process that is gone
+    return code
+
+
+def _command(argv: list[str]) -> int:
+    from jtransfer.errors import Gone, refusal
+
+    _hush()
+    unnamed = "a file"
+    try:
+        arguments, overrides = _parse(argv)
+        from jtransfer.cli import commands
+        from jtransfer.devices import launch
+
+        if written := getattr(arguments, "out", "") or getattr(arguments, "workdir", ""):
+            unnamed = f"a file in {written}"
+        if arguments.command != "train":
+            launch.alone(f"jtransfer {arguments.command}")
+        with commands.beside_config(arguments):
+            code = getattr(commands, arguments.command)(arguments, overrides) or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # as of `| head`, which wants no more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
+        return 141
+    except Gone as error:
+        code, line = error.code, f"error: {error}"
+    except KeyboardInterrupt as stopped:
+        code = getattr(stopped, "code", 130)
+        line = str(stopped) or "stopped; the same command goes on from here"
+    except Exception as error:
+        if (said := refusal(error, unnamed)) is None:
+            raise  # a fault of ours, with its traceback
+        code, line = said[1], f"error: {said[0]}"
+    from jtransfer.texts import plain
+
+    with contextlib.suppress(OSError):  # stderr may lie on the disk that is full
+        print(f"jtransfer: {plain(line)}", file=sys.stderr)
+    return code
+
+
+def _hush() -> None:
+    """Leave it to `main` to say what failed: Orbax's and TensorBoard's threads log each failure with its traceback."""
+    import logging
+
+    import absl.logging
+
+    from jtransfer.errors import refusal
+
+    absl.logging.set_verbosity(absl.logging.FATAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    loud, louder = threading.excepthook, sys.unraisablehook
+    threading.excepthook = lambda raised: None if refusal(raised.exc_value) else loud(raised)
+    # Said of each array of a checkpoint whose reading ends after that of the first damaged one.
+    sys.unraisablehook = lambda raised: None if str(raised.exc_value) == "Event loop is closed" else louder(raised)
+
+
+def run(*arguments: str) -> None:
+    """Say a command as one would type it and run it, from a script; what it refuses ends the script with its code.
+
+    >>> run("curve", "--config=configs/quickstart.py", "--workdir=runs/quickstart")  # doctest: +SKIP
+    """
+    print("\njtransfer", shlex.join(arguments), flush=True)
+    if code := main(list(arguments)):
+        sys.exit(code)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors as one line."""
+
+    def error(self, message):
+        self.exit(2, f"jtransfer: error: {message}; see {self.prog} --help\n")
+
+
+def _add_export_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--workdir", required=True, metavar="DIR", help="of a 'jtransfer train' run")
+    command.add_argument("--format", required=True, metavar="NAME", help="hf, peft, orbax or adapter")
+    command.add_argument("--out", required=True, metavar="DIR", help="new, or that of an earlier export")
+    command.add_argument(
+        "--adapters",
+        default="merged",
+        metavar="HOW",
+        help="merged into the weights (the default), or apart beside them",
+    )
+    command.add_argument(
+        "--trust",
+        default="",
+        metavar="MODULES",
+        help="modules of your own, or their files, joined by commas, that the workdir's config may name",
+    )
+
+
+def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    form = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+    parser = _Parser("jtransfer", description="Transfer learning in JAX.", epilog=EPILOG, **form)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, help_text in COMMANDS.items():
+        command = commands.add_parser(name, help=help_text, description=f"jtransfer {name}: {help_text}.", **form)
+        if name == "export":
+            _add_export_flags(command)
+            continue
+        command.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a Python file with get_config()")
+        if name == "inspect":
+            command.add_argument("--json", action="store_true", help="print JSON")
+        else:
+            needed = name != "evaluate"
+            where = "" if needed else " (by default under runs/evaluate)"
+            command.add_argument(
+                "--workdir", required=needed, metavar="DIR", help=f"where results go: a path or gs://...{where}"
+            )
+        command.epilog = "--config.KEY=VALUE changes a key of the config, as in --config.optimiser.rate=0.01"
+    if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
+        close = difflib.get_close_matches(argv[0], COMMANDS, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"choose one of {', '.join(COMMANDS)}"
+        parser.error(f"unknown command '{argv[0]}'; {hint}")
+    arguments, rest = parser.parse_known_args(argv)
+    flags = FLAGS[arguments.command]
+    names = [word.partition("=")[0] for word in argv if word.startswith("--")]
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        parser.error(f"the flag {twice[0]} is given twice; expected it once, with the items of a list joined by commas")
+    for flag in rest:
+        if "--config.KEY" not in flags or not flag.startswith("--config."):
+            close = difflib.get_close_matches(flag.partition("=")[0], flags, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"choose one of {', '.join(flags)}"
+            parser.error(f"unknown flag '{flag}'; {hint}")
+    return arguments, rest

@@ -1,0 +1,166 @@
+"""The commands behind the command line: read the config, do the work, show it."""
+
+import contextlib
+import json
+import logging
+import os
+
+from etils import epath
+
+from jtransfer import config as configs
+from jtransfer import files, imports
+from jtransfer.errors import InputError, Unfinished
+
+log = logging.getLogger("jtransfer")
+
+
+def place(words: str, flag: str = "--workdir") -> epath.Path:
+    """The directory of a flag, that a command is going to write to; nothing is made.
+
+    Raises:
+        InputError: it can be no directory, as there is something else.
+        MachineError: it cannot be written to.
+    """
+    path = files.path(words, flag)
+    files.check_directory(path, f"{flag} {words}")
+    return path
+
+
+def beside_config(arguments) -> contextlib.AbstractContextManager[None]:
+    """A block within which the user's modules are looked for beside the config that a command is given, if any is."""
+    config = getattr(arguments, "config", "")
+    folder = configs.folder(config) if config else ""
+    return imports.beside(folder) if folder else contextlib.nullcontext()
+
+
+def curve(arguments, overrides: list[str]) -> None:
+    """`jtransfer curve`: do what is missing in the workdir, then show table, plot and protocol."""
+    workdir = place(arguments.workdir)
+    _, config = configs.load("curve", arguments.config, overrides)
+    from jtransfer.cli import display
+    from jtransfer.curves import report
+    from jtransfer.curves import run as curves
+
+    curves.check(config, workdir)
+    plan = curves.prepare(config)
+    with display.CurveProgress() as progress:
+        rows, unfinished = _rows(curves.run, plan, workdir, progress)
+    protocol = curves.protocol(plan, rows) + _lost(unfinished)
+    title = f"{plan.backbone.name} on {plan.dataset.name}"
+    report.write(rows, workdir, protocol, title)
+    display.show_curve(rows, protocol, workdir)
+    if unfinished:
+        raise unfinished
+
+
+def evaluate(arguments, overrides: list[str]) -> None:
+    """`jtransfer evaluate`: do the protocols that are missing in the workdir, then show the table and what it means."""
+    workdir = None if arguments.workdir is None else place(arguments.workdir)
+    _, config = configs.load("evaluate", arguments.config, overrides)
+    if config.store:
+        place(config.store, "config.store")
+    from jtransfer.cli import display
+    from jtransfer.evaluate import report, run
+
+    workdir = workdir or place(f"runs/evaluate/{configs.slug(config.backbone)}-{configs.slug(config.data)}")
+    run.check(config, workdir)
+    with display.EvaluateProgress() as progress:
+        evaluation = run.prepare(config, progress.extracting)
+        rows, unfinished = _rows(run.run, evaluation, workdir, progress)
+    about = run.about(evaluation) + _lost(unfinished)
+    written = report.write(rows, workdir, about, f"{config.backbone} on {config.data}")
+    display.show_evaluation(rows, about, workdir, written)
+    if unfinished:
+        raise unfinished
+
+
+def _rows(run, *arguments):
+    """The rows of a run, and what is raised once they are shown, as parts of it could not be done."""
+    try:
+        return run(*arguments), None
+    except Unfinished as error:
+        if not error.rows:
+            raise
+        return error.rows, error
+
+
+def _lost(unfinished):
+    return [f"{name}: not done: {why}." for name, why in unfinished.failed.items()] if unfinished else []
+
+
+def advise(arguments, overrides: list[str]) -> None:
+    """`jtransfer advise`: gather what is missing in the workdir, then show the advice and its evidence."""
+    workdir = place(arguments.workdir)
+    _, config = configs.load("advise", arguments.config, overrides)
+    if config.store:
+        place(config.store, "config.store")
+    from jtransfer.advice import page, run
+    from jtransfer.cli import display
+    from jtransfer.curves import run as curves
+
+    run.check(config, workdir)
+    with display.EvaluateProgress() as progress:
+        plan = run.prepare(config, progress.extracting)
+        curves.check_prepared(plan.curve, workdir / "trial")
+        evidence = run.measure(plan)
+    with display.CurveProgress() as progress:
+        advice = run.run(plan, evidence, workdir, progress)
+    display.show_advice(page.markdown(advice), advice["next"], workdir)
+
+
+def train(arguments, overrides: list[str]) -> None:
+    """`jtransfer train`: train to the last step, or go on from the newest checkpoint in the workdir."""
+    workdir = place(arguments.workdir)
+    _, config = configs.load("train", arguments.config, overrides)
+    from jtransfer.cli import display
+    from jtransfer.devices import hosts
+    from jtransfer.train import loop, results
+
+    with hosts.together():
+        run = loop.prepare(config)
+        first = hosts.is_first()
+        for line in results.ways_out(run) if first else ():
+            log.warning("%s", line)
+        with display.TrainProgress(config.steps, f"{run.task.stream.kind}s", quiet=not first) as progress:
+            rows = loop.train(run, workdir, progress)
+        if first:
+            display.show_train(rows, workdir)
+
+
+def inspect(arguments, overrides: list[str]) -> None:
+    """`jtransfer inspect`: what each method of a curve's or a training run's config trains, and what a step costs."""
+    command, config = configs.load(None, arguments.config, overrides)
+    from jtransfer.cli import display, inspection
+
+    reports = inspection.of_curve(config) if command == "curve" else inspection.of_train(config)
+    if arguments.json:
+        print(json.dumps(reports, indent=2))
+    else:
+        display.show_inspection(reports)
+
+
+def export(arguments, overrides: list[str]) -> None:
+    """`jtransfer export`: write what a training run came to in another format."""
+    from jtransfer.checkpoints import export as exports
+    from jtransfer.train import results
+
+    workdir, out = files.path(arguments.workdir, "--workdir"), place(arguments.out, "--out")
+    inside, around = (os.path.realpath(path) for path in (out, workdir))
+    shared = os.path.commonpath([inside, around])
+    refused = InputError(
+        f"--out {arguments.out}: expected a directory outside --workdir {arguments.workdir}, and not above"
+    )
+    if shared == inside != around:
+        raise refused
+    exports.check(out, arguments.format, arguments.adapters)
+    if shared == around and (workdir / "config.json").exists():
+        raise refused
+    trust = [name.strip() for name in arguments.trust.split(",") if name.strip()]
+
+    def accept(hollow):
+        exports.check_result(hollow, arguments.format, arguments.adapters)
+
+    step, result, beside = results.result(workdir, trust, accept)
+    about = {"workdir": str(workdir), "step": step}
+    exports.write(out, result, arguments.format, arguments.adapters, beside, **about)
+    print(f"Written to {out}: step {step} of {workdir} as {arguments.format}")

@@ -1,0 +1,206 @@
+"""What a run looks like in a terminal: live where there is one, one line at a time where there is not."""
+
+import math
+import time
+
+from rich import box
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from jtransfer.storage.cells import ACCURACY, value
+from jtransfer.texts import plain
+
+
+def _line(console, text):
+    """Print a line as it is, below those empty ones that it begins with; a file gets it as one."""
+    for _ in range(len(text) - len(text.lstrip("\n"))):
+        console.print()
+    console.print(plain(text.lstrip("\n")), highlight=False, markup=False, soft_wrap=not console.is_terminal)
+
+
+class Live:
+    """A bar where there is a terminal, and lines above it that stay."""
+
+    def __init__(self, console: Console, *columns):
+        self.console = console
+        self.progress = Progress(*columns, console=console, disable=not console.is_terminal)
+        self.started = time.monotonic()
+
+    def __enter__(self):
+        self.progress.start()
+        return self
+
+    def __exit__(self, *error):
+        self.progress.stop()
+
+    def say(self, text):
+        """Print a line."""
+        _line(self.progress.console, text)
+
+    def say_when(self, text):
+        """Print a line behind the seconds since the start."""
+        self.say(f"{time.monotonic() - self.started:6.1f} s  {text}")
+
+
+class CurveProgress(Live):
+    """A bar over the cells of a curve; call it as `jtransfer.curves.run.run` calls `on_cell`."""
+
+    def __init__(self, console: Console | None = None):
+        columns = (SpinnerColumn(), TextColumn("{task.description:<44}"), BarColumn(), MofNCompleteColumn())
+        super().__init__(console or Console(), *columns, TimeElapsedColumn())
+        self.task = None
+
+    def __call__(self, method, shots, rows, left):
+        if self.task is None:
+            self.task = self.progress.add_task("", total=left)
+        if shots is None:
+            return self.progress.update(self.task, description=f"{method}: compiling")
+        if not rows:
+            return self.progress.update(self.task, description=f"{method}, {shots} per class")
+        reached = [value(row) for row in rows if value(row) is not None]
+        mean = math.fsum(reached) / len(reached) if reached else math.nan
+        shown = f"{100 * mean:5.1f}%" if rows[0].get("unit", ACCURACY["unit"]) else f"{mean:6.3g}"
+        mean = shown if reached else "    –"
+        lost = f"  {len(rows) - len(reached)} of {len(rows)} seeds diverged" if len(reached) < len(rows) else ""
+        each = "rows" if rows[0].get("labels") == "rows" else "per class"
+        self.say_when(f"{method:<24} {shots:>3} {each}  {mean}{lost}")
+        return self.progress.advance(self.task)
+
+
+def show_curve(rows: list[dict], protocol: list[str], directory: str) -> None:
+    """The table, the protocol and where everything lies."""
+    from jtransfer.curves import report
+
+    console = Console()
+    console.print(report.terminal_table(rows))
+    for line in protocol:
+        _line(console, f"- {line}")
+    _line(console, f"\nWritten to {directory}: results.jsonl, table.md, curve.png, curve.svg")
+
+
+class EvaluateProgress(Live):
+    """A bar over the rows whose features are extracted, and a line for each protocol that is done."""
+
+    def __init__(self, console: Console | None = None):
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        super().__init__(console or Console(), *columns, TimeRemainingColumn())
+        self.tasks = {}
+
+    def extracting(self, what, done, rows):
+        """Called while features are extracted."""
+        if what not in self.tasks:
+            self.tasks[what] = self.progress.add_task(f"features of {what}", total=rows)
+        self.progress.update(self.tasks[what], completed=done)
+        if done == rows:
+            self.say_when(f"features of {what}: {rows} rows")
+            self.progress.remove_task(self.tasks.pop(what))
+
+    def __call__(self, protocol, rows):
+        for row in rows:
+            name, value = next(iter(row["metrics"].items()))
+            self.say_when(f"{protocol:<32} {row['layer']:<20} {name} {'–' if value is None else f'{value:.4g}'}")
+
+
+def show_evaluation(rows: list[dict], about: list[str], directory: str, written: list[str]) -> None:
+    """The table, the protocol of every number, and where everything lies."""
+    from jtransfer.evaluate import report
+
+    console = Console()
+    console.print(report.terminal_table(rows))
+    for line in [*about, *dict.fromkeys(f"{row['protocol']}: {row['how']}." for row in rows)]:
+        _line(console, f"- {line}")
+    places = ", ".join(["results.jsonl", *written])
+    _line(console, f"\nWritten to {directory}: {places}")
+
+
+def show_advice(page: str, command: str, directory: str) -> None:
+    """The page of an advice, what to run next, and where everything lies."""
+    from rich.markdown import Markdown
+
+    Console().print(Markdown(page))
+    print(f"\nRun next: {plain(command)}")
+    print(f"Written to {plain(directory)}: advice.md, advice.json, curve.py, trial/")
+
+
+class TrainProgress(Live):
+    """A bar over the steps of a training run; call it with every row of metrics and examples per second."""
+
+    def __init__(self, steps: int, what: str, console: Console | None = None, quiet: bool = False):
+        columns = (SpinnerColumn(), TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn())
+        super().__init__(console or Console(quiet=quiet), *columns, TimeRemainingColumn())
+        self.what = what
+        self.task = self.progress.add_task("", total=steps)
+
+    def __call__(self, row, speed):
+        names = sorted(row.keys() - {"step"}, key=lambda name: (name != "loss", [*row].index(name)))
+        values = "  ".join(f"{name} {row[name]:.4g}" for name in names)
+        pace = "" if math.isnan(speed) else f"  {speed:.0f} {self.what}/s"
+        self.say(f"{row['step']:>7}  {values}{pace}")
+        self.progress.update(self.task, completed=row["step"])
+
+
+def show_train(rows: list[dict], directory: str) -> None:
+    """The last evaluation, and where everything lies."""
+    last = "  ".join(f"{name} {value:.4f}" for name, value in rows[-1].items() if name != "step")
+    print(f"\nstep {rows[-1]['step']}: {last}")
+    print(f"Written to {directory}: metrics.jsonl, tensorboard/, checkpoints/, model/")
+
+
+def show_inspection(reports: list[dict]) -> None:
+    """Two tables: the costs of each method, and the tree with the group of each leaf under each method."""
+    console = Console()
+    costs = Table(box=box.SIMPLE_HEAD, title="One training step", title_justify="left")
+    costs.add_column("")
+    costs.add_column("method", overflow="fold")
+    for column in ("trainable", "%", "optimiser", "FLOPs", "temporary"):
+        costs.add_column(column, justify="right")
+    for number, report in enumerate(reports, 1):
+        costs.add_row(
+            str(number),
+            report["method"],
+            f"{report['trainable']:,}",
+            f"{report['percent']:.2f}",
+            _bytes(report["optimiser_bytes"]),
+            _flops(report["flops_per_step"]),
+            _bytes(report["temporary_bytes"]),
+        )
+    console.print(costs)
+
+    legend = "The tree: rate of each leaf under each method, times the schedule's; · is frozen, blank is not there"
+    tree = Table(box=box.SIMPLE_HEAD, title=legend, title_justify="left", pad_edge=False)
+    tree.add_column("leaf", no_wrap=True)
+    tree.add_column("shape", no_wrap=True)
+    sharded = any(row["sharding"] != "replicated" for report in reports for row in report["tree"])
+    if sharded:
+        tree.add_column("sharding")
+    for number in range(len(reports)):
+        tree.add_column(str(number + 1), justify="right")
+    groups = [{row["path"]: row["group"] for row in report["tree"]} for report in reports]
+    for path, row in {row["path"]: row for report in reports for row in report["tree"]}.items():
+        cells = [own.get(path, "").replace("frozen", "·") for own in groups]
+        shape = "x".join(map(str, row["shape"]))
+        tree.add_row(path, shape, *([row["sharding"]] if sharded else []), *cells)
+    console.print(tree)
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:.3g} {unit}" if count < 1000 else f"{count:.0f} {unit}"
+        count /= 1024
+
+
+def _flops(count: float) -> str:
+    for unit in ("", "K", "M", "G", "T"):
+        if count < 1000 or unit == "T":
+            return f"{count:.3g} {unit}FLOP"
+        count /= 1000

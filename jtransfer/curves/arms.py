@@ -1,0 +1,193 @@
+"""What an arm of a curve is: one method, as a function from shots and seeds to rows of results, compiled once."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jtransfer.data.coded import Coded
+from jtransfer.data.dataset import Dataset
+from jtransfer.data.subsets import few_shot
+from jtransfer.methods import Adapted
+from jtransfer.objectives.metrics import METRICS, Metric
+from jtransfer.starts import inputs
+from jtransfer.starts.teachers import Teacher
+from jtransfer.storage.cells import ResultRow
+from jtransfer.train.costs import StepShapes
+
+Cell = Callable[[int, list[int]], list[ResultRow]]
+"""From shots and seeds to one row for each seed."""
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """A dataset, and those of its rows that a curve uses, made ready for its backbone when they are first needed.
+
+    Attributes:
+        dataset: The whole.
+        test: Rows of its test split that are reported on.
+        rows: [u] all rows that are used, ascending.
+        prepare: From its inputs to the backbone's.
+        shots: Numbers of labels that the curve has.
+        metrics: What is measured, by name; the first chooses and is what the curve shows.
+        more: More parts of a batch by name, as a teacher: from inputs and their rows to `[rows, outputs]` float32.
+    """
+
+    dataset: Dataset
+    test: np.ndarray
+    rows: np.ndarray
+    prepare: inputs.Prepare
+    shots: tuple[int, ...]
+    metrics: Mapping[str, Metric] = field(default_factory=lambda: {"accuracy": METRICS["accuracy"]})
+    more: Mapping[str, Teacher] = field(default_factory=dict)
+
+    @cached_property
+    def on_device(self) -> dict[str, Any]:
+        """The parts of a batch, of `rows`: `inputs` by name, images as bytes where these say all; `labels [u]`."""
+        arrays = inputs.gathered(self.prepare, self.dataset.inputs, self.rows, coded=True)
+        arrays: dict[str, jax.Array | Coded] = jax.device_put(arrays, may_alias=True)
+        return {"inputs": arrays, "labels": jnp.asarray(self.dataset.labels[self.rows])} | {
+            name: jnp.asarray(one(self.dataset.inputs, self.rows)) for name, one in self.more.items()
+        }
+
+    @cached_property
+    def example(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shape and dtype of one of the inputs; no more than one row is made ready for that."""
+        return inputs.example(self.prepare(self.dataset.inputs[self.rows[:1]]))
+
+    @cached_property
+    def cut(self) -> int:
+        """How many texts among `rows` are longer than what the backbone is given of them."""
+        blocks = np.split(self.rows, range(inputs.BLOCK, len(self.rows), inputs.BLOCK))
+        return sum(self.prepare.cut(self.dataset.inputs[rows]) for rows in blocks)
+
+    @property
+    def parts(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shape and dtype of one example of the parts of a batch beside `inputs`."""
+        labels = self.dataset.labels
+        more = {name: jax.ShapeDtypeStruct((1, self.dataset.outputs), jnp.float32) for name in self.more}
+        return {"labels": jax.ShapeDtypeStruct((1, *labels.shape[1:]), labels.dtype)} | more
+
+    @property
+    def metric(self) -> Metric:
+        """The one that chooses."""
+        return next(iter(self.metrics.values()))
+
+    def measured(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
+        """All metrics of predictions and their labels, `[metrics]`."""
+        weights = jnp.ones(len(logits), jnp.float32)
+        return jnp.stack([metric(logits, labels, weights) for metric in self.metrics.values()])
+
+    def places(self, rows: np.ndarray) -> np.ndarray:
+        """Where rows of the dataset stand among `rows`."""
+        return np.searchsorted(self.rows, rows)
+
+    def drawn(self, shots: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Where the rows for training and for validation stand among `rows`."""
+        train, validation = few_shot(self.dataset.labels, self.dataset.pool, shots, seed)
+        return self.places(train), self.places(validation)
+
+    @cached_property
+    def most(self) -> tuple[int, int]:
+        """The most rows for training, and for validation, that a draw has."""
+        train, validation = few_shot(self.dataset.labels, self.dataset.pool, max(self.shots), 0)
+        return len(train), len(validation)
+
+
+class Training(NamedTuple):
+    """A part of an arm's training.
+
+    Attributes:
+        name: As reports show it.
+        adapted: The model as it is trained then.
+        shapes: Of its step.
+    """
+
+    name: str
+    adapted: Adapted
+    shapes: StepShapes
+
+
+class Arm(ABC):
+    """One method of a curve.
+
+    Attributes:
+        name: As the config writes it.
+        examples: What it learns of.
+        how: How it comes to its predictions, in a word of the table.
+        draws: Whether it sees labels; one that does not has a single cell, of no shots.
+    """
+
+    name: str
+    examples: Examples
+    how: ClassVar[str]
+    draws: ClassVar[bool] = True
+
+    @abstractmethod
+    def compile(self, seeds: int) -> Cell:
+        """Compile it once, for cells of so many seeds; then every cell is a call."""
+
+    @abstractmethod
+    def about(self, rows: list[ResultRow]) -> list[str]:
+        """What its rows say, in sentences of the protocol."""
+
+    def training(self) -> list[Training]:
+        """The parts of its training; empty where nothing is trained by steps."""
+        return []
+
+    def row(
+        self,
+        shots: int,
+        seed: int,
+        hyper: dict[str, float],
+        chosen_by: float | None,
+        measured: Any,
+        trainable: int,
+        flops: float | None,
+        seconds: float,
+    ) -> ResultRow:
+        """A row of results.
+
+        Args:
+            shots: Of the cell, and so is `seed`.
+            seed: See `shots`.
+            hyper: The hyper-parameters that were chosen.
+            chosen_by: The metric on the validation rows; None where there were none, or the run diverged.
+            measured: Every metric on the test rows; None where the run diverged.
+            trainable: Parameters that learn.
+            flops: Of one step.
+            seconds: Of one run.
+        """
+        name, metric = next(iter(self.examples.metrics.items()))
+        values = [None] * len(self.examples.metrics) if measured is None else map(_defined, measured)
+        return {
+            "method": self.name,
+            "how": self.how,
+            "shots": shots,
+            "seed": seed,
+            "hyper": hyper,
+            "metric": name,
+            "better": "higher" if metric.higher else "lower",
+            "unit": "%" if metric.share else "",
+            **({} if self.examples.dataset.targets == "classes" else {"labels": "rows"}),
+            f"val_{name}": chosen_by,
+            **{f"test_{name}": value for name, value in zip(self.examples.metrics, values, strict=True)},
+            "trainable": trainable,
+            "flops_per_step": flops,
+            "seconds": seconds,
+        }
+
+
+def _defined(value) -> float | None:
+    """A metric as a row has it: None where it is not defined, as a correlation with predictions that are all alike."""
+    return None if np.isnan(value) else float(value)
+
+
+def family(name: str) -> str:
+    """What `hyper` calls a method: the function of its first part, as "houlsby" of `my_methods.houlsby(width=2)`."""
+    return name.partition("(")[0].partition("+")[0].strip().rpartition(".")[2]

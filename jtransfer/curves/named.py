@@ -1,0 +1,103 @@
+"""The arm of a curve that sees no labels: the classes' names, as a dual encoder or a source head knows them."""
+
+import time
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from jtransfer import checkpoints, models
+from jtransfer.curves.arms import Arm, Cell, Examples
+from jtransfer.errors import InputError
+from jtransfer.evaluate import zero_shot as by_names
+from jtransfer.starts.teachers import source_columns
+from jtransfer.storage.cells import ResultRow
+from jtransfer.train import costs, trials
+
+ZERO_SHOT = "zero_shot"
+
+
+@dataclass(frozen=True, eq=False)
+class ZeroShotArm(Arm):
+    """Without any label: the class names as a dual encoder reads them, or the source head's outputs of these names.
+
+    Attributes:
+        examples: What is told apart.
+        backbone: Whole, both towers of a dual encoder.
+        templates: Texts with {} for a name.
+        batch: Examples of which the cost of a forward pass is told.
+    """
+
+    examples: Examples
+    backbone: checkpoints.Backbone
+    templates: tuple[str, ...]
+    batch: int
+
+    name = ZERO_SHOT
+    how = "zero-shot"
+    draws = False
+
+    def compile(self, seeds: int) -> Cell:
+        """See `Arm`."""
+        examples, backbone = self.examples, self.backbone
+        whole, tree = backbone.whole, backbone.params | backbone.state
+        test, labels = examples.places(examples.test), examples.dataset.labels[examples.test]
+        output = "image_embeds" if is_dual(backbone) else "logits"
+
+        @jax.jit
+        def read(tree, inputs):
+            return trials.in_blocks(lambda some: models.apply(whole, tree, some)[output], inputs, test)
+
+        shapes = {k: jax.ShapeDtypeStruct((self.batch, *x.shape[1:]), x.dtype) for k, x in examples.example.items()}
+
+        def cell(shots, seeds):
+            started = time.perf_counter()
+            outputs = np.asarray(read(tree, examples.on_device["inputs"]))
+            if is_dual(backbone):
+                logits = by_names.text_classifier(backbone, examples.dataset.classes, self.templates)(outputs)
+            else:
+                logits = outputs[:, source_columns(ZERO_SHOT, examples.dataset, backbone)]
+            if not np.isfinite(logits).all():
+                raise InputError(f"{ZERO_SHOT}: outputs of {backbone.name} hold NaN or infinite values")
+            measured, flops = examples.measured(logits, labels), costs.forward_flops(whole, tree, shapes)
+            return [self.row(0, 0, {}, None, measured, 0, flops, time.perf_counter() - started)]
+
+        return cell
+
+    def about(self, rows: list[ResultRow]) -> list[str]:
+        """See `Arm`."""
+        if not is_dual(self.backbone):
+            return [f"{ZERO_SHOT}: the outputs of the source head that have the classes' names; no label is seen."]
+        many = len(self.templates)
+        each = f"{many} templates" if many > 1 else f"the template {self.templates[0]!r}"
+        return [f"{ZERO_SHOT}: the classes' names in {each}, read by the text tower; no label is seen."]
+
+
+def build(config, examples: Examples, backbone: checkpoints.Backbone) -> ZeroShotArm:
+    """The arm, for a backbone that can name the classes of a dataset.
+
+    Raises:
+        InputError: a dual encoder without a tokenizer, templates that are none, or a source head without a class.
+    """
+    texts = templates(config)
+    if is_dual(backbone):
+        by_names.check(backbone)
+        by_names.check_texts(examples.dataset.classes, texts)
+    else:
+        source_columns(ZERO_SHOT, examples.dataset, backbone)
+    return ZeroShotArm(examples, backbone, texts, config.batch)
+
+
+def templates(config) -> tuple[str, ...]:
+    """Those of a config, or the usual ones."""
+    return by_names.read_texts(config.templates) if config.templates else by_names.TEMPLATES
+
+
+def fingerprints(config) -> dict[str, str]:
+    """Of what a config's files of texts hold, by key."""
+    return {"templates": by_names.fingerprint(templates(config))} if config.templates else {}
+
+
+def is_dual(backbone: checkpoints.Backbone) -> bool:
+    """Whether it has towers of both images and texts."""
+    return {"pixel_values", "input_ids"} <= backbone.config.inputs.keys()

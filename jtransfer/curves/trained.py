@@ -1,0 +1,204 @@
+"""The arms of a curve that train by steps: every seed and hyper-parameter of a cell in one program."""
+
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jtransfer import checkpoints, methods
+from jtransfer.checkpoints.headed import headed
+from jtransfer.curves.arms import Arm, Cell, Examples, Training, family
+from jtransfer.curves.fitted import Fitted, of_fit
+from jtransfer.data.subsets import batches
+from jtransfer.evaluate.few_shot import FITS
+from jtransfer.models import Pixels, PixelsConfig
+from jtransfer.objectives import Objective
+from jtransfer.storage.cells import ResultRow, value
+from jtransfer.train import Optimiser, Plan, TrialData, costs, make_trial, plan, predict_rows
+from jtransfer.tree import partition, size
+
+PIXELS = "pixels"
+SOLVED = ("head/kernel", "head/bias")
+SEARCHED = ("rate", "decay")
+
+
+@dataclass(frozen=True, eq=False)
+class Trained(Arm):
+    """One method that is trained.
+
+    Attributes:
+        name: As the config writes it.
+        examples: What it learns of.
+        adapted: The model that it trains.
+        objective: What it learns.
+        optimiser: Its options.
+        plan: Steps and rates of its phases, in each trial.
+        grid: Every combination of the hyper-parameters that are searched.
+        batch: Examples of a step.
+        solved: What finds the head of each seed before the first step; empty where it starts as any head.
+        parallel: Bounds how many trials run side by side; the others wait their turn in the same program. 0 for all.
+    """
+
+    name: str
+    examples: Examples
+    adapted: methods.Adapted
+    objective: Objective
+    optimiser: Optimiser
+    plan: Plan
+    grid: list[dict[str, float]]
+    batch: int
+    solved: tuple[Fitted, ...] = ()
+    parallel: int = 0
+
+    how = "trained"
+
+    def compile(self, seeds: int) -> Cell:
+        """See `Arm`."""
+        adapted, examples, many = self.adapted, self.examples, self.parallel
+        trial = make_trial(adapted, self.objective, self.optimiser, self.plan, examples.metric)
+        test = examples.places(examples.test)
+        seeds_at_once = max(1, many // len(self.grid)) if many else 0
+
+        def best(key, grid, base, parts, data):
+            """All hyper-parameters of one seed: which is best on validation, how it fares there, and on test rows."""
+            results = _over(lambda hyper: trial(key, hyper, base, parts, data), grid, many)
+            score = results.score.max()
+            chosen = jnp.where(results.score == score, results.loss, jnp.inf).argmin()
+            learned, state = jax.tree.map(lambda leaf: leaf[chosen], (results.trainable, results.state))
+            tree, _ = adapted.start(jax.random.split(key)[0], base)
+            logits = predict_rows(adapted, tree | learned, state, parts["inputs"], test)
+            measured = examples.measured(logits, parts["labels"][test])
+            return chosen, score, measured, jnp.isfinite(score) & jnp.isfinite(logits).all()
+
+        @jax.jit
+        def program(keys, grid, base, heads, parts, data):
+            own = keys, data, heads
+            return _over(lambda one: best(one[0], grid, base | one[2], parts, one[1]), own, seeds_at_once)
+
+        def arguments(shots, seeds):
+            data = [self._trial_data(shots, seed) for seed in seeds]
+            keys = jnp.stack([jax.random.fold_in(jax.random.key(seed), shots) for seed in seeds])
+            data = TrialData(*map(np.stack, zip(*data, strict=True)))
+            return keys, grid, adapted.base, self._heads(shots, list(seeds)), examples.on_device, data
+
+        grid = {key: jnp.array([point[key] for point in self.grid], jnp.float32) for key in self.grid[0]}
+        compiled = {seeds: program.lower(*arguments(min(examples.shots), range(seeds))).compile()}
+        costs_of_all = self.trainable, self.flops_per_step()
+
+        def cell(shots, seeds):
+            call = arguments(shots, seeds)
+            if len(seeds) not in compiled:  # where some seeds are done already, a cell has fewer
+                compiled[len(seeds)] = program.lower(*call).compile()
+            started = time.perf_counter()
+            chosen, score, measured, finite = map(np.asarray, compiled[len(seeds)](*call))
+            seconds = (time.perf_counter() - started) / (len(seeds) * len(self.grid))
+            sign = 1 if examples.metric.higher else -1
+            return [
+                self.row(shots, seed, self.grid[chosen[i]], sign * float(score[i]), measured[i], *costs_of_all, seconds)
+                if finite[i]
+                else self.row(shots, seed, {}, None, None, *costs_of_all, seconds)
+                for i, seed in enumerate(seeds)
+            ]
+
+        return cell
+
+    def about(self, rows: list[ResultRow]) -> list[str]:
+        """See `Arm`."""
+        said = diverged(self.name, rows)
+        rows = [row for row in rows if row["hyper"]]
+        searched = {key: sorted({point[key] for point in self.grid}) for key in self.grid[0]}
+        grid = "; ".join(f"{key} of {', '.join(f'{v:g}' for v in values)}" for key, values in searched.items())
+        edges = {
+            key: sum(row["hyper"][key] in (values[0], values[-1]) for row in rows)
+            for key, values in searched.items()
+            if len(values) > 1
+        }
+        edge = "".join(f"; {key} at an edge in {n} of {len(rows)}" for key, n in edges.items())
+        steps = " + ".join(map(str, self.plan.steps))
+        before = "".join(f"the head starts at the optimum of {one.fit.how}; " for one in self.solved)
+        how = f"{before}{steps} steps of {self.batch}, {self.optimiser.name}, {self.optimiser.schedule}"
+        return [*said, f"{self.name}: {how}, {grid}{edge}."]
+
+    def training(self) -> list[Training]:
+        """See `Arm`."""
+        named = methods.named_phases(self.name, self.adapted)
+        return [Training(name, phase, self._step(phase)) for name, phase in named]
+
+    @property
+    def trainable(self) -> int:
+        """Parameters that learn."""
+        return size(partition(self.adapted.shapes, self.adapted.rates)[0])
+
+    def flops_per_step(self) -> float:
+        """Of one step; of a method with phases, those of all its steps over their number."""
+        return costs.flops_per_step([self._step(phase) for phase in self.adapted.phases], self.plan)
+
+    def _step(self, phase):
+        return costs.step_shapes(phase, self.objective, self.optimiser, self.batch, parts=self.examples.parts)
+
+    def _heads(self, shots, seeds):
+        """What is solved for, by path, `[seeds, ...]`."""
+        found = [one.heads(shots, seeds) for one in self.solved]
+        return {path: x for one in found for path, x in zip(SOLVED, (one.kernels, one.biases), strict=True)}
+
+    def _trial_data(self, shots, seed):
+        train, validation = self.examples.drawn(shots, seed)
+        padded = self.examples.most[1]
+        counts = np.arange(padded) < len(validation)
+        order = batches(train, self.batch, sum(self.plan.steps), seed=(seed, shots))
+        return TrialData(order, np.resize(validation, padded), counts.astype(np.float32))
+
+
+def build(config: Any, name: str, examples: Examples, backbone: checkpoints.Backbone, objective: Objective) -> Trained:
+    """The arm of a method that trains.
+
+    Raises:
+        InputError: hyper-parameters that cannot be searched, or a method or objective that does not fit the backbone.
+    """
+    hyper = dict(config.hyper.get(name) or config.hyper.get(family(name)) or config.hyper["default"])
+    optimiser = Optimiser(**config.optimiser)
+    shares = hyper.pop("phase_steps", ()), hyper.pop("phase_rates", ())
+    steps = hyper.pop("steps", sum(shares[0]) or config.steps)
+    values = {key: tuple(hyper.get(key, (getattr(optimiser, key),))) for key in SEARCHED}
+    grid = [dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())]
+    if name == PIXELS:
+        _, height, width, channels = examples.example["pixel_values"].shape
+        backbone, method = (
+            checkpoints.Backbone(name, Pixels(PixelsConfig((height, width), channels)), {}),
+            methods.probe(),
+        )
+    else:
+        method = methods.parse(name, solvers=FITS)
+    model, params, _ = headed(backbone, objective, examples.dataset.outputs)
+    where = f"config.hyper['{name}']" if name in config.hyper else "config"
+    phases = plan(len(method.phases), steps, *shares, where)
+    adapted = methods.adapt(method, model, params, examples.example)
+    solved = tuple(of_fit(config, name, fit, examples, backbone) for fit in method.solves)
+    return Trained(name, examples, adapted, objective, optimiser, phases, grid, config.batch, solved, config.parallel)
+
+
+def diverged(name: str, rows: list[ResultRow]) -> list[str]:
+    """In a sentence, which seeds of a method have no result, because no trial of them stayed finite."""
+    of_each: dict[int, int] = {}
+    for row in rows:
+        if value(row) is None:
+            of_each[row["shots"]] = of_each.get(row["shots"], 0) + 1
+    if not of_each:
+        return []
+    where = ", ".join(
+        f"{count} of {sum(row['shots'] == shots for row in rows)} seeds at {shots} per class"
+        for shots, count in of_each.items()
+    )
+    return [f"{name}: diverged at every hyper-parameter in {where}, which no mean counts."]
+
+
+def _over(call: Callable, xs: Any, many: int) -> Any:
+    """`call` on every row of `xs`, at most `many` side by side; 0 for all."""
+    if 0 < many < len(jax.tree.leaves(xs)[0]):
+        return jax.lax.map(call, xs, batch_size=many if many > 1 else None)
+    return jax.vmap(call)(xs)

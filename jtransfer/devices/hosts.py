@@ -1,0 +1,153 @@
+"""Several processes as one machine: the same command on every host of a pod."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jtransfer.devices.launch import launch
+from jtransfer.errors import Gone, InputError, MachineError, first_line
+from jtransfer.stopping import Stopped
+
+_names: list[str] = []
+"""Of the processes of this run, once there are several."""
+
+HEARTBEAT = 50
+"""Seconds after which JAX gives up a process that is there and does nothing, as after SIGSTOP."""
+
+T = TypeVar("T")
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Be one of the processes of a launch, if the environment names any, until the block ends.
+
+    Enter it before anything touches a device. All processes leave the block together. When one of them fails or is
+    gone, all others end, each with a line that names its host.
+
+    A TPU pod, Slurm and Open MPI are recognised. Elsewhere set `JAX_COORDINATOR_ADDRESS` (host:port of the first
+    process), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`.
+
+    Raises:
+        InputError: variables of the environment that name no launch.
+        Gone: another process did not come, or is gone.
+    """
+    here = launch()
+    if here.number == 1:
+        yield
+        return
+    from jtransfer.devices.link import Link
+
+    link = Link(here)
+    try:
+        _join(here, link.address)
+        _names[:] = [f" to process {index} on {name}" for index, name in enumerate(link.hosts)]
+        yield
+    except BaseException as error:
+        if isinstance(error, Stopped) and error.agreed:
+            _leave(link)
+            raise
+        # Where another process is gone, whatever failed here failed of that: a collective fails in the middle of a
+        # checkpoint too, which is not damaged for it.
+        missing = link.missing() if isinstance(error, Exception) else None
+        ours = isinstance(error, InputError) and error.__cause__ is None
+        if missing and (missing.code == Gone.CODE or not ours):
+            raise missing from error
+        known = isinstance(error, InputError | MachineError | Stopped)
+        link.tell(f"{'' if known else f'{type(error).__name__}: '}{first_line(error)}", _code(error))
+        raise
+    _leave(link)
+
+
+def _leave(link):
+    """End JAX's part together; what it says last goes through this process, if it is the first."""
+    link.leave()
+    jax.distributed.shutdown()
+    link.leave(seconds=10)
+
+
+def _code(error):
+    if isinstance(error, InputError):
+        return 2
+    return getattr(error, "code", getattr(error, "CODE", 1))
+
+
+def _join(here, address):
+    """Join JAX's coordinator, and take back the signals that JAX takes."""
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM)
+    if any(name.lower().endswith("_proxy") for name in os.environ):  # of gRPC; this address is on this host
+        os.environ["no_proxy"] = ",".join(filter(None, (os.environ.get("no_proxy"), "127.0.0.1")))
+    jax.distributed.initialize(
+        address,
+        here.number,
+        here.index,
+        coordinator_bind_address=address,
+        heartbeat_timeout_seconds=HEARTBEAT,
+    )
+    if main:
+        signal.signal(signal.SIGTERM, handler)
+
+
+def agree() -> Callable[[int], tuple[int, str]]:
+    """A function that all processes call alike after each step, with a number from 0 to 127.
+
+    It gives a number that is not 0 if there is one, and words that name the process it comes from, to all processes
+    alike: what they gave at the call before. It waits for what was dispatched until then, and no longer. Where there
+    is one process it gives the number itself, and no words.
+    """
+    if jax.process_count() == 1:
+        return lambda number: (number, "")
+    mesh = Mesh(np.array(jax.devices()), "all")
+    split, whole = NamedSharding(mesh, PartitionSpec("all")), NamedSharding(mesh, PartitionSpec())
+    largest, before = jax.jit(jnp.max, out_shardings=whole), np.int32(0)
+    index = launch().index
+
+    def of_all(number: int) -> tuple[int, str]:
+        nonlocal before
+        mine = np.full(jax.local_device_count(), number and number + 128 * index, np.int32)
+        before, agreed = largest(jax.make_array_from_process_local_data(split, mine)), int(before)
+        return agreed % 128, _names[agreed // 128] if agreed else ""
+
+    return of_all
+
+
+def first_does(work: Callable[[], T]) -> T | None:
+    """Let the first process do something, and end all where it is refused.
+
+    Args:
+        work: Called on the first process alone.
+
+    Returns:
+        What it returns there, None elsewhere.
+
+    Raises:
+        InputError: on every process, where `work` raises it.
+    """
+    found = refused = None
+    if is_first():
+        try:
+            found = work()
+        except InputError as error:
+            refused = error
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        fine = multihost_utils.broadcast_one_to_all(np.int32(refused is None))
+        if not fine and refused is None:
+            raise InputError("the first process ends this run; its line says why")
+    if refused:
+        raise refused
+    return found
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and prints what all of them know."""
+    return jax.process_index() == 0

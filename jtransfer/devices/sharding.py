@@ -1,0 +1,163 @@
+"""How arrays lie on a mesh of devices: rules on paths again. On one device nothing changes."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jtransfer.errors import InputError, nearest
+from jtransfer.kinds import AXES, check
+from jtransfer.tree import Tree, label
+
+Strategy = Callable[[tuple[int, ...], Mesh], PartitionSpec]
+
+
+def replicated(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """A copy on every device. With the batch split over the mesh, this is data parallelism."""
+    return PartitionSpec()
+
+
+def fsdp(shape: tuple[int, ...], mesh: Mesh, least: int = 4096) -> PartitionSpec:
+    """Split the largest axis that the mesh's first axis divides; leaves of fewer than `least` elements are copied."""
+    axis = mesh.axis_names[0]
+    fitting = [i for i, side in enumerate(shape) if side % mesh.shape[axis] == 0]
+    if math.prod(shape) < least or not fitting:
+        return PartitionSpec()
+    largest = max(fitting, key=lambda i: shape[i])
+    return PartitionSpec(*(axis if i == largest else None for i in range(len(shape))))
+
+
+STRATEGIES: dict[str, Strategy] = {"replicated": replicated, "fsdp": fsdp}
+
+
+def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over all devices from names and sizes of axes; one size may be -1 for what is left.
+
+    Neighbours on the mesh are neighbours in the machine: on a TPU slice the order of the devices follows its torus,
+    so that processes need not come in turn along an axis; see `rows`.
+
+    Args:
+        axes: Names and sizes.
+        devices: Those of a topology to compile for; by default all there are.
+
+    Raises:
+        InputError: sizes that are none, or that do not multiply to the number of devices.
+    """
+    check(axes, AXES, "config.mesh")
+    devices, sizes = jax.devices() if devices is None else devices, dict(axes)
+    free = [name for name, side in sizes.items() if side == -1]
+    known = math.prod(side for side in sizes.values() if side != -1)
+    if len(free) == 1 and known and len(devices) % known == 0:
+        sizes[free[0]] = len(devices) // known
+    if not sizes or min(sizes.values()) < 1 or math.prod(sizes.values()) != len(devices):
+        raise InputError(f"config.mesh {dict(axes)} does not fit {len(devices)} devices; {{'data': -1}} takes them all")
+    # What is computed is split by the compiler: the types that `jax.make_mesh` gives by default differ among versions.
+    return Mesh(_ordered(tuple(sizes.values()), devices), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def _ordered(shape, devices):
+    """As `jax.make_mesh` orders them, which refuses several slices and shapes that cut an axis of the torus."""
+    slices, outer = len({getattr(device, "slice_index", 0) for device in devices}), []
+    for side in shape:
+        outer.append(math.gcd(side, slices))
+        slices //= outer[-1]
+    if math.prod(outer) == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    inner = [side // between for side, between in zip(shape, outer, strict=True)]
+    return mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
+
+
+def tree_shardings(shapes: Tree, mesh: Mesh, how: str | list[tuple[str, Any]]) -> dict[str, NamedSharding]:
+    """Where every leaf of a flat tree lies.
+
+    Args:
+        shapes: Leaves with a `shape`.
+        mesh: The devices.
+        how: A key of `STRATEGIES` for all leaves, or rules of `(pattern, value)` whose value is such a key or the
+            axis names of a `PartitionSpec`, as in `((".*mlp/up/kernel", (None, "model")), (".*", "fsdp"))`.
+
+    Raises:
+        InputError: an unknown strategy or mesh axis, or rules that do not fit the tree.
+    """
+    values = label(shapes, [(".*", how)] if isinstance(how, str) else [tuple(rule) for rule in how])
+    return {path: NamedSharding(mesh, _spec(path, leaf.shape, values[path], mesh)) for path, leaf in shapes.items()}
+
+
+def everywhere(mesh: Mesh) -> NamedSharding:
+    """A copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Examples are split over the mesh's first axis."""
+    return NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+
+
+def keep_batch_split(mesh: Mesh) -> Callable[..., Any]:
+    """A method interceptor of Flax that holds the residual stream to the batch's split.
+
+    With split weights XLA may otherwise gather the activations and keep whole copies of them
+    ("involuntary full rematerialization").
+    """
+
+    def interceptor(call, args, kwargs, context):
+        y = call(*args, **kwargs)
+        if context.method_name == "residual":
+            return jax.lax.with_sharding_constraint(y, batch_sharding(mesh))
+        return y
+
+    return interceptor
+
+
+def place(tree: Any, shardings: Any) -> Any:
+    """Put host arrays, of which every process holds the whole, where they belong."""
+    return jax.tree.map(lambda x, s: jax.make_array_from_callback(x.shape, s, lambda index: x[index]), tree, shardings)
+
+
+def rows(mesh: Mesh, batch: int) -> np.ndarray:
+    """Which examples of a batch the devices of this process hold: positions, ascending.
+
+    On a TPU slice they may lie apart, as in `[0, 1, 6, 15]` of 16, and processes that an axis for the model joins hold
+    the same.
+    """
+    parts = batch_sharding(mesh).addressable_devices_indices_map((batch,)).values()
+    return np.unique(np.concatenate([np.arange(batch)[part] for part in parts]))
+
+
+def assemble(local: Mapping[str, Any], batch: int, mesh: Mesh) -> dict[str, Any]:
+    """The global batch of `batch` examples, each at its position, from those that each process reads: its `rows`."""
+    layout, own = batch_sharding(mesh), rows(mesh, batch)
+
+    def whole(x):
+        x = np.asarray(x)
+
+        def part(index):
+            first, last = np.searchsorted(own, np.arange(batch)[index[0]][[0, -1]])
+            return x[first : last + 1]
+
+        return jax.make_array_from_callback((batch, *x.shape[1:]), layout, part)
+
+    return jax.tree.map(whole, dict(local))
+
+
+def _spec(path, shape, value, mesh):
+    if isinstance(value, str):
+        if value not in STRATEGIES:
+            raise InputError(f"config.sharding: unknown '{value}' for '{path}'; {nearest(value, STRATEGIES)}")
+        return STRATEGIES[value](shape, mesh)
+    names = [axis for axis in value if axis is not None]
+    if len(value) > len(shape) or len(set(names)) < len(names):
+        raise InputError(
+            f"config.sharding: '{path}' {list(shape)} has {len(shape)} axes, found {tuple(value)}; expected "
+            "for each an axis of the mesh or None, and no axis twice"
+        )
+    for axis, side in zip(value, shape, strict=False):
+        if axis is not None and (axis not in mesh.shape or side % mesh.shape[axis]):
+            raise InputError(
+                f"config.sharding: '{path}' {list(shape)} cannot be split as {value} over {dict(mesh.shape)}"
+            )
+    return PartitionSpec(*value)

@@ -1,0 +1,76 @@
+"""A teacher: a checkpoint whose head knows the classes of a dataset, and whose outputs ride in the batches."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jtransfer.checkpoints.backbone import Backbone
+from jtransfer.errors import InputError, nearest
+from jtransfer.starts.inputs import Prepare, gathered, load_for, within
+
+BLOCK = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Teacher:
+    """A checkpoint that tells what it makes of a dataset's rows.
+
+    Attributes:
+        backbone: With its head.
+        prepare: Makes its inputs.
+        columns: Of its outputs, one for each class of the dataset.
+    """
+
+    backbone: Backbone
+    prepare: Prepare
+    columns: np.ndarray
+
+    def __call__(self, inputs: Any, rows: np.ndarray) -> np.ndarray:
+        """Its logits `[rows, classes]` of some rows of inputs, float32."""
+        first = self.prepare(inputs[rows[:1]])
+        parts = np.split(rows, range(step := within(first, BLOCK), len(rows), step))
+        found = [self.backbone(gathered(self.prepare, inputs, part))["logits"] for part in parts]
+        return np.concatenate([np.asarray(x, np.float32) for x in found])[:, self.columns]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of its weights."""
+        return self.backbone.fingerprint
+
+
+def of(name: str, data: Any) -> Teacher:
+    """The teacher of a name for a dataset or stream.
+
+    Raises:
+        InputError: no such checkpoint, or one whose head does not have the classes of the data.
+    """
+    if data.targets != "classes":
+        raise InputError(f"config.teacher: {data.name} has not one class a row, of which a teacher could tell")
+    backbone, prepare = load_for(name, {}, data)
+    return Teacher(backbone, prepare, np.array(source_columns("config.teacher", data, backbone)))
+
+
+def parts(data: Any, teacher: Teacher | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and dtype of one example of what the batches of data have beside `inputs`."""
+    labels = data.held_out[2]
+    found = {"labels": jax.ShapeDtypeStruct((1, *labels.shape[1:]), labels.dtype)}
+    return found | ({"teacher": jax.ShapeDtypeStruct((1, len(teacher.columns)), jnp.float32)} if teacher else {})
+
+
+def source_columns(what: str, data: Any, backbone: Backbone) -> list[int]:
+    """For each class of some data, the output of a backbone's own head that has its name.
+
+    Raises:
+        InputError: there is none; `what` asks.
+    """
+    place = {name: i for i, name in reversed([*enumerate(backbone.classes)])}  # of a name that stands twice, the first
+    missing = [name for name in data.classes if name not in place]
+    if missing:
+        raise InputError(
+            f"{what}: the source head of '{backbone.name}' has no class '{missing[0]}' of {data.name}; "
+            f"{nearest(missing[0], backbone.classes)}"
+        )
+    return [place[name] for name in data.classes]

@@ -1,0 +1,291 @@
+"""Which method should I use: the verdict on negative transfer, the table, and the command on a small task."""
+
+import json
+
+import numpy as np
+import pytest
+
+from jtransfer import checkpoints, config, models
+from jtransfer.advice import rules
+from jtransfer.advice import run as advise
+from jtransfer.cli import main
+from jtransfer.curves import run as curves
+from jtransfer.data import sources
+from jtransfer.data.dataset import Dataset, Lazy
+from jtransfer.errors import InputError
+
+SEEDS = np.random.default_rng(0).normal(0.8, 0.05, 20)
+NOISE = np.random.default_rng(1).normal(0, 0.02, 20)
+FILE = """
+from ml_collections import ConfigDict
+
+def get_config():
+    return ConfigDict(dict(
+        backbone="BACKBONE", methods=("probe",), batch=9, steps=30, store="STORE",
+        hyper=dict(default=dict(rate=(0.01,))),
+    ))
+"""
+
+
+def trial(**differences):
+    """Accuracies of scratch on 20 seeds, and of methods that differ from it by so much on average."""
+    found = {"scratch": SEEDS.tolist()}
+    return found | {name: (SEEDS + NOISE - NOISE.mean() + mean).tolist() for name, mean in differences.items()}
+
+
+@pytest.mark.parametrize(("difference", "harm"), [(-0.02, "present"), (0.02, "none"), (0.005, "undecided")])
+def test_harm_is_present_where_the_paired_interval_lies_below_zero_none_above_and_undecided_across(difference, harm):
+    from scipy.stats import ttest_rel
+
+    found = rules.compare(trial(probe=difference))["probe"]
+    theirs = ttest_rel(trial(probe=difference)["probe"], SEEDS).confidence_interval(0.95)
+    np.testing.assert_allclose([found.difference - found.half, found.difference + found.half], theirs, rtol=1e-6)
+    assert found.difference == pytest.approx(difference)
+    assert found.harm == harm
+    assert rules.negative_transfer({"probe": found}) == harm
+
+
+def test_a_spread_of_seeds_that_both_share_does_not_widen_the_interval():
+    wide = {"scratch": (10 * SEEDS).tolist(), "probe": (10 * SEEDS + 0.01).tolist()}
+    assert rules.compare(wide)["probe"].half < 1e-9
+
+
+def test_a_backbone_harms_only_if_every_way_of_using_it_is_worse_than_scratch():
+    verdict = lambda **means: rules.negative_transfer(rules.compare(trial(**means)))  # noqa: E731
+    assert verdict(probe=-0.02, finetune=-0.03) == "present"
+    assert verdict(probe=-0.02, finetune=0.03) == "none"
+    assert verdict(probe=-0.02, finetune=0.001) == "undecided"
+
+
+@pytest.mark.parametrize(
+    ("counts", "parameters", "expected"),
+    [
+        ([100] * 10, 86_000, "many"),
+        ([80] * 10, 86_000, "few"),  # rows
+        ([16] * 1000, 86_000, "few"),  # rows of a class
+        ([100] * 10, 86_000_000, "few"),  # parameters a row: VTAB-1k with ViT-B/16
+        ([5000] * 10, 86_000_000, "many"),  # CIFAR-10 with it
+    ],
+)
+def test_labels_are_few_in_all_of_a_class_or_for_the_parameters(counts, parameters, expected):
+    assert rules.labels(counts, parameters)[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("explained", "error", "expected"),
+    [(0.9, 0.0, "near"), (0.4, 0.5, "far"), (0.6, 0.2, "near"), (0.6, 0.01, "far"), (0.7, None, "near")],
+)
+def test_the_domain_classifier_decides_where_the_classes_explained_do_not(explained, error, expected):
+    where, why = rules.gap(explained, error)
+    assert where == expected
+    assert ("no source" in why) == (error is None)
+
+
+def test_negative_transfer_recommends_scratch():
+    choice = rules.recommend(("probe", "lora"), trial(probe=-0.02, lora=-0.03), share=0.1)
+    assert (choice.method, choice.alternative) == ("scratch", "probe")
+
+
+def test_the_choice_of_the_table_stands_unless_the_trial_finds_it_worse_than_scratch():
+    assert rules.recommend(("finetune", "lora"), trial(probe=0.02), share=0.1)[:2] == ("finetune", "lora")
+    harmed = rules.recommend(("finetune", "lora"), trial(probe=0.001, finetune=-0.02), share=0.1)
+    assert harmed[:2] == ("lora", "probe")
+    assert harmed.reasons == ["The trial finds finetune worse than scratch."]
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.5, ("finetune", "probe")), (0.1, ("probe", "finetune"))])
+def test_a_trial_with_much_of_the_labels_overrules_the_table_and_one_with_little_names_an_alternative(share, expected):
+    found = trial(probe=0.1)
+    found["finetune"] = [accuracy + 0.05 for accuracy in found["probe"]]
+    choice = rules.recommend(("probe", "lora"), found, share)
+    assert choice[:2] == expected
+    assert "finds finetune better than probe (+5.0 ± 0.0 points)" in choice.reasons[0]
+
+
+def test_the_share_explained_is_zero_for_shuffled_labels_however_few_rows_and_the_canonical_correlation_for_many():
+    rng = np.random.default_rng(0)
+    labels = np.arange(30) % 3
+    shuffled = [advise.share_explained(rng.normal(size=(30, 16)).astype("f"), labels) for _ in range(20)]
+    assert abs(np.mean(shuffled)) < 0.05
+
+    labels = np.arange(3000) % 2
+    x = rng.normal(size=(3000, 4)).astype("f") + 2 * labels[:, None] * np.eye(4, dtype="f")[0]
+    # Two classes 2 standard deviations apart: the squared correlation is 1 / (1 + 1).
+    assert advise.share_explained(x, labels) == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.fixture(scope="module")
+def blind(tmp_path_factory):
+    """A backbone of one block to which all images look almost alike."""
+    model = models.build("vit", image=(8, 8), channels=1, patch=4, width=16, depth=1, heads=2, pool="mean")
+    tree = random_tree(model)
+    directory = tmp_path_factory.mktemp("blind")
+    checkpoints.save(directory, model, tree | {"embeddings/patch/kernel": 1e-4 * tree["embeddings/patch/kernel"]})
+    return str(directory)
+
+
+def random_tree(model):
+    rng, shapes = np.random.default_rng(0), models.shapes_of(model, model.config.inputs)
+    return {path: rng.normal(0, 0.25, leaf.shape).astype("f") for path, leaf in shapes.items()}
+
+
+@pytest.fixture(scope="module")
+def file(blind, tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "advise.py"
+    path.write_text(FILE.replace("BACKBONE", blind).replace("STORE", str(path.parent / "store")))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def advised(file, tmp_path_factory):
+    """The command's work on 48 images of three patterns, the last 12 of them for testing, which refuse to be read."""
+    labels = np.arange(48, dtype=np.int32) % 3
+    across, down = np.meshgrid(np.arange(8) % 2, np.arange(8) % 2)
+    noise = np.random.default_rng(0).normal(0, 0.3, (48, 8, 8))
+    x = (np.stack([across, down, across ^ down])[labels] + noise).astype("f")[..., None]
+    read = []
+
+    def rows(places):
+        assert max(places) < 36, "a test row was read"
+        read.extend(places)
+        return x[places]
+
+    dataset = Dataset("own", Lazy(48, rows, "own"), labels, ("a", "b", "c"), np.arange(36), np.arange(36, 48))
+    directory = tmp_path_factory.mktemp("workdir")
+    np.savez(directory / "source.npz", images=x[..., 0].clip(0, 1), labels=labels)
+    _, settings = config.load("advise", file, [f"--config.source=npz:{directory / 'source.npz'}"])
+    with pytest.MonkeyPatch.context() as patch:
+        load = sources.load
+        patch.setattr(sources, "load", lambda name, data_dir: dataset if name == "digits" else load(name, data_dir))
+        plan = advise.prepare(settings)
+        evidence = advise.measure(plan)
+        advice = advise.run(plan, evidence, directory, lambda *cell: None)
+    return directory, plan, advice, read
+
+
+def test_no_test_row_is_read_and_the_trial_is_compared_on_rows_that_no_draw_has(advised):
+    _, plan, advice, read = advised
+    assert set(read) == set(range(36))
+    assert advice["held_out"] == len(plan.curve.examples.test) == 18
+    assert not set(plan.curve.examples.test) & set(plan.curve.dataset.pool)
+    assert advice["shots"] == 3  # and 3 to choose on: the 6 of each class that are not held out
+
+
+def test_a_backbone_that_sees_nothing_transfers_negatively_and_scratch_is_recommended(advised):
+    directory, _, advice, _ = advised
+    probe = advice["trial"]["probe"]
+    assert probe["difference"] + probe["half"] < 0
+    assert len(advice["accuracies"]["scratch"]) == 20
+    assert (advice["negative_transfer"], advice["method"]) == ("present", "scratch")
+    text = (directory / "advice.md").read_text()
+    assert text.startswith("# Use `scratch` for own") and "**Negative transfer.**" in text
+    assert "domain classifier's error" in text and "LogME" in text
+    assert json.loads((directory / "advice.json").read_text())["method"] == "scratch"
+
+
+def test_the_trial_is_not_done_twice(advised):
+    directory, plan, advice, _ = advised
+    done = []
+    rows = curves.run(plan.curve, directory / "trial", lambda *cell: done.append(cell))
+    assert not done and len(rows) == 2 * len(advice["accuracies"]["probe"])
+
+
+def test_costs_are_counted_for_every_method_of_the_table(advised):
+    costs = advised[2]["costs"]
+    assert set(costs) == {"scratch", "probe", "lora(rank=4)", "finetune"}
+    assert costs["probe"]["trainable"] == 16 * 3 + 3
+    assert costs["probe"]["flops_per_step"] < costs["lora(rank=4)"]["flops_per_step"]
+    assert costs["lora(rank=4)"]["flops_per_step"] < costs["finetune"]["flops_per_step"]
+    assert costs["probe"]["optimiser_bytes"] < costs["lora(rank=4)"]["optimiser_bytes"]
+
+
+def test_what_to_run_next_is_a_config_of_a_curve(advised):
+    directory, _, advice, _ = advised
+    assert f"--config={directory / 'curve.py'}" in advice["next"]
+    _, loaded = config.load("curve", str(directory / "curve.py"), [])
+    assert loaded.methods == ("scratch", advice["alternative"]) and loaded.shots == (1, 2, 5)
+    assert [arm.name for arm in curves.prepare(loaded).arms] == list(loaded.methods)
+
+
+def test_texts_are_advised_on_too(bert, reviews, file):
+    overrides = ["data=tfds:reviews", f"data_dir={reviews}", f"backbone={bert}", "steps=1"]
+    plan = advise.prepare(config.load("advise", file, [f"--config.{override}" for override in overrides])[1])
+    assert plan.curve.config.shots == (2,) and plan.small == "lora(rank=4)"
+    evidence = advise.measure(plan)
+    assert evidence.error is None and ("domain gap", "unknown") in [line[:2] for line in evidence.lines]
+
+
+def test_a_prepared_source_is_found_in_a_directory_of_its_own(bert, reviews, file, tmp_path, monkeypatch):
+    load = sources.load
+    monkeypatch.setattr(
+        sources, "load", lambda name, where: load("tfds:reviews", where if name != "digits" else reviews)
+    )
+    overrides = [f"data_dir={tmp_path}", f"backbone={bert}", "steps=1", "source=tfds:reviews"]
+    settings = config.load("advise", file, [f"--config.{override}" for override in overrides])[1]
+    with pytest.raises(InputError, match="tfds:reviews"):
+        advise.prepare(settings)
+    settings.source_dir = reviews
+    plan = advise.prepare(settings)
+    assert plan.domain_gap is not None and "source_dir" not in plan.curve.config, "a trial goes on whatever the source"
+
+
+def test_where_lora_does_not_fit_the_last_block_is_what_trains_little(file, tmp_path):
+    model = models.build("resnet", image=(8, 8), channels=1, block="basic", stem=4, widths=(4, 6), depths=(1, 1))
+    checkpoints.save(tmp_path, model, random_tree(model))
+    plan = advise.prepare(config.load("advise", file, [f"--config.backbone={tmp_path}"])[1])
+    assert plan.small == "top_blocks(1)" and set(plan.arms) == {"scratch", "probe", "top_blocks(1)", "finetune"}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seeds=5", "config.seeds is 5; expected at least 20, to compare in pairs"),
+        ("methods=probe,scratch", "config.methods: 'scratch' uses no backbone"),
+        ("methods=prob", "did you mean 'probe'?"),
+        ("shots=60", "the most shots possible are"),
+        ("validation=1.5", "config.validation: expected a number above 0 and below 1, found 1.5"),
+        ("sorce=glyphs", "did you mean 'source'?"),
+        ("source=glyph", "dataset 'glyph' is unknown"),
+        ("source_dir=there", "config.source_dir is of config.source, which names no source; leave it out"),
+    ],
+)
+def test_a_mistake_gets_one_line_and_writes_nothing(capsys, file, tmp_path, override, message):
+    arguments = [f"--config={file}", f"--workdir={tmp_path / 'run'}", f"--config.{override}"]
+    assert main(["advise", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_that_cannot_be_used_is_known_before_anything_is_loaded(file, advised, tmp_path, monkeypatch, capsys):
+    (tmp_path / "taken").write_text("a file")
+    monkeypatch.setattr(sources, "load", lambda *args: pytest.fail("loads the data"))
+    for place, flag, message in (
+        (tmp_path / "taken" / "here", "steps=30", "taken is a file; expected a directory, or nothing at all"),
+        (advised[0], "steps=31", "belongs to another config: steps is 31 here and 30 there"),
+        (advised[0], "batch=8", "belongs to another config: batch is 8 here and 9 there"),
+    ):
+        assert main(["advise", f"--config={file}", f"--workdir={place}", f"--config.{flag}"]) == 2
+        said = capsys.readouterr().err
+        assert message in said and said.count("\n") == 1
+
+
+def test_seeds_that_diverged_are_compared_for_no_method_and_a_trial_without_seeds_says_so(
+    advised, tmp_path, monkeypatch
+):
+    _, plan, advice, _ = advised
+    rows = [
+        {"method": name, "shots": advice["shots"], "seed": seed, "test_accuracy": accuracy, "hyper": {"rate": 0.01}}
+        for name, own in advice["accuracies"].items()
+        for seed, accuracy in enumerate(own)
+    ]
+    lost = [row | {"test_accuracy": None} if row["seed"] == 3 and row["method"] == "probe" else row for row in rows]
+    monkeypatch.setattr(curves, "run", lambda *args: [row | {"hyper": {"rate": 0.01, "decay": 0.0}} for row in lost])
+    evidence = advise.Evidence(advice["evidence"], 0.5, None)
+    found = advise.run(plan, evidence, tmp_path, lambda *cell: None)
+    for name, own in advice["accuracies"].items():
+        assert found["accuracies"][name] == own[:3] + own[4:]
+    assert "19 seeds (1 more diverged)" in (tmp_path / "advice.md").read_text()
+    monkeypatch.setattr(curves, "run", lambda *args: [row | {"test_accuracy": None} for row in rows])
+    with pytest.raises(InputError, match="the trial compares nothing: in 20 of 20 seeds every rate diverged"):
+        advise.run(plan, evidence, tmp_path, lambda *cell: None)
