@@ -81,7 +81,7 @@ class Fitted(Arm):
 
         return read(backbone.params | backbone.state, examples.on_device["inputs"]).astype(jnp.float32)
 
-    def heads(self, shots: int, seeds: list[int]) -> fits.Heads:
+    def heads(self, shots: int, seeds: list[int]) -> fits.FewShotHeads:
         """The head of each seed, of which validation chose what there is to choose."""
         examples = self.examples
         draws = zip(*(examples.drawn(shots, seed) for seed in seeds), strict=True)

@@ -27,7 +27,7 @@ LOGISTIC = tuple(np.logspace(-6, 2, 17).tolist())
 Draws = tuple[np.ndarray, np.ndarray]
 
 
-class Heads(NamedTuple):
+class FewShotHeads(NamedTuple):
     """A head for every draw.
 
     Attributes:
@@ -53,7 +53,7 @@ class Fit:
         least: Examples of each class that it needs.
     """
 
-    call: Callable[[Any, Any, int, Draws, Draws, Metric], Heads]
+    call: Callable[[Any, Any, int, Draws, Draws, Metric], FewShotHeads]
     how: str
     least: int = 1
 
@@ -81,7 +81,7 @@ def prototypes(kind: str = "cosine") -> Fit:
         kernels, biases = means.prototypes(features, labels, kind, classes=classes, rows=rows, weights=weights)
         rows, weights = validation
         values = heads.values(kernels, biases, features, labels, rows=rows, weights=weights, metric=metric)
-        return Heads(kernels, biases, np.asarray(values), [{} for _ in rows])
+        return FewShotHeads(kernels, biases, np.asarray(values), [{} for _ in rows])
 
     return Fit(fit, "a closed form in which nothing is chosen", 2 if kind in ("shrunken", "lda") else 1)
 
@@ -105,6 +105,6 @@ def _path(solve, l2):
         rows, weights = validation
         found = kernels, biases, np.array(l2), features, labels
         best = heads.choose(*found, rows=rows, weights=weights, metric=metric)
-        return Heads(best.kernel, best.bias, np.asarray(best.value), [{"l2": float(x)} for x in best.l2])
+        return FewShotHeads(best.kernel, best.bias, np.asarray(best.value), [{"l2": float(x)} for x in best.l2])
 
     return fit

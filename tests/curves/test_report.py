@@ -12,7 +12,9 @@ import pytest
 from matplotlib.image import imread
 
 from jtransfer.curves import report
+from jtransfer.curves.figure import BASELINES
 from jtransfer.errors import InputError
+from jtransfer.figures import COLOURS
 
 TITLE = "Digits from glyphs"
 COSTS = {"zero_shot": (0, 2e6), "scratch": (12345, 6e6), "probe": (650, 2.5e6), "lora(rank=4)": (1200, 4.56e6)}
@@ -244,8 +246,8 @@ def test_baselines_are_dashed_greys_and_the_pretrained_are_solid_colours():
         "scratch(steps=9)", "pixels", "probe", "scratchy"
     )
     assert (first, second, third, fourth) == (True, True, False, False)
-    assert (scratch, pixels) == tuple(report.BASELINES.values())
-    assert (probe, start) == report.COLOURS[:2]
+    assert (scratch, pixels) == tuple(BASELINES.values())
+    assert (probe, start) == COLOURS[:2]
 
 
 def test_the_band_is_the_interval_and_a_single_seed_has_none():
@@ -309,7 +311,7 @@ def test_a_report_is_three_whole_files_and_the_same_bytes_each_time(tmp_path):
     assert b"<dc:date>" not in files["curve.svg"]
     pixels = imread(io.BytesIO(files["curve.png"]), format="png")
     assert pixels.shape == (750, 1200, 4)
-    blue = [int(report.COLOURS[0][i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    blue = [int(COLOURS[0][i : i + 2], 16) / 255 for i in (1, 3, 5)]
     assert (np.abs(pixels[..., :3] - blue).max(-1) < 0.01).sum() > 500  # the line of the first pretrained method
 
 

@@ -1,0 +1,137 @@
+"""What the rows of a curve come to: a point for each method and number of shots, and what it is of."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from jtransfer.errors import InputError
+from jtransfer.storage.cells import ACCURACY, value
+
+Results = Sequence[Mapping]
+
+
+class Point(NamedTuple):
+    """The metric of one method at one number of shots.
+
+    Attributes:
+        mean: Over seeds; nan where all diverged.
+        half: Half width of the 95% interval of the mean, in the same unit; nan for one seed.
+        n: Number of seeds in the mean.
+        diverged: Number of seeds that are not, as none of their trials stayed finite.
+    """
+
+    mean: float
+    half: float
+    n: int
+    diverged: int = 0
+
+
+class Shown(NamedTuple):
+    """What the points of a report are of.
+
+    Attributes:
+        metric: Its name.
+        better: "higher" or "lower".
+        unit: "%" for shares, or "".
+    """
+
+    metric: str
+    better: str
+    unit: str
+
+    @classmethod
+    def of(cls, results: Results) -> "Shown":
+        """Of some rows, as their first has it."""
+        return cls(**{key: results[0].get(key, usual) for key, usual in ACCURACY.items()})
+
+    @property
+    def words(self) -> str:
+        """What it is called, as "accuracy" or "mean per class"."""
+        return self.metric.replace("_", " ")
+
+    def text(self, value: float) -> str:
+        """A value as it is shown: shares to a tenth of a percent, others to three digits."""
+        return f"{value:.1f}" if self.unit else f"{value:.3g}"
+
+    @property
+    def scale(self) -> int:
+        """What values are multiplied by."""
+        return 100 if self.unit else 1
+
+
+def interval(values: Iterable[float]) -> tuple[float, float]:
+    """Mean and half width of the 95% Student-t interval, `t_{0.975, n-1} s / sqrt(n)`; nan for one value.
+
+    `s` is the standard deviation with n - 1 in the denominator (Student 1908, doi:10.2307/2331554).
+
+    >>> interval([0.5, 0.7])
+    (0.6, 1.2706...)
+    """
+    values = list(values)
+    n = len(values)
+    if not n:
+        raise InputError("values are empty; expected at least one to take the mean of")
+    mean = math.fsum(values) / n
+    if n == 1:
+        return mean, math.nan
+    from scipy.special import stdtrit  # the quantile of scipy.stats.t, whose import takes a second
+
+    s = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
+    return mean, float(stdtrit(n - 1, 0.975)) * s / math.sqrt(n)
+
+
+def gather(results: Results) -> dict[tuple[str, int], Point]:
+    """The cells of the report: `{("probe", 5): Point(mean=0.91, half=0.012, n=5)}`, in order of first appearance.
+
+    Raises:
+        InputError: no rows, a seed that stands twice in a cell (it would narrow the interval for nothing), or a
+            share outside -1..1.
+    """
+    cells: dict[tuple[str, int], dict[int, float | None]] = {}
+    shown = Shown.of(results) if results else Shown(**ACCURACY)
+    for row in results:
+        method, shots, seed = (row[name] for name in ("method", "shots", "seed"))
+        place = f"method '{method}', shots {shots}, seed {seed}"
+        if row.get("metric", "accuracy") != shown.metric:
+            raise InputError(f"{place} shows {row['metric']}, other rows {shown.metric}; expected one metric")
+        reached = value(row)
+        if reached is not None and shown.unit and not -1 <= reached <= 1:
+            raise InputError(f"test_{shown.metric} of {place} is {reached}; expected -1..1")
+        seeds = cells.setdefault((method, shots), {})
+        if seed in seeds:
+            raise InputError(f"results hold two rows for {place}; expected one")
+        seeds[seed] = reached
+    if not cells:
+        raise InputError("results are empty; expected at least one row to report")
+    points = {}
+    for cell, seeds in cells.items():
+        known = [one for one in seeds.values() if one is not None]
+        mean, half = interval(known) if known else (math.nan, math.nan)
+        points[cell] = Point(mean, half, len(known), len(seeds) - len(known))
+    return points
+
+
+def shown_points(results) -> dict[tuple[str, int], Point]:
+    """The points as they are shown: shares in %."""
+    scale = Shown.of(results).scale if results else 1
+    return {cell: p._replace(mean=scale * p.mean, half=scale * p.half) for cell, p in gather(results).items()}
+
+
+def by_rows(results) -> bool:
+    """Whether shots are rows altogether, of data that have not one class a row."""
+    return any(row.get("labels") == "rows" for row in results)
+
+
+def methods_of(points: Mapping[tuple[str, int], Point]) -> list[str]:
+    """Those that have points, in order of first appearance."""
+    return list(dict.fromkeys(method for method, _ in points))
+
+
+def shots_of(points: Mapping[tuple[str, int], Point]) -> list[int]:
+    """Numbers of shots that have points, ascending."""
+    return sorted({shots for _, shots in points})
+
+
+def seeds_text(n: int) -> str:
+    """As "1 seed" or "5 seeds"."""
+    return f"{n} seed" if n == 1 else f"{n} seeds"
