@@ -32,6 +32,7 @@ from jtransfer.objectives import metrics
 from jtransfer.starts import teachers
 from jtransfer.storage import workdir
 from jtransfer.storage.cells import Cells, ResultRow, of_source
+from jtransfer.train import tried
 
 LISTS = ("methods", "shots")
 GROWS = (*LISTS, "seeds")
@@ -132,6 +133,9 @@ def prepare(config, dataset: sources.Dataset | None = None) -> Curve:
         return trained.build(config, name, examples, tower, objective)
 
     built = [build(name) for name in names]
+    for arm in built:
+        if theirs := modules.get(arm.name, {}) | own:
+            tried.check([part.adapted for part in arm.training()], objective, examples.parts, theirs)
     if own:
         modules |= {arm.name: modules.get(arm.name, {}) | own for arm in built}
     fingerprints = {"data": sources.fingerprint(dataset)} | backbone.fingerprints | named.fingerprints(config)

@@ -29,7 +29,7 @@ from jtransfer.optimiser import Optimiser
 from jtransfer.stopping import Stopped, after_a_step
 from jtransfer.storage import locks, workdir
 from jtransfer.storage.cells import ResultRow
-from jtransfer.train import outcome, remembered
+from jtransfer.train import costs, outcome, remembered, tried
 from jtransfer.train.phases import Plan, entered, packed, parts, plan, unpacked
 from jtransfer.train.state import TrainState, state_shardings
 from jtransfer.train.step import make_step
@@ -125,6 +125,7 @@ def prepare(config, stream: Any = None) -> Run:
         modules |= {} if stream else sources.modules(section.data)  # what is only read back imports none
     if modules:
         fingerprints["modules"] = modules
+        tried.check(adapted.phases, task.objective, task.parts or costs.LABELS, modules)
     shares = plan(len(method.phases), config.steps, config.phase_steps, config.phase_rates)
     return Run(config, task, method, adapted, optimiser, shares, mesh, fingerprints)
 

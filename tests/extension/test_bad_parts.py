@@ -33,6 +33,7 @@ from dataclasses import replace
 
 from jtransfer.methods import Method, learn
 from jtransfer.methods import probe as our_probe
+from jtransfer.objectives import classification
 
 
 def part(*args):
@@ -75,6 +76,22 @@ def failing():
 def unruly():
     """Rates that fail."""
     return replace(our_probe(), learns=lambda paths: paths["head/kernel"])
+
+
+def unscored():
+    """A term that fails."""
+    return replace(our_probe(), scores=lambda score: lambda params, outputs, batch: params["nothing"])
+
+
+def each():
+    """An objective whose score is one number for each example."""
+    own = classification()
+    return replace(own, score=lambda params, outputs, batch: (outputs["logits"].sum(-1), {}))
+
+
+def unmeasured():
+    """An objective whose measure is of the whole."""
+    return replace(classification(), measure=lambda outputs, batch: {"loss": outputs["logits"].mean()})
 '''
 
 
@@ -155,8 +172,8 @@ def test_a_function_that_returns_something_else_is_told_what_is_expected(command
         ("my_parts.halved('logits', 'Headed')", "makes [1, 5] of the model's output 'logits', [1, 10]"),
         ("probe >> my_parts.halved('logits', 'Headed')", "makes [1, 5] of the model's output 'logits', [1, 10]"),
         ("my_parts.dropped('pooler_output')", "makes nothing of the model's output 'pooler_output', [1, {width}]"),
-        ("my_parts.failing", "my_parts.py', line 40: AttributeError: 'InterceptorContext' object has no"),
-        ("my_parts.unruly", "my_parts.py', line 47: TypeError: list indices must be integers"),
+        ("my_parts.failing", "my_parts.py', line 41: AttributeError: 'InterceptorContext' object has no"),
+        ("my_parts.unruly", "my_parts.py', line 48: TypeError: list indices must be integers"),
     ],
 )
 def test_a_method_that_does_not_leave_the_outputs_their_shapes_is_refused(command, method, said, capsys):
@@ -176,3 +193,25 @@ def test_an_objective_of_texts_is_refused_where_the_data_are_images(command, cap
     said = refused(capsys, command, "objective", "masked_lm")
     assert "config.objective 'masked_lm' learns from texts; digits has images with one class a row" in said
     assert "expected 'classification'" in said
+
+
+@pytest.mark.parametrize("command", ["curve", "train"])
+@pytest.mark.parametrize(
+    ("kind", "part", "message"),
+    [
+        ("method", "unscored", "or objective of yours fails: file '{file}', line {line}: KeyError: 'nothing'"),
+        ("objective", "each", "the score has shape [2] for 2 examples; expected one number"),
+        (
+            "objective",
+            "unmeasured",
+            "measure's 'loss' has shape [] for 2 examples; expected one number for each",
+        ),
+    ],
+)
+def test_a_term_or_an_objective_that_fails_on_a_batch_is_told_before_anything_compiles(
+    command, kind, part, message, capsys
+):
+    said = refused(capsys, command, kind, f"my_parts.{part}")
+    lines = Path("my_parts.py").read_text().split("\n")
+    line = next(number for number, text in enumerate(lines, 1) if "nothing" in text)
+    assert message.format(file=Path("my_parts.py").resolve(), line=line) in said

@@ -1,0 +1,64 @@
+"""A user's objective and terms, tried on shapes: what fails in them is told before anything compiles."""
+
+import sys
+from collections.abc import Collection, Iterable, Mapping
+from functools import partial
+
+import jax
+
+from jtransfer import imports, models
+from jtransfer.errors import InputError
+from jtransfer.methods import Adapted
+from jtransfer.objectives import Objective, make_loss
+from jtransfer.optimiser import Optimiser
+from jtransfer.train import costs
+
+ROWS = 2
+
+
+def check(
+    phases: Iterable[Adapted],
+    objective: Objective | Mapping[str, Objective],
+    parts: Mapping[str, jax.ShapeDtypeStruct],
+    modules: Collection[str],
+) -> None:
+    """Trace losses and measures; nothing is done where no module of the user's takes part.
+
+    Args:
+        phases: The model under a method, in each of its phases.
+        objective: What is learned; of several tasks, by name.
+        parts: As for `costs.step_shapes`.
+        modules: Names of the user's modules that method and objective come from.
+
+    Raises:
+        InputError: the file and line of the user's that fails, or a value of another shape than is expected.
+    """
+    files = [sys.modules[name].__file__ or "" for name in modules if name in sys.modules]
+    if not files:
+        return
+    with imports.blaming("a method or objective of yours fails: file", files):
+        for phase in phases:
+            state, frozen, batch = costs.step_shapes(phase, objective, Optimiser(), ROWS, parts=parts).arguments
+            params, key = state.trainable | frozen, jax.random.key(0)
+            losses = make_loss(phase.model, objective, phase.scores)
+            named = losses if isinstance(losses, Mapping) else {"": losses}
+            for name, loss in named.items():
+                value, _ = jax.eval_shape(loss, params, state.state, batch[name] if name else batch, key)
+                _expect("the score", value, ())
+            for name, one in objective.items() if isinstance(objective, Mapping) else [("", objective)]:
+                if one.measure:
+                    measured, own = partial(_measured, phase.model, one), batch[name] if name else batch
+                    for of, value in jax.eval_shape(measured, params | state.state, own, key).items():
+                        _expect(f"measure's '{of}'", value, (ROWS,))
+
+
+def _measured(model, objective, tree, batch, key):
+    if objective.targets:
+        batch = objective.targets(key, batch)
+    return objective.measure(models.apply(model, tree, batch["inputs"], train=False), batch)
+
+
+def _expect(what, value, shape):
+    if value.shape != shape:
+        expected = "one number" if not shape else "one number for each example"
+        raise InputError(f"{what} has shape {list(value.shape)} for {ROWS} examples; expected {expected}")
