@@ -100,10 +100,7 @@ def prepare(config, stream: Any = None) -> Run:
         )
     method, optimiser = methods.parse(config.method, solvers=FITS), Optimiser(**config.optimiser)
     if method.solves:
-        raise InputError(
-            f"config.method '{method.name}': a head is solved for in curves alone; train it by steps, as in "
-            "'probe >> finetune'"
-        )
+        raise InputError(f"config.method '{method.name}': only a curve solves for a head; write 'probe >> finetune'")
     methods.check_needs([method], ["teacher"] if config.teacher else [])
     task = build_task(config, mesh, stream)
     if task.params and not method.pretrained:
