@@ -192,4 +192,4 @@ def _caption(results, points) -> str:
 def _solved(results) -> str:
     """Which methods are solved for, where there are others that are trained."""
     methods = list(dict.fromkeys(f"`{row['method']}`" for row in results if row.get("how") == "solved"))
-    return f"Solved to the optimum, not trained by steps: {', '.join(methods)}" if methods else ""
+    return f"Solved for, not trained by steps: {', '.join(methods)}" if methods else ""

@@ -74,7 +74,8 @@ def rows(
             found.append(jax.device_get(look(state, frozen, jax.random.fold_in(jax.random.key(0), number), batch)))
         each, logits = jax.tree.map(lambda *x: np.concatenate(x), *found)
         weight = each.pop(WEIGHT, None)
-        means = {key: float(np.average(x.astype(float), weights=weight)) for key, x in each.items()}
+        first = sorted(each.items(), key=lambda item: item[0] != "loss")
+        means = {key: float(np.average(x.astype(float), weights=weight)) for key, x in first}
         if PERPLEXITY in named:
             means[PERPLEXITY] = math.exp(means["loss"])
         counts = np.ones(len(labels), np.float32)
