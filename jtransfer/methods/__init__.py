@@ -74,6 +74,8 @@ def check_needs(named: Iterable[Method], has: Iterable[str]) -> None:
         raise InputError(f"config.{unused[0]} is read by no method here; add one that does, as in 'finetune + distill'")
 
 
+MOST_PARTS = 200
+"""Methods that are joined to one."""
 JOINS = {ast.Add: operator.add, ast.RShift: operator.rshift}
 
 
@@ -89,10 +91,9 @@ def parse(text: str, others: Iterable[str] = (), solvers: Mapping[str, Callable]
         InputError: an unknown method or option (with the nearest that exists), or text of another form.
     """
     node = expressions.parse(text, "method")
-    try:
-        return replace(_built(node, text, others, solvers), name=text.strip())
-    except RecursionError:
-        raise InputError(f"method {kinds.shown(text)} has more parts than any has") from None
+    if (parts := 1 + sum(isinstance(part, ast.BinOp) for part in ast.walk(node))) > MOST_PARTS:
+        raise InputError(f"method {kinds.shown(text)} has {parts} parts; expected {MOST_PARTS} at most")
+    return replace(_built(node, text, others, solvers), name=text.strip())
 
 
 def _built(node: ast.expr, text: str, others: Iterable[str], solvers: Mapping[str, Callable]) -> Method:

@@ -208,7 +208,7 @@ LIES = {
     "unknown method 'lore'; did you mean 'lora'": lambda v: v.update(method="lore"),
     "method '.*' is not of the form": lambda v: v.update(method="import os; os.exit()"),
     "method: expected a text that is not empty, found 3": lambda v: v.update(method=3),
-    "has more parts|is not of the form": lambda v: v.update(method="bitfit+" * 1400 + "bitfit"),
+    "has 1401 parts; expected 200 at most|is not of the form": lambda v: v.update(method="bitfit+" * 1400 + "bitfit"),
     "repeats what repeats": lambda v: v.update(method="rules('(a+)+b')"),
     "no key 'fingerprnt'|base.fingerprint: expected": lambda v: v["base"].update(
         fingerprnt=v["base"].pop("fingerprint")
