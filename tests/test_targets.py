@@ -79,7 +79,12 @@ def test_several_labels_a_row_have_a_curve_that_shows_the_metric_which_chose(pla
 
 
 def test_values_have_one_where_the_smallest_error_is_best(place, tmp_path):
-    curve = prepared(place[0], "values", "objective=regression", "metrics=mse,pearson", "shots=20,100", "seeds=2")
+    flags = "objective=regression", "metrics=mse,pearson", "shots=20,100", "seeds=2"
+    few = prepared(place[0], "values", *flags, "test_rows=30").examples.test
+    assert len(np.unique(few)) == 30 and set(few) <= set(range(200, 300))
+    several = prepared(place[0], "several", "objective=multilabel", "test_rows=30")
+    assert len(several.examples.test) == 30 and "(drawn once)" in curves.protocol(several, [])[0]
+    curve = prepared(place[0], "values", *flags)
     rows = curves.run(curve, tmp_path / "run", lambda *cell: None)
     assert {(row["metric"], row["better"], row["unit"]) for row in rows} == {("mse", "lower", "")}
     few, many = (np.mean([row["test_mse"] for row in rows if row["shots"] == shots]) for shots in (20, 100))

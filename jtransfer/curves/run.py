@@ -83,15 +83,14 @@ def prepare(config, dataset: sources.Dataset | None = None) -> Curve:
     """
     configs.check("curve", config)
     config = configs.once(config, *LISTS)
-    names, modules = config.methods, {}
+    names, learned, modules = config.methods, {}, {}
     for name in names:
         if fitted.is_fit(name):
             fits.parse(name)
         elif name not in (ZERO_SHOT, PIXELS):
-            methods.parse(name, (ZERO_SHOT, PIXELS, *fits.FITS), fits.FITS)
+            learned[name] = methods.parse(name, (ZERO_SHOT, PIXELS, *fits.FITS), fits.FITS)
             if own := expressions.modules(name, "method"):
                 modules[name] = own
-    learned = [name for name in names if not fitted.is_fit(name) and name not in (ZERO_SHOT, PIXELS)]
     known = ["default", PIXELS, *methods.METHODS, *learned, *map(arms.family, modules)]
     for name in config.hyper:
         if name not in known:
@@ -100,9 +99,7 @@ def prepare(config, dataset: sources.Dataset | None = None) -> Curve:
     own = expressions.modules(config.objective, "objective")
     for name in config.metrics:
         own |= expressions.modules(name, "metric")
-    methods.check_needs(
-        [methods.parse(name, solvers=fits.FITS) for name in learned], ["teacher"] if config.teacher else []
-    )
+    methods.check_needs(learned.values(), ["teacher"] if config.teacher else [])
     dataset = dataset or sources.load(config.data, config.data_dir, ("classes", "labels", "values"))
     own |= sources.modules(config.data)
     objectives.check_reads(objective, config.objective, dataset)
@@ -265,7 +262,8 @@ def protocol(curve: Curve, rows: list[ResultRow]) -> list[str]:
     config, dataset, examples = curve.config, curve.dataset, curve.examples
     part = len(examples.test) < len(dataset.test)
     tested = f"{len(examples.test)} of the {len(dataset.test)}" if part else f"the {len(dataset.test)}"
-    drawn = " (drawn once, each class in its proportion)" if part else ""
+    each = ", each class in its proportion" if dataset.targets == "classes" else ""
+    drawn = f" (drawn once{each})" if part else ""
     what = {"classes": "classes", "labels": "labels, several a row", "values": "values a row"}[dataset.targets]
     named = [(name.replace("_", " "), metric.words) for name, metric in examples.metrics.items()]
     chosen, *others = [name if name == words else f"{name}, the {words}" for name, words in named]

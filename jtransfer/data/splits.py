@@ -67,16 +67,18 @@ def stratified(labels: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
     """`count` of some rows, each class in its proportion, the same every time; fewer are a subset of more.
 
     Each class is shuffled; its k-th row then stands at the quantile (k + 1/2) / (rows of the class), and the rows at
-    the lowest quantiles are taken.
+    the lowest quantiles are taken. Without one class a row, all rows are shuffled together.
 
     Args:
-        labels: [n] integers, all rows of the dataset.
+        labels: Of all rows of the dataset, as a `Dataset` has them.
         rows: [r] row numbers.
         count: At most r.
 
     Returns:
         [count] row numbers, ascending.
     """
+    if targets(labels) != "classes":
+        return np.sort(np.random.default_rng(0).permutation(rows)[:count])
     quantiles = np.empty(len(rows))
     for label, own in by_class(labels[rows], np.arange(len(rows))):
         places = np.random.default_rng([0, label]).permutation(own)
