@@ -17,6 +17,7 @@ ROOMS = (
     "starts",  # where a backbone meets a dataset
     "checkpoints",
     "methods",
+    "solvers",
     "objectives",
     "data",
     "models",

@@ -23,7 +23,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import jax
 import numpy as np
 
-from jtransfer.evaluate.logistic import logistic_path, objectives
+from jtransfer.solvers.logistic import logistic_path, objectives
 
 ROWS, WIDTH, CLASSES, CONDITION = 4000, 384, 20, 1e4
 PENALTIES = np.logspace(-6, 6, 96)

@@ -25,7 +25,6 @@ from jtransfer.data.dataset import FOUND, Dataset, Lazy, damaged, fingerprint_of
 from jtransfer.data.subsets import validation_shots
 from jtransfer.errors import InputError
 from jtransfer.evaluate import transferability as scores
-from jtransfer.evaluate.few_shot import FITS
 from jtransfer.evaluate.protocols import structure
 from jtransfer.evaluate.protocols.rows import ProtocolRun
 from jtransfer.evaluate.store import FeatureStore, default_store
@@ -93,7 +92,7 @@ def prepare(config, progress: Progress = lambda what, done, rows: None) -> Advic
     configs.check("advise", config)
     if config.seeds < LEAST_SEEDS:
         raise InputError(f"config.seeds is {config.seeds!r}; expected at least {LEAST_SEEDS}, to compare in pairs")
-    without = [name for name in config.methods if not methods.parse(name, solvers=FITS).pretrained]
+    without = [name for name in config.methods if not methods.parse(name).pretrained]
     if without or not config.methods:
         found = f"'{without[0]}' uses no backbone" if without else "it is empty"
         raise InputError(f"config.methods: {found}; expected methods to compare with scratch, as probe and finetune")

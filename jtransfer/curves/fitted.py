@@ -12,7 +12,7 @@ import numpy as np
 from jtransfer import checkpoints, models
 from jtransfer.curves.arms import Arm, Cell, Examples
 from jtransfer.errors import InputError
-from jtransfer.evaluate import few_shot as fits
+from jtransfer.solvers import few_shot as fits
 from jtransfer.storage.cells import ResultRow
 from jtransfer.train import costs, trials
 

@@ -27,8 +27,8 @@ from jtransfer.curves.worth import worth
 from jtransfer.data import sources, splits
 from jtransfer.data.subsets import few_shot, validation_rows, validation_shots
 from jtransfer.errors import InputError, Unfinished, first_line, nearest
-from jtransfer.evaluate import few_shot as fits
 from jtransfer.objectives import metrics
+from jtransfer.solvers import few_shot as fits
 from jtransfer.starts import teachers
 from jtransfer.storage import workdir
 from jtransfer.storage.cells import Cells, ResultRow, of_source
@@ -88,7 +88,7 @@ def prepare(config, dataset: sources.Dataset | None = None) -> Curve:
         if fitted.is_fit(name):
             fits.parse(name)
         elif name not in (ZERO_SHOT, PIXELS):
-            learned[name] = methods.parse(name, (ZERO_SHOT, PIXELS, *fits.FITS), fits.FITS)
+            learned[name] = methods.parse(name, (ZERO_SHOT, PIXELS, *fits.FITS))
             if own := expressions.modules(name, "method"):
                 modules[name] = own
     known = ["default", PIXELS, *methods.METHODS, *learned, *map(arms.family, modules)]

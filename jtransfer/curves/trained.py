@@ -15,7 +15,6 @@ from jtransfer.checkpoints.headed import headed
 from jtransfer.curves.arms import Arm, Cell, Examples, Training, family
 from jtransfer.curves.fitted import Fitted, of_fit
 from jtransfer.data.subsets import batches
-from jtransfer.evaluate.few_shot import FITS
 from jtransfer.models import Pixels, PixelsConfig
 from jtransfer.objectives import Objective
 from jtransfer.storage.cells import ResultRow, value
@@ -173,7 +172,7 @@ def build(config: Any, name: str, examples: Examples, backbone: checkpoints.Back
             methods.probe(),
         )
     else:
-        method = methods.parse(name, solvers=FITS)
+        method = methods.parse(name)
     model, params, _ = headed(backbone, objective, examples.dataset.outputs)
     where = f"config.hyper['{name}']" if name in config.hyper else "config"
     phases = plan(len(method.phases), steps, *shares, where)

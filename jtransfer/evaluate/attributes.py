@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jtransfer.errors import InputError, nearest
-from jtransfer.evaluate import checks
-from jtransfer.evaluate.logistic import logistic_path
+from jtransfer.solvers import checks
+from jtransfer.solvers.logistic import logistic_path
 
 DECISIONS = ("cosine", "dot", "euclidean")
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jtransfer.errors import InputError
-from jtransfer.evaluate import checks
+from jtransfer.solvers import checks
 
 FLOATS = 2**26
 """Numbers that the distances of the restarts which run side by side may take (256 MiB in float32)."""

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jtransfer.errors import InputError
-from jtransfer.evaluate import checks
-from jtransfer.evaluate.logistic import logistic_path
 from jtransfer.evaluate.similarity import u_centre
+from jtransfer.solvers import checks
+from jtransfer.solvers.logistic import logistic_path
 
 L2 = tuple(10.0**power for power in range(-4, 2))
 """Penalties of the domain classifier, on the mean loss of standardised features."""

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jtransfer.errors import InputError
-from jtransfer.evaluate import checks, prototypes
-from jtransfer.evaluate.draws import labelled
+from jtransfer.solvers import checks, prototypes
+from jtransfer.solvers.draws import labelled
 
 NEIGHBOURS = 3
 BLOCK = 2**24

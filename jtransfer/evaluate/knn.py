@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jtransfer.errors import InputError
-from jtransfer.evaluate import checks
-from jtransfer.evaluate.prototypes import unit
+from jtransfer.solvers import checks
+from jtransfer.solvers.prototypes import unit
 
 K = (10, 20, 100, 200)
 TEMPERATURE = 0.07

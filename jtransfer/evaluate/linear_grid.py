@@ -23,7 +23,7 @@ import optax
 from jtransfer.checkpoints import Backbone
 from jtransfer.data import subsets
 from jtransfer.errors import InputError
-from jtransfer.evaluate import checks
+from jtransfer.solvers import checks
 
 RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
 BLOCKS = (1, 4)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jtransfer.errors import InputError
-from jtransfer.evaluate.checks import one_after_another
+from jtransfer.solvers.checks import one_after_another
 
 
 def accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:

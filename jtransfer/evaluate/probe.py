@@ -13,8 +13,9 @@ import jax
 import numpy as np
 
 from jtransfer.errors import InputError, nearest
-from jtransfer.evaluate import checks, metrics
-from jtransfer.evaluate.logistic import logistic_path
+from jtransfer.evaluate import metrics
+from jtransfer.solvers import checks
+from jtransfer.solvers.logistic import logistic_path
 
 PER = ("sum", "mean")
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jtransfer.errors import InputError
-from jtransfer.evaluate import checks
+from jtransfer.solvers import checks
 
 SCORES = 2**22
 """Scores a block may hold (16 MiB in float32); a block is of one query at least."""

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jtransfer.errors import InputError
-from jtransfer.evaluate import checks
+from jtransfer.solvers import checks
 
 LEAST = 4
 """Rows that the debiased form needs."""

@@ -13,9 +13,9 @@ from jtransfer.data.dataset import check_whole, fingerprint_of_inputs
 from jtransfer.data.sources import Dataset
 from jtransfer.data.splits import by_class
 from jtransfer.errors import InputError
-from jtransfer.evaluate import checks
 from jtransfer.evaluate.features import extract, of_preprocessing, outputs_of, widths_of
 from jtransfer.evaluate.store import FeatureOrigin, FeatureStore
+from jtransfer.solvers import checks
 from jtransfer.starts.inputs import Prepare
 
 Progress = Callable[[str, int, int], None]

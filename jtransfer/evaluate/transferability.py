@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jtransfer.errors import InputError, nearest
-from jtransfer.evaluate import checks
 from jtransfer.evaluate.clustering import contingency
+from jtransfer.solvers import checks
 
 SHRINKAGES = (None, "ledoit_wolf")
 

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jtransfer.errors import InputError
-from jtransfer.evaluate import checks, metrics
+from jtransfer.evaluate import metrics
+from jtransfer.solvers import checks
 
 NEUTRAL = ("as", "and", "with", "about", "unless", "through", "although", "therefore", "throughout", "nevertheless")
 """Words that name nothing one could see, of 2 to 12 letters."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jtransfer.errors import InputError
-from jtransfer.evaluate import checks
+from jtransfer.solvers import checks
 
 Compatibility = Callable[[Any, Any, Any, Any], Any]
 """From features and labels of seen classes, attributes of all, and queries, to scores of the queries."""

@@ -18,8 +18,9 @@ from etils import epath
 from jtransfer import files
 from jtransfer.checkpoints import Backbone
 from jtransfer.errors import InputError
-from jtransfer.evaluate import checks, metrics
+from jtransfer.evaluate import metrics
 from jtransfer.models import Head
+from jtransfer.solvers import checks
 from jtransfer.storage import arrays
 from jtransfer.tree import Tree
 

@@ -2,9 +2,8 @@
 
 import ast
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from types import MappingProxyType
 
 from jtransfer import expressions, kinds
 from jtransfer.errors import InputError
@@ -13,6 +12,7 @@ from jtransfer.methods.lora import lora
 from jtransfer.methods.method import Adapted, Method, Phase, adapt, learn
 from jtransfer.methods.penalties import l2sp
 from jtransfer.methods.teachers import distill
+from jtransfer.solvers.few_shot import FITS
 
 __all__ = [
     "METHODS",
@@ -79,13 +79,14 @@ MOST_PARTS = 200
 JOINS = {ast.Add: operator.add, ast.RShift: operator.rshift}
 
 
-def parse(text: str, others: Iterable[str] = (), solvers: Mapping[str, Callable] = MappingProxyType({})) -> Method:
+def parse(text: str, others: Iterable[str] = ()) -> Method:
     """A method as a config writes it: `probe`, `lora(rank=4)`, `lora(rank=4) + bitfit`, `probe >> finetune`.
+
+    One of `solvers.few_shot.FITS` may stand before the first `>>`, as in `logistic >> finetune`: the head starts there.
 
     Args:
         text: What the config says.
         others: Names that may stand in its place, for the error.
-        solvers: What may stand before the first `>>`, as `logistic >> finetune`: the head then starts where it says.
 
     Raises:
         InputError: an unknown method or option (with the nearest that exists), or text of another form.
@@ -93,19 +94,19 @@ def parse(text: str, others: Iterable[str] = (), solvers: Mapping[str, Callable]
     node = expressions.parse(text, "method")
     if (parts := 1 + sum(isinstance(part, ast.BinOp) for part in ast.walk(node))) > MOST_PARTS:
         raise InputError(f"method {kinds.shown(text)} has {parts} parts; expected {MOST_PARTS} at most")
-    return replace(_built(node, text, others, solvers), name=text.strip())
+    return replace(_built(node, text, others, FITS), name=text.strip())
 
 
-def _built(node: ast.expr, text: str, others: Iterable[str], solvers: Mapping[str, Callable]) -> Method:
+def _built(node: ast.expr, text: str, others: Iterable[str], solvers: Iterable[str]) -> Method:
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.RShift) and _first(node.left) in solvers:
-        method = _built(node.right, text, others, {})
+        method = _built(node.right, text, others, ())
         if not method.pretrained:
             raise InputError(
                 f"method '{text.strip()}': a head of the backbone's features is of no use to other weights"
             )
-        return replace(method, solves=(expressions.call(node.left, text, "method", solvers)(),))
+        return replace(method, solves=(expressions.call(node.left, text, "method", FITS)(),))
     if isinstance(node, ast.BinOp) and type(node.op) in JOINS:
-        left, right = _built(node.left, text, others, solvers), _built(node.right, text, others, {})
+        left, right = _built(node.left, text, others, solvers), _built(node.right, text, others, ())
         return JOINS[type(node.op)](left, right)
     return expressions.call(node, text, "method", METHODS, others=others)()
 

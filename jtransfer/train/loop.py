@@ -22,7 +22,6 @@ from jtransfer.data import preprocess, sources
 from jtransfer.data.streams import Cursor, ahead, ended, taken
 from jtransfer.devices import hosts, sharding
 from jtransfer.errors import Damaged, InputError, Once
-from jtransfer.evaluate.few_shot import FITS
 from jtransfer.models import STATISTICS
 from jtransfer.objectives import make_loss
 from jtransfer.optimiser import Optimiser
@@ -98,7 +97,7 @@ def prepare(config, stream: Any = None) -> Run:
         raise InputError(
             f"config.batch {config.batch} must be a multiple of {parts}: devices of the batch x accumulate"
         )
-    method, optimiser = methods.parse(config.method, solvers=FITS), Optimiser(**config.optimiser)
+    method, optimiser = methods.parse(config.method), Optimiser(**config.optimiser)
     if method.solves:
         raise InputError(f"config.method '{method.name}': only a curve solves for a head; write 'probe >> finetune'")
     methods.check_needs([method], ["teacher"] if config.teacher else [])

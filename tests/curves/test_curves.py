@@ -13,8 +13,8 @@ from jtransfer.curves import run as curves
 from jtransfer.data.subsets import few_shot
 from jtransfer.errors import InputError
 from jtransfer.evaluate import logistic_path
-from jtransfer.evaluate.prototypes import prototypes
-from jtransfer.evaluate.ridge import ridge_path
+from jtransfer.solvers.prototypes import prototypes
+from jtransfer.solvers.ridge import ridge_path
 from jtransfer.tree import flat
 
 FILE = """

@@ -12,13 +12,13 @@ from jtransfer.data.dataset import Dataset
 from jtransfer.errors import InputError, Unfinished
 from jtransfer.evaluate import clustering, metrics, protocols, retrieval, run
 from jtransfer.evaluate.knn import knn
-from jtransfer.evaluate.logistic import logistic_path
 from jtransfer.evaluate.probe import probe
-from jtransfer.evaluate.prototypes import prototypes
-from jtransfer.evaluate.ridge import ridge_path
 from jtransfer.evaluate.task import TargetTask, split
 from jtransfer.evaluate.transferability import logme
 from jtransfer.models import ViTConfig
+from jtransfer.solvers.logistic import logistic_path
+from jtransfer.solvers.prototypes import prototypes
+from jtransfer.solvers.ridge import ridge_path
 
 THREE = np.arange(30) % 3
 

@@ -11,7 +11,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from jtransfer.errors import InputError
 from jtransfer.evaluate.episodes import CLASSIFIERS, chosen, episodes, laplacian_shot, sample
-from jtransfer.evaluate.prototypes import prototypes
+from jtransfer.solvers.prototypes import prototypes
 
 COUNTS = np.array([9, 30, 12, 10, 25])
 RNG = np.random.default_rng(0)

@@ -8,15 +8,16 @@ import numpy as np
 
 from jtransfer.errors import InputError
 from jtransfer.evaluate import episodes as sampled
-from jtransfer.evaluate import heads, metrics
 from jtransfer.evaluate import knn as neighbours
 from jtransfer.evaluate import linear_grid as grids
+from jtransfer.evaluate import metrics
 from jtransfer.evaluate import probe as probes
-from jtransfer.evaluate import prototypes as means
-from jtransfer.evaluate import ridge as ridges
 from jtransfer.evaluate.protocols.rows import ProtocolRun, each_layer, labelled, row, single
 from jtransfer.evaluate.task import TargetTask
 from jtransfer.kinds import POSITIVE, POSITIVES, several, whole
+from jtransfer.solvers import heads
+from jtransfer.solvers import prototypes as means
+from jtransfer.solvers import ridge as ridges
 
 MANY = 10**6
 """Steps or episodes, at most."""

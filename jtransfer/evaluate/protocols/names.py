@@ -12,7 +12,6 @@ from jtransfer.data.dataset import Lazy
 from jtransfer.data.sources import fingerprint
 from jtransfer.errors import InputError
 from jtransfer.evaluate import attributes as by_attributes
-from jtransfer.evaluate import checks
 from jtransfer.evaluate import retrieval as search
 from jtransfer.evaluate import typographic as attack
 from jtransfer.evaluate import unseen as measure
@@ -20,6 +19,7 @@ from jtransfer.evaluate import zero_shot as texts
 from jtransfer.evaluate.protocols.rows import ProtocolRun, each_layer, labelled, row, single
 from jtransfer.evaluate.task import TargetTask
 from jtransfer.kinds import SEED, number, whole
+from jtransfer.solvers import checks
 from jtransfer.storage import arrays
 
 EMBEDS = "image_embeds"

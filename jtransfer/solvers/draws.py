@@ -10,8 +10,8 @@ import jax
 import numpy as np
 
 from jtransfer.errors import InputError
-from jtransfer.evaluate import checks
 from jtransfer.kinds import check, whole
+from jtransfer.solvers import checks
 
 SHOTS = (1, 5, 10, 25)
 SEEDS = (0, 1, 2)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jtransfer.errors import InputError, nearest
-from jtransfer.evaluate.draws import drawn, each_draw, labelled
+from jtransfer.solvers.draws import drawn, each_draw, labelled
 
 
 def class_means(

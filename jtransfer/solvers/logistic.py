@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jtransfer.errors import InputError
-from jtransfer.evaluate import checks, lbfgs
-from jtransfer.evaluate.draws import drawn
 from jtransfer.kinds import NOT_NEGATIVE, check
+from jtransfer.solvers import checks, lbfgs
+from jtransfer.solvers.draws import drawn
 
 NEIGHBOURS = 4
 """Solved penalties that a start is interpolated from; two where it is extrapolated."""

@@ -8,8 +8,8 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.neighbors import NearestCentroid
 
 from jtransfer.errors import InputError
-from jtransfer.evaluate import draws
-from jtransfer.evaluate.prototypes import KINDS, class_means, prototypes
+from jtransfer.solvers import draws
+from jtransfer.solvers.prototypes import KINDS, class_means, prototypes
 
 CLASSES = 3
 

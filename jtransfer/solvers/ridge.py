@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jtransfer.evaluate import checks
-from jtransfer.evaluate.draws import drawn, each_draw, labelled
 from jtransfer.kinds import NOT_NEGATIVE, check
+from jtransfer.solvers import checks
+from jtransfer.solvers.draws import drawn, each_draw, labelled
 
 L2 = 2.0**10
 BIAS = 100.0

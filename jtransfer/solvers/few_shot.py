@@ -13,12 +13,12 @@ import jax
 import numpy as np
 
 from jtransfer import expressions
-from jtransfer.evaluate import heads
-from jtransfer.evaluate import logistic as logistics
-from jtransfer.evaluate import prototypes as means
-from jtransfer.evaluate import ridge as ridges
 from jtransfer.kinds import POSITIVES, checked
 from jtransfer.objectives.metrics import METRICS, Metric
+from jtransfer.solvers import heads
+from jtransfer.solvers import logistic as logistics
+from jtransfer.solvers import prototypes as means
+from jtransfer.solvers import ridge as ridges
 
 RIDGE = tuple(2.0**power for power in range(-10, 21, 2))
 LOGISTIC = tuple(np.logspace(-6, 2, 17).tolist())

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from jtransfer.errors import InputError
-from jtransfer.evaluate import checks
 from jtransfer.evaluate.attributes import bridge
-from jtransfer.evaluate.heads import values
 from jtransfer.evaluate.knn import knn
+from jtransfer.solvers import checks
+from jtransfer.solvers.heads import values
 
 ROWS, LABELS = np.array([[1, 0], [0, 1], [1, 1]], np.float32), np.array([0, 1, 0])
 SAME = ROWS[[1, 1, 1]]

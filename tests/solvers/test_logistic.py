@@ -9,8 +9,8 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from jtransfer.errors import InputError
-from jtransfer.evaluate import logistic
-from jtransfer.evaluate.logistic import few_shot_paths, logistic_path, objectives
+from jtransfer.solvers import logistic
+from jtransfer.solvers.logistic import few_shot_paths, logistic_path, objectives
 
 SUMMED = np.logspace(-6, 6, 7)
 """Penalties on the summed loss; divided by the number of rows, those on the mean."""

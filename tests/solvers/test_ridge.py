@@ -8,7 +8,7 @@ import pytest
 from sklearn.linear_model import Ridge
 
 from jtransfer.errors import InputError
-from jtransfer.evaluate import draws, heads, ridge
+from jtransfer.solvers import draws, heads, ridge
 
 L2 = 2.0 ** np.arange(-10, 21, 5)
 CLASSES = 4

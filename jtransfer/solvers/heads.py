@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from jtransfer.errors import InputError
-from jtransfer.evaluate.draws import drawn, labelled
 from jtransfer.objectives.metrics import METRICS, Metric
+from jtransfer.solvers.draws import drawn, labelled
 
 
 class Chosen(NamedTuple):

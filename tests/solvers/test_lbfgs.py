@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jtransfer.evaluate import lbfgs
+from jtransfer.solvers import lbfgs
 
 
 def quadratics(spread, count=3, width=12, coupled=0.5):
