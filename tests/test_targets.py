@@ -13,7 +13,7 @@ from jtransfer import checkpoints, cli, config
 from jtransfer.curves import report
 from jtransfer.curves import run as curves
 from jtransfer.errors import InputError
-from jtransfer.train import loop
+from jtransfer.train import loop, runs
 
 TFDS = Path(__file__).parents[2] / "shared/tfds"
 CURVE = """
@@ -61,7 +61,7 @@ def prepared(place, data, *overrides):
 
 def trained(place, directory, data, *overrides):
     flags = [f"--config.data=npz:{place / data}.npz", *(f"--config.{one}" for one in overrides)]
-    run = loop.prepare(config.load("train", str(place / "train.py"), flags)[1])
+    run = runs.prepare(config.load("train", str(place / "train.py"), flags)[1])
     return loop.train(run, directory, lambda *row: None)
 
 

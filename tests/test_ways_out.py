@@ -14,7 +14,7 @@ from jtransfer.checkpoints.export import write
 from jtransfer.cli import main
 from jtransfer.config import train_defaults
 from jtransfer.errors import Damaged, InputError
-from jtransfer.train import loop, results
+from jtransfer.train import loop, results, runs
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -31,7 +31,7 @@ POOLS = {
 
 def prepared(**options):
     values = train_defaults() | SHORT | options
-    return loop.prepare(ConfigDict(values | {"load": train_defaults()["load"] | options.get("load", {})}))
+    return runs.prepare(ConfigDict(values | {"load": train_defaults()["load"] | options.get("load", {})}))
 
 
 def train(directory, **options):

@@ -29,7 +29,8 @@ def sums(tree: Any) -> dict[str, str]:
     leaves = [
         (jax.tree_util.keystr(path), jnp.asarray(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     ]
-    found = jax.device_get([_summed(_everywhere(leaf))(leaf) for _, leaf in leaves])
+    # One after the other: many programs at once that join several devices can wait for each other on the CPU.
+    found = [jax.device_get(_summed(_everywhere(leaf))(leaf)) for _, leaf in leaves]
     return {
         path: f"{leaf.dtype}[{','.join(map(str, leaf.shape))}] {int(two[0]):08x}{int(two[1]):08x}"
         for (path, leaf), two in zip(leaves, found, strict=True)

@@ -114,14 +114,14 @@ def train(arguments, overrides: list[str]) -> None:
     _, config = configs.load("train", arguments.config, overrides)
     from jtransfer.cli import display
     from jtransfer.devices import hosts
-    from jtransfer.train import loop, results
+    from jtransfer.train import loop, results, runs
 
     with hosts.together():
-        run = loop.prepare(config)
+        run = runs.prepare(config)
         first = hosts.is_first()
         for line in results.ways_out(run) if first else ():
             log.warning("%s", line)
-        with display.TrainProgress(config.steps, f"{run.task.stream.kind}s", quiet=not first) as progress:
+        with display.TrainProgress(config.steps, f"{run.task.data.stream.kind}s", quiet=not first) as progress:
             rows = loop.train(run, workdir, progress)
         if first:
             display.show_train(rows, workdir)

@@ -6,7 +6,7 @@ from typing import Any
 from jtransfer import methods
 from jtransfer.devices import sharding
 from jtransfer.methods import Adapted
-from jtransfer.train import Optimiser, costs
+from jtransfer.train import costs
 from jtransfer.train.costs import StepShapes
 from jtransfer.train.state import lay_out
 from jtransfer.tree import FROZEN, partition, size, summary
@@ -25,15 +25,15 @@ def of_curve(config) -> list[dict[str, Any]]:
 
 def of_train(config) -> list[dict[str, Any]]:
     """The report of a training run: one for each phase of its method."""
-    from jtransfer.train import loop
+    from jtransfer.train import runs
 
-    run = loop.prepare(config)
-    options = Optimiser(**config.optimiser), config.batch, run.task.accumulate, config.ema
-    leaves = sharding.tree_shardings(run.adapted.shapes, run.mesh, config.sharding)
+    run = runs.prepare(config)
+    options = run.optimiser, run.schedule.batch, run.task.accumulate, run.schedule.ema
+    leaves = sharding.tree_shardings(run.adapted.shapes, run.mesh, run.sharding)
     specs = {path: str(tuple(layout.spec)) for path, layout in leaves.items() if tuple(layout.spec)}
     reports = []
-    for name, phase in methods.named_phases(config.method, run.adapted):
-        shapes = costs.step_shapes(phase, run.task.objective, *options, parts=run.task.parts or costs.LABELS)
+    for name, phase in methods.named_phases(run.method.name, run.adapted):
+        shapes = costs.step_shapes(phase, run.task.objective, *options, parts=run.task.data.parts or costs.LABELS)
         laid_out = replace(shapes, arguments=lay_out(shapes.arguments, leaves, run.mesh))
         reports.append(_report(name, phase, laid_out, specs))
     return reports

@@ -15,6 +15,7 @@ from jtransfer.checkpoints.headed import headed
 from jtransfer.curves.arms import Arm, Cell, Examples, Training, family
 from jtransfer.curves.fitted import Fitted, of_fit
 from jtransfer.data.subsets import batches
+from jtransfer.methods.method import SOLVED
 from jtransfer.models import Pixels, PixelsConfig
 from jtransfer.objectives import Objective
 from jtransfer.storage.cells import ResultRow, value
@@ -22,7 +23,6 @@ from jtransfer.train import Optimiser, Plan, TrialData, costs, make_trial, plan,
 from jtransfer.tree import partition, size
 
 PIXELS = "pixels"
-SOLVED = ("head/kernel", "head/bias")
 SEARCHED = ("rate", "decay")
 
 

@@ -37,6 +37,8 @@ class Stream:
         held_out: What evaluation is called in the metrics, and its inputs (by rows) and labels.
         fingerprint: Of the data.
         metric: As of `Dataset`.
+        pool: Inputs (by rows) and labels of all examples that it trains on, for what is solved on all of them; None
+            where they have no end.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Stream:
     held_out: tuple[str, Any, np.ndarray]
     fingerprint: str
     metric: str = ""
+    pool: tuple[Any, np.ndarray] | None = None
 
     @property
     def targets(self) -> str:
@@ -138,8 +141,9 @@ def of_dataset(dataset: Dataset, context: Context) -> Stream:
             yield {"inputs": Rows(dataset.inputs, own), "labels": dataset.labels[own]}, number
 
     held_out = ("test", Rows(dataset.inputs, dataset.test), dataset.labels[dataset.test])
-    inputs, print_ = dataset.inputs, fingerprint(dataset)
-    return Stream(dataset.name, dataset.classes, dataset.kind, inputs, after, held_out, print_, dataset.metric)
+    about = {"fingerprint": fingerprint(dataset), "metric": dataset.metric}
+    about |= {"pool": (Rows(dataset.inputs, dataset.pool), dataset.labels[dataset.pool])}
+    return Stream(dataset.name, dataset.classes, dataset.kind, dataset.inputs, after, held_out, **about)
 
 
 def taken(stream: Any, count: int, cursor: Cursor) -> Iterator[tuple[HostBatch, Cursor]]:

@@ -148,6 +148,15 @@ def first_does(work: Callable[[], T]) -> T | None:
     return found
 
 
+def as_the_first(arrays: list[np.ndarray]) -> list[np.ndarray]:
+    """Arrays of the same shapes in every process as the first process has them."""
+    if jax.process_count() == 1:
+        return arrays
+    from jax.experimental import multihost_utils
+
+    return [np.asarray(x) for x in multihost_utils.broadcast_one_to_all(arrays)]
+
+
 def is_first() -> bool:
     """Whether this process is the one that writes and prints what all of them know."""
     return jax.process_index() == 0

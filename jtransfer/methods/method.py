@@ -29,6 +29,9 @@ Interceptor = Callable[[Callable, tuple, dict, nn.module.InterceptorContext], An
 HEAD = ("head/.*", 1.0)
 """The rule of every method: the head of the new task learns at the full rate, where the model has one."""
 
+SOLVED = ("head/kernel", "head/bias")
+"""Leaves of a linear head that a method may solve for."""
+
 
 def same(score: Score) -> Score:
     """A score as it is."""
@@ -241,6 +244,7 @@ class Adapted:
         since: Of every leaf that learns, the number of the phase from which on it has learned without a break.
         each: Of a method with several phases, what it makes of the model in each: the same leaves, of which others
             learn. `rates` are then those of the last phase in which a leaf learns, all else is as at the end.
+        solved: Paths of the leaves that a solver finds before the first step.
     """
 
     model: nn.Module
@@ -253,6 +257,7 @@ class Adapted:
     holds: Callable[[Tree], Tree] = lambda base: {}
     since: Mapping[str, int] = field(default_factory=dict)
     each: tuple["Adapted", ...] = ()
+    solved: tuple[str, ...] = ()
 
     @property
     def phases(self) -> tuple["Adapted", ...]:
@@ -302,6 +307,9 @@ def adapt(
             raise InputError(f"the backbone does not fit the model: {'; '.join(offenders)}")
     shapes, state = _split(_leaves_under(method.name, method.adds, model, example, outputs))
     shapes |= {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in _split(base)[0].items()}
+    solved = SOLVED if method.solves else ()
+    if any(path not in shapes for path in solved):
+        raise InputError(f"method '{method.name}' solves for a linear head, and the objective here brings none")
     each: list[Adapted] = []
     for phase in method.phases:
         # Of leaves that a later phase adds none learns yet.
@@ -317,7 +325,7 @@ def adapt(
         whole = Intercepted(model, (*phase.adds, *phase.modes, frozen_mode, *wrap))
         before = each[-1].since if each else {}
         since = {path: before.get(path, len(each)) for path, rate in rates.items() if rate != FROZEN}
-        each.append(Adapted(whole, shapes, rates, base, state, example, phase.scores, method.holds, since))
+        each.append(Adapted(whole, shapes, rates, base, state, example, phase.scores, method.holds, since, (), solved))
     if len(each) == 1:
         return each[0]
     learned = {path: rate for one in each for path, rate in one.rates.items() if rate != FROZEN}

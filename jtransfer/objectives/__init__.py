@@ -29,6 +29,7 @@ __all__ = [
     "masked_lm",
     "multilabel",
     "of_task",
+    "options",
     "outputs_of",
     "pair_loss",
     "parse",
@@ -68,10 +69,15 @@ def parse(text: str, settings: Mapping[str, Any] | None = None, offered: Mapping
     node = expressions.parse(text, "objective")
     settings, offered = dict(settings or {}), dict(offered or {})
     made = expressions.call(node, text, "objective", OBJECTIVES, defaults=settings | offered)
-    options = expressions.options(node, "objective", OBJECTIVES)
-    if unused := [name for name, value in settings.items() if value and name not in options]:
+    own = expressions.options(node, "objective", OBJECTIVES)
+    if unused := [name for name, value in settings.items() if value and name not in own]:
         raise InputError(f"config.{unused[0]} is no option of objective '{text.strip()}'; set it to 0")
     return made()
+
+
+def options(text: str) -> tuple[str, ...]:
+    """The names of the options of an objective that a config writes, as `parse` takes it."""
+    return tuple(expressions.options(expressions.parse(text, "objective"), "objective", OBJECTIVES))
 
 
 def check_reads(objective: Objective, text: str, data: Any) -> None:

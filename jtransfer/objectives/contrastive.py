@@ -10,6 +10,7 @@ With logits `l = scale * images @ texts.T + bias`, both losses are a sum over al
     SigLIP  sum_ij softplus(l_ij) / N - sum_i l_ii / N                              (arXiv:2303.15343, algorithm 1)
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -203,7 +204,7 @@ def _on_devices(call, mesh, chunk, takes, gives):
     return jax.shard_map(partial(call, ring), mesh=mesh, in_specs=into, out_specs=out, check_vma=False)
 
 
-def contrastive(name: str, parts: int = 1, mesh: Mesh | None = None) -> Objective:
+def contrastive(name: str, parts: int = 1, mesh: Mesh | None = None, temperature_limit: float = 0.0) -> Objective:
     """The loss of a dual encoder on a batch of pairs, `{"inputs": {"pixel_values", "input_ids", ...}}`.
 
     The outputs of the model have `image_embeds` and `text_embeds`, and its tree has `logit_scale` and, for "siglip",
@@ -215,6 +216,7 @@ def contrastive(name: str, parts: int = 1, mesh: Mesh | None = None) -> Objectiv
         parts: The batch is embedded in so many equal parts, one after another, which the backward pass embeds again:
             gradient caching (Gao et al. 2021, arXiv:2101.06983). The loss is that of the whole batch, and exact.
         mesh: As for `pair_loss`.
+        temperature_limit: The most that cosines are multiplied by; 0 for no limit.
     """
 
     def score(params, outputs, batch):
@@ -224,12 +226,20 @@ def contrastive(name: str, parts: int = 1, mesh: Mesh | None = None) -> Objectiv
         metrics = {"temperature": scale, "duplicates": duplicates(batch["inputs"]["input_ids"])}
         return value, metrics | ({"cut": jnp.mean(batch["cut"])} if "cut" in batch else {})
 
-    return Objective(score, forward=partial(_in_parts, parts) if parts > 1 else forward, reads="pairs")
+    def notice(row):
+        if not temperature_limit or row["temperature"] < 0.999 * temperature_limit:
+            return ""
+        most = f"cosines are multiplied by {temperature_limit:g}"
+        return f"step {row['step']}: {most}, the most that config.temperature_limit allows"
+
+    run = partial(_in_parts, parts) if parts > 1 else forward
+    limits = {"logit_scale": (0.0, math.log(temperature_limit))} if temperature_limit else {}
+    return Objective(score, forward=run, reads="pairs", limits=limits, notice=notice)
 
 
-def clip(parts: int = 1, mesh: Mesh | None = None) -> Objective:
+def clip(parts: int = 1, mesh: Mesh | None = None, temperature_limit: float = 0.0) -> Objective:
     """The loss of CLIP (Radford et al. 2021, arXiv:2103.00020); see `contrastive`."""
-    return contrastive("clip", parts, mesh)
+    return contrastive("clip", parts, mesh, temperature_limit)
 
 
 def siglip(parts: int = 1, mesh: Mesh | None = None) -> Objective:

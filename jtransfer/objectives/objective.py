@@ -5,7 +5,7 @@ measured, so that a method can add a term to the score without a second forward 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import flax.linen as nn
@@ -61,6 +61,8 @@ class Objective:
         metrics: Names of what is measured of a whole set (see `metrics.METRICS`). The first chooses between runs, and
             is what a curve shows.
         reads: What the data must have: "classes" (one a row), "labels" (several a row), "values", "texts" or "pairs".
+        limits: The least and the largest value of some leaves, by path, which every step keeps to.
+        notice: From a row of training metrics to what is to be said of it, empty for nothing; it is said once.
     """
 
     score: Score
@@ -71,6 +73,8 @@ class Objective:
     measure: Callable[[Outputs, Batch], Metrics] | None = None
     metrics: tuple[str, ...] = ()
     reads: str = "classes"
+    limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    notice: Callable[[Mapping[str, float]], str] = lambda row: ""
 
 
 def make_loss(

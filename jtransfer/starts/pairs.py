@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 
@@ -18,36 +17,23 @@ from jtransfer.models import STATISTICS, apply, build, of_config
 from jtransfer.models.clip import INPUTS, TOWERS
 from jtransfer.starts import vocabularies
 from jtransfer.starts.inputs import Arrays, Pictures, as_they_are, gathered, options_of, through, within
+from jtransfer.starts.start import Start
 from jtransfer.tree import FROZEN, Tree, prefixed, select
 
 
 @dataclass(frozen=True)
-class Start:
-    """A dual encoder before its first step.
+class PairInputs:
+    """Makes the inputs of a dual encoder of images and texts.
 
     Attributes:
-        module: The model.
-        params: Leaves that it starts from.
-        fresh: What the paths of the others begin with.
-        images: Makes the model's inputs of images, or of what is known of them.
+        images: Makes them of images, or of what is known of images.
         crops: Makes them of images to train on, which may have been cropped.
         texts: Makes them of texts, and says which of these `[n]` are longer than what the model is given.
-        backbone: The checkpoint of the whole; None where there is none.
-        fingerprints: Of the weights.
-        preprocessor: How images are made, in Hugging Face's keys; None where they are taken as they are.
-        tokenizer: Its files.
     """
 
-    module: nn.Module
-    params: Tree
-    fresh: tuple[str, ...]
     images: Pictures
     crops: Pictures
     texts: Callable[[list[str]], tuple[Arrays, np.ndarray]]
-    backbone: Backbone | None
-    fingerprints: dict[str, str]
-    preprocessor: Mapping[str, Any] | None
-    tokenizer: dict[str, bytes]
 
     def prepare(self, inputs: Mapping[str, Any]) -> Arrays:
         """The model's inputs of `{"images": by rows, "texts": a list}`, of which one may be left out."""
@@ -55,7 +41,7 @@ class Start:
         return images | (self.texts(inputs["texts"])[0] if "texts" in inputs else {})
 
     def ready(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """What the loss takes of both, to train on."""
+        """What the loss takes of a batch of both, to train on."""
         texts, cut = self.texts(batch["texts"])
         return {"inputs": _whole(self.crops, batch["images"]) | texts, "cut": cut}
 
@@ -64,60 +50,85 @@ def _whole(prepare, images):
     return gathered(prepare, images, np.arange(len(images)))
 
 
-def start(config: Any, stream: Any) -> Start:
-    """The dual encoder of a config's `backbone`, `towers` and `model`, for a stream of pairs.
+def start(
+    stream: PairStream,
+    objective: str,
+    *,
+    backbone: str,
+    towers: Mapping[str, str],
+    model: Mapping[str, Any],
+    options: Mapping[str, Any],
+    preprocessor: Mapping[str, Any],
+    tokenizer: str,
+    crop: bool,
+) -> tuple[Start, PairInputs]:
+    """A dual encoder for a stream of pairs: a checkpoint, towers of other checkpoints, or at random.
+
+    Args:
+        stream: The pairs.
+        objective: What is learned, as the config writes it.
+        backbone: Name of a checkpoint of the whole; empty for none.
+        towers: Names of checkpoints of either tower; empty for none.
+        model: The architecture and its options, where there is no checkpoint of the whole.
+        options: For `load`, as the config's section `load`.
+        preprocessor: How images are made, in Hugging Face's keys; empty for the checkpoint's own way.
+        tokenizer: As `vocabularies.files` takes it; empty for the checkpoint's own.
+        crop: Whether images are cropped to train on.
 
     Raises:
         InputError: a backbone or architecture with one tower only, towers or images that do not fit, a loss without
             its bias, or a vocabulary of another size than the tokenizer's.
     """
-    whole = load(config.backbone, **options_of(config.load), sharding="host") if config.backbone else None
-    named = {name: config.towers[name] for name in TOWERS if config.towers[name]}
+    whole = load(backbone, **options_of(options), sharding="host") if backbone else None
+    named = {name: towers[name] for name in TOWERS if towers[name]}
     if whole and named:
         raise InputError("config.towers and config.backbone: expected one of the two, there are both")
-    towers = {name: _tower(name, one, config.load) for name, one in named.items()}
+    each = {name: _tower(name, one, options) for name, one in named.items()}
     if whole is None:
-        model = {**config.model, **{name: one.config for name, one in towers.items()}}
-        module = build(**{key: dict(value) if hasattr(value, "items") else value for key, value in model.items()})
+        values = {**model, **{name: one.config for name, one in each.items()}}
+        module = build(**{key: dict(value) if hasattr(value, "items") else value for key, value in values.items()})
     else:
         module = whole.model
     if not module.config.towers:
-        what = f"backbone '{config.backbone}'" if whole else f"architecture '{config.model.architecture}'"
-        raise InputError(f"config.objective '{config.objective}' needs towers of both images and texts; {what} has not")
-    if config.objective == "siglip" and module.config.logit_bias is None:
+        what = f"backbone '{backbone}'" if whole else f"architecture '{model['architecture']}'"
+        raise InputError(f"config.objective '{objective}' needs towers of both images and texts; {what} has not")
+    if objective == "siglip" and module.config.logit_bias is None:
         advice = "set config.model.logit_bias, which starts at -10.0, and config.model.logit_scale, at 2.3026 (ln 10)"
         if whole:
-            advice = f"backbone '{config.backbone}' has none; train it with config.objective 'clip'"
+            advice = f"backbone '{backbone}' has none; train it with config.objective 'clip'"
         raise InputError(f"config.objective 'siglip' needs a bias; {advice}")
     params = {} if whole is None else whole.params | whole.state
-    for name, one in towers.items():
+    for name, one in each.items():
         params |= of_tower(one.params | one.state, name)
-    missing = [name for name in TOWERS if name not in towers]
+    missing = [name for name in TOWERS if name not in each]
     starts = [
         *(prefix + name for prefix in ("", STATISTICS) for name in missing),
         *(f"{name}_projection" for name in TOWERS),
     ]
     fresh = () if whole else (*(f"{start}/" for start in starts), "logit_")
-    source = whole or towers.get("vision")
-    to_pixels, of_crops, preprocessor = _images(config, stream, module, source)
-    to_ids, files = _texts(config, module, whole or towers.get("text"))
+    to_pixels, of_crops, values = _images(preprocessor, crop, stream, module, whole or each.get("vision"))
+    to_ids, files = _texts(tokenizer, options["tokens"], module, whole or each.get("text"))
     fingerprints = {"backbone": whole.fingerprint} if whole else {}
-    fingerprints |= {name: one.fingerprint for name, one in towers.items()}
-    return Start(module, params, fresh, to_pixels, of_crops, to_ids, whole, fingerprints, preprocessor, files)
+    fingerprints |= {name: one.fingerprint for name, one in each.items()}
+    about = {"backbone": whole, "fingerprints": fingerprints, "preprocessor": values, "tokenizer": files}
+    return Start(module, module, params, fresh, **about), PairInputs(to_pixels, of_crops, to_ids)
 
 
-def cached(start: Start, stream: PairStream, rates: Mapping[str, float]) -> tuple[Start, PairStream, Tree]:
-    """The same with the features of the tower of images, which then does not learn, in place of the images.
+def cached(
+    start: Start, inputs: PairInputs, stream: PairStream, rates: Mapping[str, float]
+) -> tuple[Start, PairInputs, PairStream]:
+    """Compute the features of the tower of images, which does not learn, once, and train on them instead of images.
 
-    They are computed once, of all rows, and held in memory: `rows x width` floats.
+    They are of all rows, and held in memory: `rows x width` floats.
 
     Args:
-        start: Where the dual encoder starts; its tower of images has all of its leaves.
+        start: A dual encoder whose tower of images has all of its leaves.
+        inputs: Makes its inputs.
         stream: Of a finite number of images.
         rates: At which the leaves learn, by path.
 
     Returns:
-        Start and stream over features, and the leaves of the tower that is left out.
+        The start, whose tower of images is left out; what makes inputs of features; and the stream of features.
 
     Raises:
         InputError: images that are made as they are needed, or a tower that starts at random or learns.
@@ -138,14 +149,15 @@ def cached(start: Start, stream: PairStream, rates: Mapping[str, float]) -> tupl
     tower = {path: x for path, x in start.params.items() if path.startswith(inside)}
     call = jax.jit(lambda tree, pixels: apply(of_config(start.module.config.vision), tree, pixels)["features"])
     own = select(tower, inside[0]) | prefixed(select(tower, inside[1]), STATISTICS)
-    rows, block = np.arange(len(stream.images)), within(start.images(stream.images[np.arange(1)]))
+    rows, block = np.arange(len(stream.images)), within(inputs.images(stream.images[np.arange(1)]))
     parts = np.split(rows, range(block, len(rows), block))
-    found = [jax.device_get(call(own, gathered(start.images, stream.images, part))) for part in parts]
+    found = [jax.device_get(call(own, gathered(inputs.images, stream.images, part))) for part in parts]
     features = np.concatenate(found)
 
     kept = Pictures(lambda rows: {"image_features": np.asarray(rows)})
     rest = {path: x for path, x in start.params.items() if path not in tower}
-    return dataclasses.replace(start, params=rest, images=kept, crops=kept), stream.over(features), tower
+    start = dataclasses.replace(start, params=rest, left_out=tower)
+    return start, PairInputs(kept, kept, inputs.texts), stream.over(features)
 
 
 def of_tower(tree: Tree, name: str) -> Tree:
@@ -171,10 +183,10 @@ def _tower(name, of, options) -> Backbone:
     return backbone.without_head()
 
 
-def _images(config, stream, module, source):
+def _images(preprocessor, crop, stream, module, source):
     """What makes `pixel_values` of images, what makes them of crops, and how in Hugging Face's keys."""
     shape = module.config.vision.inputs["pixel_values"].shape[1:]
-    values = dict(config.preprocessor)
+    values = dict(preprocessor)
     if source is not None and not values:
         values = _kept(source)
     array = not hasattr(stream.images, "read")
@@ -188,7 +200,7 @@ def _images(config, stream, module, source):
 
     pixels = through(processor)
     square = dataclasses.replace(processor, steps=(images.Fixed(*shape[:2]),))
-    return pixels, Pictures(square) if config.crop else pixels, processor.values
+    return pixels, Pictures(square) if crop else pixels, processor.values
 
 
 def _kept(source):
@@ -200,10 +212,9 @@ def _kept(source):
     return dict(tower.preprocess.values)
 
 
-def _texts(config, module, source):
+def _texts(name, tokens, module, source):
     """What makes `input_ids` and says which texts are cut, and the files of the tokenizer."""
     own = module.config.text
-    name = config.tokenizer
     files = tokenizer_files(source) if source and not name else vocabularies.files(name or vocabularies.BYTES)
     names, longest = tuple(module.config.inputs), own.longest
     made: text.Tokenizer = vocabularies.tokenizer(files, names, longest, own.pool == "last")
@@ -213,7 +224,7 @@ def _texts(config, module, source):
     ((ids, *_),) = made.encode(["a"], None, made.limit)
     if own.pool == "eos" and own.eos_token not in ids:
         raise InputError(f"config.tokenizer ends texts with {ids[-1]}, config.model.text.eos_token is {own.eos_token}")
-    length = config.load.tokens or made.limit
+    length = tokens or made.limit
     if length > made.limit:
         raise InputError(f"config.load.tokens is {length}; the text tower takes {made.limit} at most")
 

@@ -6,33 +6,25 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 
-from jtransfer import expressions, files, methods
-from jtransfer.checkpoints.adapter import merges
+from jtransfer import files
 from jtransfer.checkpoints.store import Store
-from jtransfer.config import check, defaults, resolved
-from jtransfer.data import preprocess, sources
 from jtransfer.data.streams import Cursor, ahead, ended, taken
 from jtransfer.devices import hosts, sharding
 from jtransfer.errors import Damaged, InputError, Once
 from jtransfer.models import STATISTICS
-from jtransfer.objectives import make_loss
-from jtransfer.optimiser import Optimiser
 from jtransfer.stopping import Stopped, after_a_step
 from jtransfer.storage import locks, workdir
 from jtransfer.storage.cells import ResultRow
-from jtransfer.train import costs, outcome, remembered, tried
-from jtransfer.train.phases import Plan, entered, packed, parts, plan, unpacked
-from jtransfer.train.state import TrainState, state_shardings
-from jtransfer.train.step import make_step
-from jtransfer.train.tasks import Task, build_task
+from jtransfer.train import outcome, remembered
+from jtransfer.train.phases import packed, unpacked
+from jtransfer.train.programs import Programs
+from jtransfer.train.runs import Run
+from jtransfer.train.state import TrainState
 from jtransfer.tree import Tree, merge
 
 log = logging.getLogger("jtransfer")
@@ -44,86 +36,6 @@ WATCHED = ("temperature", "loss", "grad_norm")
 
 class Diverged(InputError):
     """The loss or the gradient became NaN or infinite."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """A training run with everything checked and nothing compiled.
-
-    Attributes:
-        config: The resolved config.
-        task: What is learned, of which data.
-        method: How it is trained.
-        adapted: The model as the method changes it.
-        optimiser: Its options.
-        plan: Steps and rates of the phases of the method.
-        mesh: The devices.
-        fingerprints: Of the data, of the backbones, of the files that say how the model's inputs are made and of the
-            user's modules (by name), where there are any.
-    """
-
-    config: Any
-    task: Task
-    method: methods.Method
-    adapted: methods.Adapted
-    optimiser: Optimiser
-    plan: Plan
-    mesh: jax.sharding.Mesh
-    fingerprints: dict[str, Any]
-
-    @property
-    def merges(self) -> bool:
-        """Whether the plain model computes the same as the adapted one, by leaves that the method makes of all."""
-        return merges(self.method, self.task.model, self.adapted.example, self.adapted.shapes, self.adapted.base)
-
-
-def prepare(config, stream: Any = None) -> Run:
-    """Load data and backbone, build model and method.
-
-    Args:
-        config: Of the run.
-        stream: Of its data, as `remembered` has it; None to open what the config names.
-
-    Raises:
-        InputError: whatever in the config cannot be run, before any compilation.
-    """
-    check("train", config)
-    for key in ("eval_every", "checkpoint_every"):
-        if config[key] % config.log_every:
-            raise InputError(f"config.{key} {config[key]} must be a multiple of config.log_every {config.log_every}")
-    mesh = sharding.make_mesh(config.mesh)
-    parts = config.accumulate * mesh.shape[mesh.axis_names[0]]
-    if config.batch % parts:
-        raise InputError(
-            f"config.batch {config.batch} must be a multiple of {parts}: devices of the batch x accumulate"
-        )
-    method, optimiser = methods.parse(config.method), Optimiser(**config.optimiser)
-    if method.solves:
-        raise InputError(f"config.method '{method.name}': only a curve solves for a head; write 'probe >> finetune'")
-    methods.check_needs([method], ["teacher"] if config.teacher else [])
-    task = build_task(config, mesh, stream)
-    if task.params and not method.pretrained:
-        which = ", ".join(filter(None, (config.backbone, *config.towers.values())))
-        log.warning(
-            "config.method '%s' starts at random: of %s nothing but the architecture is taken", method.name, which
-        )
-    wrap = (sharding.keep_batch_split(mesh),) if mesh.size > 1 else ()
-    adapted = methods.adapt(method, task.model, task.params, task.example, wrap, task.fresh)
-    sharding.tree_shardings(adapted.shapes, mesh, config.sharding)
-    fingerprints = {"data": task.stream.fingerprint} | task.fingerprints
-    if beside := task.beside():
-        fingerprints["preprocessing"] = preprocess.fingerprint(beside)
-    modules = expressions.modules(config.method, "method")
-    for section in config.tasks.values() if config.tasks else (config,):
-        modules |= expressions.modules(section.objective, "objective")
-        for name in section.metrics:
-            modules |= expressions.modules(name, "metric")
-        modules |= {} if stream else sources.modules(section.data)  # what is only read back imports none
-    if modules:
-        fingerprints["modules"] = modules
-        tried.check(adapted.phases, task.objective, task.parts or costs.LABELS, modules)
-    shares = plan(len(method.phases), config.steps, config.phase_steps, config.phase_rates)
-    return Run(config, task, method, adapted, optimiser, shares, mesh, fingerprints)
 
 
 def train(run: Run, directory: epath.PathLike, on_row: Callable[[ResultRow, float], None]) -> list[ResultRow]:
@@ -147,12 +59,11 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[ResultRow, floa
         Diverged: the loss became NaN; the checkpoints before that are kept.
         Stopped: a signal came. The state is saved, and the next call ends as if there had been none.
     """
-    directory, config, mesh = epath.Path(directory), run.config, run.mesh
-    plain = resolved(config) | {"fingerprints": run.fingerprints}
-    of = workdir.fingerprint(workdir.claim(directory, plain, defaults("train", config)))
+    directory, schedule, mesh, stream = epath.Path(directory), run.schedule, run.mesh, run.task.data.stream
+    of = workdir.fingerprint(workdir.claim(directory, run.record, run.defaults))
     if hosts.is_first():
         remembered.write(directory, run.task)
-    programs = _Programs(run)
+    programs = Programs(run)
     if refusal := outcome.refusal(run):
         log.warning(
             "no model/ is written at the end, and the result goes out by jtransfer export --format=orbax alone: %s",
@@ -167,50 +78,50 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[ResultRow, floa
     ):
         rows, pending, cursor, start = [], [], 0, store.latest or 0
         phase = run.plan.at(start)
-        state, kept, frozen = programs.start(phase)
+        state, kept, frozen = programs.start(phase, anew=not start)
         if start:
             whole, rows, pending, cursor = _restore(store, start, packed(state, kept), directory, of)
             state, kept = unpacked(whole)
         others = merge(kept, frozen)
         timed, began, warn, agreed = 0, math.nan, Once(), hosts.agree()
-        given = taken(run.task.stream, len(sharding.rows(mesh, config.batch)), cursor)
-        batches = ahead((run.task.ready(own), after) for own, after in given)
+        given = taken(stream, len(sharding.rows(mesh, schedule.batch)), cursor)
+        batches = ahead((run.task.data.ready(own), after) for own, after in given)
         try:
-            for number in range(start + 1, config.steps + 1):
+            for number in range(start + 1, schedule.steps + 1):
                 if run.plan.at(number) > phase:
                     phase = run.plan.at(number)
                     state, kept, frozen = programs.enter(phase, state, kept, frozen)
                     others = merge(kept, frozen)
                 if (item := next(batches, None)) is None:
-                    raise InputError(ended(run.task.stream, number - 1, config.steps) + _kept(store))
+                    raise InputError(ended(stream, number - 1, schedule.steps) + _kept(store))
                 own, cursor = item
-                batch = sharding.assemble(own, config.batch, mesh)
+                batch = sharding.assemble(own, schedule.batch, mesh)
                 state, metrics = programs.step(phase)(state, others | programs.held, batch)
                 pending.append(metrics)
                 if number == start + 1:
                     jax.block_until_ready(metrics)
                     began = time.perf_counter()
                 else:
-                    timed += config.batch * (len(config.tasks) or 1)
+                    timed += schedule.batch * len(run.task.objectives)
                 jax.block_until_ready(pending[-2:-1])  # a step ahead of the devices and no more: a signal can wait
                 stop, where = agreed(signalled())
-                if number % config.log_every == 0 or number in (1, config.steps):
-                    row = _row(number, pending, store)
+                if number % schedule.log_every == 0 or number in (1, schedule.steps):
+                    row = _row(number, pending, store) | (programs.solved if number == 1 else {})
                     speed = timed / (time.perf_counter() - began) if timed else math.nan
-                    if number % config.eval_every == 0 or number == config.steps:
+                    if number % schedule.eval_every == 0 or number == schedule.steps:
                         row |= programs.evaluate(phase)(state, others)
                     rows.append(row)
-                    board(row | ({f"{run.task.stream.kind}s_per_second": speed} if timed else {}))
+                    board(row | ({f"{stream.kind}s_per_second": speed} if timed else {}))
                     on_row(row, speed)
-                    if said := run.task.notice(row):
+                    for said in filter(None, (one.notice(row) for one in run.task.objectives)):
                         warn("%s", said)
                     pending, timed, began = [], 0, time.perf_counter()
-                if number % config.checkpoint_every == 0 or number == config.steps or stop:
+                if number % schedule.checkpoint_every == 0 or number == schedule.steps or stop:
                     still_held()
                     _write(directory / "metrics.jsonl", rows)
                     about = {"metrics": rows, "pending": _finite(number, pending, store), "config": of, "phase": phase}
                     store.save(number, packed(state, kept), about | {"cursor": cursor})
-                if stop and number < config.steps:
+                if stop and number < schedule.steps:
                     raise Stopped(stop, f"{where} at step {number}; saved", agreed=True)
         finally:  # after a NaN or Ctrl-C too; what comes after the newest checkpoint is written again by the next run
             batches.close()
@@ -230,7 +141,7 @@ def restored(run: Run, directory: epath.PathLike) -> tuple[int, Tree]:
     of = workdir.fingerprint(files.read_record(directory / "config.json", "it cannot be told what this run was")[1])
     if not (directory / "checkpoints").exists():  # which opening it would make
         raise InputError(f"workdir {directory}: there is no checkpoint yet")
-    programs = _Programs(run)
+    programs = Programs(run)
     with Store(directory / "checkpoints", reading=True) as store:
         if (step := store.latest) is None:
             raise InputError(f"workdir {directory}: there is no checkpoint yet")
@@ -244,63 +155,6 @@ def _held(directory: epath.Path) -> Iterator[Callable[[], None]]:
     """The lock of a directory, held by the first process for all; what `locks.held` gives."""
     with ExitStack() as stack:
         yield hosts.first_does(lambda: stack.enter_context(locks.held(directory))) or (lambda: None)
-
-
-class _Programs:
-    """The phases of a run as jitted programs, and the state that each starts from, laid out on the mesh.
-
-    Shapes come first, then where they lie, then arrays: no device ever holds more than its part.
-    """
-
-    def __init__(self, run: Run):
-        self.run, self.whole = run, sharding.everywhere(run.mesh)
-        self.leaves = sharding.tree_shardings(run.adapted.shapes, run.mesh, run.config.sharding)
-        self.keys = jax.random.split(jax.random.key(run.config.seed))
-        self.held: Tree = {}
-        self.layouts: dict[int, TrainState] = {}
-        self.step, self.evaluate = lru_cache(self._step), lru_cache(self._evaluate)
-
-    def start(self, phase: int) -> tuple[TrainState, Tree, Tree]:
-        """The state of a phase as if none were before it; what an earlier one trained and it does not; all others."""
-        adapted, (start_key, run_key) = self.run.adapted, self.keys
-
-        def create(start_key, run_key, base):
-            tree, state = adapted.start(start_key, base)
-            trainable, kept, frozen = parts(adapted, phase, tree)
-            optimiser = self._optimiser(phase)
-            return TrainState.create(run_key, trainable, state, optimiser, self.run.config.ema), kept, frozen
-
-        base = sharding.place(adapted.base, {path: self.leaves.get(path, self.whole) for path in adapted.base})
-        self.held = adapted.holds(base)  # and no other leaf of the backbone's is kept twice
-        return self._laid_out(phase, create, start_key, run_key, base)
-
-    def enter(self, phase: int, state: TrainState, kept: Tree, frozen: Tree) -> tuple[TrainState, Tree, Tree]:
-        """The same of a phase, from the end of the one before it."""
-
-        def change(state, others):
-            return entered(self.run.adapted, phase, state, others, self._optimiser(phase))
-
-        return self._laid_out(phase, change, state, merge(kept, frozen))
-
-    def _laid_out(self, phase, call, *args):
-        state, *others = jax.eval_shape(call, *args)
-        self.layouts[phase] = state_shardings(state, self.leaves, self.run.mesh)
-        places = [{path: self.leaves[path] for path in tree} for tree in others]
-        return jax.jit(call, out_shardings=(self.layouts[phase], *places))(*args)
-
-    def _optimiser(self, phase):
-        one, plan, optimiser = self.run.adapted.phases[phase], self.run.plan, self.run.optimiser
-        options = {"rate": optimiser.rate * plan.factors[phase], "limits": self.run.task.limits, "since": one.since}
-        return optimiser.build(one.rates, plan.steps[phase], **options)
-
-    def _step(self, phase):
-        one, task, config = self.run.adapted.phases[phase], self.run.task, self.run.config
-        loss = make_loss(one.model, task.objective, one.scores)
-        step = make_step(loss, self._optimiser(phase), task.accumulate, config.ema, combine=task.combine)
-        return jax.jit(step, out_shardings=(self.layouts[phase], self.whole), donate_argnums=0)
-
-    def _evaluate(self, phase):
-        return self.run.task.evaluate(self.run.adapted.phases[phase])
 
 
 def _row(number: int, pending: list[dict], store: Store) -> ResultRow:

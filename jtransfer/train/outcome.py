@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 
 from jtransfer import checkpoints
-from jtransfer.checkpoints import Adapter, Backbone, deltas
+from jtransfer.checkpoints import Adapter, deltas
 from jtransfer.devices import hosts, sharding
 from jtransfer.errors import InputError
 from jtransfer.models import SOURCE_HEAD, STATISTICS
@@ -16,8 +16,8 @@ from jtransfer.tree import FROZEN, Tree
 
 
 def is_plain(run: Any) -> bool:
-    """Whether a run (a `loop.Run`) comes to a model without anything that a method adds to the forward pass."""
-    return run.merges and not (run.task.backbone and run.task.backbone.methods)
+    """Whether a run (a `Run`) comes to a model without anything that a method adds to the forward pass."""
+    return run.merges and not run.task.start.base.methods
 
 
 def refusal(run: Any) -> str:
@@ -35,11 +35,11 @@ def save(run: Any, tree: Tree, directory: epath.PathLike) -> None:
     """Write what a run came to, which has no `refusal`; every process calls this, and the first one writes.
 
     Args:
-        run: A `loop.Run`.
+        run: A `Run`.
         tree: All leaves at the end, none merged, laid out over the mesh.
         directory: Where.
     """
-    task, plain = run.task, is_plain(run)
+    start, plain = run.task.start, is_plain(run)
     if plain:
         tree = {path: leaf for path, leaf in run.method.merge(tree).items() if not path.startswith(SOURCE_HEAD)}
     else:
@@ -49,15 +49,15 @@ def save(run: Any, tree: Tree, directory: epath.PathLike) -> None:
     if not hosts.is_first():
         return
     if plain:
-        leaves, beside = whole | task.left_out, (task.preprocessor, task.tokenizer)
-        checkpoints.save(directory, task.module, leaves, task.classes, *beside, head=task.head)
+        leaves, beside = whole | start.left_out, (start.preprocessor, start.tokenizer)
+        checkpoints.save(directory, start.module, leaves, start.classes, *beside, head=start.head)
     else:
-        deltas.save(directory, adapter(run, jax.device_get(whole)), task.beside())
+        deltas.save(directory, adapter(run, jax.device_get(whole)), start.beside())
 
 
 def adapter(run: Any, tree: Mapping[str, Any]) -> Adapter:
     """What the leaves of a run, none merged, are apart from its backbone; leaves that it gives may be left out."""
-    task, known = run.task, _known(run)
+    start, known = run.task.start, _known(run)
 
     def is_new(path, leaf):
         if path.startswith(STATISTICS):
@@ -65,7 +65,7 @@ def adapter(run: Any, tree: Mapping[str, Any]) -> Adapter:
         return _is_new(run, path, known)
 
     params = {path: leaf for path, leaf in tree.items() if is_new(path, leaf)}
-    return Adapter(_base(run), run.method, params, task.head, task.classes)
+    return Adapter(start.base, run.method, params, start.head, start.classes)
 
 
 def hollow(run: Any) -> Adapter:
@@ -74,13 +74,8 @@ def hollow(run: Any) -> Adapter:
     return adapter(run, {path: np.broadcast_to(x.dtype.type(np.nan), x.shape) for path, x in shapes.items()})
 
 
-def _base(run):
-    task = run.task
-    return task.backbone or Backbone(run.config.model.architecture, task.module, task.left_out)
-
-
 def _known(run):
-    base = _base(run)
+    base = run.task.start.base
     return base.params | base.state
 
 

@@ -64,8 +64,12 @@ def plan(
 
 
 def parts(adapted: Adapted, phase: int, tree: Tree) -> tuple[Tree, Tree, Tree]:
-    """A tree in three: the leaves that learn in a phase, those that learned before it and no longer do, the others."""
+    """A tree in three: the leaves that learn in a phase, those that were found before it and no longer do, the others.
+
+    Found are leaves that an earlier phase trained, and those of a head that was solved for.
+    """
     learned = {path for one in adapted.phases[:phase] for path, rate in one.rates.items() if rate != FROZEN}
+    learned |= set(adapted.solved)
     rates = adapted.phases[phase].rates
     found: tuple[Tree, Tree, Tree] = {}, {}, {}
     for path, leaf in tree.items():

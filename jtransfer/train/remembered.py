@@ -25,11 +25,12 @@ LARGEST = 1 << 28
 
 def write(directory: epath.Path, task: Task) -> None:
     """Write the record of a task's data into a run's directory."""
-    stream, tokens = task.stream, task.example["input_ids"].shape[1] if task.stream.kind == "text" else 0
+    stream = task.data.stream
+    tokens = task.data.example["input_ids"].shape[1] if stream.kind == "text" else 0
     if isinstance(stream, Joined):
         values = {"tasks": {name: _record(own, own.classes, tokens) for name, own in stream.streams.items()}}
     else:
-        values = _record(stream, task.classes, tokens)
+        values = _record(stream, task.start.classes, tokens)
     files.write_record(directory / FILE, values)
 
 

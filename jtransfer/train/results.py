@@ -14,7 +14,7 @@ from jtransfer.errors import Damaged, InputError
 from jtransfer.files import read_record
 from jtransfer.methods.lora import LoRA
 from jtransfer.storage.workdir import same_data
-from jtransfer.train import loop, outcome, remembered
+from jtransfer.train import loop, outcome, remembered, runs
 
 
 def result(
@@ -59,7 +59,7 @@ def result(
         config.load.tokens = tokens
     words = "--trust={0}, or trust=['{0}'] from Python"
     with hub.from_cache_alone(), imports.trusting(trust, f"workdir {directory}", words):
-        run = loop.prepare(config, stream)
+        run = runs.prepare(config, stream)
     now = run.fingerprints
     if "modules" in now and isinstance(
         noted := before.get("modules"), dict
@@ -69,11 +69,11 @@ def result(
         raise InputError(f"workdir {directory}: the {' and the '.join(changed)} changed since the run was started")
     check(outcome.hollow(run))
     step, tree = loop.restored(run, directory)
-    own = run.task.backbone is None or config.preprocessor or config.tokenizer
-    return step, outcome.adapter(run, jax.device_get(tree)), run.task.beside() if own else {}
+    own = run.task.start.backbone is None or config.preprocessor or config.tokenizer
+    return step, outcome.adapter(run, jax.device_get(tree)), run.task.start.beside() if own else {}
 
 
-def ways_out(run: loop.Run) -> list[str]:
+def ways_out(run: runs.Run) -> list[str]:
     """What `jtransfer export` will refuse of a run, known before its first step: one line for each format.
 
     Whether PEFT can have it is said of methods with a LoRA alone.

@@ -1,19 +1,16 @@
 """What a run learns: of rows, by one objective or by several at once, or which texts belong to which images.
 
-A task says what is read, what the model takes, what the loss is, and what is measured on examples that are held out;
-the loop does the rest.
+A task is data, a start and an objective, with everything checked and nothing compiled; the loop does the rest. The
+functions here make one of the keys of a config.
 """
 
-import json
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -27,71 +24,63 @@ from jtransfer.data.streams import Joined, Rows, Stream
 from jtransfer.devices import sharding
 from jtransfer.errors import InputError, Once
 from jtransfer.methods import Adapted
-from jtransfer.models import Head, Heads, build
+from jtransfer.models import Heads, build
 from jtransfer.objectives import metrics
+from jtransfer.solvers.few_shot import Fit
 from jtransfer.starts import pairs, teachers
 from jtransfer.starts.inputs import as_they_are, example, gathered, load_for, prepare_for
-from jtransfer.train import measured
+from jtransfer.starts.start import Start
+from jtransfer.train import measured, solved
 from jtransfer.train.combine import Combine, mean, weighted
 from jtransfer.train.measured import Evaluate
 from jtransfer.tree import Tree, select
 
 
 @dataclass(frozen=True)
-class Task:
-    """What a run learns, with everything checked and nothing compiled.
+class TaskData:
+    """What a run reads, and what it is measured on.
 
     Attributes:
-        stream: Its batches.
-        ready: From one of them to what `loss` takes.
-        model: Of which `module` is the part that is kept: the model without a new head.
-        module: See `model`.
-        params: Leaves to start from.
-        objective: What is learned of them; of several tasks, by name.
-        combine: Of several tasks, what makes one gradient of theirs.
-        evaluate: From the adapted model to what measures it on the held-out examples.
-        example: One of each of the model's inputs.
-        fresh: What the paths of leaves begin with that may start at random beside given ones.
-        parts: Shape and dtype of one example of what a batch has beside `inputs`.
-        accumulate: Parts of a batch whose gradients are summed.
-        limits: Between what some leaves are kept.
-        notice: From a row of metrics to what is to be said of it, if anything; it is said once.
-        classes: Names of those that the head predicts.
-        head: What learns on the module, one head or several; None where there is none.
-        backbone: Where the weights started; None for at random.
-        fingerprints: Of the backbones.
-        preprocessor: How the kept model's images are made, in Hugging Face's keys; None where they are as they are.
-        tokenizer: Files of the kept model's tokenizer.
-        left_out: Leaves of the kept model that the trained one has not, as their outputs are kept.
+        stream: The batches.
+        ready: From a batch of the stream to the batch that the loss takes.
+        example: Shape and dtype of one example of each of the model's inputs.
+        evaluate: From the adapted model to the function that measures it on the held-out examples.
+        parts: Shape and dtype of one example of what a batch has beside `inputs`; of several tasks, of all that a batch
+            has, by task.
+        solve: From a solver and the leaves of the backbone to a head at its optimum on the rows that are trained on:
+            see `solved.head`. None where there is more than one head, or none.
     """
 
     stream: Stream | PairStream | Joined
     ready: Callable[[dict[str, Any]], dict[str, Any]]
-    model: nn.Module
-    module: nn.Module
-    params: Tree
-    objective: objectives.Objective | dict[str, objectives.Objective]
+    example: Mapping[str, jax.ShapeDtypeStruct]
     evaluate: Callable[[Adapted], Evaluate]
-    example: dict[str, jax.ShapeDtypeStruct]
-    fresh: tuple[str, ...]
     parts: Mapping[str, Any] = field(default_factory=dict)
+    solve: Callable[[Fit, Tree], tuple[Tree, dict[str, float]]] | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a run learns.
+
+    Attributes:
+        data: What it reads.
+        start: The model before the first step.
+        objective: What is learned; of several tasks, by name.
+        combine: Makes one gradient of those of several tasks.
+        accumulate: Parts of a batch whose gradients are summed; 1 where an objective of pairs embeds the parts itself.
+    """
+
+    data: TaskData
+    start: Start
+    objective: objectives.Objective | Mapping[str, objectives.Objective]
     combine: Combine = mean
     accumulate: int = 1
-    limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    notice: Callable[[dict[str, float]], str] = lambda row: ""
-    classes: tuple[str, ...] = ()
-    head: Head | Heads | None = None
-    backbone: checkpoints.Backbone | None = None
-    fingerprints: dict[str, str] = field(default_factory=dict)
-    preprocessor: Mapping[str, Any] | None = None
-    tokenizer: dict[str, bytes] = field(default_factory=dict)
-    left_out: Tree = field(default_factory=dict)
 
-    def beside(self) -> dict[str, bytes]:
-        """The files that Hugging Face keeps beside weights: of the tokenizer and of the image processor."""
-        if not self.preprocessor:
-            return self.tokenizer
-        return self.tokenizer | {"preprocessor_config.json": json.dumps(dict(self.preprocessor), indent=2).encode()}
+    @property
+    def objectives(self) -> tuple[objectives.Objective, ...]:
+        """Of every task."""
+        return tuple(self.objective.values()) if isinstance(self.objective, Mapping) else (self.objective,)
 
 
 def build_task(config, mesh: Mesh, stream: Stream | PairStream | Joined | None = None) -> Task:
@@ -115,7 +104,7 @@ def build_task(config, mesh: Mesh, stream: Stream | PairStream | Joined | None =
 def _of_rows(config, settings, mesh, stream) -> Task:
     """A task of rows, each with its labels or without any."""
     stream = stream or _opened(config, config.data, objectives.parse(config.objective, settings), mesh)
-    whole, prepare = _start(config, stream)
+    whole, prepare = _backbone(config, stream)
     objective, named, one = _asked(config, settings, stream, prepare)
     model, params, head = headed(whole, objective, stream.outputs)
     objectives.check_mixup(config.mixup, one)
@@ -126,21 +115,21 @@ def _of_rows(config, settings, mesh, stream) -> Task:
         own = {"teacher": taught(inputs, np.arange(len(inputs)))} if taught else {}
         return _with_inputs(prepare, batch) | own
 
+    evaluate = partial(measured.rows, "", stream, prepare, objective, named, one, mesh)
+    solve = partial(solved.head, stream, prepare, next(iter(named.items()), None), whole.model, mesh, config.batch)
+    start = _start(config, whole, stream)
     return Task(
-        stream,
-        ready,
-        model,
-        whole.model,
-        params,
+        TaskData(stream, ready, one, evaluate, teachers.parts(stream, taught), solve),
+        replace(
+            start,
+            model=model,
+            params=params,
+            head=head,
+            classes=_classes(stream, objective),
+            fingerprints={**start.fingerprints} | ({"teacher": taught.fingerprint} if taught else {}),
+        ),
         objective,
-        partial(measured.rows, "", stream, prepare, objective, named, one, mesh),
-        one,
-        fresh=("head/",),
-        parts=teachers.parts(stream, taught),
         accumulate=config.accumulate,
-        classes=_classes(stream, objective),
-        head=head,
-        **_of_start(config, whole, stream, {"teacher": taught.fingerprint} if taught else {}),
     )
 
 
@@ -161,7 +150,7 @@ def _of_several(config, mesh, joined) -> Task:
                 f"config.tasks.{name}.data: {stream.name} holds {stream.kind}s, {first.name} {first.kind}s; tasks on "
                 "one backbone take inputs of one kind"
             )
-    (whole, prepare), asked, ready = _start(config, first), {}, {}
+    (whole, prepare), asked, ready = _backbone(config, first), {}, {}
     for name, stream in streams.items():
         with _in_task(name):
             if stream is not first:
@@ -180,22 +169,17 @@ def _of_several(config, mesh, joined) -> Task:
         found = [measure(adapted) for measure in each]
         return lambda state, frozen: {key: x for one in found for key, x in one(state, frozen).items()}
 
-    return Task(
+    data = TaskData(
         Joined(streams, len(sharding.rows(mesh, config.batch))),
         lambda batch: {name: own(select(batch, f"{name}/")) for name, own in ready.items()},
-        model,
-        whole.model,
-        params,
-        objective,
-        evaluate,
         asked[next(iter(asked))][2],
-        fresh=("head/",),
-        parts={name: {"inputs": one} | teachers.parts(streams[name]) for name, (_, _, one, _) in asked.items()},
-        combine=weighted({name: section.weight for name, section in sections.items()}),
-        accumulate=config.accumulate,
-        head=Heads(tuple(heads.items()), tuple(_classes(streams[name], own) for name, own in objective.items())),
-        **_of_start(config, whole, first, {}),
+        evaluate,
+        {name: {"inputs": one} | teachers.parts(streams[name]) for name, (_, _, one, _) in asked.items()},
     )
+    classes = tuple(_classes(streams[name], own) for name, own in objective.items())
+    start = replace(_start(config, whole, first), model=model, params=params, head=Heads(tuple(heads.items()), classes))
+    combine = weighted({name: section.weight for name, section in sections.items()})
+    return Task(data, start, objective, combine, config.accumulate)
 
 
 @contextmanager
@@ -213,7 +197,7 @@ def _opened(config, data, objective, mesh) -> Stream:
     return open_stream(data, config.batch, config.seed, sharding.rows(mesh, config.batch), config.data_dir, every)
 
 
-def _start(config, stream):
+def _backbone(config, stream):
     """The backbone, without a name or leaves where there is none, and what makes its inputs of a stream's."""
     if config.backbone:
         # On the host, where it may lie in the mapped file; training lays it out on the mesh.
@@ -240,15 +224,16 @@ def _with_inputs(prepare, batch):
     return batch | {"inputs": gathered(prepare, inputs, np.arange(len(inputs)))}
 
 
-def _of_start(config, whole, stream, fingerprints):
-    """What a task says of its backbone."""
+def _start(config, whole, stream):
+    """A backbone without the head of an objective."""
     backbone = whole if config.backbone else None
-    return {
-        "backbone": backbone,
-        "fingerprints": ({"backbone": backbone.fingerprint} if backbone else {}) | fingerprints,
-        "preprocessor": _processor_of(backbone, whole.model),
-        "tokenizer": tokenizer_files(backbone) if stream.kind == "text" else {},
-    }
+    return Start(
+        *(whole.model, whole.model, whole.params | whole.state, ("head/",)),
+        backbone=backbone,
+        fingerprints={"backbone": backbone.fingerprint} if backbone else {},
+        preprocessor=_processor_of(backbone, whole.model),
+        tokenizer=tokenizer_files(backbone) if stream.kind == "text" else {},
+    )
 
 
 def _processor_of(backbone, module):
@@ -263,41 +248,39 @@ def _processor_of(backbone, module):
 
 
 def _of_pairs(config, settings, mesh, stream) -> Task:
+    """A task of pairs of images and texts."""
     rows = sharding.rows(mesh, config.batch)
     stream = stream or open_pairs(
         config.data, config.batch, config.seed, rows, config.data_dir, config.templates, config.crop
     )
-    start, left_out = pairs.start(config, stream), {}
+    start, inputs = pairs.start(
+        stream,
+        config.objective,
+        backbone=config.backbone,
+        towers=config.towers,
+        model=config.model,
+        options=config.load,
+        preprocessor=config.preprocessor,
+        tokenizer=config.tokenizer,
+        crop=bool(config.crop),
+    )
     if config.cache:
         if config.crop:
             raise InputError("config.cache keeps features of whole images, config.crop cuts them anew; choose one")
-        method, one = methods.parse(config.method), _one_of(start, stream)
-        rates = methods.adapt(method, start.module, start.params, one, fresh=start.fresh).rates
-        start, stream, left_out = pairs.cached(start, stream, rates)
-    one = _one_of(start, stream)
-    highest = config.temperature_limit if config.objective == "clip" else 0.0
-    return Task(
-        stream,
-        _told_of_one_caption(start.ready),
-        start.module,
-        start.module,
-        start.params,
-        objectives.parse(config.objective, settings, {"parts": config.accumulate, "mesh": mesh}),
-        partial(measured.pairs, stream, start.prepare, one, mesh),
-        one,
-        fresh=start.fresh,
-        limits={"logit_scale": (0.0, math.log(highest))} if highest else {},
-        notice=partial(_at_the_limit, highest),
-        backbone=start.backbone,
-        fingerprints=start.fingerprints,
-        preprocessor=start.preprocessor,
-        tokenizer=start.tokenizer,
-        left_out=left_out,
-    )
+        method = methods.parse(config.method)
+        rates = methods.adapt(method, start.model, start.params, _one_of(inputs, stream), fresh=start.fresh).rates
+        start, inputs, stream = pairs.cached(start, inputs, stream, rates)
+    one = _one_of(inputs, stream)
+    evaluate = partial(measured.pairs, stream, inputs.prepare, one, mesh)
+    if config.accumulate > 1 and "parts" not in objectives.options(config.objective):
+        raise InputError(f"config.accumulate: objective '{config.objective}' has no option parts; set it to 1")
+    offered = {"parts": config.accumulate, "mesh": mesh, "temperature_limit": config.temperature_limit}
+    objective = objectives.parse(config.objective, settings, offered)
+    return Task(TaskData(stream, _told_of_one_caption(inputs.ready), one, evaluate), start, objective)
 
 
-def _one_of(start, stream):
-    return example(start.prepare({"images": Rows(stream.images, np.arange(1)), "texts": ["a"]}))
+def _one_of(inputs, stream):
+    return example(inputs.prepare({"images": Rows(stream.images, np.arange(1)), "texts": ["a"]}))
 
 
 def _told_of_one_caption(ready):
@@ -311,9 +294,3 @@ def _told_of_one_caption(ready):
         return ready(batch)
 
     return tell
-
-
-def _at_the_limit(highest, row) -> str:
-    if not highest or row["temperature"] < 0.999 * highest:
-        return ""
-    return f"step {row['step']}: cosines are multiplied by {highest:g}, the most that config.temperature_limit allows"

@@ -16,7 +16,7 @@ from jtransfer.checkpoints.export import write
 from jtransfer.cli import main
 from jtransfer.errors import InputError
 from jtransfer.models import Head, build
-from jtransfer.train import loop
+from jtransfer.train import loop, runs
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -65,7 +65,7 @@ def trained(tmp_path_factory):
         file = directory / "config.py"
         file.write_text(FILE.format(options=", ".join(f"{key}={value!r}" for key, value in options.items())))
         _, loaded = config.load("train", str(file), [])
-        loop.train(loop.prepare(loaded), directory / "workdir", lambda row, speed: None)
+        loop.train(runs.prepare(loaded), directory / "workdir", lambda row, speed: None)
         return directory / "workdir"
 
     return train

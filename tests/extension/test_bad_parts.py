@@ -106,7 +106,7 @@ def place(tmp_path, monkeypatch):
     sys.modules.pop("my_parts", None)
     for name, text in {"curve": CURVE, "train": TRAIN, "my_parts": PARTS}.items():
         Path(f"{name}.py").write_text(text)
-    monkeypatch.setattr(loop, "_Programs", compiled)
+    monkeypatch.setattr(loop, "Programs", compiled)
     monkeypatch.setattr(trained.Trained, "compile", compiled)
     yield
     sys.modules.pop("my_parts", None)

@@ -14,7 +14,7 @@ from jtransfer.config import load
 from jtransfer.data import sources
 from jtransfer.errors import InputError
 from jtransfer.stopping import Stopped
-from jtransfer.train import loop
+from jtransfer.train import loop, runs
 
 HERE = Path(__file__).parent
 CURVE = """
@@ -52,7 +52,7 @@ def place(tmp_path, monkeypatch, write_shards):
 
 
 def prepared(*flags):
-    return loop.prepare(load("train", "train.py", list(flags))[1])
+    return runs.prepare(load("train", "train.py", list(flags))[1])
 
 
 def refusal(capsys, *arguments):
@@ -125,7 +125,7 @@ def test_a_checkpoint_without_a_cursor_goes_on_from_its_step(monkeypatch):
     with pytest.raises(Stopped):
         loop.train(prepared(*flags), "run", stop)
     run = prepared(*flags)
-    object.__setattr__(run.task.stream, "batches", lambda cursor: asked.append(cursor) or iter(()))
+    object.__setattr__(run.task.data.stream, "batches", lambda cursor: asked.append(cursor) or iter(()))
     with pytest.raises(InputError, match="digits ended after 2 of 4 batches; .* the checkpoint of step 2 is kept"):
         loop.train(run, "run", lambda row, speed: None)
     assert asked == [2]

@@ -212,7 +212,7 @@ def test_it_is_exported_to_hugging_face_or_refused_before_anything_is_compiled(n
         assert here(*export) == 0
         assert Path(f"{name}_hf/model.safetensors").exists()
         return
-    monkeypatch.setattr(loop, "_Programs", compiled)
+    monkeypatch.setattr(loop, "Programs", compiled)
     capsys.readouterr()
     assert here(*export) == 2
     said = capsys.readouterr().err

@@ -20,9 +20,9 @@ from jtransfer.curves import run as curves
 from jtransfer.devices.sharding import make_mesh
 from jtransfer.errors import InputError
 from jtransfer.evaluate import run as evaluate
-from jtransfer.train import Optimiser, loop
+from jtransfer.train import Optimiser, runs
 
-PREPARE = {"train": loop.prepare, "curve": curves.prepare, "evaluate": evaluate.prepare, "advise": advise.prepare}
+PREPARE = {"train": runs.prepare, "curve": curves.prepare, "evaluate": evaluate.prepare, "advise": advise.prepare}
 BASE = {
     "train": {"data": "digits", "model": {"architecture": "vit", "image": (8, 8), "channels": 1, "patch": 4}},
     "curve": {"methods": ("probe",)},
@@ -517,8 +517,8 @@ CALLS = {
     "Optimiser(name=3)": lambda: Optimiser(name=3),
     "make_mesh({'data': 'x'})": lambda: make_mesh({"data": "x"}),
     "make_mesh({3: 1})": lambda: make_mesh({3: 1}),
-    "prepare({})": lambda: loop.prepare({}),
-    "prepare(ConfigDict())": lambda: loop.prepare(ConfigDict()),
+    "prepare({})": lambda: runs.prepare({}),
+    "prepare(ConfigDict())": lambda: runs.prepare(ConfigDict()),
     "curves.prepare(3)": lambda: curves.prepare(3),
     "evaluate.prepare(None)": lambda: evaluate.prepare(None),
     "advise.prepare(ConfigDict({'seeds': 1}))": lambda: advise.prepare(ConfigDict({"seeds": 1})),

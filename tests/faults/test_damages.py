@@ -25,7 +25,7 @@ from jtransfer.cli import main
 from jtransfer.curves import run as curves
 from jtransfer.errors import Damaged, InputError
 from jtransfer.evaluate import run as evaluations
-from jtransfer.train import loop
+from jtransfer.train import loop, programs, runs
 from jtransfer.tree import flat
 
 SHORT, LONG = 5, 100
@@ -69,9 +69,9 @@ class Left:
             file.write_text(text.replace("DATA", data).replace("BASE", base))
             return config.load(command, str(file), [])[1]
 
-        self.trained = loop.prepare(resolved("train", TRAIN))
+        self.trained = runs.prepare(resolved("train", TRAIN))
         loop.train(self.trained, root / "train", lambda row, speed: None)
-        self.like = loop._abstract(loop._Programs(self.trained).start(0)[0])
+        self.like = loop._abstract(programs.Programs(self.trained).start(0)[0])
         for form in ("hf", "peft"):
             assert main(["export", f"--workdir={root / 'train'}", f"--format={form}", f"--out={root / form}"]) == 0
         self.curve = curves.prepare(resolved("curve", CURVE))

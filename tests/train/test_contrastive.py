@@ -13,7 +13,7 @@ from jtransfer import checkpoints, cli, config, models
 from jtransfer.cli import inspection
 from jtransfer.data.dataset import Lazy
 from jtransfer.errors import InputError
-from jtransfer.train import loop
+from jtransfer.train import loop, runs
 
 FILE = """
 from ml_collections import ConfigDict
@@ -38,7 +38,7 @@ def file(tmp_path_factory):
 
 
 def prepared(file, *overrides):
-    return loop.prepare(config.load("train", file, [f"--config.{flag}" for flag in overrides])[1])
+    return runs.prepare(config.load("train", file, [f"--config.{flag}" for flag in overrides])[1])
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_locked_image_tuning_is_rules_and_the_locked_features_can_be_kept(file, 
     )
     once, every = prepared(file, *flags, "cache=True"), prepared(file, *flags)
     assert "pixel_values" not in once.adapted.example
-    batch = next(prepared(file, *flags, "crop=(0.3, 0.4)").task.stream.batches(0))[0]
+    batch = next(prepared(file, *flags, "crop=(0.3, 0.4)").task.data.stream.batches(0))[0]
     assert all(image.shape != (8, 8, 3) for image in batch["images"])
     rows = [loop.train(run, tmp_path / name, lambda row, speed: None) for run, name in ((once, "a"), (every, "b"))]
     for one, two in zip(*rows, strict=True):
@@ -206,12 +206,12 @@ def test_towers_tokens_and_losses_that_do_not_fit_are_refused_before_any_compile
 
 def test_captions_that_are_too_long_are_counted_and_a_batch_of_one_caption_is_told(file, caplog):
     task = prepared(file).task
-    images = task.stream.images[:3]
-    batch = task.ready({"images": images, "texts": ["seven " * 30, "a", "b"]})
+    images = task.data.stream.images[:3]
+    batch = task.data.ready({"images": images, "texts": ["seven " * 30, "a", "b"]})
     assert batch["cut"].tolist() == [True, False, False]
     assert "1 of 3 texts were cut off" in caplog.text
     for _ in range(2):
-        task.ready({"images": images, "texts": ["seven"] * 3})
+        task.data.ready({"images": images, "texts": ["seven"] * 3})
     assert caplog.text.count("a batch in which all 3 captions are the same, as 'seven'") == 1
 
 
@@ -237,7 +237,7 @@ def test_crops_become_squares_and_pairs_that_are_held_out_are_seen_whole(file, c
     for crop, ends in ((("crop=(0.5, 1.0)",), 1.9), ((), -1.7)):
         task = prepared(str(own), *flags, *crop).task
         batch = Lazy(1, lambda rows: [image for _ in rows], "")
-        seen = task.ready({"images": batch, "texts": ["a"]})["inputs"]["pixel_values"][0]
+        seen = task.data.ready({"images": batch, "texts": ["a"]})["inputs"]["pixel_values"][0]
         assert seen.shape == (8, 8, 3)
         np.testing.assert_allclose(seen[[0, -1]].mean(), ends, atol=0.2)
 

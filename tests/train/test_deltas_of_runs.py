@@ -9,14 +9,14 @@ from ml_collections import ConfigDict
 
 import jtransfer as jt
 from jtransfer import cli, config
-from jtransfer.train import loop, results
+from jtransfer.train import loop, results, runs
 
 NEAR_IT = {"log_every": 1, "eval_every": 1, "checkpoint_every": 1}
 
 
 def run(method, directory):
     values = {"data": "digits", "backbone": "glyphs-vit", "method": method, "batch": 8, "steps": 1, **NEAR_IT}
-    prepared = loop.prepare(ConfigDict(config.completed("train", values)))
+    prepared = runs.prepare(ConfigDict(config.completed("train", values)))
     loop.train(prepared, directory, lambda row, speed: None)
     return prepared
 

@@ -16,9 +16,8 @@ from etils import epath
 
 from jtransfer import checkpoints, config, files
 from jtransfer.checkpoints.store import Store
-from jtransfer.config import resolved
 from jtransfer.errors import InputError
-from jtransfer.train import loop
+from jtransfer.train import loop, programs, runs
 
 FILE = """
 from ml_collections import ConfigDict
@@ -35,7 +34,7 @@ def get_config():
 KILLED = """
 import os, pathlib, signal, sys, time
 from jtransfer import config
-from jtransfer.train import loop
+from jtransfer.train import loop, programs, runs
 
 def on_row(row, speed):
     while row["step"] == 15 and not (pathlib.Path(sys.argv[2]) / "checkpoints" / "10").exists():
@@ -43,7 +42,7 @@ def on_row(row, speed):
     if row["step"] == 15:
         os.kill(os.getpid(), signal.SIGKILL)
 
-loop.train(loop.prepare(config.load("train", sys.argv[1], [])[1]), sys.argv[2], on_row)
+loop.train(runs.prepare(config.load("train", sys.argv[1], [])[1]), sys.argv[2], on_row)
 """
 
 
@@ -55,7 +54,7 @@ def file(tmp_path_factory):
 
 
 def prepared(file, *overrides):
-    return loop.prepare(config.load("train", file, list(overrides))[1])
+    return runs.prepare(config.load("train", file, list(overrides))[1])
 
 
 @pytest.fixture(scope="module")
@@ -142,13 +141,13 @@ def test_two_processes_train_as_one(file, whole, tmp_path):
 
 def test_a_loss_that_becomes_nan_names_the_step_and_keeps_the_last_good_checkpoint(file, tmp_path, monkeypatch):
     run = prepared(file)
-    good = run.task.stream.batches
+    good = run.task.data.stream.batches
 
     def poisoned(start):
         for batch, number in good(start):
             yield batch | {"inputs": batch["inputs"][np.arange(8)] * (np.nan if number == 13 else 1)}, number
 
-    object.__setattr__(run.task.stream, "batches", poisoned)
+    object.__setattr__(run.task.data.stream, "batches", poisoned)
     with pytest.raises(loop.Diverged, match="loss is nan at step 13; the checkpoint of step 10 is kept"):
         loop.train(run, tmp_path, lambda row, speed: None)
     with Store(epath.Path(tmp_path) / "checkpoints") as store:
@@ -228,7 +227,7 @@ def test_a_checkpoint_that_was_given_another_step_is_refused(whole, file, tmp_pa
 
 def test_a_checkpoint_that_was_copied_from_another_run_is_no_result_of_this_one(whole, file, tmp_path):
     run = prepared(file, "--config.seed=1")
-    files.write_record(tmp_path / "config.json", resolved(run.config) | {"fingerprints": run.fingerprints})
+    files.write_record(tmp_path / "config.json", run.record)
     shutil.copytree(whole[0] / "checkpoints", tmp_path / "checkpoints")
     for reader in (loop.restored, lambda run, place: loop.train(run, place, pytest.fail)):
         with pytest.raises(InputError, match="checkpoint .*20 is of another config; remove it to go on"):
@@ -284,10 +283,10 @@ def test_texts_train_a_text_backbone_that_keeps_its_tokenizer_and_goes_on_bit_id
     assert all(leaf.tobytes() == twice[path].tobytes() for path, leaf in once.items())
 
     backbone = checkpoints.load(str(tmp_path / "whole" / "model"))
-    inputs = run.task.stream.held_out[1][:]
-    ours, before = backbone.preprocess(inputs), run.task.backbone.preprocess(inputs)
+    inputs = run.task.data.stream.held_out[1][:]
+    ours, before = backbone.preprocess(inputs), run.task.start.backbone.preprocess(inputs)
     assert all((ours[name] == x).all() for name, x in before.items())
-    right = np.asarray(backbone(ours)["logits"]).argmax(1) == run.task.stream.held_out[2]
+    right = np.asarray(backbone(ours)["logits"]).argmax(1) == run.task.data.stream.held_out[2]
     assert right.mean() == pytest.approx(rows[-1]["test_accuracy"])
 
 
@@ -340,6 +339,6 @@ def test_a_run_that_is_cut_off_in_a_phase_goes_on_in_it_as_if_it_had_not_been(me
     kept = checkpoints.load(str(tmp_path / "whole" / "model"))
     assert step == 20
     assert all((tree[path.removeprefix("source_")] == leaf).all() for path, leaf in kept.params.items())
-    start = loop._Programs(prepared(file, *flags)).start(0)[0].trainable
+    start = programs.Programs(prepared(file, *flags)).start(0)[0].trainable
     moved = {path for path, leaf in start.items() if (tree[path] != leaf).any()}
     assert moved == {*start}

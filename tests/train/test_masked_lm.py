@@ -13,7 +13,7 @@ from jtransfer.cli import main
 from jtransfer.errors import InputError
 from jtransfer.models import Classifier, build
 from jtransfer.objectives.language import LEFT_OUT
-from jtransfer.train import loop, measured
+from jtransfer.train import loop, measured, runs
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -55,7 +55,7 @@ def file(base, tmp_path_factory):
 
 
 def prepared(file, *overrides):
-    return loop.prepare(config.load("train", file, list(overrides))[1])
+    return runs.prepare(config.load("train", file, list(overrides))[1])
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +71,9 @@ def test_every_evaluation_asks_the_same_and_the_perplexity_is_e_to_the_loss_and_
     assert all(math.isclose(row["test_perplexity"], math.exp(row["test_loss"])) for row in measured)
     assert measured[-1]["test_perplexity"] < measured[0]["test_perplexity"] < len(WORDS)
     run = prepared(file)
-    backbone, task = run.task.backbone, run.task
-    _, inputs, labels = task.stream.held_out
-    tokens = backbone.preprocess(inputs[np.arange(len(labels))], length=task.example["input_ids"].shape[1])
+    backbone, task = run.task.start.backbone, run.task
+    _, inputs, labels = task.data.stream.held_out
+    tokens = backbone.preprocess(inputs[np.arange(len(labels))], length=task.data.example["input_ids"].shape[1])
     asked = task.objective.targets(jax.random.fold_in(jax.random.key(0), 0), {"inputs": tokens})
     kept = jt.load(str(whole[0] / "model"))
     found = task.objective.measure(kept(asked["inputs"]), asked)
@@ -118,15 +118,15 @@ def test_what_cannot_be_learned_so_is_refused_in_one_line_before_any_compile(fil
 
 def test_the_tokenizer_of_the_backbone_says_what_is_never_hidden(file):
     task = prepared(file, "objective=masked_lm(share=1.0)").task
-    tokens = task.backbone.preprocess(["the red cat sits", "a dog"])
+    tokens = task.start.backbone.preprocess(["the red cat sits", "a dog"])
     labels = np.asarray(task.objective.targets(jax.random.key(0), {"inputs": tokens})["labels"])
     np.testing.assert_array_equal(labels != LEFT_OUT, tokens["input_ids"] >= len(SPECIAL))
 
 
 def test_the_words_that_are_predicted_bound_how_many_texts_are_evaluated_at_once(file):
     run = prepared(file)
-    tokens = run.task.example["input_ids"].shape[1]
-    (logits,) = measured.of_every_token(run.adapted, run.task.example).values()
+    tokens = run.task.data.example["input_ids"].shape[1]
+    (logits,) = measured.of_every_token(run.adapted, run.task.data.example).values()
     assert logits.shape == (1, tokens, len(WORDS))
     model = {"architecture": "vit", "image": (8, 8), "channels": 1, "patch": 4, "width": 8, "heads": 2, "depth": 1}
     adapted = methods.adapt(methods.parse("probe"), Classifier(build(**model), 10), {}, (8, 8, 1))

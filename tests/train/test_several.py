@@ -11,7 +11,7 @@ from jtransfer.checkpoints import export
 from jtransfer.cli import main
 from jtransfer.data import sources
 from jtransfer.errors import InputError
-from jtransfer.train import loop, results
+from jtransfer.train import results, runs
 
 FILE = """
 from ml_collections import ConfigDict
@@ -36,7 +36,7 @@ def file(tmp_path_factory):
 
 
 def prepared(file, *overrides):
-    return loop.prepare(config.load("train", file, list(overrides))[1])
+    return runs.prepare(config.load("train", file, list(overrides))[1])
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,55 @@
+"""What a training run starts from: a model, the leaves that it has, and what is kept of both at the end."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import flax.linen as nn
+
+from jtransfer.checkpoints.backbone import Backbone
+from jtransfer.models import Head, Heads, described
+from jtransfer.tree import Tree
+
+
+@dataclass(frozen=True)
+class Start:
+    """A model before its first step.
+
+    Attributes:
+        model: What is trained: `module`, under a head where the objective brings one.
+        module: The part that is kept as a plain model.
+        params: Leaves and batch statistics to start from.
+        fresh: What the paths of leaves begin with that may start at random beside `params`.
+        head: What learns on `module`, one head or several; None if the objective brings none.
+        classes: Names of the classes that the head predicts.
+        backbone: The checkpoint that the weights come from; None if they start at random.
+        fingerprints: Of the weights, by key of the config.
+        preprocessor: How images are made, in Hugging Face's keys; None if raw pixels are used.
+        tokenizer: Files of the tokenizer, by name.
+        left_out: Leaves that are not trained because their outputs were cached; written back on save.
+    """
+
+    model: nn.Module
+    module: nn.Module
+    params: Tree
+    fresh: tuple[str, ...]
+    head: Head | Heads | None = None
+    classes: tuple[str, ...] = ()
+    backbone: Backbone | None = None
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    preprocessor: Mapping[str, Any] | None = None
+    tokenizer: Mapping[str, bytes] = field(default_factory=dict)
+    left_out: Tree = field(default_factory=dict)
+
+    @property
+    def base(self) -> Backbone:
+        """The checkpoint that the weights come from; for weights that start at random, their architecture alone."""
+        return self.backbone or Backbone(described(self.module.config)["architecture"], self.module, self.left_out)
+
+    def beside(self) -> dict[str, bytes]:
+        """The files that Hugging Face keeps beside weights: of the tokenizer and of the image processor."""
+        files = dict(self.tokenizer)
+        if self.preprocessor:
+            files["preprocessor_config.json"] = json.dumps(dict(self.preprocessor), indent=2).encode()
+        return files

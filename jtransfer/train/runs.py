@@ -1,0 +1,149 @@
+"""A training run before it begins: everything checked and nothing compiled."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import jax
+
+from jtransfer import expressions, methods
+from jtransfer.checkpoints.adapter import merges
+from jtransfer.config import check, defaults, resolved
+from jtransfer.data import preprocess, sources
+from jtransfer.devices import sharding
+from jtransfer.errors import InputError
+from jtransfer.optimiser import Optimiser
+from jtransfer.train import costs, solved, tried
+from jtransfer.train.phases import Plan, plan
+from jtransfer.train.tasks import Task, build_task
+
+log = logging.getLogger("jtransfer")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long a run trains, and when it measures and saves; the keys of a config of these names.
+
+    Attributes:
+        steps: Of the whole run.
+        batch: Examples of a step, over all devices.
+        ema: Decay of the moving average of what learns; 0 for none.
+        seed: Of what starts at random, and of dropout.
+        log_every: Steps between two rows of metrics.
+        eval_every: Steps between two evaluations on held-out examples.
+        checkpoint_every: Steps between two checkpoints.
+    """
+
+    steps: int
+    batch: int
+    ema: float
+    seed: int
+    log_every: int
+    eval_every: int
+    checkpoint_every: int
+
+    def __post_init__(self):
+        for key in ("eval_every", "checkpoint_every"):
+            if (every := getattr(self, key)) % self.log_every:
+                raise InputError(f"config.{key} {every} must be a multiple of config.log_every {self.log_every}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run.
+
+    Attributes:
+        task: What is learned, of which data.
+        method: How it is trained.
+        adapted: The model as the method changes it.
+        optimiser: Its options.
+        plan: Steps and rates of the phases of the method.
+        schedule: How long it trains.
+        mesh: The devices.
+        sharding: How leaves lie on them, as `sharding.tree_shardings` takes it.
+        record: The resolved config as plain values, and `fingerprints` of the data, of the backbones, of the files that
+            say how the model's inputs are made and of the user's modules (by name), where there are any.
+        defaults: The values of the keys that a run of an earlier version did not have.
+    """
+
+    task: Task
+    method: methods.Method
+    adapted: methods.Adapted
+    optimiser: Optimiser
+    plan: Plan
+    schedule: Schedule
+    mesh: jax.sharding.Mesh
+    sharding: Any
+    record: Mapping[str, Any]
+    defaults: Mapping[str, Any]
+
+    @property
+    def fingerprints(self) -> dict[str, Any]:
+        """Of what the run reads, by what it is."""
+        return self.record["fingerprints"]
+
+    @property
+    def merges(self) -> bool:
+        """Whether the plain model computes the same as the adapted one, by leaves that the method makes of all."""
+        start = self.task.start
+        return merges(self.method, start.model, self.adapted.example, self.adapted.shapes, self.adapted.base)
+
+
+def prepare(config, stream: Any = None) -> Run:
+    """Load data and backbone, build model and method.
+
+    Args:
+        config: With all keys of `jtransfer.config.train_defaults`.
+        stream: Of its data, as `remembered` has it; None to open what the config names.
+
+    Raises:
+        InputError: whatever in the config cannot be run, before any compilation.
+    """
+    check("train", config)
+    schedule = Schedule(**{field.name: config[field.name] for field in fields(Schedule)})
+    mesh = sharding.make_mesh(config.mesh)
+    parts = config.accumulate * mesh.shape[mesh.axis_names[0]]
+    if schedule.batch % parts:
+        raise InputError(
+            f"config.batch {schedule.batch} must be a multiple of {parts}: devices of the batch x accumulate"
+        )
+    method, optimiser = methods.parse(config.method), Optimiser(**config.optimiser)
+    methods.check_needs([method], ["teacher"] if config.teacher else [])
+    task = build_task(config, mesh, stream)
+    start, objective = task.start, task.objective
+    if start.params and not method.pretrained:
+        which = ", ".join(filter(None, (config.backbone, *config.towers.values())))
+        log.warning(
+            "config.method '%s' starts at random: of %s nothing but the architecture is taken", method.name, which
+        )
+    if not stream:  # of what is only read back nothing is solved for
+        for fit in method.solves:
+            solved.check(method.name, fit, task.data.stream)
+    wrap = (sharding.keep_batch_split(mesh),) if mesh.size > 1 else ()
+    adapted = methods.adapt(method, start.model, start.params, task.data.example, wrap, start.fresh)
+    sharding.tree_shardings(adapted.shapes, mesh, config.sharding)
+    fingerprints = {"data": task.data.stream.fingerprint} | start.fingerprints
+    if beside := start.beside():
+        fingerprints["preprocessing"] = preprocess.fingerprint(beside)
+    modules = _modules(config, stream)
+    if modules:
+        fingerprints["modules"] = modules
+        tried.check(adapted.phases, objective, task.data.parts or costs.LABELS, modules)
+    shares = plan(len(method.phases), config.steps, config.phase_steps, config.phase_rates)
+    record = resolved(config) | {"fingerprints": fingerprints}
+    return Run(
+        *(task, method, adapted, optimiser, shares, schedule, mesh, config.sharding, record),
+        defaults("train", config),
+    )
+
+
+def _modules(config, stream) -> dict[str, str]:
+    """The user's modules that a config names, each with its digest; of data that are only read back none is named."""
+    found = expressions.modules(config.method, "method")
+    for section in config.tasks.values() if config.tasks else (config,):
+        found |= expressions.modules(section.objective, "objective")
+        for name in section.metrics:
+            found |= expressions.modules(name, "metric")
+        found |= {} if stream else sources.modules(section.data)
+    return found
