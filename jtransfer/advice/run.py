@@ -124,7 +124,7 @@ def prepare(config, progress: Progress = lambda what, done, rows: None) -> Advic
     domain_gap = structure.domain_gap(task, config.source, source_dir=source_dir) if config.source else None
 
     def build(name):
-        return trained.build(curve.config, name, curve.examples, tower, curve.objective)
+        return trained.build(name, curve.examples, tower, curve.objective, curve.recipe)
 
     small, arm = _first_that_fits(build)
     built = {arm.name: arm for arm in curve.arms} | {small: arm}

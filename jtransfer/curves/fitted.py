@@ -3,7 +3,6 @@
 import time
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -99,26 +98,30 @@ def is_fit(name: str) -> bool:
     return ">>" not in name and name.partition("(")[0].strip() in fits.FITS
 
 
-def build(config: Any, name: str, examples: Examples, backbone: checkpoints.Backbone) -> Fitted:
+def build(name: str, examples: Examples, backbone: checkpoints.Backbone, batch: int) -> Fitted:
     """The arm of a method that is fitted.
+
+    Args:
+        name: As the config writes it.
+        examples: What it learns of.
+        backbone: Whose features it reads.
+        batch: Examples of which the cost of a forward pass is told.
 
     Raises:
         InputError: an unknown one, one that needs more examples than the fewest shots, or data without classes.
     """
-    return of_fit(config, name, fits.parse(name), examples, backbone)
+    return of_fit(name, fits.parse(name), examples, backbone, batch)
 
 
-def of_fit(config: Any, name: str, fit: fits.Fit, examples: Examples, backbone: checkpoints.Backbone) -> Fitted:
-    """The arm of a fit; it raises as `build` does."""
+def of_fit(name: str, fit: fits.Fit, examples: Examples, backbone: checkpoints.Backbone, batch: int) -> Fitted:
+    """The arm of a fit; arguments and errors are those of `build`."""
     if examples.dataset.targets != "classes":
         raise InputError(
             f"config.methods: '{name}' is of one class a row, which {examples.dataset.name} has not; leave it out"
         )
-    if min(config.shots) < fit.least:
-        raise InputError(
-            f"method '{name}' needs {fit.least} examples of each class; config.shots has {min(config.shots)}"
-        )
-    return Fitted(name, examples, fit, backbone, config.batch)
+    if (fewest := min(examples.shots)) < fit.least:
+        raise InputError(f"method '{name}' needs {fit.least} examples of each class; config.shots has {fewest}")
+    return Fitted(name, examples, fit, backbone, batch)
 
 
 def _padded(draws, size):

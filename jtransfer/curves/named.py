@@ -73,29 +73,23 @@ class ZeroShotArm(Arm):
         return [f"{ZERO_SHOT}: the classes' names in {each}, read by the text tower; no label is seen."]
 
 
-def build(config, examples: Examples, backbone: checkpoints.Backbone) -> ZeroShotArm:
-    """The arm, for a backbone that can name the classes of a dataset.
+def build(examples: Examples, backbone: checkpoints.Backbone, templates: tuple[str, ...], batch: int) -> ZeroShotArm:
+    """The arm, for a backbone that can name the classes of a dataset; arguments are those of `ZeroShotArm`.
 
     Raises:
         InputError: a dual encoder without a tokenizer, templates that are none, or a source head without a class.
     """
-    texts = templates(config)
     if is_dual(backbone):
         by_names.check(backbone)
-        by_names.check_texts(examples.dataset.classes, texts)
+        by_names.check_texts(examples.dataset.classes, templates)
     else:
         source_columns(ZERO_SHOT, examples.dataset, backbone)
-    return ZeroShotArm(examples, backbone, texts, config.batch)
+    return ZeroShotArm(examples, backbone, templates, batch)
 
 
-def templates(config) -> tuple[str, ...]:
-    """Those of a config, or the usual ones."""
-    return by_names.read_texts(config.templates) if config.templates else by_names.TEMPLATES
-
-
-def fingerprints(config) -> dict[str, str]:
-    """Of what a config's files of texts hold, by key."""
-    return {"templates": by_names.fingerprint(templates(config))} if config.templates else {}
+def templates(file: str) -> tuple[str, ...]:
+    """Those of a file; the usual ones where the name is empty."""
+    return by_names.read_texts(file) if file else by_names.TEMPLATES
 
 
 def is_dual(backbone: checkpoints.Backbone) -> bool:

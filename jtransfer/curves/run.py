@@ -27,7 +27,9 @@ from jtransfer.curves.worth import worth
 from jtransfer.data import sources, splits
 from jtransfer.data.subsets import few_shot, validation_rows, validation_shots
 from jtransfer.errors import InputError, Unfinished, first_line, nearest
+from jtransfer.evaluate import zero_shot as by_names
 from jtransfer.objectives import metrics
+from jtransfer.optimiser import Optimiser
 from jtransfer.solvers import few_shot as fits
 from jtransfer.starts import teachers
 from jtransfer.storage import workdir
@@ -52,6 +54,7 @@ class Curve:
         examples: The target task, and the rows of it that are used.
         backbone: What is transferred; of a dual encoder both towers.
         objective: What the methods that train learn.
+        recipe: How they are trained.
         arms: One for each method, in the config's order.
         fingerprints: Of the data, of the backbone with what makes its inputs, and of the templates, if a file has them.
         modules: Of each method that names modules of the user's, their digests by name.
@@ -61,6 +64,7 @@ class Curve:
     examples: Examples
     backbone: checkpoints.Backbone
     objective: objectives.Objective
+    recipe: trained.Recipe
     arms: list[Arm]
     fingerprints: dict[str, str]
     modules: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -121,13 +125,15 @@ def prepare(config, dataset: sources.Dataset | None = None) -> Curve:
     examples = Examples(dataset, test, rows, make, tuple(config.shots), chosen, taught)
     objectives.check_mixup(config.mixup, examples.example)
     tower = starts.tower_for(backbone, dataset)
+    options = Optimiser(**config.optimiser), config.steps, config.batch, config.hyper.to_dict(), config.parallel
+    recipe, templates = trained.Recipe(*options), named.templates(config.templates)
 
     def build(name) -> Arm:
         if name == ZERO_SHOT:
-            return named.build(config, examples, backbone)
+            return named.build(examples, backbone, templates, config.batch)
         if fitted.is_fit(name):
-            return fitted.build(config, name, examples, tower)
-        return trained.build(config, name, examples, tower, objective)
+            return fitted.build(name, examples, tower, config.batch)
+        return trained.build(name, examples, tower, objective, recipe)
 
     built = [build(name) for name in names]
     for arm in built:
@@ -135,9 +141,10 @@ def prepare(config, dataset: sources.Dataset | None = None) -> Curve:
             tried.check([part.adapted for part in arm.training()], objective, examples.parts, theirs)
     if own:
         modules |= {arm.name: modules.get(arm.name, {}) | own for arm in built}
-    fingerprints = {"data": sources.fingerprint(dataset)} | backbone.fingerprints | named.fingerprints(config)
+    fingerprints = {"data": sources.fingerprint(dataset)} | backbone.fingerprints
+    fingerprints |= {"templates": by_names.fingerprint(templates)} if config.templates else {}
     fingerprints |= {name: one.fingerprint for name, one in taught.items()}
-    return Curve(config, examples, backbone, objective, built, fingerprints, modules)
+    return Curve(config, examples, backbone, objective, recipe, built, fingerprints, modules)
 
 
 def check(config, directory: epath.PathLike) -> None:

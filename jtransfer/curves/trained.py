@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,8 @@ import numpy as np
 
 from jtransfer import checkpoints, methods
 from jtransfer.checkpoints.headed import headed
+from jtransfer.curves import fitted
 from jtransfer.curves.arms import Arm, Cell, Examples, Training, family
-from jtransfer.curves.fitted import Fitted, of_fit
 from jtransfer.data.subsets import batches
 from jtransfer.methods.method import SOLVED
 from jtransfer.models import Pixels, PixelsConfig
@@ -24,6 +24,26 @@ from jtransfer.tree import partition, size
 
 PIXELS = "pixels"
 SEARCHED = ("rate", "decay")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a curve trains its methods.
+
+    Attributes:
+        optimiser: Options of the optimiser, where the grid has no others.
+        steps: Of each trial, where `hyper` has no others.
+        batch: Examples of a step.
+        hyper: By method, family of methods or "default": lists of the rates and decays that are searched, and the
+            steps and rates of its phases.
+        parallel: Trials that run side by side at most; 0 for all.
+    """
+
+    optimiser: Optimiser
+    steps: int
+    batch: int
+    hyper: Mapping[str, Mapping[str, Any]]
+    parallel: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +71,7 @@ class Trained(Arm):
     plan: Plan
     grid: list[dict[str, float]]
     batch: int
-    solved: tuple[Fitted, ...] = ()
+    solved: tuple[fitted.Fitted, ...] = ()
     parallel: int = 0
 
     how = "trained"
@@ -153,17 +173,25 @@ class Trained(Arm):
         return TrialData(order, np.resize(validation, padded), counts.astype(np.float32))
 
 
-def build(config: Any, name: str, examples: Examples, backbone: checkpoints.Backbone, objective: Objective) -> Trained:
+def build(
+    name: str, examples: Examples, backbone: checkpoints.Backbone, objective: Objective, recipe: Recipe
+) -> Trained:
     """The arm of a method that trains.
+
+    Args:
+        name: As the config writes it.
+        examples: What it learns of.
+        backbone: What it starts from.
+        objective: What it learns.
+        recipe: How.
 
     Raises:
         InputError: hyper-parameters that cannot be searched, or a method or objective that does not fit the backbone.
     """
-    hyper = dict(config.hyper.get(name) or config.hyper.get(family(name)) or config.hyper["default"])
-    optimiser = Optimiser(**config.optimiser)
+    hyper = dict(recipe.hyper.get(name) or recipe.hyper.get(family(name)) or recipe.hyper["default"])
     shares = hyper.pop("phase_steps", ()), hyper.pop("phase_rates", ())
-    steps = hyper.pop("steps", sum(shares[0]) or config.steps)
-    values = {key: tuple(hyper.get(key, (getattr(optimiser, key),))) for key in SEARCHED}
+    steps = hyper.pop("steps", sum(shares[0]) or recipe.steps)
+    values = {key: tuple(hyper.get(key, (getattr(recipe.optimiser, key),))) for key in SEARCHED}
     grid = [dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())]
     if name == PIXELS:
         _, height, width, channels = examples.example["pixel_values"].shape
@@ -174,11 +202,12 @@ def build(config: Any, name: str, examples: Examples, backbone: checkpoints.Back
     else:
         method = methods.parse(name)
     model, params, _ = headed(backbone, objective, examples.dataset.outputs)
-    where = f"config.hyper['{name}']" if name in config.hyper else "config"
+    where = f"config.hyper['{name}']" if name in recipe.hyper else "config"
     phases = plan(len(method.phases), steps, *shares, where)
     adapted = methods.adapt(method, model, params, examples.example)
-    solved = tuple(of_fit(config, name, fit, examples, backbone) for fit in method.solves)
-    return Trained(name, examples, adapted, objective, optimiser, phases, grid, config.batch, solved, config.parallel)
+    solved = tuple(fitted.of_fit(name, fit, examples, backbone, recipe.batch) for fit in method.solves)
+    arguments = name, examples, adapted, objective, recipe.optimiser, phases, grid, recipe.batch, solved
+    return Trained(*arguments, recipe.parallel)
 
 
 def diverged(name: str, rows: list[ResultRow]) -> list[str]:
