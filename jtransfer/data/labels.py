@@ -44,7 +44,7 @@ def distinct(where: str, names: Sequence[str], splits: Sequence[np.ndarray]) -> 
     labels = []
     for key, own, (_, inverse) in zip(KEYS, values, found, strict=False):
         for i, value in enumerate(own):
-            if value in place and not _nothing(value, own):
+            if value in place and not _nothing(value, place):
                 continue
             row = int((inverse == i).argmax())
             said = repr(value[:80] if by_name else value)
@@ -117,13 +117,13 @@ def texts(where: str, key: str, values: np.ndarray) -> tuple[str, ...]:
         raise InputError(f"{where}: {key!r} holds {held!r}, which is no UTF-8; expected texts") from None
 
 
-def _nothing(value: str | int, values: Sequence) -> bool:
+def _nothing(value: str | int, place: Mapping) -> bool:
     """Whether a label says that a row has none: a blank, or a number below 0 unless the two classes are -1 and 1."""
-    return not value.strip() if isinstance(value, str) else value < 0 and values != [-1, 1]
+    return not value.strip() if isinstance(value, str) else value < 0 and [*place] != [-1, 1]
 
 
 def _expected(value: str | int, values: Sequence, names: Sequence[str], place: Mapping) -> str:
-    if _nothing(value, values) and not (names and isinstance(value, int)):
+    if _nothing(value, place) and not (names and isinstance(value, int)):
         return "leave out rows without a label"
     if isinstance(value, str):
         return f"{'expected one of the classes' if names else 'no row of the others is'}; {nearest(value, place)}"

@@ -134,6 +134,12 @@ def test_labels_of_minus_one_and_one_are_two_classes(save):
     assert load(save(labels=np.where(LABELS == 0, -1, 1))).classes == ("-1", "1")
 
 
+def test_test_rows_of_the_class_minus_one_alone_are_of_that_class(save):
+    both = np.where(LABELS == 0, -1, 1)
+    dataset = load(save(labels=both, test_images=IMAGES[:2], test_labels=np.array([-1, -1])))
+    assert dataset.classes == ("-1", "1") and dataset.labels[dataset.test].tolist() == [0, 0]
+
+
 def test_training_and_test_labels_of_several_widths_are_the_same_classes(save):
     dataset = load(
         save(labels=LABELS.astype(np.uint64) + 7, test_images=IMAGES[:2], test_labels=np.array([9, 8], np.int8))
