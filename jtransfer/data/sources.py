@@ -260,11 +260,15 @@ def _of_user(text: str, rest: str, context: Context) -> Data:
     (module,) = modules(context.name)
     label = f"reader {kinds.shown(text)}"
     blaming = partial(imports.blaming, f"{label}: file", imports.files(module, label))
+
+    def blamed(part: Lazy) -> Lazy:
+        return replace(part, read=blaming()(part.read), damaged=blaming()(part.damaged))
+
     if isinstance(found, Dataset):
         _check_form(found, label)
         parts = {name: getattr(found, name) for name in ("inputs", "captions")}
         lazy = {name: part for name, part in parts.items() if isinstance(part, Lazy)}
-        return replace(found, **{name: replace(part, read=blaming()(part.read)) for name, part in lazy.items()})
+        return replace(found, **{name: blamed(part) for name, part in lazy.items()})
 
     def after(cursor: Cursor) -> Iterator[Any]:
         with blaming():

@@ -163,6 +163,13 @@ def test_what_a_reader_raises_when_rows_are_asked_for_is_a_line_too():
         data.inputs[[3]]
 
 
+def test_what_a_reader_raises_when_its_rows_are_checked_is_a_line_too(capsys):
+    source = Path("my_data.py").read_text()
+    Path("my_data.py").write_text(source.replace("repr(found))", "repr(found), damaged=lambda rows: [_wrong(rows)])"))
+    said = refusal(capsys, "train", "--config=train.py", "--config.data=my_data.shards:shards")
+    assert "reader 'my_data.shards': file '" in said and "line 21: NameError: name '_wrong' is not" in said
+
+
 def test_a_curve_takes_no_stream(capsys):
     said = refusal(capsys, "curve", "--config=curve.py", "--config.data=my_data.in_order:shards")
     assert "dataset 'my_data.in_order:shards' is a Stream of batches, which jtransfer train alone reads" in said
