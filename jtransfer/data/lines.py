@@ -44,8 +44,6 @@ def read(file: str, context: Context) -> Dataset:
     if rest.strip():
         starts.append((done, len(rest)))
     places = np.array(starts, np.int64).reshape(-1, 2)
-    if len(places) < 3:
-        raise InputError(f"{file}: {len(places)} lines of text; expected three at least, of which two are held out")
 
     def lines(rows: np.ndarray) -> Iterator[bytes]:
         try:
@@ -63,7 +61,7 @@ def read(file: str, context: Context) -> Dataset:
             held = line[max(0, error.start - 20) :][:40]
             raise InputError(f"{file}: text {row} holds {held!r}, which is no UTF-8") from None
 
-    pool, test = hold_out_the_last(len(places))
+    pool, test = hold_out_the_last(len(places), file, "lines of text")
     inputs = Lazy(
         len(places),
         lambda rows: list(map(text, lines(rows), rows)),

@@ -80,7 +80,7 @@ def _split(file: str, labels: Sequence[np.ndarray], what: str) -> tuple[np.ndarr
     if len(labels) > 1:
         return tuple(np.split(np.arange(sum(map(len, labels))), [len(labels[0])]))
     if not targets(labels[0]):
-        return hold_out_the_last(len(labels[0]))
+        return hold_out_the_last(len(labels[0]), file, what)
     return hold_out_a_fifth(labels[0], file, f"'test_{what}' and 'test_labels'")
 
 
@@ -119,7 +119,7 @@ def read_pairs(file: str, context: Context) -> Dataset:
     if len(prefixes) > 1:
         pool, test = np.split(np.arange(len(images)), [len(images.parts[0])])
     else:
-        pool, test = hold_out_the_last(len(images))
+        pool, test = hold_out_the_last(len(images), file, "images")
     digest = hashlib.sha256()
     for block in blocks(images):
         digest.update(_bytes(block))

@@ -57,8 +57,24 @@ def hold_out_a_fifth(labels: np.ndarray, where: str, without: str) -> tuple[np.n
     return np.setdiff1d(np.arange(len(labels)), test), test
 
 
-def hold_out_the_last(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pool and test rows of examples without classes: the last hundredth is test, from 50 (or a fifth) to 5000 rows."""
+def hold_out_the_last(count: int, where: str, what: str = "rows") -> tuple[np.ndarray, np.ndarray]:
+    """Pool and test rows of examples without labels: the last hundredth is test.
+
+    The test rows are at least 50, or a fifth of fewer than 250 rows, but never fewer than 2; they are at most 5000.
+
+    Args:
+        count: Of all rows.
+        where: The data, for errors.
+        what: What a row is, in the plural, for errors.
+
+    Returns:
+        [p] and [t] row numbers, ascending.
+
+    Raises:
+        InputError: fewer than three rows.
+    """
+    if count < 3:
+        raise InputError(f"{where}: {count} {what}; expected three at least, of which two are held out")
     last = min(5000, max(count // 100, min(50, count // 5), 2))
     return np.arange(count - last), np.arange(count - last, count)
 

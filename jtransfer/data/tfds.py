@@ -89,7 +89,7 @@ def read(rest: str, context: Context) -> Dataset:
 def _held_out(labels: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray, str]:
     """Pool and test rows of a split that is all there is, and which the latter are in words."""
     if not targets(labels):
-        pool, test = hold_out_the_last(len(labels))
+        pool, test = hold_out_the_last(len(labels), name)
         return pool, test, f"the last {len(test)}"
     part = "a fifth of each class" if targets(labels) == "classes" else "a fifth"
     return *hold_out_a_fifth(labels, name, "a split for testing"), part
@@ -123,7 +123,7 @@ def read_pairs(rest: str, context: Context) -> Dataset:
         pool, held_out = np.arange(count), count + np.arange(data.splits[test].num_examples)
         whole, tested = f"{train}+{test}", f"'{test}'"
     else:
-        pool, held_out = hold_out_the_last(count)
+        pool, held_out = hold_out_the_last(count, name)
         whole, tested = train, f"the last {len(held_out)} of '{train}'"
     source = records.of_split(data, whole)
     total = count if not test else len(pool) + len(held_out)

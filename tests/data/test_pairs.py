@@ -113,6 +113,12 @@ def test_a_file_of_arrays_holds_pairs_with_no_label_and_rows_of_fewer_captions(t
     assert open_pairs(f"npz:{tmp_path / 'two.npz'}", 4, 0).held_out.names == ("a", "x")
 
 
+def test_two_pairs_are_too_few_to_train_and_test_on(tmp_path):
+    np.savez(tmp_path / "own.npz", images=np.zeros((2, 4, 4)), captions=["a", "b"])
+    with pytest.raises(InputError, match="own.npz: 2 images; expected three at least, of which two are held out"):
+        open_pairs(f"npz:{tmp_path / 'own.npz'}", 2, 0)
+
+
 def pairs_of(one, two, grey=0.0):
     return {"test_images": np.full((2, 4, 4), grey), "test_captions": [one, two]}
 

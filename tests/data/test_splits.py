@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jtransfer.data.dataset import Dataset
-from jtransfer.data.splits import by_class, hold_out_a_fifth, stratified
+from jtransfer.data.splits import by_class, hold_out_a_fifth, hold_out_the_last, stratified
 from jtransfer.data.subsets import few_shot
 from jtransfer.errors import InputError
 from jtransfer.evaluate.task import split
@@ -35,6 +35,18 @@ def test_classes_come_with_their_rows_in_order():
     found = list(by_class(np.array([7, 5, 7, 5, 9]), np.array([4, 2, 1, 0])))
     assert [(label, rows.tolist()) for label, rows in found] == [(5, [1]), (7, [2, 0]), (9, [4])]
     assert not list(by_class(LABELS, ROWS[:0]))
+
+
+@pytest.mark.parametrize(("count", "last"), [(3, 2), (10, 2), (100, 20), (250, 50), (8000, 80), (600_000, 5000)])
+def test_without_labels_the_last_hundredth_is_held_out_of_few_rows_more_and_of_many_less(count, last):
+    pool, test = hold_out_the_last(count, "own.txt")
+    assert (len(test), [*pool, *test]) == (last, list(range(count)))
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_fewer_rows_than_one_to_train_on_and_two_to_hold_out_are_refused(count):
+    with pytest.raises(InputError, match=f"^own.txt: {count} texts; expected three at least, of which two are held"):
+        hold_out_the_last(count, "own.txt", "texts")
 
 
 def dataset(labels, pool, test):

@@ -118,6 +118,12 @@ def test_what_is_no_file_of_texts_is_refused(tmp_path, name, said):
         load(name.format(tmp_path), reads=("texts",))
 
 
+def test_two_texts_without_labels_are_too_few_to_train_and_test_on(tmp_path):
+    np.savez(tmp_path / "own.npz", texts=["one", "two"])
+    with pytest.raises(InputError, match="own.npz: 2 texts; expected three at least, of which two are held out"):
+        load(f"npz:{tmp_path / 'own.npz'}", reads=("texts",))
+
+
 @pytest.fixture(scope="module")
 def root(prepare_dataset, tmp_path_factory):
     """`glue/stsb` as TFDS has it, with hidden test labels; ratings of three kinds; texts without a label."""
