@@ -33,14 +33,14 @@ CLEANERS: dict[str, Callable[[str], str]] = {
     "whitespace": _whitespace,
     "canonicalize": _canonicalize,
 }
-"""By the names that open_clip gives them: in small letters; as it is; in small letters without punctuation."""
+"""By their names in open_clip; "lower" also lowercases, "canonicalize" also lowercases and removes punctuation."""
 
 
 def cleaner(name: str) -> Callable[[str], str]:
-    """The cleaner of that name.
+    """The function in `CLEANERS` with this name.
 
     Raises:
-        InputError: there is none.
+        InputError: no cleaner has it.
     """
     if name not in CLEANERS:
         raise InputError(f"clean: unknown {name!r}; {nearest(str(name), CLEANERS)}")

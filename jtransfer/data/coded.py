@@ -1,4 +1,4 @@
-"""Images kept as the bytes that they were made of, and what makes the model's floats of these where they are used."""
+"""Images kept as 8-bit codes; indexing gives the floats that the model takes, equal to those before they were coded."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -11,12 +11,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Scale:
-    """What 8 bits stand for: `(factor * code - mean) / std`, in float32 and in this order.
+    """The value of an 8-bit code: `(factor * code - mean) / std`, the product rounded to float32, the rest in float32.
 
     Attributes:
-        factor: That brings 0..255 to 0..1, as a rule.
-        mean: Of each channel, or one for all, and so is `std`.
-        std: See `mean`.
+        factor: Multiplies each code; usually 1/255, so that 0..255 become 0..1.
+        mean: Subtracted from the product: one number for each channel, or one for all channels.
+        std: Divides the difference: one number for each channel, or one for all channels.
     """
 
     factor: float = 1 / 255
@@ -25,13 +25,13 @@ class Scale:
 
     @property
     def table(self) -> np.ndarray:
-        """The value of each code: `[256, channels]` float32, one column where all channels have the same."""
+        """The value of each code: `[256, channels]` float32, or `[256, 1]` if all channels share their values."""
         scaled = (np.arange(256, dtype=np.uint8)[:, None] * self.factor).astype(np.float32)
         found = (scaled - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return found[:, :1] if (found == found[:, :1]).all() else found
 
     def encode(self, images: np.ndarray) -> np.ndarray | None:
-        """The codes that images `[n, height, width, channels]` are the values of, to the bit; None if they are not."""
+        """Codes, uint8, whose values equal images `[n, height, width, channels]` exactly; None if there are none."""
         table = self.table
         found = np.rint((images - table[0]) * (255 / (table[255] - table[0])))
         if not ((found >= 0) & (found <= 255)).all():
@@ -45,11 +45,11 @@ class Scale:
 @partial(jax.tree_util.register_dataclass, data_fields=["codes"], meta_fields=["scale"])
 @dataclass(frozen=True, eq=False)
 class Coded:
-    """Images that take a fourth of the memory of the floats which indexing gives.
+    """Images as codes, indexed like an array `[n, height, width, channels]` float32 in a quarter of its memory.
 
     Attributes:
         codes: `[n, height, width, channels]` uint8.
-        scale: What they stand for.
+        scale: The values of the codes.
     """
 
     codes: Any
@@ -71,5 +71,5 @@ class Coded:
 
 
 def take(inputs: Any, rows: Any) -> Any:
-    """Some rows of one array, or of several by name, as the model takes them."""
+    """Index the rows of an array, or of each array in a tree, as of inputs by name; `Coded` images become floats."""
     return jax.tree.map(lambda x: x[rows], inputs, is_leaf=lambda x: isinstance(x, Coded))

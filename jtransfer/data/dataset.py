@@ -1,4 +1,4 @@
-"""A dataset as every reader gives it, what readers are told, and the fingerprint that tells one from another."""
+"""`Dataset`, which readers return; `Context`, which they are given; and fingerprints, by which data are told apart."""
 
 import hashlib
 import os
@@ -15,25 +15,25 @@ from jtransfer.errors import InputError
 from jtransfer.storage.arrays import NpzRows
 
 CLASSES = ("classes", "labels")
-"""What most callers take: one class a row, or several."""
+"""The default of `reads`: one class a row, or several."""
 
 BLOCK = 1 << 20
-"""Values of an array that are looked at at once, so that none is ever copied or converted as a whole."""
+"""Values of an array that are read at a time, so that no array is copied or converted as a whole."""
 
 
 @dataclass(frozen=True, eq=False)
 class Context:
-    """What a reader may need beside the rest of a name, which follows the colon.
+    """What a reader is given beside the part of the name that follows the colon.
 
     Attributes:
-        name: All of the name, as the config writes it: what a dataset is called, and what errors begin with.
+        name: The whole name, as the config writes it: the dataset's own, with which errors begin.
         reads: What is asked of the data, any of: "classes" (one a row), "labels" (several classes a row), "values"
             (numbers), "texts" (whatever their labels) or "pairs" (images and captions, whatever their labels).
-        data_dir: Where prepared datasets lie; empty for nowhere in particular.
+        data_dir: Where prepared datasets lie; empty for the environment's `TFDS_DATA_DIR`, or TFDS's own directory.
         batch: Examples of a training step, over all processes.
-        seed: Of their order, and of what is drawn.
-        share: Positions in each batch that this process reads; what stands at a position does not depend on who reads
-            it.
+        seed: Of the order of the examples, and of random draws.
+        share: Positions in each batch that this process reads; the example at a position does not depend on the
+            process that reads it.
         templates: Texts with `{}` for the caption; empty for the source's own.
         crop: The least and the largest share of an image's area that is cut out; empty for whole images.
     """
@@ -50,14 +50,14 @@ class Context:
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Images that lie in memory or in a file as they were written, and become floats where rows are asked for.
+    """Images kept as they were written, in memory or in a file, whose rows become floats when they are indexed.
 
-    Indexed as an array `[n, height, width, channels]` float32 is, of which `shape` and `dtype` tell. A gigabyte of
-    bytes takes a gigabyte at most, and each batch its own floats.
+    They are indexed like an array `[n, height, width, channels]` float32, which `shape` and `dtype` describe. A
+    gigabyte of uint8 images takes at most a gigabyte, and each batch its own floats.
 
     Attributes:
-        parts: Arrays `[rows, height, width, channels]`, the one after the other: uint8, which is scaled by 1/255, or
-            floats of 0 to 1.
+        parts: Arrays `[rows, height, width, channels]` whose rows follow each other: uint8, which is scaled by 1/255,
+            or floats from 0 to 1.
     """
 
     parts: tuple[np.ndarray | NpzRows, ...]
@@ -93,7 +93,7 @@ class Images:
 
 
 def floats(part: np.ndarray) -> np.ndarray:
-    """Bytes as float32 of 0 to 1, and floats as float32."""
+    """An array as float32: uint8 is scaled by 1/255, floats keep their values."""
     return np.divide(part, np.float32(255)) if part.dtype == np.uint8 else part.astype(np.float32, copy=False)
 
 
@@ -104,11 +104,12 @@ class Lazy:
     Attributes:
         count: Number of rows.
         read: From row numbers `[n]` to a list of n inputs: uint8 images `[height, width, channels]` of any sizes,
-            texts, or pairs of texts.
-        identity: What stands for all the bytes in a fingerprint.
-        contents: Digest of all the bytes where `identity` does not change with each of them; "" where it does.
-        damaged: From row numbers to what is wrong with those rows that cannot be read, found without decoding them.
-        of_inputs: What stands for the bytes where labels do not matter; "" for `identity` and `contents`.
+            texts, pairs of texts, or lists of captions.
+        identity: A text that is hashed into fingerprints in place of the inputs.
+        contents: Digest of every byte of the inputs, if `identity` does not change with each of them; else "".
+        damaged: From row numbers to one error line for each of these rows that cannot be read.
+        of_inputs: A text that is hashed into `fingerprint_of_inputs` in place of the inputs; "" for `identity` and
+            `contents`.
     """
 
     count: int
@@ -127,21 +128,21 @@ class Lazy:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images or texts with their labels, if they have any, and the two sets of rows they are split into.
+    """Images or texts with their labels, if they have any, and their split into two sets of rows.
 
     Attributes:
         name: The name that `sources.load` was given.
-        inputs: Indexed by an array of rows: images [n, height, width, channels] float32, 0 (background) to 1, as an
-            array or as `Images`; or `Lazy` ones.
+        inputs: Indexed by row numbers: images [n, height, width, channels] float32, 0 (background) to 1, as an array or
+            as `Images`; or images of any sizes or texts as `Lazy`.
         labels: [n] int32, an index into `classes`; or [n, classes] of 0 and 1, several classes a row; or [n] or
-            [n, values] float32, numbers to predict; or [n, 0], where there are none.
-        classes: One name per class, or per value if these have names; else empty.
+            [n, values] float32, numbers to predict; or [n, 0], no labels.
+        classes: One name per class, or per value if the values have names; else empty.
         pool: [p] row numbers that training and validation may use.
         test: [t] row numbers for the final report only.
         kind: "image" or "text".
-        note: What a report must say of it, in sentences; may be empty.
-        captions: Of each row a list of texts, by rows as `inputs`; None where there are none.
-        metric: The metric that results on these data are published in, where it is not accuracy; else "".
+        note: Sentences that a report must repeat, as on where the test rows come from; may be empty.
+        captions: A list of texts for each row, indexed like `inputs`; None if the rows have no captions.
+        metric: The metric in which results on these data are published, if it is not accuracy; else "".
     """
 
     name: str
@@ -157,17 +158,17 @@ class Dataset:
 
     @property
     def targets(self) -> str:
-        """What the labels are: see `targets`."""
+        """What the labels are, as the function `targets` says it."""
         return targets(self.labels)
 
     @property
     def outputs(self) -> int:
-        """How many numbers predict the labels of a row: see `outputs`."""
+        """How many numbers predict the labels of a row, as the function `outputs` counts them."""
         return outputs(self.labels, self.classes)
 
     @cached_property
     def fingerprint(self) -> str:
-        """See the function of this name."""
+        """The digest that the function `fingerprint` returns, computed once."""
         digest = hashlib.sha256(repr(self.classes).encode())
         lazy = isinstance(self.inputs, Lazy)
         if lazy:
@@ -179,7 +180,7 @@ class Dataset:
 
     @cached_property
     def fingerprint_of_inputs(self) -> str:
-        """See the function of this name."""
+        """The digest that the function `fingerprint_of_inputs` returns, computed once."""
         inputs, digest = self.inputs, hashlib.sha256()
         if isinstance(inputs, Lazy):
             own = inputs.of_inputs or f"{inputs.identity}\n{inputs.contents}"
@@ -215,18 +216,18 @@ FOUND = {
     "spans": "answers in texts",
     "": "no labels",
 }
-"""What data may have, in words."""
+"""In words, what `targets` gives and what `reads` may ask for."""
 
 
 def check_targets(data: Any, reads: Sequence[str]) -> None:
-    """Refuse data that do not have what is asked of them.
+    """Refuse data that have nothing of what `reads` asks for.
 
     Args:
-        data: A `Dataset` or a `Stream`: whatever has `name`, `kind` and `targets`.
+        data: A `Dataset`, a `Stream`, or anything else with `name`, `kind` and `targets`.
         reads: As in `Context`.
 
     Raises:
-        InputError: what they have, and what is expected.
+        InputError: the error names what the data have and what is expected.
     """
     if data.targets in reads or (data.kind == "text" and "texts" in reads):
         return
@@ -242,7 +243,7 @@ def _update(digest, array):
 
 
 THREADS = "jtransfer-each"
-"""What the names of threads begin with that `each` has."""
+"""How the names of the threads begin in which `each` calls."""
 
 
 @lru_cache(maxsize=1)
@@ -251,14 +252,17 @@ def _threads() -> ThreadPoolExecutor:
 
 
 def each(call: Callable, *items: Iterable) -> list:
-    """`list(map(call, *items))` by as many threads as there are cores: PIL decodes without Python's lock."""
+    """`list(map(call, *items))` in as many threads as there are cores, as PIL releases the GIL while it decodes.
+
+    Within such a call, `each` works in the thread that it is called in.
+    """
     if threading.current_thread().name.startswith(THREADS):  # a call of `each` itself, which would wait for its own end
         return list(map(call, *items))
     return list(_threads().map(call, *items))
 
 
 def refused(call: Callable, *items: Iterable) -> list[str]:
-    """What a call says of those items that it refuses; it has `each` apply it to all."""
+    """The messages of the `InputError`s that a call raises, in the order of the items; `each` makes the calls."""
 
     def said(*own):
         try:
@@ -270,10 +274,14 @@ def refused(call: Callable, *items: Iterable) -> list[str]:
 
 
 def check_whole(dataset: Dataset, rows: np.ndarray) -> None:
-    """Refuse damaged rows before a run starts, which would meet them in its middle.
+    """Refuse damaged rows before a run starts, instead of in the middle of it.
+
+    Args:
+        dataset: Which has `Lazy` inputs, or else nothing is checked.
+        rows: [r] row numbers.
 
     Raises:
-        InputError: the first of them, how many there are, and the names of some.
+        InputError: the error names the first damaged row, how many there are, and up to `SHOWN` of the others.
     """
     found = damaged(dataset.inputs, rows)
     if len(found) > 1:
@@ -285,7 +293,7 @@ def check_whole(dataset: Dataset, rows: np.ndarray) -> None:
 
 
 def damaged(inputs: Any, rows: np.ndarray) -> list[str]:
-    """What is wrong with those rows of inputs that cannot be read; nothing is wrong with arrays."""
+    """One error line for each of some rows that cannot be read; none for inputs that are not `Lazy`."""
     return inputs.damaged(rows) if isinstance(inputs, Lazy) else []
 
 
@@ -294,21 +302,21 @@ SHOWN = 3
 
 
 def blocks(array: Any) -> Iterator[np.ndarray]:
-    """All rows of an array or of `Images`, some at a time, as contiguous arrays."""
+    """All rows of an array or of `Images`, in contiguous arrays of at most `BLOCK` values, or of one larger row."""
     step = max(1, BLOCK // max(1, int(np.prod(array.shape[1:]))))
     for start in range(0, len(array), step):
         yield np.ascontiguousarray(array[start : start + step])
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """16 hex digits of a SHA-256 over arrays, dtypes, shapes, classes and splits; the name does not count.
+    """16 hex digits of a SHA-256 over arrays, dtypes, shapes, classes and splits; names and captions do not count.
 
-    Of `Lazy` inputs it covers their `identity`; after a dot follow their `contents`, if they have any. Versions that
-    knew no contents wrote what stands before the dot, see `workdir.same_data`.
+    Of `Lazy` inputs it covers the `identity`; their `contents` follow after a dot, if there are any. Earlier versions
+    wrote the part before the dot alone: see `workdir.same_data`.
     """
     return dataset.fingerprint
 
 
 def fingerprint_of_inputs(dataset: Dataset) -> str:
-    """16 hex digits over the inputs alone, whatever their labels, classes and splits: what features depend on."""
+    """16 hex digits of a SHA-256 over the inputs alone, on which features depend: labels and splits do not count."""
     return dataset.fingerprint_of_inputs

@@ -1,4 +1,4 @@
-"""Directories that somebody else filled: what lies in them, each place once, and nothing that lies outside of them."""
+"""Directories that somebody else filled: their entries, each directory once, and nothing outside of them."""
 
 import os
 import unicodedata
@@ -19,16 +19,16 @@ class Entry(NamedTuple):
 
     @property
     def hidden(self) -> bool:
-        """Whether it is none of the user's: `.DS_Store`, `._01.png`, or the directory that macOS puts into archives."""
+        """Whether the name begins with a dot, or is `__MACOSX`, a directory that macOS puts into archives."""
         return self.name.startswith(".") or self.name == "__MACOSX"
 
 
 def entries(directory: str, root: str) -> Iterator[Entry]:
-    """What is in a directory, in the order of names.
+    """The entries of a directory, in the order of their names.
 
     Args:
-        directory: On a disk or in an object store.
-        root: The place that no link may lead out of; it may be a link itself.
+        directory: On a disk, or in an object store, where nothing is checked.
+        root: The place that no link may lead out of, hidden ones excepted; it may be a link itself.
 
     Raises:
         InputError: the directory cannot be read, or has a link that leads out of `root` or to nothing.
@@ -51,10 +51,10 @@ def entries(directory: str, root: str) -> Iterator[Entry]:
 
 
 def inside(path: str, root: str) -> str:
-    """A path on a disk, if it leads to something inside of `root`, whatever links there are on the way.
+    """Return a path on a disk as it is, if it leads to something inside of `root` when all links are followed.
 
     Raises:
-        InputError: it leads out of it, or to nothing.
+        InputError: the path leads out of `root`, or to nothing.
     """
     try:
         real = os.path.realpath(path, strict=True)
@@ -71,16 +71,16 @@ def inside(path: str, root: str) -> str:
 
 
 class Places:
-    """Directories that were entered: each may be entered once, so that no link leads round in circles."""
+    """Directories that were entered: each may be entered once, so that links cannot form a cycle."""
 
     def __init__(self):
         self.seen = {}
 
     def enter(self, path: str) -> str:
-        """A directory that was not entered before.
+        """Note a directory as entered, and return its path; directories in an object store are not noted.
 
         Raises:
-            InputError: it was, by another name.
+            InputError: the directory was entered before, by this or another name.
         """
         if "://" not in path:
             status = os.stat(path)
@@ -93,12 +93,12 @@ class Places:
 
 
 def shown(path: str | os.PathLike) -> str:
-    """A path as one line that any terminal takes: what is no printable character is escaped."""
+    """A path as one line: control characters, line separators and bytes that are not UTF-8 are escaped."""
     return "".join(c.encode("unicode_escape").decode() if _unclean(c) else c for c in os.fspath(path))
 
 
 def printable(name: str) -> bool:
-    """Whether a name can be written into tables and JSON: UTF-8, without control characters."""
+    """Whether a name can be written into tables and JSON: UTF-8, without control characters or line separators."""
     return not any(map(_unclean, name))
 
 

@@ -20,7 +20,7 @@ from jtransfer.errors import InputError, nearest
 log = logging.getLogger("jtransfer")
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-"""Of the formats that `pictures` decodes, in small or capital letters."""
+"""Endings of image files, in lower or upper case: those of the formats that `pictures` decodes."""
 
 SPLITS = {
     "train": "train",
@@ -32,7 +32,7 @@ SPLITS = {
     "test": "test",
     "testing": "test",
 }
-"""What directories of splits are called, in small or capital letters, and what is meant."""
+"""The split that each name of a directory stands for, in lower or upper case."""
 
 NAMED = re.compile(rf"({'|'.join(SPLITS)})[\W_]*(set|split|data|images|\d+)?", re.IGNORECASE)
 """A directory of a split, with what may follow the word, as in train2017, "Test Data" and val_set."""
@@ -42,7 +42,7 @@ BLOCK = 4096
 
 
 class Folder(NamedTuple):
-    """A folder while it is read: where it is, which of its directories were entered, and what was left out of it."""
+    """A folder while it is read: its path, the directories that were entered, and counts of what was left out."""
 
     root: str
     places: Places
@@ -52,13 +52,18 @@ class Folder(NamedTuple):
 def read(directory: str, context: Context) -> Dataset:
     """The dataset in a folder, with the layouts that `sources.load` describes.
 
-    Classes are the names of directories, in the order of the alphabet; a class has all images in its directory and in
-    those below it. Names that begin with a dot, and files with other endings, are left out; the note counts them. Every
-    file is read once, for the fingerprint of the data; it is decoded when its row is asked for.
+    Classes are the names of directories, sorted; a class has all images in its directory and in those below it. Names
+    that begin with a dot, and files with other endings, are left out; the note counts them. Every file is read once,
+    for the fingerprint of the data; it is decoded when its row is asked for.
+
+    Args:
+        directory: The folder, on a disk or in an object store.
+        context: Its `name` becomes that of the dataset.
 
     Raises:
-        InputError: there is no such folder, or one that holds no two classes of images; something in it is no file,
-            cannot be read, or leads out of the folder.
+        InputError: there is no such folder, or it has fewer than two classes; a class holds no images, has a name that
+            cannot be printed, or is not among those of `train`; `train` stands alone or is missing beside other splits,
+            or two directories are of one split; an entry is no file, cannot be read, or leads out of the folder.
     """
     root = files.path(directory, context.name)
     if not _is_directory(root):

@@ -2,7 +2,7 @@
 
 The target is the UCI digits (E. Alpaydin & C. Kaynak, Optical Recognition of Handwritten Digits): handwritten
 characters, size-normalised to 32x32 bitmaps, of which every 4x4 block is counted, giving 8x8 images of 0..16.
-The same recipe is followed here. A glyph is reduced to the centre line of its strokes, the plane is bent, the bent
+This module follows that recipe. A glyph is reduced to the centre line of its strokes, the plane is bent, the bent
 line is fitted to the box again, drawn with a pen just wide enough for the wanted ink, binarised, and counted.
 """
 
@@ -58,12 +58,13 @@ class Warp:
     bend are wider than theirs.
 
     Attributes:
-        turn: rotation in radians.
-        shear: horizontal shear.
-        bend: amplitude of the slowest elastic wave; wave (k, l) has bend / (k² + l²).
+        turn: spread of the rotation, in radians.
+        shear: spread of the horizontal shear.
+        bend: spread of the amplitude of the slowest elastic wave; wave (k, l) has bend / (k² + l²).
         waves: elastic waves along each axis.
-        cut: how far inside the glyph's edge a straight cut may fall (a missing serif, an open loop).
-        stray: half the length of a straight stroke across every other character (a bar, a flag, a slip); 0 for none.
+        cut: a straight cut falls at 0.85 - cut |z| from the middle, z standard normal (a missing serif, an open loop).
+        stray: a straight stroke of length 2 stray |z|, z standard normal, crosses a random half of the characters (a
+            bar, a flag, a slip); 0 for none.
         width: mean and spread of the fitted centre line's width, in bitmap pixels of 32.
         margin: rows left above and below the centre line, for the pen.
         shift: mean and spread of the horizontal position, in bitmap pixels.
@@ -89,7 +90,7 @@ WARP = Warp()
 
 @lru_cache
 def bases(split: str) -> np.ndarray:
-    """Distances from the centre line [fonts, 62, SIDE, SIDE] float32 in base pixels, 0..FAR; do not write to it.
+    """Distances from the centre line [fonts, 62, SIDE, SIDE] float32 in base pixels, 0..FAR; read-only.
 
     Args:
         split: "train" or "validation"; the two share no font.
@@ -153,7 +154,7 @@ def _thin(ink: np.ndarray) -> np.ndarray:
 
 
 def warp(key: jax.Array, glyph: jax.Array, how: Warp = WARP) -> jax.Array:
-    """One handwritten-looking image [8, 8, 1] of multiples of 1/16, from a glyph [SIDE, SIDE] of `bases`."""
+    """One handwritten-looking image [8, 8, 1] float32 of multiples of 1/16, from a glyph [SIDE, SIDE] of `bases`."""
     # One draw: every further one is compiled again.
     waves = 2 * how.waves**2
     noise = jax.random.normal(key, (8 + waves + (6 if how.stray else 0),))
@@ -211,9 +212,10 @@ def examples(bases, key, rows, classes=None, how: Warp = WARP) -> tuple[jax.Arra
 
     Args:
         bases: [fonts, 62, SIDE, SIDE], from `bases`.
-        key: names the whole stream of examples.
+        key: selects the stream of examples.
         rows: [n] integers; a stream is the row numbers 0, 1, 2, ...
-        classes: [c] integers, the characters to draw from; all by default.
+        classes: [c] integers, the characters to draw from, a repeated one more often; all by default.
+        how: how the characters are bent.
 
     Returns:
         Images [n, 8, 8, 1] float32 in 0..1 and labels [n] int32, indices into CLASSES.

@@ -61,10 +61,10 @@ OF_MODELS = {
     "siglip_vision_model": "SiglipImageProcessor",
     "resnet": "ConvNextImageProcessor",
 }
-"""The type of processor that a model has whose file names none."""
+"""The type of processor by `model_type`, for a file that names none."""
 
 REFUSED = ("do_pad", "do_flip_channel_order", "use_square_size", "rescale_offset")
-"""Settings that nothing here does, and that none of the types sets."""
+"""Settings that are not supported; no type of processor sets them by default."""
 
 LARGEST = 16384
 """The longest side, in pixels, that an image is resized or cropped to."""
@@ -72,7 +72,7 @@ LARGEST = 16384
 
 @dataclass(frozen=True)
 class Fixed:
-    """Resize to a given size, whatever that does to the aspect."""
+    """Resize to a given size, whatever the aspect ratio."""
 
     height: int
     width: int
@@ -100,7 +100,7 @@ class Shortest:
 
 @dataclass(frozen=True)
 class Crop:
-    """Take the middle; what lies outside of a smaller image is black."""
+    """Crop the centre; an image that is smaller is padded with black."""
 
     height: int
     width: int
@@ -111,15 +111,17 @@ Resizing = Fixed | Shortest | Crop
 
 @dataclass(frozen=True, eq=False)
 class Processor:
-    """What is done to an image: `steps`, then `(factor * pixel - mean) / std`.
+    """An image processor: `steps`, then `(factor * pixel - mean) / std`.
 
     Attributes:
-        shape: `[height, width, channels]` of what comes out.
-        steps: In this order.
-        resample: PIL's number of the filter.
-        factor: That brings 0..255 to 0..1, as a rule.
-        mean: `[channels]` float32, and so is `std`.
-        own: Height and width that the file gives, which the steps were scaled from; None for those of its input.
+        shape: `[height, width, channels]` of the model's images.
+        steps: Resizes and crops, in this order.
+        resample: PIL's number of the resampling filter.
+        factor: Multiplies each pixel; usually 1/255, so that 0..255 become 0..1.
+        mean: `[channels]` float32, subtracted from the product.
+        std: `[channels]` float32, divides the difference.
+        own: Height and width that the file gives, before they were scaled to `shape`; None if the file neither resizes
+            nor crops.
     """
 
     shape: tuple[int, int, int]
@@ -135,14 +137,15 @@ class Processor:
 
         Args:
             images: PIL images or uint8 arrays `[height, width, 3]`, `[height, width, 1]` or `[height, width]` of any
-                sizes, or one array `[n, height, width, channels]`. Transparent parts become white. Where pixels are
-                only brought to 0..1, floats of the model's own shape are taken as they are.
+                sizes, or one array `[n, height, width, channels]`. Transparent parts become white. If pixels are only
+                scaled to 0..1, floats of the model's shape are taken as they are.
 
         Returns:
             `pixel_values [n, height, width, channels]` float32.
 
         Raises:
-            InputError: something that is no such image.
+            InputError: no list or array of images, or none in it; an image that `pictures.to_pil` refuses; or one of
+                another shape than the model's, if there are no steps.
         """
         if self.takes(images):
             return {"pixel_values": np.asarray(images, np.float32).reshape(-1, *self.shape)}
@@ -165,16 +168,16 @@ class Processor:
 
     @property
     def scale(self) -> Scale:
-        """What pixels become."""
+        """The values of the pixels after the steps, as of 8-bit codes."""
         return Scale(self.factor, tuple(self.mean.tolist()), tuple(self.std.tolist()))
 
     @property
     def plain(self) -> bool:
-        """Whether pixels are only brought from 0..255 to 0..1."""
+        """Whether pixels are scaled from 0..255 to 0..1, and not normalised."""
         return bool(np.isclose(self.factor, 1 / 255)) and not self.mean.any() and bool((self.std == 1).all())
 
     def takes(self, images: Any) -> bool:
-        """Whether images are what comes out already: floats of that shape, of which none would be normalised."""
+        """Whether images need no processing: floats of the model's shape, where the processor is `plain`."""
         parts = images if isinstance(images, list | tuple) else [images]
         if not self.plain or not parts or not all(_is_float(part) for part in parts):
             return False
@@ -183,7 +186,7 @@ class Processor:
 
     @property
     def values(self) -> dict[str, Any]:
-        """The values of a `preprocessor_config.json` that describe the same."""
+        """The values of a `preprocessor_config.json` that describes this processor."""
         sizes: dict[str, Any] = {}
         for step in self.steps:
             size = dict(vars(step))
@@ -205,7 +208,7 @@ class Processor:
         }
 
     def stepped(self, image: Image.Image) -> Image.Image:
-        """An image after the steps."""
+        """The image after all steps."""
         for step in self.steps:
             width, height = image.size
             if isinstance(step, Crop):
@@ -217,7 +220,7 @@ class Processor:
 
 
 def plain(shape: tuple[int, int, int]) -> Processor:
-    """What only resizes images to `[height, width, channels]`, and brings 0..255 to 0..1.
+    """The processor that resizes images to `[height, width, channels]` and scales 0..255 to 0..1, no more.
 
     Raises:
         InputError: other than 1 or 3 channels.
@@ -229,19 +232,19 @@ def plain(shape: tuple[int, int, int]) -> Processor:
 def processor(values: Mapping[str, Any], kind: str, shape: tuple[int, int, int]) -> Processor:
     """The processor that a file describes, made to fit the model.
 
-    A model that takes images of another size than the file gives (it was loaded with `image=`, or its checkpoint was
-    trained at another resolution than the file's) has every size in the file scaled by the same factor, rounded down:
-    256 and a crop of 224 become 438 and 384. A model of one channel takes grey images (the luma of PIL), normalised
-    by the average of the channels' means and of their standard deviations.
+    If the model takes images of another size than the file gives (it was loaded with `image=`, or its checkpoint was
+    trained at another resolution than the file's), every size in the file is scaled by the same factor and rounded
+    down: 256 and a crop of 224 become 438 and 384. A model of one channel takes grey images (the luma of PIL),
+    normalised by the average of the channels' means and of their standard deviations.
 
     Args:
-        values: Of the file.
-        kind: Of processor, where they name none.
+        values: Of the file, as of a `preprocessor_config.json`.
+        kind: The type of processor, a key of `TYPES`, if the file names none.
         shape: `[height, width, channels]` that the model takes.
 
     Raises:
-        InputError: a type that is not known, or values that cannot be used; the file is not named.
-        Exception: whatever else values of a wrong type raise.
+        InputError: an unknown type of processor, or values that cannot be used. The error does not name the file.
+        Exception: any error that values of a wrong type cause.
     """
     name = type_of(values) or kind
     if name not in TYPES:
@@ -281,10 +284,10 @@ def type_of(values: Mapping[str, Any]) -> str:
 
 
 def check_images(images: Any) -> Sequence:
-    """The same, if it is a list of something or one array of four axes.
+    """Return images as they are, if they are a list or tuple, or one array `[n, height, width, channels]`.
 
     Raises:
-        InputError: it is not.
+        InputError: they are something else, or there are none.
     """
     expected = "expected a list of PIL images or arrays, or one array [n, height, width, channels]"
     if hasattr(images, "shape"):

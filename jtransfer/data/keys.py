@@ -1,7 +1,7 @@
-"""What the keys of the files beside a checkpoint's weights do here: as data, one table a file.
+"""Which keys of the files beside a checkpoint's weights are read, ignored or refused: as data, one table a file.
 
-A key is done, or it changes no number that is made here, or it changes numbers unless it has one of a few values. What
-is in no table is said once, by its name.
+A key is read; or it is ignored, as it changes no number that is computed here; or it is refused, unless its value
+changes nothing. A key that is in no table is logged by its name.
 """
 
 import logging
@@ -32,7 +32,7 @@ FILES = (
     "sentence_*_config.json",
     "config_sentence_transformers.json",
 )
-"""What is of a tokenizer, sentence-transformers' settings among it."""
+"""Files of a tokenizer, with the settings of sentence-transformers."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Keys:
 
     Attributes:
         done: Patterns of the keys that are read, with spaces between them.
-        idle: Patterns of the keys that change no number that is made here, likewise.
-        only: What the others may be, so that they change nothing.
-        kinds: What values of those that are read must be; null is as good as none.
+        idle: Patterns of the keys that change no number that is computed here, with spaces between them.
+        only: For each other key, whether a value changes nothing; any other value is refused.
+        kinds: By pattern, what the values of keys that are read must be; null is not checked.
     """
 
     done: str
@@ -53,10 +53,15 @@ class Keys:
 
 
 def check(file: epath.Path, values: Mapping[str, Any], known: Keys) -> None:
-    """Refuse what a file asks for and is not done here, and say which of its keys nobody here knows.
+    """Refuse values of the wrong kind and settings that are not supported; log the keys that are in no table.
+
+    Args:
+        file: For messages.
+        values: Of the file.
+        known: The table of the file.
 
     Raises:
-        InputError: with the key and its value.
+        InputError: the error names the file, the key and its value.
     """
     for key, value in values.items():
         if value is not None and (kind := next((k for name, k in known.kinds.items() if fnmatchcase(key, name)), None)):
@@ -69,12 +74,12 @@ def check(file: epath.Path, values: Mapping[str, Any], known: Keys) -> None:
 
 
 def among(*values: Any) -> Callable[[Any], bool]:
-    """Whether something is one of these, or nothing at all."""
+    """A test whether a value is one of these, or None."""
     return lambda value: value is None or value in values
 
 
 def nothing(value: Any) -> bool:
-    """Whether something is empty or false."""
+    """Whether a value is empty, false, 0 or None."""
     return not value
 
 
@@ -132,7 +137,7 @@ TOKENIZER = Keys(
         vocab_size pad_token_* cls_token_* mask_token_* sep_token_* bos_token_* eos_token_* unk_token_*
         unk_id extra_ids normalization tokenizer_type fix_mistral_regex""",
 )
-"""Of `tokenizer_config.json`."""
+"""Keys of `tokenizer_config.json` and `special_tokens_map.json`."""
 
 PLAIN = {
     "attn_implementation",
@@ -147,7 +152,7 @@ PLAIN |= {"trust_remote_code", "add_pooling_layer", "use_fast"}
 
 
 def plain(value: Any) -> bool:
-    """Whether arguments for transformers change no number."""
+    """Whether keyword arguments for transformers change no number: there are none, or only keys in `PLAIN`."""
     return not value or (isinstance(value, Mapping) and not value.keys() - PLAIN)
 
 
@@ -166,7 +171,7 @@ SENTENCE_BERT = Keys(
         **dict.fromkeys(ARGUMENTS, plain),
     },
 )
-"""Of `sentence_bert_config.json`."""
+"""Keys of `sentence_bert_config.json`."""
 
 SENTENCE_TRANSFORMERS = Keys(
     kinds={
@@ -180,19 +185,19 @@ SENTENCE_TRANSFORMERS = Keys(
     idle="__version__ model_type similarity_fn_name requirements",  # the similarity is none of an embedding
     only={"truncate_dim": nothing},
 )
-"""Of `config_sentence_transformers.json`."""
+"""Keys of `config_sentence_transformers.json`."""
 
 POOLING = Keys(
     done="pooling_mode pooling_mode_* include_prompt", idle="word_embedding_dimension embedding_dimension", only={}
 )
-"""Of the `config.json` of a pooling."""
+"""Keys of the `config.json` of a `Pooling` of sentence-transformers."""
 
 NORMALIZE = Keys(
     done="",
     idle="",
     only={"module_input_name": among("sentence_embedding"), "module_output_name": among("sentence_embedding")},
 )
-"""Of the `config.json` of a `Normalize`."""
+"""Keys of the `config.json` of a `Normalize` of sentence-transformers."""
 
 OPEN_CLIP_TOKENIZER = Keys(
     kinds={"clean": WORD},
@@ -200,7 +205,7 @@ OPEN_CLIP_TOKENIZER = Keys(
     idle="context_length cache_dir",
     only=dict.fromkeys(("reduction_mask", "additional_special_tokens", "strip_sep_token", "language"), nothing),
 )
-"""Of `tokenizer_kwargs` in the `text_cfg` of `open_clip_config.json`."""
+"""Keys of `tokenizer_kwargs` in the `text_cfg` of `open_clip_config.json`."""
 
 GENERATION = Keys(
     done="do_sample temperature top_k top_p eos_token_id pad_token_id",
@@ -226,7 +231,7 @@ GENERATION = Keys(
         **dict.fromkeys(("exponential_decay_length_penalty", "dola_layers", "max_time"), nothing),
     },
 )
-"""Of `generation_config.json`."""
+"""Keys of `generation_config.json`."""
 
 PREPROCESSOR = Keys(
     done="""image_processor_type feature_extractor_type do_resize size default_to_square resample do_center_crop
@@ -235,4 +240,4 @@ PREPROCESSOR = Keys(
         _valid_processor_keys do_reduce_labels image_seq_length model_input_names transformers_version antialias
         max_size do_pad do_flip_channel_order use_square_size rescale_offset size_divisor pad_size _processor_class""",
 )
-"""Of `preprocessor_config.json`; those that change numbers are refused by `images.processor`, whose types have them."""
+"""Keys of `preprocessor_config.json`; `images.processor` refuses the ignored ones that would change numbers."""

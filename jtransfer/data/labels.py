@@ -15,22 +15,26 @@ log = logging.getLogger("jtransfer")
 KEYS = ("labels", "test_labels")
 
 Classes = tuple[tuple[str, ...], list[np.ndarray]]
-"""Names of classes, and of each split the labels by them, int32."""
+"""Names of classes or values, and the labels of each split: int32, or float32 for values."""
 
 
 def distinct(where: str, names: Sequence[str], splits: Sequence[np.ndarray]) -> Classes:
     """One class for every row.
 
-    Labels are indices into the names that are given, or such names. Where none are given, each distinct value that the
-    first split has becomes a class that is named by it, in ascending order; so 0..k-1 stay what they are.
+    Labels are indices into `names`, or such names. If `names` is empty, each distinct value in the first split becomes
+    a class with this value as its name, in ascending order; so 0..k-1 stay as they are.
 
     Args:
         where: The file, for errors.
         names: Of the classes; may be empty.
         splits: Labels [n] for training and perhaps for testing, integers of any size or texts.
 
+    Returns:
+        The names of the classes, and the labels of each split [n] int32, indices into the names.
+
     Raises:
-        InputError: a label that is none of the classes, a blank or a negative one, or a single class.
+        InputError: integers in one split and texts in the other; a label that is none of the classes, blank, or
+            negative (but where the classes are -1 and 1); or a single class.
     """
     if len({own.dtype.kind in "US" for own in splits}) > 1:
         raise InputError(
@@ -60,11 +64,14 @@ def columns(where: str, names: Sequence[str], splits: Sequence[np.ndarray]) -> C
 
     Args:
         where: The file, for errors.
-        names: Of the classes; numbers where it is empty.
-        splits: Labels [n, classes].
+        names: Of the classes; if empty, they are numbered from 0.
+        splits: Labels [n, classes], integers.
+
+    Returns:
+        The names of the classes, and the labels of each split [n, classes] int32.
 
     Raises:
-        InputError: another number of names, or another value.
+        InputError: another number of names than of columns, or a label other than 0 and 1.
     """
     count = splits[0].shape[1]
     if names and len(names) != count:
@@ -82,15 +89,18 @@ def columns(where: str, names: Sequence[str], splits: Sequence[np.ndarray]) -> C
 
 
 def numbers(where: str, names: Sequence[str], splits: Sequence[np.ndarray]) -> Classes:
-    """Numbers that are to be predicted, one or several for every row; as many names, or none.
+    """Numbers to predict, one or several for every row.
 
     Args:
         where: The file, for errors.
         names: Of the values; may be empty.
         splits: Labels [n] or [n, values], float32.
 
+    Returns:
+        The names, and the labels of each split as they are.
+
     Raises:
-        InputError: another number of names, or a value that is not finite.
+        InputError: another number of names than of values in a row, or a value that is not finite.
     """
     count = splits[0].shape[1] if splits[0].ndim > 1 else 1
     if names and len(names) != count:
@@ -103,10 +113,15 @@ def numbers(where: str, names: Sequence[str], splits: Sequence[np.ndarray]) -> C
 
 
 def texts(where: str, key: str, values: np.ndarray) -> tuple[str, ...]:
-    """Strings or bytes as texts.
+    """An array of strings or bytes as texts.
+
+    Args:
+        where: The file, for errors.
+        key: The array in it, for errors.
+        values: [n], of dtype U or S.
 
     Raises:
-        InputError: bytes that are no UTF-8, or strings that can be none.
+        InputError: bytes that are not UTF-8, or strings that cannot be encoded as UTF-8.
     """
     try:
         found = tuple(value.decode() if isinstance(value, bytes) else str(value) for value in values.tolist())

@@ -11,19 +11,24 @@ from jtransfer.data.splits import hold_out_the_last
 from jtransfer.errors import InputError
 
 BLOCK = 1 << 22
-"""Bytes that are looked at at once."""
+"""Bytes that are read at a time."""
 
 LONGEST = 1 << 24
-"""Bytes of a line."""
+"""Bytes of a line, at most; a line that ends within the next `BLOCK` bytes may pass."""
 
 
 def read(file: str, context: Context) -> Dataset:
-    """The lines of a UTF-8 file that are not blank; a line is read when its row is asked for.
+    """The lines of a UTF-8 file that are not blank, stripped; a line is read when its row is asked for.
 
-    The last hundredth of them is held out, see `splits.hold_out_the_last`.
+    The last hundredth of the lines is held out: see `splits.hold_out_the_last`.
+
+    Args:
+        file: Its path, on a disk or in an object store.
+        context: Its `name` becomes that of the dataset.
 
     Raises:
-        InputError: no such file, one that cannot be read, or fewer than three lines of text.
+        InputError: the file is missing or cannot be read, has a line of more than `LONGEST` bytes, or has fewer than
+            three lines of text. Reading a row raises it too: the line is not UTF-8, or the file is gone.
     """
     path, starts, digest, done, rest = epath.Path(file), [], hashlib.sha256(), 0, b""
     try:

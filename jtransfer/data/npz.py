@@ -1,4 +1,4 @@
-"""An own `.npz` file of images or texts as a dataset; whatever is wrong with it is named in one line."""
+"""A user's `.npz` file of images or texts as a dataset; an error is one line that names the file and the key."""
 
 import hashlib
 import logging
@@ -21,20 +21,25 @@ LONGEST_NAME, MOST_CLASSES = 1000, 1 << 20
 """Characters of a class's name, and how many names there may be."""
 
 STEP = 1 / 255
-"""One of 8 bits; what leaves 0..1 by less than half of it is rounding, and not another scale."""
+"""The step of an 8-bit scale; values beyond 0..1 by less than half of it come from rounding, not from another scale."""
 
 DARK = 0.25
-"""Images whose brightest value is below this are, more often than not, of another scale."""
+"""Images whose brightest value is below this are logged, as they may be of another scale."""
 
 
 def read(file: str, context: Context) -> Dataset:
-    """The dataset in a file, with the keys that `sources.load` describes; where "pairs" are asked for, `read_pairs`.
+    """The dataset in a file, with the keys that `sources.load` describes; if "pairs" are asked for, see `read_pairs`.
 
-    Images stay what they are in the file, so that they take no more memory than there, and none where they are not
-    packed: their rows are read when they are asked for. See `dataset.Images`.
+    Images keep the dtype that they have in the file: see `dataset.Images`. If they are not compressed, and the file is
+    on a disk, they take no memory: their rows are read when they are asked for.
+
+    Args:
+        file: Its path, on a disk or in an object store.
+        context: With the name of the dataset, and what is asked of it.
 
     Raises:
-        InputError: the file is missing, damaged, or holds something else.
+        InputError: the file is missing or damaged, has an unknown key or lacks one, or an array has a shape, a dtype or
+            values that cannot be used.
     """
     if "pairs" in context.reads:
         return read_pairs(file, context)
@@ -102,13 +107,18 @@ def _targets(
 
 
 def read_pairs(file: str, context: Context) -> Dataset:
-    """The images in a file and their `captions`; it need have no labels, and those that it has are not read.
+    """The images in a file and their `captions`; labels are not read, and the file need not have any.
 
-    Images are uint8, as those of other sources of pairs, for the model's image processor to make its own of.
-    Where there are no `test_images`, the last hundredth of the rows is held out: `splits.hold_out_the_last`.
+    Images become uint8, which the model's image processor takes; floats are rounded. If there are no `test_images`, the
+    last hundredth of the rows is held out: see `splits.hold_out_the_last`. The labels of the dataset are all 0, of one
+    class without a name.
+
+    Args:
+        file: Its path, on a disk or in an object store.
+        context: With the name of the dataset.
 
     Raises:
-        InputError: as `read`, or no captions.
+        InputError: as `read`, or there are no captions.
     """
     arrays = open_npz(file)
     _check_keys(file, arrays, "images", "captions")

@@ -1,7 +1,7 @@
 """Images and the texts that describe them: batches for contrastive training, and pairs held out from it.
 
-As in streams.py, a batch is a function of the number of its step, which is the cursor. Of several captions one is drawn
-anew each time that its image comes, and put into a template, if there are any.
+As in streams.py, a batch is a function of the number of its step, which is the cursor. If an image has several
+captions, one is drawn each time that the image comes; it is put into a template, if there are any.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from jtransfer.data.subsets import epochs
 from jtransfer.errors import InputError, Once
 
 HELD_OUT = 2048
-"""Pairs that are held out, at most."""
+"""The most pairs that are held out."""
 
 INSTEAD = "another pair is drawn in its place, as for every such row"
 
@@ -29,14 +29,14 @@ PLAIN = ("{}",)
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Pairs that nothing is trained on, and the names of what they show.
+    """Images that are never trained on, and the names of what they show.
 
     Attributes:
-        what: What they are called in the metrics.
-        images: By rows.
-        names: One of each thing that is shown.
-        labels: `[n]`, which of `names` each image shows.
-        templates: That names are put into.
+        what: The prefix of their metrics, as "test".
+        images: Indexed by row numbers.
+        names: One for each thing that is shown.
+        labels: `[n]` int32, the name of each image as an index into `names`.
+        templates: Texts with `{}` for the name.
     """
 
     what: str
@@ -48,18 +48,18 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class PairStream:
-    """A source of pairs.
+    """A source of batches of images and texts that describe them; docs/data.md says what a stream promises.
 
     Attributes:
         name: As the config writes it.
-        images: Those that are known beforehand, by rows: what the model is fitted to.
-        batches: From a cursor to the batches after it, each with the cursor after it: `{"images": n of them, by rows,
-            "texts": [n]}` of this process.
-        held_out: The others.
-        fingerprint: Of the data.
-        kind: Of the inputs.
-        over: From something else by the same rows, as features, to the stream with it in place of the images; None
-            where images are made as they are needed.
+        images: Images that are known beforehand, indexed by row numbers; the model's image size is taken from these.
+        batches: From a cursor to the batches that come after it, each with the cursor after it: `{"images": n images
+            indexed by rows, "texts": [n]}`, this process's share of each.
+        held_out: Images that are never trained on, for evaluation.
+        fingerprint: Digest of the data, and of the templates and the crop.
+        kind: Of the inputs: "pair".
+        over: From other inputs for the rows of `images`, as their features, to the stream with them in place of the
+            images; None if images are made as they are needed.
     """
 
     name: str
@@ -72,15 +72,23 @@ class PairStream:
 
     @property
     def inputs(self) -> Any:
-        """The images."""
+        """The images, by the name that they have in a `Stream`."""
         return self.images
 
 
 def of_dataset(dataset: Dataset, context: Context) -> PairStream:
-    """The pool of a dataset whose rows have captions.
+    """The pool of a dataset whose rows have captions, in shuffled epochs; the cursor is the number of the step.
+
+    A row whose captions are empty gives way to another row of the pool, which is logged. Of the test rows at most
+    `HELD_OUT` are held out, evenly spaced, each named by its first caption.
+
+    Args:
+        dataset: With `captions`.
+        context: With batch, seed, share, templates and crop.
 
     Raises:
-        InputError: damaged rows, or captions that are all the same or all empty.
+        InputError: damaged rows; captions of the first `HELD_OUT` rows of the pool that are all the same or all empty;
+            or fewer than two names among the test rows.
     """
     check_whole(dataset, np.concatenate([dataset.pool, dataset.test]))
     batch, seed, share, crop = context.batch, context.seed, context.share, context.crop
@@ -139,12 +147,12 @@ def _captions(dataset: Any, rows: np.ndarray) -> list[list[str]]:
 
 @dataclass(frozen=True, eq=False)
 class Crops:
-    """Images by rows, each cropped by draws of its own when it is asked for.
+    """Images indexed by row numbers, each cropped by draws of its own when it is asked for.
 
     Attributes:
-        images: Their wholes, by rows.
-        crop: See `cropped`.
-        draws: `[n, 4]`.
+        images: The whole images.
+        crop: The least and the largest share of an image's area: see `cropped`.
+        draws: `[n, 4]`, four numbers in [0, 1) for each image.
     """
 
     images: Rows
@@ -160,14 +168,19 @@ class Crops:
 
 
 def cropped(image: np.ndarray, crop: Sequence[float], draws: np.ndarray) -> np.ndarray:
-    """A part of an image, of an area between two shares and an aspect between 3:4 and 4:3, as open_clip trains on.
+    """A part of an image, with an area between two shares and an aspect ratio between 3:4 and 4:3, as in open_clip.
 
-    What makes the model's input of it then resizes it to a square, whatever that does to the aspect.
+    The area is uniform between the shares, and the aspect ratio uniform in its logarithm. A side that would be longer
+    than the image's is cut to it, where torchvision's `RandomResizedCrop` draws again. The image processor then resizes
+    the part to a square, whatever its aspect ratio.
 
     Args:
         image: `[height, width, channels]`.
         crop: The least and the largest share of the area.
-        draws: Four numbers in [0, 1), for area, aspect and place.
+        draws: Four numbers in [0, 1): for the area, the aspect ratio, and the place from the top and from the left.
+
+    Returns:
+        A view of the image, `[height, width, channels]` of the part.
     """
     height, width = image.shape[:2]
     area = height * width * (crop[0] + draws[0] * (crop[1] - crop[0]))
@@ -178,7 +191,7 @@ def cropped(image: np.ndarray, crop: Sequence[float], draws: np.ndarray) -> np.n
 
 
 def pick(choices: Sequence[str], share: float) -> str:
-    """The choice at a share in [0, 1) of all."""
+    """The choice at a share in [0, 1) of their number."""
     return choices[int(share * len(choices))]
 
 
@@ -195,7 +208,7 @@ GLYPH_TEMPLATES = (
     "{}",
 )
 STRAYED = glyphs.Warp(stray=0.35)
-"""Handwriting has bars and flags that no font has: every other character gets a stroke, whatever its name."""
+"""Handwriting has bars and flags that no font has: a random half of the characters gets a stroke, whatever its name."""
 
 
 def glyph_names(character: str) -> tuple[str, ...]:
@@ -212,7 +225,14 @@ def glyph_names(character: str) -> tuple[str, ...]:
 
 
 def glyph_captions(rest: str, context: Context, digits: bool = True) -> PairStream:
-    """Warped characters of fonts and what they are called, the digits as often as all letters together.
+    """Warped characters of fonts and what they are called; the cursor is the number of the step.
+
+    The held-out images are `HELD_OUT` characters of the validation fonts, each named by the second of `glyph_names`.
+
+    Args:
+        rest: Not read.
+        context: With batch, seed, share and templates.
+        digits: Draw digits too, about as often as all letters together.
 
     Raises:
         InputError: a crop, which would cut the characters.

@@ -14,7 +14,7 @@ from PIL import ExifTags, Image, ImageOps
 from jtransfer.errors import InputError, first_line
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
-"""That are read, by PIL's names. Others may run programs (EPS), open files that they name, or hold no pixels."""
+"""Formats that are read, by PIL's names. Others may run programs (EPS), open other files, or hold no pixels."""
 
 LARGEST_PICTURE = 89_478_485
 """Pixels of the largest picture that is decoded: a quarter of a GB in RGB. PIL warns from there on."""
@@ -23,7 +23,7 @@ LARGEST_FILE = 1 << 29
 """Bytes of the largest file that is read: no picture of `LARGEST_PICTURE` pixels needs more."""
 
 MOST_READS, BYTES_A_READ = 50_000, 64
-"""How often a decoder may ask for a few bytes of a file: so often, and once more for so many bytes that it has."""
+"""A decoder may read from a file `MOST_READS` times, and once more for every `BYTES_A_READ` bytes of the file."""
 
 DEEP = ("I", "F")
 """What the modes of PIL images with more than 8 bits a channel begin with."""
@@ -47,16 +47,17 @@ class _Counted(io.BytesIO):
 
 
 def decode(content: bytes, what: str) -> np.ndarray:
-    """An image file as uint8 [height, width, 3], or [height, width, 1] if it is grey, turned as viewers show it.
+    """An image file as uint8 [height, width, 3], or [height, width, 1] if it is grey without transparency.
 
-    Transparent parts become white; of several frames the first is taken.
+    The image is turned as its EXIF orientation says; transparent parts become white; of several frames the first is
+    taken.
 
     Args:
-        content: Of the file, in one of `FORMATS`.
-        what: Its name, for the error.
+        content: The bytes of the file, in one of `FORMATS`.
+        what: The name of the image, for errors.
 
     Raises:
-        InputError: it is damaged, no image, too large, or one of more than 8 bits a channel.
+        InputError: the file is damaged, no image, too large, or has more than 8 bits a channel.
     """
     image = opened(content, what)
     channels = 1 if image.mode in ("1", "L") and "transparency" not in image.info else 3
@@ -67,8 +68,12 @@ def decode(content: bytes, what: str) -> np.ndarray:
 def check(content: bytes, what: str) -> None:
     """Refuse an image file that `decode` would refuse, in a tenth of the time.
 
-    A JPEG that has its end and a PNG whose checksums are right are not decoded; what this leaves undetected is damage
-    within a JPEG's coefficients, of which most does not stop a decoder either.
+    A JPEG that has its end, a PNG whose checksums are right and a WebP that opens are not decoded. Damage within the
+    pixels of a JPEG or a WebP is not found; most of it does not stop a decoder either.
+
+    Args:
+        content: The bytes of the file.
+        what: The name of the image, for errors.
 
     Raises:
         InputError: as `decode`.
@@ -79,10 +84,14 @@ def check(content: bytes, what: str) -> None:
 
 
 def opened(content: bytes, what: str) -> Image.Image:
-    """An image file of which no pixel is decoded yet.
+    """A PIL image of a file, of which no pixel is decoded yet.
+
+    Args:
+        content: The bytes of the file.
+        what: The name of the image, for errors.
 
     Raises:
-        InputError: it is none of `FORMATS`, or has more pixels than `LARGEST_PICTURE`.
+        InputError: the file is none of `FORMATS`, its header is damaged, or it has more pixels than `LARGEST_PICTURE`.
     """
     try:
         image = Image.open(_Counted(content), formats=FORMATS)
@@ -102,8 +111,15 @@ def opened(content: bytes, what: str) -> Image.Image:
 def to_pil(image: Any, row: int | str, channels: int) -> Image.Image:
     """An image in mode "RGB" (3 channels) or "L" (1), turned as its EXIF orientation says, transparent parts on white.
 
+    Args:
+        image: A PIL image, or uint8 `[height, width, 3]`, `[height, width, 4]`, `[height, width, 1]` or
+            `[height, width]`.
+        row: The number or name of the image, for errors.
+        channels: 3 or 1.
+
     Raises:
-        InputError: it is no image of 8 bits a channel.
+        InputError: something else, an image that cannot be decoded, has no pixels or more than 8 bits a channel, or a
+            mode that PIL cannot convert.
     """
     if not isinstance(image, Image.Image):
         image = _from_array(image, row)

@@ -1,4 +1,4 @@
-"""What the directory of a prepared TensorFlow Dataset says of itself, taken as words and never obeyed.
+"""What the directory of a prepared TensorFlow Dataset says of itself, read as data: nothing that it names is run.
 
 TFDS would import the class that `features.json` names, and open the files that `dataset_info.json` names. Here a
 description is read into features and splits of TFDS's own classes: nothing but a name that is known makes a feature,
@@ -41,13 +41,13 @@ class DatasetInfo(NamedTuple):
     """What a prepared dataset consists of.
 
     Attributes:
-        directory: Where it is.
+        directory: Of one version of the dataset.
         full_name: `name[/config]/version`.
-        features: By name: of `tfds.features`, or `Other`.
-        supervised: Names of the input and the label of supervised learning; may be empty.
+        features: By name, features of `tfds.features`, or `Other`.
+        supervised: The names of the input and the label of supervised learning, None for a nested one; may be empty.
         splits: A `tfds.core.SplitDict`.
-        file_format: Of the shards.
-        text: Of `dataset_info.json`.
+        file_format: Of the shards, as "array_record".
+        text: The text of `dataset_info.json`.
     """
 
     directory: epath.Path
@@ -60,7 +60,7 @@ class DatasetInfo(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """A prepared dataset: the name that it was asked for by, the library, and what its directory holds."""
+    """A prepared dataset: its name in the config, the module `tensorflow_datasets`, and what its directory holds."""
 
     name: str
     tfds: Any
@@ -83,11 +83,13 @@ def describe(tfds: Any, directory: epath.Path) -> DatasetInfo:
     """The description of a prepared dataset.
 
     Args:
-        tfds: The library.
+        tfds: The module `tensorflow_datasets`.
         directory: Of one version.
 
     Raises:
-        InputError: a file is missing or damaged, names a feature that is unknown, or has numbers that cannot be.
+        InputError: a file is missing, damaged, too large or a link out of the directory; it names an unknown feature
+            class; or it has numbers that cannot be.
+        Exception: any error of TFDS, or that values of a wrong type cause.
     """
     text = _text(directory, "dataset_info.json")
     info, spec = _object(text, "dataset_info.json"), _object(_text(directory, "features.json"), "features.json")
@@ -112,10 +114,12 @@ def describe(tfds: Any, directory: epath.Path) -> DatasetInfo:
 
 
 def shard(description: DatasetInfo, path: str) -> str:
-    """The path of a shard that a description names, if it is a plain file within the dataset's directory.
+    """Return the path of a shard as it is, if it is a plain file within the dataset's directory.
+
+    A path in an object store is not checked.
 
     Raises:
-        InputError: it is not.
+        InputError: the file is missing, is no plain file, or lies outside of the directory.
     """
     if "://" in os.fspath(description.directory):
         return path

@@ -23,20 +23,22 @@ Preprocess = Callable[..., dict[str, np.ndarray]]
 
 
 def of(name: str, origin: Any, config: Architecture) -> Preprocess:
-    """What makes a backbone's inputs.
+    """The function that makes a backbone's inputs.
 
     A model of images has `preprocess(images)`, as `images.Processor`; a model of text `preprocess(texts, pairs)`, as
-    `text.Tokenizer`; one of both `preprocess(images=..., text=...)`, of which one may be left out. A backbone in our
-    own layout that keeps no processor has `images.plain`: images are resized and brought to 0..1, and floats of the
-    model's shape are taken as they are. One that keeps no tokenizer takes no texts.
+    `text.Tokenizer`; a model of both `preprocess(images=..., text=...)`, of which one may be left out, and which reads
+    its files when it is called. A backbone in our own layout that keeps no processor has `images.plain`: images are
+    resized and scaled to 0..1, and floats of the model's shape are taken as they are. If it has neither 1 nor 3
+    channels, it has `as_they_are`.
 
     Args:
         name: Of the backbone, for messages.
-        origin: Its `layouts.Origin`.
+        origin: Its `layouts.Origin`; None for a backbone that was not loaded from a checkpoint.
         config: Of the model; its `inputs` say what is made.
 
     Raises:
-        InputError: the checkpoint has no such file, or one that cannot be used.
+        InputError: the backbone was not loaded from a checkpoint; the checkpoint keeps no processor or tokenizer, or
+            one that cannot be used; or the model takes neither images nor texts.
     """
     if origin is None:
         raise InputError(f"backbone '{name}' was not loaded from a checkpoint, which would say how to preprocess")
@@ -61,14 +63,17 @@ def _both(name, make_images, make_text):
 
 
 def own_size(origin: Any, config: Architecture) -> tuple[int, int] | None:
-    """Height and width that a checkpoint's own image processor gives; None where there is none, or any may come out.
+    """Height and width that a checkpoint's own image processor gives.
 
     Args:
-        origin: Of the checkpoint.
-        config: Of its model.
+        origin: The `layouts.Origin` of the checkpoint.
+        config: Of its model, which takes images.
+
+    Returns:
+        None if there is no processor, or if it neither resizes nor crops.
 
     Raises:
-        InputError: the processor's file is damaged.
+        InputError: the processor's file is damaged, or describes a processor that is not supported.
     """
     if not any((origin.directory / name).exists() for name in ("processor_config.json", "preprocessor_config.json")):
         return None
@@ -143,8 +148,11 @@ def _text(name, origin, config):
 def cleaning_of(origin: Any) -> str:
     """What open_clip does to texts before they become words, as a key of `cleaning.CLEANERS`; "" for other layouts.
 
+    Args:
+        origin: The `layouts.Origin` of the checkpoint.
+
     Raises:
-        InputError: its config asks for what is not done here.
+        InputError: `open_clip_config.json` asks for what is not supported.
     """
     if origin.layout != "open_clip":
         return ""
@@ -162,14 +170,14 @@ PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
 
 def files_of(origin: Any, config: Architecture) -> dict[str, bytes]:
-    """What `of` reads beside the weights, by name; what a config says of it is under the empty name.
+    """The files that `of` reads, by name, and under the name "" what the checkpoint's config says of preprocessing.
 
     Args:
-        origin: Of the checkpoint.
+        origin: The `layouts.Origin` of the checkpoint.
         config: Of its model.
 
     Raises:
-        InputError: one of the files is no plain file, or larger than any such file is.
+        InputError: one of the files is no plain file, or larger than any such file is; or as `cleaning_of`.
     """
     own = origin.values.get("preprocessor")
     found = {"": json.dumps([own, cleaning_of(origin)]).encode()}
@@ -188,7 +196,7 @@ def files_of(origin: Any, config: Architecture) -> dict[str, bytes]:
 
 
 def fingerprint(contents: Mapping[str, bytes]) -> str:
-    """16 hexadecimal digits over files by name: those of a processor and of a tokenizer."""
+    """16 hex digits of a SHA-256 over files by name, as those of a processor and of a tokenizer."""
     each = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     return hashlib.sha256(json.dumps(each, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -209,11 +217,15 @@ def as_they_are(images: Any, shape: tuple[int, int, int]) -> dict[str, np.ndarra
     """Images that have the model's shape already, as float32; uint8 is scaled by 1/255.
 
     Args:
-        images: `[n, height, width, channels]`, or a list of `[height, width, channels]`; one channel may be left out.
+        images: `[n, height, width, channels]`, or a list of `[height, width, channels]`, uint8 or floats; the axis of
+            a single channel may be left out.
         shape: `[height, width, channels]` of the model.
 
+    Returns:
+        `pixel_values [n, height, width, channels]` float32.
+
     Raises:
-        InputError: images of another shape or kind.
+        InputError: no images, or images of another shape or dtype.
     """
     expected = f"expected [n, {', '.join(map(str, shape))}] of float or uint8"
     try:

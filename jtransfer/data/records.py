@@ -12,11 +12,16 @@ from jtransfer.data.prepared import Prepared, shard
 from jtransfer.errors import InputError, first_line
 
 CHECKED = 256
-"""Records whose pictures are checked at once."""
+"""Records that are read at a time to check their images."""
 
 
 def check_shards(data: Prepared, split: str) -> None:
-    """Refuse files of a split that cannot be read by row, or have more or fewer records than the description says."""
+    """Refuse a split whose files cannot be read by row, or do not have the records that the description counts.
+
+    Raises:
+        InputError: another format than array_record, a file that is missing or damaged or lies outside of the dataset's
+            directory, or another number of records.
+    """
     if data.about.file_format != "array_record":
         raise InputError(
             f"{data.name}: {data.about.directory} is in the format '{data.about.file_format}', which has no random "
@@ -38,7 +43,7 @@ def check_shards(data: Prepared, split: str) -> None:
 
 
 def of_split(data: Prepared, split: str) -> Any:
-    """The undecoded records of a split that was checked, by row."""
+    """The encoded records of a split that `check_shards` has passed, indexed by row numbers."""
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
     return ArrayRecordDataSource(data.splits[split].file_instructions)
@@ -54,7 +59,16 @@ def _get(data: Prepared, source: Any, rows: Sequence[int]) -> list[bytes]:
 
 
 def lazy(data: Prepared, source: Any, inputs: tuple[str, ...], kind: str, identity: str, contents: str) -> Lazy:
-    """The inputs of all rows. Of a record nothing else is decoded; images always by PIL, TFDS prefers OpenCV."""
+    """The inputs of all rows; nothing else in a record is decoded. Images are decoded by PIL, not by OpenCV as in TFDS.
+
+    Args:
+        data: The dataset.
+        source: Its encoded records, from `of_split`.
+        inputs: The names of the features: one image, or one or two texts.
+        kind: "image" or "text".
+        identity: A text that is hashed into fingerprints in place of the inputs.
+        contents: Digest of every byte of the files.
+    """
     only = data.tfds.features.FeaturesDict({key: data.features[key] for key in inputs})
     skip = dict.fromkeys(inputs, data.tfds.decode.SkipDecoding())
 
@@ -85,7 +99,14 @@ def lazy(data: Prepared, source: Any, inputs: tuple[str, ...], kind: str, identi
 
 
 def parsed(data: Prepared, only: Any, source: Any, rows: Sequence[int], decoders: Any = None) -> Iterator[dict]:
-    """Some features of some rows.
+    """Some features of some rows: a dict by name for each row, in their order.
+
+    Args:
+        data: The dataset.
+        only: A `FeaturesDict` of the features that are read.
+        source: The encoded records, from `of_split`.
+        rows: [r] row numbers.
+        decoders: By name, decoders of TFDS in place of the features' own.
 
     Raises:
         InputError: a record cannot be read, or is not what the description says.
@@ -98,7 +119,7 @@ def parsed(data: Prepared, only: Any, source: Any, rows: Sequence[int], decoders
 
 
 def contents(data: Prepared, split: str) -> str:
-    """16 hexadecimal digits over every byte of the files of a split."""
+    """16 hex digits of a SHA-256 over every byte of the files that a split has rows in."""
     whole = hashlib.sha256()
     for one in each(files.digest, dict.fromkeys(str(part.filename) for part in data.splits[split].file_instructions)):
         whole.update(one)

@@ -57,13 +57,13 @@ READERS: dict[str, Callable[[str, Context], Data]] = {
     "tfds": tfds.read,
     "texts": lines.read,
 }
-"""Called with what follows the colon, and with what a reader may need beside it."""
+"""Readers by the name, or by what precedes the colon; each is called with what follows the colon and a `Context`."""
 
 LABELLED = ("digits", "npz:FILE", "folder:DIR", "tfds:NAME")
 STREAMED = ("glyphs", "letters", *LABELLED)
 TEXTS = ("texts:FILE", "npz:FILE", "tfds:NAME")
 PAIRED = ("glyph_captions", "letter_captions", "tfds:NAME?caption=FEATURE", "npz:FILE")
-"""Names, and forms of names, that have what is asked for."""
+"""The names that have labels, batches, texts and pairs; FILE, DIR, NAME and FEATURE stand for the user's own."""
 
 
 def load(name: str, data_dir: str = "", reads: Sequence[str] = CLASSES) -> Dataset:
@@ -72,28 +72,31 @@ def load(name: str, data_dir: str = "", reads: Sequence[str] = CLASSES) -> Datas
     | name | what |
     |---|---|
     | `digits` | in memory |
-    | `npz:FILE` | any path, in memory |
+    | `npz:FILE` | images or texts in a file of NumPy arrays; images that are not compressed stay on the disk |
     | `folder:DIR` | images below `DIR/CLASS/`, or below `DIR/train/CLASS/` and `DIR/test/CLASS/` (or `val`) |
     | `tfds:NAME[:VERSION][?OPTIONS]` | prepared by TensorFlow Datasets, as `tfds:glue/rte?test=validation` |
     | `texts:FILE` | a text on every line, without labels; blank lines do not count |
     | `my_data.shards:DIR` | what the function `shards` of your `my_data.py` returns for `DIR`: see docs/data.md |
 
     A folder's images end in `.bmp`, `.gif`, `.jpeg`, `.jpg`, `.png`, `.tif`, `.tiff` or `.webp`; they may lie in
-    sub-folders, and are turned as their EXIF orientation says. Where there is no `test`, the rows of `val` (`valid`,
-    `validation`, `dev`) are for testing; where there is, those of `val` are not used, and the note says so. Nothing
-    outside of the folder is read, whatever links lead there.
+    sub-folders, and are turned as their EXIF orientation says. If there is no `test`, the rows of `val` (`valid`,
+    `validation`, `dev`) are for testing; if there is, those of `val` are not used, and the note says so. Links that
+    lead out of the folder are refused.
 
     An `.npz` file holds `images` [n, height, width] or [n, height, width, channels], uint8 (scaled by 1/255) or float
-    of 0 to 1, or `texts` [n] or [n, 2] (pairs), and `labels`, which texts need not have; optionally `classes` (their
-    names), `captions` ([n] or [n, k] texts), and `test_images` or `test_texts` with the same keys of theirs. Labels are
-    [n] indices into `classes`, or names, or without `classes` whatever integers or texts, of which each distinct one
-    becomes a class; or [n, classes] of 0 and 1 for several labels a row; or, where "values" are asked for, [n] or
-    [n, values] floats. Where there are no test rows, a fixed fifth of every class is held out for testing, of rows
-    without classes a fixed fifth, and of those without labels the last hundredth. The options of a prepared dataset,
-    joined by `&`, are `input` (a feature, or two texts as `input=a+b`), `label` (one of a row, a sequence of them, or
-    floats; `label=` for none), `caption` (texts that describe an image, as `caption=a+b`, or a sequence of them),
-    `train` and `test` (splits, as `train=train[:1000]`), `only` and `test_only` (classes that the rows of pool and test
-    must have, as `only=style:noto+twemoji`).
+    from 0 to 1, or `texts` [n] or [n, 2] (pairs), and `labels`, which texts need not have; optionally `classes` (their
+    names), `captions` ([n] or [n, k] texts), and test rows under the same keys with `test_` in front. Labels are [n]
+    indices into `classes`, or names; without `classes` they are integers or texts, and each distinct one becomes a
+    class. Several labels a row are [n, classes] of 0 and 1. If "values" are asked for, labels are [n] or [n, values]
+    numbers.
+
+    If there are no test rows, a fixed part of the rows is held out for testing: a fifth of every class; a fifth of all
+    rows, if a row has several labels or values; the last hundredth, if rows have no labels.
+
+    The options of a prepared dataset, joined by `&`, are `input` (a feature, or two texts as `input=a+b`), `label` (a
+    feature of one class a row, of a sequence of classes, or of floats; `label=` for none), `caption` (texts that
+    describe an image, as `caption=a+b`, or a sequence of them), `train` and `test` (splits, as `train=train[:1000]`),
+    `only` and `test_only` (classes that the rows of pool and test must have, as `only=style:noto+twemoji`).
 
     Args:
         name: As above.
@@ -101,7 +104,8 @@ def load(name: str, data_dir: str = "", reads: Sequence[str] = CLASSES) -> Datas
         reads: What the data must have; see `Context`.
 
     Raises:
-        InputError: when the name is unknown, or what it names cannot be used as it is.
+        InputError: the name is unknown, it names data that cannot be read or have nothing of what `reads` asks for, or
+            it names a stream.
     """
     kinds.check(name, kinds.TEXT, "dataset")
     kinds.check(data_dir, kinds.either(kinds.TEXT, kinds.NONE), "data_dir")
@@ -120,18 +124,19 @@ def open_stream(
     data_dir: str = "",
     reads: Sequence[str] = CLASSES,
 ) -> Stream:
-    """Open a source of batches of `batch` examples: a stream, or a dataset, of which the pool is trained on.
+    """Open a source of batches of `batch` examples: a stream, or the pool of a dataset.
 
     Args:
         name: As `load` takes it, or `glyphs` or `letters`.
         batch: Examples of a step, over all processes.
-        seed: As in `Context`, and so are `share` and `reads`.
-        share: See `seed`.
-        data_dir: As for `load`.
-        reads: See `seed`.
+        seed: Of the order of the examples, and of random draws.
+        share: Positions in each batch that this process reads; see `Context`.
+        data_dir: Where prepared datasets lie; empty for the environment's `TFDS_DATA_DIR`, or TFDS's own directory.
+        reads: What the data must have; see `Context`.
 
     Raises:
-        InputError: an unknown name, data without what is asked of them, or damaged rows.
+        InputError: an unknown name, data that cannot be read or have nothing of what `reads` asks for, a stream of
+            pairs, or damaged rows.
     """
     context = Context(name, tuple(reads), _directory(data_dir), batch, seed, share)
     found = _read(context, [*STREAMED, *_texts(reads)])
@@ -156,15 +161,16 @@ def open_pairs(
         name: `glyph_captions` or `letter_captions`, a dataset with captions (`tfds:NAME?caption=FEATURE` or
             `npz:FILE`), or a reader of the user's that returns one or the other.
         batch: Pairs of a step, over all processes.
-        seed: As in `Context`, and so are `share`, `templates` and `crop`.
-        share: See `seed`.
-        data_dir: As for `load`.
-        templates: See `seed`.
-        crop: See `seed`, and `pairs.cropped`.
+        seed: Of the order of the pairs, and of random draws.
+        share: Positions in each batch that this process reads; see `Context`.
+        data_dir: Where prepared datasets lie; empty for the environment's `TFDS_DATA_DIR`, or TFDS's own directory.
+        templates: Texts with `{}` for the caption; empty for the source's own.
+        crop: The least and the largest share of an image's area that is cut out, as in `pairs.cropped`; empty for whole
+            images.
 
     Raises:
-        InputError: an unknown name, data without captions, captions that are all the same or all empty, or templates
-            that are none.
+        InputError: an unknown name, batch, seed, template or crop that cannot be used, data without captions, captions
+            that are all the same or all empty, fewer than two names among the held-out rows, or damaged rows.
     """
     kinds.check(name, kinds.NAME, "config.data")
     kinds.check(batch, kinds.whole(1), "config.batch")
@@ -183,10 +189,10 @@ def open_pairs(
 
 
 def modules(name: str) -> dict[str, str]:
-    """The user's modules that a name of data names, each with the digest of its source; empty where there are none.
+    """The user's modules in a name of data, each with the digest of its source; empty if it is no dotted name.
 
     Raises:
-        InputError: as `expressions.modules`.
+        InputError: the name cannot be parsed, or a module is missing: see `expressions.modules`.
     """
     own = _dotted(name)
     return expressions.modules(own[0], "reader") if own else {}

@@ -1,4 +1,4 @@
-"""Which rows are for testing: a fifth where a dataset has no test rows of its own, or fewer than it has."""
+"""Which rows are for testing: a part of a dataset without test rows of its own, or fewer test rows than there are."""
 
 import logging
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ log = logging.getLogger("jtransfer")
 
 
 def by_class(labels: np.ndarray, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Each class that some rows have, ascending, and its rows in their order: one sort, however many classes there are.
+    """Each class of some rows, ascending, with its rows in their order; one sort, whatever the number of classes.
 
     Args:
         labels: [n] integers, all rows of the dataset.
@@ -30,9 +30,12 @@ def hold_out_a_fifth(labels: np.ndarray, where: str, without: str) -> tuple[np.n
     A class with a single row keeps it in the pool, which is logged: it is trained on, and not tested.
 
     Args:
-        labels: [n] integers; or several labels a row, or numbers, and then a fifth of all rows is test.
-        where: The file they are from, for messages.
-        without: What would make it unnecessary, for messages.
+        labels: [n] integers; for several labels or values a row, a fifth of all rows is test.
+        where: The data, for messages.
+        without: What would give test rows, for messages.
+
+    Returns:
+        [p] and [t] row numbers, ascending.
 
     Raises:
         InputError: no class has two rows.
@@ -80,10 +83,10 @@ def hold_out_the_last(count: int, where: str, what: str = "rows") -> tuple[np.nd
 
 
 def stratified(labels: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
-    """`count` of some rows, each class in its proportion, the same every time; fewer are a subset of more.
+    """`count` of some rows, each class in its proportion, the same every time; a smaller draw is part of a larger one.
 
-    Each class is shuffled; its k-th row then stands at the quantile (k + 1/2) / (rows of the class), and the rows at
-    the lowest quantiles are taken. Without one class a row, all rows are shuffled together.
+    Each class is shuffled; its k-th row, from 0, then stands at the quantile (k + 1/2) / (rows of the class), and the
+    rows at the lowest quantiles are taken. Without one class a row, all rows are shuffled together.
 
     Args:
         labels: Of all rows of the dataset, as a `Dataset` has them.

@@ -29,16 +29,17 @@ class Stream:
 
     Attributes:
         name: As the config writes it.
-        classes: One name per class; of other labels as in `Dataset`.
+        classes: One name per class, or per value if the values have names; else empty.
         kind: Of the inputs, "image" or "text".
-        inputs: Those that are known beforehand, by rows as in `Dataset`: what the model is fitted to.
-        batches: From a cursor to the batches that come after it, each with the cursor after it: `{"inputs": n of them,
-            by rows, "labels": [n] or as in Dataset}` of this process, its share of each.
-        held_out: What evaluation is called in the metrics, and its inputs (by rows) and labels.
-        fingerprint: Of the data.
-        metric: As of `Dataset`.
-        pool: Inputs (by rows) and labels of all examples that it trains on, for what is solved on all of them; None
-            where they have no end.
+        inputs: Inputs that are known beforehand, indexed by row numbers as in `Dataset`; the model's image size and the
+            longest text are taken from these.
+        batches: From a cursor to the batches that come after it, each with the cursor after it: `{"inputs": n inputs
+            indexed by rows, "labels": [n] or as in Dataset}`, this process's share of each.
+        held_out: The prefix of the metrics of evaluation, as "test", with its inputs (indexed by rows) and labels.
+        fingerprint: Digest of the data.
+        metric: The metric in which results on these data are published, if it is not accuracy; else "".
+        pool: Inputs (indexed by rows) and labels of all examples that are trained on, for methods that are solved on all
+            of them; None if the examples have no end.
     """
 
     name: str
@@ -53,12 +54,12 @@ class Stream:
 
     @property
     def targets(self) -> str:
-        """What the labels are: see `dataset.targets`."""
+        """What the labels are, as `dataset.targets` says it."""
         return targets(self.held_out[2])
 
     @property
     def outputs(self) -> int:
-        """How many numbers predict the labels of a row: see `dataset.outputs`."""
+        """How many numbers predict the labels of a row, as `dataset.outputs` counts them."""
         return outputs(self.held_out[2], self.classes)
 
 
@@ -78,21 +79,25 @@ class Joined:
 
     @property
     def name(self) -> str:
-        """Of all of them."""
+        """The names of all streams."""
         return " + ".join(stream.name for stream in self.streams.values())
 
     @property
     def kind(self) -> str:
-        """See `Stream`."""
+        """Of the inputs of all streams, "image" or "text"."""
         return next(iter(self.streams.values())).kind
 
     @property
     def fingerprint(self) -> str:
-        """Of all of them."""
+        """The fingerprints of all streams."""
         return " + ".join(stream.fingerprint for stream in self.streams.values())
 
     def batches(self, cursor: Cursor) -> Iterator[tuple[HostBatch, Cursor]]:
-        """See `Stream`; they end with the first that ends."""
+        """The batches after a cursor, as of a `Stream`; they end when one of the streams ends.
+
+        Raises:
+            InputError: as `taken`.
+        """
         starts = cursor or dict.fromkeys(self.streams, 0)
         each = {name: taken(stream, self.count, starts[name]) for name, stream in self.streams.items()}
         for items in zip(*each.values(), strict=False):
@@ -103,7 +108,12 @@ class Joined:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Some rows of inputs, numbered anew; none is read before it is asked for."""
+    """Some rows of inputs, numbered from 0; a row is read when it is asked for.
+
+    Attributes:
+        inputs: Indexed by row numbers.
+        rows: [r] row numbers in `inputs`.
+    """
 
     inputs: Any
     rows: np.ndarray
@@ -116,7 +126,7 @@ class Rows:
 
 
 def ahead(items: Iterator, count: int = 2) -> Iterator:
-    """The same items in the same order, of which a thread makes the next `count` while one is in use."""
+    """Yield items in their order, while a thread makes the next `count` of them."""
     end, pool = object(), ThreadPoolExecutor(1)
     try:
         pending = deque(pool.submit(next, items, end) for _ in range(count))
@@ -147,16 +157,16 @@ def of_dataset(dataset: Dataset, context: Context) -> Stream:
 
 
 def taken(stream: Any, count: int, cursor: Cursor) -> Iterator[tuple[HostBatch, Cursor]]:
-    """The batches of a stream after a cursor, each checked for what a stream promises.
+    """The batches of a stream after a cursor, each with the cursor after it and checked for what a stream promises.
 
     Args:
-        stream: A `Stream`, or one of pairs.
+        stream: A `Stream` or a `PairStream`.
         count: Examples of each batch that this process reads.
-        cursor: 0, or one that the stream gave.
+        cursor: 0, or a cursor that the stream gave.
 
     Raises:
-        InputError: what is no pair of a batch and a cursor, a batch of another length, or a cursor that JSON would not
-            give back as it is.
+        InputError: the stream gave something else than a batch and a cursor, a batch of another length, or a cursor
+            that JSON does not give back as it is or that has more than `LONGEST_CURSOR` characters.
     """
     where = f"config.data: {stream.name}"
     for item in stream.batches(cursor):
@@ -180,13 +190,21 @@ def taken(stream: Any, count: int, cursor: Cursor) -> Iterator[tuple[HostBatch, 
 
 
 def ended(stream: Any, steps: int, of: int) -> str:
-    """What is said of a stream that has no batch after `steps` of them."""
+    """The error for a stream that ends after `steps` of the `of` batches that a run takes, up to the last semicolon."""
     way = f"set config.steps to {steps}, or let it begin again" if steps else "expected one at least"
     return f"config.data: {stream.name} ended after {steps} of {of} batches; {way}; "
 
 
 def glyphs(rest: str, context: Context, first: int = 0) -> Stream:
-    """Warped characters of fonts, of the classes from `first` on. The cursor is the number of the step."""
+    """Warped characters of fonts, of the classes from `first` on; the cursor is the number of the step.
+
+    Held out are 2048 characters of the validation fonts.
+
+    Args:
+        rest: Not read.
+        context: With batch, seed and share.
+        first: The first class, an index into `glyphs.CLASSES`; it has the label 0.
+    """
     import hashlib
 
     import jax

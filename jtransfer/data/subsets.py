@@ -15,7 +15,7 @@ def validation_shots(shots: int) -> int:
 
 
 def validation_rows(shots: int) -> int:
-    """Validation rows that go with `shots` training rows altogether, of data without one class a row: a quarter."""
+    """Validation rows that go with `shots` training rows of data without one class a row: a quarter, one at least."""
     return max(1, shots // 4)
 
 
@@ -37,7 +37,7 @@ def few_shot(labels: np.ndarray, pool: np.ndarray, shots: int, seed: int) -> tup
         class a row [shots] and [max(1, shots // 4)].
 
     Raises:
-        InputError: when `shots` is not positive, or a class has too few rows in the pool.
+        InputError: `shots` is not positive, `seed` is negative, or the pool has too few rows, of a class or altogether.
     """
     if shots < 1:
         raise InputError(f"shots is {shots}; expected at least 1")
@@ -88,7 +88,7 @@ def epochs(rows: np.ndarray, batch: int, seed: int | tuple[int, ...], start: int
         start: the first step.
 
     Raises:
-        InputError: when there are no rows, or a number is out of range.
+        InputError: there are no rows, or `batch` is not positive.
     """
     if not len(rows):
         raise InputError("rows are empty; expected at least one row to make batches of")
@@ -110,7 +110,11 @@ def epochs(rows: np.ndarray, batch: int, seed: int | tuple[int, ...], start: int
 
 
 def batches(rows: np.ndarray, batch: int, steps: int, seed: int | tuple[int, ...]) -> np.ndarray:
-    """The first steps of `epochs` as one array [steps, batch]; `steps` may be 0."""
+    """The row numbers of the first steps of `epochs`, [steps, batch] int64; `steps` may be 0.
+
+    Raises:
+        InputError: as `epochs`, or `steps` is negative.
+    """
     if steps < 0:
         raise InputError(f"steps is {steps}; expected 0 or more")
     order = epochs(rows, batch, seed)

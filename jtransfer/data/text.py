@@ -29,10 +29,10 @@ CLIP's texts as well: no token sees what follows it, and the end of the text is 
 """
 
 PADS = ("[PAD]", "<pad>", "<|endoftext|>", "</s>")
-"""Tokens that texts are padded with where no file names one: the first that there is, which for GPT-2 is its end."""
+"""Tokens for padding if no file names one: the first that the vocabulary has, as GPT-2's end of text."""
 
 MASKS = ("[MASK]", "<mask>")
-"""Tokens that stand for hidden words where no file names one."""
+"""Mask tokens if no file names one: the first that is among the special tokens."""
 
 SIDES = ("left", "right")
 
@@ -56,7 +56,7 @@ Encoded = tuple[list[int], list[int], bool]
 """Ids and types of the tokens of a text (or pair), and whether some were cut off."""
 
 Encode = Callable[[Sequence[str], Sequence[str] | None, int], list[Encoded]]
-"""From texts, perhaps their pairs, and the number of tokens that is kept of each."""
+"""From texts, their pairs or None, and the most tokens that are kept of each."""
 
 Decode = Callable[[list[list[int]]], list[str]]
 """From ids to texts, without special tokens."""
@@ -64,25 +64,25 @@ Decode = Callable[[list[list[int]]], list[str]]
 
 @dataclass(frozen=True, eq=False)
 class Tokenizer:
-    """What is done to texts.
+    """A checkpoint's tokenizer: texts become arrays of ids, which are cut and padded.
 
     Attributes:
-        encode: Without padding.
-        back: From ids to texts.
-        words: Gives the id of each token.
-        names: Of the arrays that are given back, `input_ids` among them.
-        limit: The most tokens that are kept.
-        whole: Whether all are padded to that, instead of to one of `LENGTHS`.
-        pad: Id of the padding.
-        side: Where it goes, one of `SIDES`.
+        encode: Texts to tokens, cut and not padded.
+        back: Ids to texts.
+        words: Gives the id of each token in the vocabulary.
+        names: Of the arrays that a call returns, `input_ids` among them.
+        limit: The most tokens that are kept of a text.
+        whole: Whether all texts are padded to `limit`, instead of to one of `LENGTHS`.
+        pad: Id of the padding token.
+        side: Where padding goes, one of `SIDES`.
         where: The file, for messages.
-        tables: Rows of the model's table for each array that is given back, by its name (`Architecture.tables`); an
+        tables: Rows of the model's table for each array that a call returns, by its name (`Architecture.tables`); an
             array without an entry is not checked.
-        prompts: What texts may be begun with, by name.
-        prompt: What they are begun with if none is named.
-        identity: Digest of the files, and what else tells it from a tokenizer that makes other tokens of some text.
-        special: Ids of the tokens that are no words, as those of padding and of the ends of a text.
-        mask: Id of the one that stands for a hidden word; None where there is none.
+        prompts: Texts that may be put before each text, by name.
+        prompt: The text that is put before each text if no prompt is named.
+        identity: Digest of the files, with what else changes the tokens of a text: `clean` and `limit`.
+        special: Ids of the special tokens, as those of padding and of the ends of a text.
+        mask: Id of the mask token; None if there is none.
     """
 
     encode: Encode
@@ -104,7 +104,7 @@ class Tokenizer:
 
     @property
     def size(self) -> int:
-        """What the ids of all tokens are below."""
+        """One more than the largest id in the vocabulary."""
         return max(self.words().values()) + 1
 
     def __call__(
@@ -132,20 +132,21 @@ class Tokenizer:
             them and its tokenizer gives them.
 
         Raises:
-            InputError: something that is no list of texts, a length that the model has no positions for, a prompt that
-                the checkpoint has not, or a token that the model's table has no row for.
+            InputError: something that is no list of texts, another number of pairs than of texts, a length that the
+                model does not take, an unknown side or prompt, texts that cannot be tokenized, or a token that the
+                model's table has no row for.
         """
         arrays, cut = self.read(texts, pairs, length, side, prompt)
         self.warn(cut)
         return arrays
 
     def warn(self, cut: np.ndarray) -> None:
-        """Log, the first time that there are any, how many of some texts were cut `[n]`."""
+        """Log how many texts were cut, the first time that there are any; `cut` is `[n]` bool."""
         if cut.any():
             self._warn("%s: %d of %d texts were cut off", self.where, cut.sum(), len(cut))
 
     def read(self, texts, pairs=None, length=None, side=None, prompt=None) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """What a call gives, and which of the texts were cut `[n]`, of which nothing is logged."""
+        """The arrays that a call returns, and which texts were cut, `[n]` bool; raises as a call, and logs nothing."""
         if length is not None and not (self.limit if self.whole else 1) <= length <= self.limit:
             raise InputError(f"length={length}: expected {'' if self.whole else '1..'}{self.limit}, as the model takes")
         if side not in (None, *SIDES):
@@ -168,9 +169,10 @@ class Tokenizer:
         return {name: arrays[name] for name in self.names}, np.array([was_cut for _, _, was_cut in rows])
 
     def rows(self, texts, pairs=None, limit=None, prompt=None, first=0) -> list[Encoded]:
-        """The tokens of each text (or pair), at most `limit`, without padding; the model has a row for each of them.
+        """The tokens of each text (or pair), at most `limit`, without padding; errors number the texts from `first` on.
 
-        Errors count the texts from `first` on, the place of these texts among others.
+        Raises:
+            InputError: as a call, or a limit that the special tokens alone exceed.
         """
         texts = check_texts(texts, "texts")
         if pairs is not None and len(check_texts(pairs, "pairs")) != len(texts):
@@ -205,13 +207,13 @@ class Tokenizer:
         return f" ('{token}', which was added to the tokenizer alone: resize the model's embeddings too)"
 
     def decode(self, ids: Any) -> list[str]:
-        """The texts that tokens stand for, as `batch_decode(ids, skip_special_tokens=True)` of transformers.
+        """The texts of some ids, as `batch_decode(ids, skip_special_tokens=True)` of transformers gives them.
 
         Args:
             ids: `[n, tokens]`, as `generate` returns them, or a list of rows of several lengths.
 
         Raises:
-            InputError: something else.
+            InputError: something else than rows of whole numbers from 0, or ids that cannot be decoded.
         """
         try:
             rows = [np.asarray(row) for row in ids]
@@ -226,10 +228,10 @@ class Tokenizer:
 
 
 def check_texts(texts: Any, name: str) -> Sequence[str]:
-    """The same, as a list of strings.
+    """Return texts as they are, if they are a list or tuple of strings; an array becomes a list.
 
     Raises:
-        InputError: it is something else.
+        InputError: they are something else, or there are none.
     """
     texts = texts.tolist() if isinstance(texts, np.ndarray) else texts
     if not isinstance(texts, list | tuple):
@@ -253,22 +255,22 @@ def tokenizer(
 ) -> Tokenizer:
     """The tokenizer in a directory.
 
-    The most tokens that it keeps is `max_seq_length` of `sentence_bert_config.json`, as sentence-transformers has it,
-    or else `model_max_length` of `tokenizer_config.json`, and never more than `longest`. What sentence-transformers
-    does to texts beside (`do_lower_case`, the default prompt) is done.
+    It keeps at most `max_seq_length` tokens, if `sentence_bert_config.json` gives it, or else `model_max_length` of
+    `tokenizer_config.json`, and never more than `longest`. `do_lower_case` and the default prompt of
+    sentence-transformers are applied.
 
     Args:
         directory: With the files.
         values: Of `config.json`.
         names: Of the model's inputs.
         longest: The most tokens that the model has positions for.
-        whole: Pad to the full length always, and give no mask: SigLIP reads the last token, padding or not.
+        whole: Pad always to the most tokens, and return `input_ids` alone: SigLIP reads the last token, padding or not.
         tables: Rows of the model's tables, by the names of its inputs.
-        clean: What is done to texts first, a key of `cleaning.CLEANERS`; "" for what `tokenizer_config.json` says of it
-            in a key of our own, `clean`, and that is nothing for a checkpoint of transformers.
+        clean: What is done to texts first, a key of `cleaning.CLEANERS`; "" for the value of `clean` in
+            `tokenizer_config.json`, a key of our own, which checkpoints of transformers do not have.
 
     Raises:
-        InputError: there is no tokenizer, its files are damaged, or they ask for what is not done here.
+        InputError: there is no tokenizer, its files are damaged, or they ask for what is not supported.
     """
     file, ours, settings = read(directory, values)
     sentences, prompts, prompt = sentence_settings(directory)
@@ -318,7 +320,7 @@ def _cleaned(encode, clean) -> Encode:
 
 JOINED = {" .": ".", " ?": "?", " !": "!", " ,": ",", " ' ": "'", " n't": "n't", " 'm": "'m", " 's": "'s"}
 JOINED |= {" 've": "'ve", " 're": "'re"}
-"""What `clean_up_tokenization_spaces` replaces in a text that is made of tokens, in this order."""
+"""What `clean_up_tokenization_spaces` replaces in a decoded text, in this order."""
 
 
 def _decoded(tokenizer, settings) -> Decode:

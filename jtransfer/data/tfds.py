@@ -1,7 +1,7 @@
 """Prepared TensorFlow Datasets, read record by record and without TensorFlow: `tfds:NAME[:VERSION][?OPTIONS]`.
 
-Only what a directory holds that TFDS prepared is used, never the code that made it, and nothing is ever downloaded.
-What the directory says of itself is read by `prepared.py`.
+Only the files in a directory that TFDS prepared are read; the code that made them is never run, and nothing is
+downloaded. `prepared.py` reads the description in the directory.
 """
 
 import os
@@ -23,31 +23,39 @@ from jtransfer.errors import InputError, first_line, nearest
 RESTRICTIONS = ("only", "test_only")
 OPTIONS = ("input", "label", "caption", "train", "test", *RESTRICTIONS)
 BLOCK = 4096
-"""Records whose labels are read at once."""
+"""Records whose labels are read at a time."""
 
 MOST_CELLS = 1 << 28
-"""Rows times classes, where a row has several: 1 GB as they are kept."""
+"""The most rows times classes, if a row has several classes: 1 GiB of int32."""
 
 
 METRICS = {"glue/cola": "matthews", "glue/mrpc": "f1", "glue/qqp": "f1", "glue/stsb": "pearson_spearman"}
-"""In which results are published, where not as accuracy (A. Wang et al., GLUE, ICLR 2019, table 1)."""
+"""The metric in which results are published, if not accuracy (A. Wang et al., GLUE, ICLR 2019, table 1)."""
 
 
 def read(rest: str, context: Context) -> Dataset:
     """A prepared dataset, with the options that `sources.load` describes.
 
-    Inputs and label are the supervised keys where those are an image or a text and a `ClassLabel` or floats; otherwise
-    the one image, or the one or two texts (in the order of the alphabet), and the one `ClassLabel`, or where there is
-    none the one feature of floats. The pool is `train`; the test rows are `test`, or `validation` where there is no
-    `test` or its labels are hidden (-1, as in GLUE), or a fifth of `train` where there is neither. Only labels are read
-    here. Where "texts" are asked for, there need be no label; `label=` reads none. Where "pairs" are, see `read_pairs`.
+    Inputs and label are the supervised keys, if those are an image or a text and a `ClassLabel` or floats. Otherwise
+    the input is the only image, or the one or two texts in the order of their names. The label is the feature `label`
+    or the only `ClassLabel`; without one, the only sequence of them; without one, the only feature of floats.
+
+    The pool is `train`. The test rows are `test`; or `validation`, if there is no `test` or its labels are hidden (-1,
+    as in GLUE); or a part of `train`, if there is neither: see `splits`. If "texts" are asked for, there need be no
+    label; `label=` reads none. If "pairs" are asked for, see `read_pairs`.
+
+    Labels are decoded here, and every byte of the files is read for the fingerprint. Inputs are decoded when their rows
+    are asked for.
 
     Args:
         rest: What follows `tfds:`.
-        context: With `data_dir`, where prepared datasets lie; empty for `TFDS_DATA_DIR`, or TFDS's own directory.
+        context: With the name, `reads`, and `data_dir`, where prepared datasets lie; empty for `TFDS_DATA_DIR`, or
+            TFDS's own directory.
 
     Raises:
-        InputError: TFDS is not installed, or there is no such dataset, feature or split.
+        InputError: TFDS is not installed; there is no such dataset, version, option, feature, class or split; files are
+            damaged or not in the format array_record; labels are hidden, of a single class, or not finite; or pool and
+            test share rows.
     """
     name = context.name
     if "pairs" in context.reads:
@@ -96,17 +104,17 @@ def _held_out(labels: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray, st
 
 
 def read_pairs(rest: str, context: Context) -> Dataset:
-    """The images of a prepared dataset and their captions; there need be no label, and no record is read for one.
+    """The images of a prepared dataset and their captions; labels are not read, and there need be none.
 
-    The pool is `train`; the test rows are `test`, or `validation`, or where there is neither the last rows of
-    `train`: see `splits.hold_out_the_last`.
+    The pool is `train`; the test rows are `test`, or `validation`, or if there is neither the last rows of `train`: see
+    `splits.hold_out_the_last`. The labels of the dataset are all 0, of one class without a name.
 
     Args:
         rest: What follows `tfds:`; its options are those of `sources.load`, of which `caption` is needed.
-        context: As for `read`.
+        context: With the name and `data_dir`, as for `read`.
 
     Raises:
-        InputError: as `read`, or no caption.
+        InputError: as `read`; or there is no option `caption`, or the input is no image.
     """
     name = context.name
     data, directory, options = _opened(name, rest, context.data_dir)

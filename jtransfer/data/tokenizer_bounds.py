@@ -1,4 +1,4 @@
-"""How much the files of a tokenizer may ask for: its steps run in native code, which nothing here can stop."""
+"""Limits on the files of a tokenizer: its steps run in native code, which nothing here can stop."""
 
 import base64
 import binascii
@@ -17,14 +17,14 @@ LARGEST = 1 << 26
 """Bytes of a file; the largest `tokenizer.json` on the hub has half of that."""
 
 MOST_WORDS = 1 << 20
-"""Of a vocabulary, and numbers of its words; those in use have up to 900,000."""
+"""Words of a vocabulary, at most, and a bound above their ids; those in use have up to 900,000."""
 
 LONGEST_WORD = 10_000
 """Characters of a word, a token, a prompt or a pattern."""
 
 MOST_STEPS, MOST_GROWTH, MOST_TRIES = 100, 100, 10**7
-"""Of each part of a tokenizer: its steps, how many times longer they may make a text, and how often one of its patterns
-may be tried at one place. Those on the hub have about ten steps, and keep the length of a text."""
+"""Limits for each part of a tokenizer: its steps, how many times longer they may make a text, and how often one of its
+patterns may be tried at one place. Those on the hub have about ten steps, and keep the length of a text."""
 
 PARTS = {
     "normalizer": "normalizers",
@@ -36,10 +36,15 @@ PARTS = {
 
 
 def check(file: epath.Path, spec: Mapping[str, Any]) -> None:
-    """Refuse a `tokenizer.json` whose steps would fill the memory or not come to an end.
+    """Refuse a `tokenizer.json` whose steps might fill the memory or never end, or whose vocabulary is out of bounds.
+
+    Args:
+        file: For errors.
+        spec: The object in it.
 
     Raises:
-        InputError: with the part, and what is too much of it.
+        InputError: the error names the part and what it has too much of, or as `check_words`.
+        Exception: any error that values of a wrong type cause.
     """
     for part, listed in PARTS.items():
         steps = list(_steps(spec.get(part), listed))
@@ -62,10 +67,15 @@ def check(file: epath.Path, spec: Mapping[str, Any]) -> None:
 
 
 def check_words(file: epath.Path, words: Mapping[str, int], merges: Collection[Any] = ()) -> None:
-    """Refuse a vocabulary of more words than there are, with numbers that it cannot have, or with endless words.
+    """Refuse a vocabulary of more than `MOST_WORDS` words or merges, with ids out of range, or with too long words.
+
+    Args:
+        file: For errors.
+        words: The id of each word.
+        merges: Of BPE.
 
     Raises:
-        InputError: with the word.
+        InputError: the error names the word or the count.
     """
     check_count(file, max(len(words), len(merges)))
     longest = max(words, key=len, default="")
@@ -81,10 +91,10 @@ def check_words(file: epath.Path, words: Mapping[str, int], merges: Collection[A
 
 
 def check_count(file: epath.Path, count: int) -> None:
-    """Refuse more words, or merges, than any vocabulary has.
+    """Refuse more than `MOST_WORDS` words or merges.
 
     Raises:
-        InputError: with the count.
+        InputError: the error names the count.
     """
     if count > MOST_WORDS:
         raise InputError(f"{file}: its vocabulary has {count:,} words or merges; expected {MOST_WORDS:,} at most")

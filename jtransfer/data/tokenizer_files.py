@@ -1,4 +1,4 @@
-"""Tokenizers of the `tokenizers` library from a checkpoint's files: `tokenizer.json`, or what there was before it."""
+"""Tokenizers of the `tokenizers` library from a checkpoint's files: `tokenizer.json`, or the older vocabularies."""
 
 import json
 import os
@@ -20,14 +20,18 @@ SENTENCES = tuple(
     f"sentence_{name}_config.json"
     for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
-"""What sentence-transformers says of its tokenizer, by the names that the file has had."""
+"""The names that sentence-transformers has given the file of settings of its tokenizer."""
 
 
 def sentence_settings(directory: epath.Path) -> tuple[dict[str, Any], dict[str, str], str]:
-    """What sentence-transformers does to texts: `sentence_bert_config.json`, the prompts by name, the default prompt.
+    """What sentence-transformers does to texts.
+
+    Returns:
+        The values of `sentence_bert_config.json`; the prompts by name, "query" and "document" among them; and the
+        text of the default prompt. What no file gives is empty.
 
     Raises:
-        InputError: a damaged file, or a key that asks for what is not done here.
+        InputError: a damaged file, or a key that asks for what is not supported.
     """
     file = next((directory / name for name in SENTENCES if (directory / name).exists()), directory / SENTENCES[0])
     values = optional(file)
@@ -50,14 +54,19 @@ def sentence_settings(directory: epath.Path) -> tuple[dict[str, Any], dict[str, 
 def read(
     directory: epath.Path, values: dict[str, Any]
 ) -> tuple[epath.Path, tokenizers.Tokenizer | None, dict[str, Any]]:
-    """The file that was read, its tokenizer (None for one that only transformers reads), and what all files say of it.
+    """The tokenizer in a directory.
 
     Args:
         directory: With the files.
         values: Of `config.json`.
 
+    Returns:
+        The file that was read, its tokenizer, and the settings of all files. The tokenizer is None if transformers has
+        to read it.
+
     Raises:
-        InputError: there is none, a file is damaged, or a key asks for what is not done here.
+        InputError: there is no tokenizer, a file is damaged or out of bounds, its class is not supported, or a key asks
+            for what is not supported.
     """
     settings = _settings(directory)
     named = settings.get("tokenizer_class") or OF_MODELS.get(values.get("model_type"), "")
@@ -117,10 +126,13 @@ def _settings(directory):
 
 @contextmanager
 def one_line(what: Callable[[], str]) -> Iterator[None]:
-    """Whatever the tokenizers library raises, as one line: it has no type for its errors, and a panic is no Exception.
+    """Turn what the tokenizers library raises into one line: its errors have no type, and a panic is no `Exception`.
+
+    Args:
+        what: Gives the beginning of the line.
 
     Raises:
-        InputError: with what failed, and why.
+        InputError: for any error in the block but `KeyboardInterrupt` and `SystemExit`.
     """
     try:
         yield
@@ -138,13 +150,17 @@ def _lines(file):
 
 
 def optional(file: epath.Path) -> dict[str, Any]:
-    """What a file of settings says, nothing where it is not there."""
+    """The object in a JSON file; empty if there is no such file.
+
+    Raises:
+        InputError: the file is damaged, or a link to nothing.
+    """
     dangling = os.path.islink(file)  # which is there to be read, and cannot be
     return read_json(file) if file.exists() or dangling else {}
 
 
 def content(token: str | dict[str, Any] | None) -> str | None:
-    """Files have a token as its text, or as an object with it."""
+    """The text of a token, which files give as it is or as an object with the key "content"."""
     return token.get("content") if isinstance(token, dict) else token
 
 
@@ -335,7 +351,7 @@ SPECIAL = dict.fromkeys(WORDPIECE, OF_BERT) | {
     "CLIPTokenizer": OF_CLIP | {"pad_token": "<|endoftext|>"},
     "GPT2Tokenizer": dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>"),
 }
-"""The special tokens of each class where no file names others."""
+"""The special tokens of each class, if no file names others."""
 
 ENDS = dict.fromkeys(WORDPIECE, (("cls_token", "sep_token"), _bert_ends)) | {
     "RobertaTokenizer": (("cls_token", "sep_token"), _roberta_ends),
@@ -351,4 +367,4 @@ OF_MODELS = {
     "roberta": "RobertaTokenizer",
     "gpt2": "GPT2Tokenizer",
 }
-"""The class where no file names one; CLIP's for all others."""
+"""The class by `model_type`, if no file names one; CLIP's for all others."""
