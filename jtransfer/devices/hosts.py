@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Be one of the processes of a launch, if the environment names any, until the block ends.
+    """Be one of the processes of a launch until the block ends; do nothing if the environment names no launch.
 
     Enter it before anything touches a device. All processes leave the block together. When one of them fails or is
     gone, all others end, each with a line that names its host.
@@ -36,8 +36,9 @@ def together() -> Iterator[None]:
     process), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`.
 
     Raises:
-        InputError: variables of the environment that name no launch.
-        Gone: another process did not come, or is gone.
+        InputError: variables of the environment that describe no launch, the address of process 0 cannot be found or
+            opened, or the processes contradict each other.
+        Gone: another process did not come, has failed, or is gone.
     """
     here = launch()
     if here.number == 1:
@@ -97,11 +98,11 @@ def _join(here, address):
 
 
 def agree() -> Callable[[int], tuple[int, str]]:
-    """A function that all processes call alike after each step, with a number from 0 to 127.
+    """A function by which all processes agree on a number: each calls it after each step, with a number from 0 to 127.
 
-    It gives a number that is not 0 if there is one, and words that name the process it comes from, to all processes
-    alike: what they gave at the call before. It waits for what was dispatched until then, and no longer. Where there
-    is one process it gives the number itself, and no words.
+    To all processes it returns what one of them gave at the call before: the number that is not 0 of the last process
+    that gave one, and words that name this process; or 0 and "". It waits for the computations that were dispatched
+    until then, and no longer. A single process gets its number back at once, and "".
     """
     if jax.process_count() == 1:
         return lambda number: (number, "")
@@ -120,16 +121,13 @@ def agree() -> Callable[[int], tuple[int, str]]:
 
 
 def first_does(work: Callable[[], T]) -> T | None:
-    """Let the first process do something, and end all where it is refused.
-
-    Args:
-        work: Called on the first process alone.
+    """Call `work` on the first process alone; if it raises an `InputError`, end all processes.
 
     Returns:
-        What it returns there, None elsewhere.
+        What `work` returns, on the first process; None on the others.
 
     Raises:
-        InputError: on every process, where `work` raises it.
+        InputError: on every process, if `work` raises it on the first.
     """
     found = refused = None
     if is_first():

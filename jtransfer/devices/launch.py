@@ -12,11 +12,11 @@ class Launch:
     """The processes of one command.
 
     Attributes:
-        index: Of this process, from 0.
-        number: Of processes.
-        host: Of process 0, as the others reach it.
-        port: At which process 0 is met there.
-        said: Which variable of the environment says so.
+        index: The number of this process, from 0.
+        number: How many processes there are.
+        host: The host of process 0, by a name or address that the others reach; empty if it is not known.
+        port: Of process 0 on this host.
+        said: The variable of the environment that names the launch.
     """
 
     index: int = 0
@@ -27,13 +27,13 @@ class Launch:
 
 
 def launch() -> Launch:
-    """What the environment says; one process alone where it says nothing.
+    """The launch that the environment describes; a single process if it describes none.
 
     The variables of JAX come first, then those of TPU pods, Slurm and Open MPI. `JAX_COORDINATOR_PORT` gives the port
-    of the latter three if it is set.
+    for the last three, if it is set.
 
     Raises:
-        InputError: a variable that is not what its name says.
+        InputError: a variable is missing, or is not the number or address that it must be.
     """
     env = os.environ
     if "JAX_COORDINATOR_ADDRESS" in env or "JAX_NUM_PROCESSES" in env:
@@ -67,10 +67,13 @@ def launch() -> Launch:
 
 
 def alone(what: str) -> None:
-    """Refuse to do in a second process what one process does.
+    """Refuse to run in any process of a launch but the first.
+
+    Args:
+        what: What runs, for the error.
 
     Raises:
-        InputError: this is another process of a launch than the first.
+        InputError: this is not the first process.
     """
     here = launch()
     if here.index:

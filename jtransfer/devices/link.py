@@ -22,10 +22,10 @@ COME = 50.0
 """Seconds within which all processes come."""
 
 LEAVE = 5.0
-"""Seconds that a process has to end by itself when another one is gone; it may wait for it for ever."""
+"""Seconds that a process has to end by itself when another one is gone; then it is ended, as it may wait for ever."""
 
 HELLO = "jtransfer"
-"""Of the first message of a connection."""
+"""The key of the first message on a connection."""
 
 
 class Link:
@@ -35,11 +35,12 @@ class Link:
         launch: Of more than one process.
 
     Attributes:
-        hosts: The name of every process' host.
-        address: At which this process reaches JAX's coordinator, and process 0 binds it.
+        launch: As given.
+        hosts: The name of the host of each process.
+        address: `127.0.0.1:PORT`, at which this process reaches JAX's coordinator; process 0 binds it there.
 
     Raises:
-        InputError: an address that cannot be found or opened, or processes that contradict each other.
+        InputError: the address of process 0 cannot be found or opened, or the processes contradict each other.
         Gone: not all came within `COME` seconds.
     """
 
@@ -58,19 +59,26 @@ class Link:
         threading.Thread(target=self._pass_on, args=(door,), daemon=True).start()
 
     def tell(self, line: str, code: int) -> None:
-        """Tell the others that this process ends, and why; it does so by itself, or is made to."""
+        """Tell the other processes that this one ends, and why.
+
+        If this process still runs after `LEAVE` seconds, it is ended.
+
+        Args:
+            line: Why, in one line.
+            code: The exit code of all processes.
+        """
         self._closing = True
         why = f"process {self.launch.index} on {self.hosts[self.launch.index]} ended: {line}"
         self._send({"why": why, "code": code})
         threading.Thread(target=lambda: (time.sleep(LEAVE), stopping.end("", code)), daemon=True).start()
 
     def missing(self) -> Gone | None:
-        """Why the run has to end, if that is known within two seconds."""
+        """Why the run has to end, if that is known within two seconds; else None."""
         self._known.wait(2)
         return self._why
 
     def leave(self, seconds: float | None = None) -> None:
-        """Wait until all processes are here: none is missed after that."""
+        """Wait until all processes have called this, after which none is missed; at most `seconds`, if given."""
         if self.launch.index:
             self._send({"done": True})
         else:

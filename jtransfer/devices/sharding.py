@@ -1,4 +1,4 @@
-"""How arrays lie on a mesh of devices: rules on paths again. On one device nothing changes."""
+"""How arrays lie on a mesh of devices, by rules on their paths. On one device nothing changes."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,10 @@ def replicated(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
 
 
 def fsdp(shape: tuple[int, ...], mesh: Mesh, least: int = 4096) -> PartitionSpec:
-    """Split the largest axis that the mesh's first axis divides; leaves of fewer than `least` elements are copied."""
+    """Split the largest axis that the size of the mesh's first axis divides, over this axis.
+
+    Leaves without such an axis, or of fewer than `least` elements, are copied to every device.
+    """
     axis = mesh.axis_names[0]
     fitting = [i for i, side in enumerate(shape) if side % mesh.shape[axis] == 0]
     if math.prod(shape) < least or not fitting:
@@ -35,17 +38,17 @@ STRATEGIES: dict[str, Strategy] = {"replicated": replicated, "fsdp": fsdp}
 
 
 def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over all devices from names and sizes of axes; one size may be -1 for what is left.
+    """A mesh over all devices from the names and sizes of its axes; one size may be -1, for the devices that are left.
 
     Neighbours on the mesh are neighbours in the machine: on a TPU slice the order of the devices follows its torus,
     so that processes need not come in turn along an axis; see `rows`.
 
     Args:
-        axes: Names and sizes.
-        devices: Those of a topology to compile for; by default all there are.
+        axes: The size of each axis by its name; the first axis splits batches.
+        devices: Those of a topology to compile for; by default all that JAX has.
 
     Raises:
-        InputError: sizes that are none, or that do not multiply to the number of devices.
+        InputError: sizes other than whole numbers above 0 and one -1, or whose product is not the number of devices.
     """
     check(axes, AXES, "config.mesh")
     devices, sizes = jax.devices() if devices is None else devices, dict(axes)
@@ -72,7 +75,7 @@ def _ordered(shape, devices):
 
 
 def tree_shardings(shapes: Tree, mesh: Mesh, how: str | list[tuple[str, Any]]) -> dict[str, NamedSharding]:
-    """Where every leaf of a flat tree lies.
+    """The sharding of every leaf of a flat tree, by path.
 
     Args:
         shapes: Leaves with a `shape`.
@@ -88,12 +91,12 @@ def tree_shardings(shapes: Tree, mesh: Mesh, how: str | list[tuple[str, Any]]) -
 
 
 def everywhere(mesh: Mesh) -> NamedSharding:
-    """A copy on every device."""
+    """The sharding of an array with a copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Examples are split over the mesh's first axis."""
+    """The sharding of a batch, whose examples are split over the mesh's first axis."""
     return NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
 
 
@@ -114,22 +117,36 @@ def keep_batch_split(mesh: Mesh) -> Callable[..., Any]:
 
 
 def place(tree: Any, shardings: Any) -> Any:
-    """Put host arrays, of which every process holds the whole, where they belong."""
+    """Global arrays from host arrays, each of which every process holds as a whole.
+
+    Args:
+        tree: Host arrays, in any tree.
+        shardings: A tree of the same structure, with the sharding of each array.
+    """
     return jax.tree.map(lambda x, s: jax.make_array_from_callback(x.shape, s, lambda index: x[index]), tree, shardings)
 
 
 def rows(mesh: Mesh, batch: int) -> np.ndarray:
-    """Which examples of a batch the devices of this process hold: positions, ascending.
+    """The positions in a batch of the examples that the devices of this process hold, ascending.
 
-    On a TPU slice they may lie apart, as in `[0, 1, 6, 15]` of 16, and processes that an axis for the model joins hold
-    the same.
+    On a TPU slice they may lie apart, as in `[0, 1, 6, 15]` of 16. Processes that share a place on the mesh's first
+    axis hold the same examples.
     """
     parts = batch_sharding(mesh).addressable_devices_indices_map((batch,)).values()
     return np.unique(np.concatenate([np.arange(batch)[part] for part in parts]))
 
 
 def assemble(local: Mapping[str, Any], batch: int, mesh: Mesh) -> dict[str, Any]:
-    """The global batch of `batch` examples, each at its position, from those that each process reads: its `rows`."""
+    """The global batch from the examples that each process reads, each example at its position.
+
+    Args:
+        local: Arrays `[own, ...]` by name, the examples at the `rows` of this process, in their order.
+        batch: Examples of the global batch.
+        mesh: The devices.
+
+    Returns:
+        Arrays `[batch, ...]` by name, split over the mesh's first axis.
+    """
     layout, own = batch_sharding(mesh), rows(mesh, batch)
 
     def whole(x):
