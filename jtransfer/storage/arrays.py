@@ -23,7 +23,7 @@ from jtransfer.errors import InputError, first_line
 from jtransfer.kinds import shown
 
 MOST_ARRAYS = 4096
-"""In one file; the largest checkpoints in this format have some hundreds."""
+"""Arrays in one file, at most; the largest checkpoints in this format have some hundreds."""
 
 LONGEST_DIRECTORY = 1 << 21
 """Bytes of a zip archive's list of members, which is read as a whole."""
@@ -32,14 +32,21 @@ LONGEST_HEADER = 10_000
 """Bytes of the header of one array; NumPy's own limit."""
 
 UNQUESTIONED, PACKED = 1 << 28, 100
-"""An archive that unpacks to more bytes than the first may unpack to the second times its size."""
+"""An archive may unpack to `UNQUESTIONED` bytes, or to `PACKED` times its size if that is more."""
 
 CHUNK = 1 << 20
 """Bytes that are read at once."""
 
 
 class NpzArray(NamedTuple):
-    """One array of a file: `read()` gives it, `rows()` where it can what reads rows when they are asked for."""
+    """One array of a file, known by its header.
+
+    Attributes:
+        shape: Of the array.
+        dtype: Of its values.
+        read: Reads the array into memory.
+        rows: An `NpzRows`, if the array lies uncompressed and in C order in a file on a disk; else as `read`.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -48,12 +55,12 @@ class NpzArray(NamedTuple):
 
 
 class NpzRows:
-    """An array in a file, of which rows are read when they are asked for, so that it takes no memory.
+    """An array in a file, indexed by rows, which are read from the file when they are asked for.
 
     Attributes:
-        what: Its name, for errors.
-        file: That it lies in, open.
-        start: Where in it.
+        what: The array's name, for errors.
+        file: The open file.
+        start: Where the values begin in the file, in bytes.
         shape: `[rows, ...]`.
         dtype: Of the values.
     """
@@ -66,14 +73,17 @@ class NpzRows:
         return self.shape[0]
 
     def reshape(self, shape: tuple[int, ...]) -> "NpzRows":
-        """The same with other axes after the first."""
+        """The array with other axes after the first: a `shape` of as many rows, and as many values in each row."""
         return NpzRows(self.what, self.file, self.start, shape, self.dtype)
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        """The rows of an index, read from the file.
+        """Read rows from the file.
+
+        Args:
+            index: Of rows alone: row numbers, a slice or a mask.
 
         Raises:
-            InputError: the file has changed.
+            InputError: the file has changed since it was opened.
         """
         rows = np.arange(len(self))[index]
         found, flat = np.empty((*rows.shape, *self.shape[1:]), self.dtype), rows.reshape(-1)
@@ -94,7 +104,7 @@ class NpzRows:
 
 
 def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """An array without values yet, aligned so that a CPU device takes the memory over instead of copying it."""
+    """An uninitialised array, aligned to 64 bytes so that JAX's CPU device takes its memory over and copies nothing."""
     size, alignment = math.prod(shape) * np.dtype(dtype).itemsize, 64
     buffer = np.empty(size + alignment, np.uint8)
     start = -buffer.ctypes.data % alignment
@@ -109,7 +119,7 @@ def open_npz(path: epath.PathLike) -> dict[str, NpzArray]:
 
     Raises:
         InputError: no plain file, no `.npz` file, a damaged one, or an array that is pickled, or larger than the file
-            allows. An array's `read` raises it too: what it reads is compared with its checksum.
+            allows. An array's `read` and `rows` raise it too: they compare the bytes with their checksum.
     """
     path = epath.Path(path)
     try:

@@ -1,4 +1,4 @@
-"""Finished parts of a run, one small object each: what was stopped goes on, and what has grown does only the rest."""
+"""Finished parts of a run, one small file each: a run that was stopped or has grown does only what is missing."""
 
 import hashlib
 import json
@@ -19,7 +19,8 @@ ResultRow = dict[str, Any]
 """A row of results: plain values by name, as JSON has them."""
 
 ACCURACY = {"metric": "accuracy", "better": "higher", "unit": "%"}
-"""What a row of a curve says of the metric that it shows, where it says nothing: rows of earlier versions."""
+"""The metric of a curve's row that names none, as rows of earlier versions."""
+
 LONGEST = 200
 """Characters of a cell's name that its file's name begins with."""
 
@@ -30,14 +31,17 @@ class Cells:
 
     Attributes:
         directory: The run's.
-        fingerprint: What every row has under `fingerprint`: that of the config which the cells are of.
+        fingerprint: Of the run's config, which every row has under `fingerprint`.
     """
 
     directory: epath.Path
     fingerprint: str
 
     def read(self, names: Iterable[str]) -> dict[str, Any]:
-        """Of these cells those that are finished, in this order. A damaged one is said, and counts as not done."""
+        """The contents of those cells that are finished, by name, in the order of `names`.
+
+        A cell that is damaged, or of another config, is logged and counts as not done.
+        """
         folder = self.directory / "cells"
         present = {path.name for path in folder.iterdir()} if folder.exists() else set()
         found = {}
@@ -50,11 +54,19 @@ class Cells:
         return found
 
     def write(self, name: str, content: Any) -> None:
-        """Keep a finished cell: a row, or a list of rows, as JSON has them."""
+        """Keep a finished cell: a row, or a list of rows, as JSON has them.
+
+        Raises:
+            InputError, MachineError: as `files.write`.
+        """
         files.write_record(self._path(name), {"name": name, "content": content})
 
     def gather(self, rows: Iterable[Any]) -> None:
-        """Write all rows into `results.jsonl`, which is for others to read: nothing here does."""
+        """Write all rows into `results.jsonl`, one a line, for other programs: jtransfer does not read it.
+
+        Raises:
+            InputError, MachineError: as `files.write`.
+        """
         files.write(self.directory / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
     def _content(self, name):
@@ -76,7 +88,7 @@ class Cells:
 
 
 def of_source(found: Mapping[str, Any], modules: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
-    """The finished cells, without those that an earlier source of a user's module made; that is logged.
+    """The finished cells without those that an earlier source of a user's module made, which are logged.
 
     Args:
         found: From `Cells.read`. Under `modules` a row has the modules that made it, with their digests.
@@ -98,9 +110,9 @@ def of_source(found: Mapping[str, Any], modules: Mapping[str, Mapping[str, str]]
 
 
 def value(row: Mapping[str, Any]) -> float | None:
-    """What a curve shows of a row of its results: the metric that chose, on test rows; None where all trials diverged.
+    """The value that a curve shows of a row of results: its metric on the test rows; None if all trials diverged.
 
-    The row says which it is under `metric`, whether `better` is "higher" or "lower", and in which `unit` it is shown,
-    "%" or "".
+    The row names the metric under `metric`, whether "higher" or "lower" is better under `better`, and the unit in which
+    it is shown, "%" or "", under `unit`.
     """
     return row[f"test_{row.get('metric', ACCURACY['metric'])}"]

@@ -16,14 +16,18 @@ from jtransfer.errors import Damaged, InputError
 from jtransfer.storage.locks import runs
 
 RECORD = "jtransfer.json"
-"""The file in a directory that says which others in it were written together with it, and the SHA-256 of each."""
+"""The file in a directory that lists the files which were written together with it, and the SHA-256 of each."""
 
 
 def write_together(directory: epath.PathLike, contents: Mapping[str, bytes]) -> None:
-    """Write some files of a directory, local or in an object store, and a record of them, by which `verify` knows them.
+    """Write some files of a directory, local or in an object store, and a record of them, which `verify` reads.
+
+    Args:
+        directory: It is made if it does not exist.
+        contents: The bytes of each file, by its path in the directory.
 
     Raises:
-        MachineError: one of them cannot be written.
+        InputError, MachineError: as `files.write`.
     """
     directory = epath.Path(directory)
     for name, content in contents.items():
@@ -36,7 +40,8 @@ def verify(directory: epath.PathLike) -> None:
     """Check the files of a directory against the record that was written with them, if there is one.
 
     Raises:
-        Damaged: one of them is not as it was written, or there is one more that a loader may read.
+        Damaged: a file is missing or not as it was written, there is a further file that a loader may read, or the
+            record is damaged.
     """
     record = epath.Path(directory) / RECORD
     if not record.exists():
@@ -64,7 +69,7 @@ def verify(directory: epath.PathLike) -> None:
 
 
 LOADABLE = (".json", ".safetensors", ".npz", ".model", "vocab.txt", "merges.txt")
-"""Ends of the names of files in which loaders find weights, or what is done with them."""
+"""Endings of the files from which loaders read weights and settings."""
 
 
 def _loadable(directory):
@@ -80,19 +85,19 @@ def _loadable(directory):
 
 @contextmanager
 def replacing(directory: epath.PathLike, about: Mapping[str, Any]) -> Iterator[Path]:
-    """Write a whole directory at once: give a draft to fill, which takes the directory's name when the block ends.
+    """Write a whole directory at once: yield a draft to fill, which takes the directory's name when the block ends.
 
-    Whenever a crash comes, the directory is as it was before or wholly new. What was written by an earlier call is
-    replaced; anything else is not. On Linux old and new change places in one step. Elsewhere there is an instant in
+    After a crash the directory is either as it was before or wholly new. A directory that an earlier call wrote is
+    replaced; anything else is refused. On Linux old and new change places in one step. Elsewhere there is an instant in
     which the old one has only its hidden name beside the new one's place, from where the next call takes it back.
 
     Args:
         directory: On a disk.
-        about: What the record in it says, beside the files and the SHA-256 of each.
+        about: What the record says beside the files and the SHA-256 of each.
 
     Raises:
-        InputError: an object store, which cannot do this; or there is something at this place that was not written by
-            an earlier call.
+        InputError: as `check_replaceable`, or no directory can be made at this path.
+        Damaged: the record of the earlier call is damaged.
         MachineError: it cannot be written.
     """
     check_replaceable(directory)
@@ -125,7 +130,9 @@ def check_replaceable(directory: epath.PathLike) -> None:
     """Refuse a directory that `replacing` must not replace.
 
     Raises:
-        InputError: an object store; or there is something at this place that was not written by an earlier call.
+        InputError: an object store, where a directory cannot be replaced at once; or there is something at this place
+            that was not written by an earlier call.
+        Damaged: the record of the earlier call is damaged.
     """
     if "://" in os.fspath(directory):
         raise InputError(

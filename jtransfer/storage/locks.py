@@ -1,4 +1,4 @@
-"""Who writes into a directory: a file says it, on a disk or in an object store, and a crash leaves nothing locked."""
+"""Locks of directories: a file names the process that writes there, and a crash leaves nothing locked."""
 
 import os
 import secrets
@@ -20,23 +20,27 @@ BEAT = 10.0
 DEAD = 60.0
 """Seconds without one after which a holder on another machine is taken for dead."""
 SETTLE = 0.2
-"""Seconds in which two that take a lock at once see each other."""
+"""Seconds in which two processes that take a lock at the same time see each other."""
 
 
 @contextmanager
 def held(directory: epath.Path) -> Iterator[Callable[[], None]]:
     """Hold a directory against every other process that asks, on this machine and on others.
 
-    The lock is a file that names its holder and is written anew every ten seconds. A holder that was killed leaves it
-    behind: on the same machine its process is found to be gone at once, on another it is waited for until there was
-    no sign of life for a minute. No clock is compared with another machine's.
+    The lock is a file that names its holder and is written anew every `BEAT` seconds. A holder that was killed leaves
+    the file behind: on the same machine its process is found to be gone at once; on another machine it is taken for
+    dead after `DEAD` seconds without a sign of life. No clock is compared with another machine's.
 
-    Gives:
-        A function that raises `InputError` where the lock was taken by somebody else meanwhile, as after this machine
-        slept: call it before anything is written that must not be torn.
+    Args:
+        directory: On a disk, or in an object store.
+
+    Yields:
+        A function that raises `InputError` if another process has taken the lock meanwhile, as after this machine
+        slept. Call it before a write that must not mix with another process's.
 
     Raises:
-        InputError: somebody holds it; the error says who, where and since when.
+        InputError: another process holds it; the error names the process, its machine and since when.
+        MachineError: the file cannot be written.
     """
     path = directory / NAME
     me = {

@@ -10,26 +10,25 @@ from jtransfer import files
 from jtransfer.errors import Damaged, InputError
 
 MOST = 10
-"""Keys that an error names."""
+"""The most keys that an error names."""
 
 
 def claim(
     workdir: epath.Path, config: dict[str, Any], defaults: dict[str, Any], may_grow: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """Write `config.json`, or check that the one that is there is of the same config.
+    """Write `config.json` into a run's directory, if the directory is new or belongs to this config.
 
     Args:
-        workdir: The directory; it is made where it does not exist.
+        workdir: The directory; it is made if it does not exist.
         config: Plain values, as `jtransfer.config.resolved` gives them.
-        defaults: As of `check`.
+        defaults: Of the config's keys, as `jtransfer.config.defaults` gives them.
         may_grow: Keys that may differ: lists become the union of both, numbers the larger of both.
 
     Returns:
-        As `check`.
+        The config that was written: see `check`.
 
     Raises:
-        InputError: as `check`.
-        Damaged: `config.json` is not as it was written.
+        InputError, Damaged, MachineError: as `check`.
     """
     config = check(workdir, config, defaults, may_grow)
     files.write_record(workdir / "config.json", config)
@@ -43,20 +42,20 @@ def check(
     may_grow: tuple[str, ...] = (),
     later: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """What `claim` checks, without a trace: so that a bad directory is known before anything is loaded or computed.
+    """Check what `claim` checks, and leave no trace: for use before anything is loaded or computed.
 
-    An earlier version may have left less. A key that its config lacks had its default there; a fingerprint that it
-    lacks is not compared. The directory keeps the config that it has, so that the fingerprint of its cells stays.
+    The config of an earlier version may lack keys: such a key is compared as its default, and a fingerprint that is
+    lacking is not compared. The directory keeps the config that it has, so that the fingerprint of its cells stays.
 
     Args:
         workdir: The directory.
-        config: As of `claim`.
+        config: Plain values, as `jtransfer.config.resolved` gives them.
         defaults: Of the config's keys, as `jtransfer.config.defaults` gives them.
-        may_grow: As of `claim`.
+        may_grow: Keys that may differ: lists become the union of both, numbers the larger of both.
         later: Keys that the config does not have yet, and that are not compared.
 
     Returns:
-        The config as it was there before, with what has grown; where there was none, as it is.
+        The config that the directory has, with what has grown; `config` if it has none.
 
     Raises:
         InputError: any other key differs (the error names each), or there is a file in the directory's place.
@@ -95,7 +94,7 @@ DATA = "fingerprints.data"
 
 
 def fingerprint(config: dict[str, Any], may_grow: tuple[str, ...] = ()) -> str:
-    """16 hexadecimal digits over what may not differ between two runs in one directory."""
+    """16 hex digits of a SHA-256 over the values of a config that may not differ between two runs in a directory."""
     fixed = {key: value for key, value in config.items() if key not in may_grow}
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -103,8 +102,12 @@ def fingerprint(config: dict[str, Any], may_grow: tuple[str, ...] = ()) -> str:
 def same_data(ours: Any, theirs: Any) -> bool:
     """Whether a fingerprint of data is the one that a run was started with.
 
-    Where names and sizes stand for the data, a digest of all bytes follows after a dot. Format 1 had what stands
-    before the dot alone: then that counts, and the run keeps it.
+    If names and sizes stand for the data, a digest of all bytes follows after a dot. Format 1 had the part before the
+    dot alone: then this part is compared, and the run keeps it.
+
+    Args:
+        ours: The fingerprint of the data as they are now.
+        theirs: The fingerprint that the run has kept.
     """
     return theirs in (ours, str(ours).partition(".")[0])
 
