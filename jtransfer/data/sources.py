@@ -6,7 +6,7 @@ user's, as `my_data.shards:DIR` or `my_data.shards(size=3):DIR`.
 
 import ast
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from jtransfer import expressions, files, imports, kinds
 from jtransfer.data import folder, lines, npz, pairs, streams, tfds
 from jtransfer.data.dataset import CLASSES, Context, Dataset, Images, Lazy, check_targets, fingerprint
 from jtransfer.data.pairs import PairStream
-from jtransfer.data.streams import Cursor, Stream
+from jtransfer.data.streams import Cursor, Rows, Stream
 from jtransfer.errors import InputError, nearest
 
 __all__ = [
@@ -265,16 +265,22 @@ def _of_user(text: str, rest: str, context: Context) -> Data:
     found = made(rest, context)
     (module,) = modules(context.name)
     label = f"reader {kinds.shown(text)}"
-    blaming = partial(imports.blaming, f"{label}: file", imports.files(module, label))
-
-    def blamed(part: Lazy) -> Lazy:
-        return replace(part, read=blaming()(part.read), damaged=blaming()(part.damaged))
-
     if isinstance(found, Dataset):
         _check_form(found, label)
-        parts = {name: getattr(found, name) for name in ("inputs", "captions")}
-        lazy = {name: part for name, part in parts.items() if isinstance(part, Lazy)}
-        return replace(found, **{name: blamed(part) for name, part in lazy.items()})
+    elif isinstance(found, Stream):
+        _check_held_out(found.held_out, label)
+    return _blamed(found, partial(imports.blaming, f"{label}: file", imports.files(module, label)))
+
+
+def _blamed(found: Data, blaming: Callable) -> Data:
+    """The data, with the user's file blamed for what it raises when batches are made, or rows read or checked."""
+
+    def rows(part: Any) -> Any:
+        if isinstance(part, Rows):
+            return replace(part, inputs=rows(part.inputs))
+        if isinstance(part, Lazy):
+            return replace(part, read=blaming()(part.read), damaged=blaming()(part.damaged))
+        return part
 
     def after(cursor: Cursor) -> Iterator[Any]:
         with blaming():
@@ -284,9 +290,27 @@ def _of_user(text: str, rest: str, context: Context) -> Data:
                 item = next(items, after)
             if item is after:
                 return
-            yield item
+            batch = isinstance(item, tuple) and item and isinstance(item[0], Mapping)  # `taken` refuses what is none
+            yield ({name: rows(part) for name, part in item[0].items()}, *item[1:]) if batch else item
 
-    return replace(found, batches=after)
+    if isinstance(found, Dataset):
+        return replace(found, inputs=rows(found.inputs), captions=rows(found.captions))
+    if isinstance(found, PairStream):
+        held_out = replace(found.held_out, images=rows(found.held_out.images))
+        return replace(found, batches=after, images=rows(found.images), held_out=held_out)
+    what, inputs, labels = found.held_out
+    return replace(found, batches=after, inputs=rows(found.inputs), held_out=(what, rows(inputs), labels))
+
+
+def _check_held_out(held_out: Any, label: str) -> None:
+    """Refuse what is held out of a stream if it is no name with as many inputs as labels."""
+    if not isinstance(held_out, tuple) or len(held_out) != 3 or not hasattr(held_out[2], "dtype"):
+        raise InputError(f"{label} returned a Stream whose held_out is no tuple (name, inputs, array of labels)")
+    _, inputs, labels = held_out
+    if len(inputs) != len(labels):
+        raise InputError(
+            f"{label} returned a Stream that holds out {len(inputs)} inputs and {len(labels)} labels; expected as many"
+        )
 
 
 def _check_form(dataset: Dataset, label: str) -> None:

@@ -163,6 +163,38 @@ def test_what_a_reader_raises_when_rows_are_asked_for_is_a_line_too():
         data.inputs[[3]]
 
 
+@pytest.mark.parametrize(
+    ("inputs", "error"), [("data.inputs", "TypeError: 'int' object is not"), ("pictures", "NameError: name '_late'")]
+)
+def test_what_the_rows_of_a_stream_raise_is_a_line_too_before_training_and_in_it(inputs, error, capsys):
+    """Rows of the stream's own inputs, which are asked for before the training, and rows that batches alone have."""
+    source = Path("my_data.py").read_text()
+    late = "    pictures = Lazy(30, lambda rows: [_late(row) for row in rows], '')\n    def after(cursor):"
+    source = source.replace("    def after(cursor):", late).replace("Rows(data.inputs, own)", f"Rows({inputs}, own)")
+    if inputs == "data.inputs":
+        source = source.replace("file.seek(start)", "file.seek(start[0])")
+    Path("my_data.py").write_text(source)
+    assert cli.main(["train", "--config=train.py", "--workdir=run"]) == 2
+    said = capsys.readouterr().err
+    assert "jtransfer: error: reader 'my_data.in_order': file '" in said and error in said
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (
+            '("test", Rows',
+            '("test", "mine", Rows',
+            "a Stream whose held_out is no tuple (name, inputs, array",
+        ),
+        ("data.labels[data.test])", "data.labels[data.pool])", "a Stream that holds out 6 inputs and 24 labels"),
+    ],
+)
+def test_what_is_held_out_of_a_stream_is_a_name_with_as_many_inputs_as_labels(old, new, said, capsys):
+    Path("my_data.py").write_text(Path("my_data.py").read_text().replace(old, new))
+    assert said in refusal(capsys, "train", "--config=train.py")
+
+
 def test_what_a_reader_raises_when_its_rows_are_checked_is_a_line_too(capsys):
     source = Path("my_data.py").read_text()
     Path("my_data.py").write_text(source.replace("repr(found))", "repr(found), damaged=lambda rows: [_wrong(rows)])"))
