@@ -59,6 +59,7 @@ class Coded:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """`(n, height, width, channels)`."""
         return self.codes.shape
 
     def __getitem__(self, rows: Any) -> jax.Array:

@@ -66,6 +66,7 @@ class Images:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """`(n, height, width, channels)`, n over all parts."""
         return (sum(map(len, self.parts)), *self.parts[0].shape[1:])
 
     def __len__(self) -> int:

@@ -78,6 +78,7 @@ class Fixed:
     width: int
 
     def size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of any image after the resize."""
         return self.height, self.width
 
 
@@ -89,6 +90,7 @@ class Shortest:
     longest: int = 0
 
     def size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of an image of this height and width after the resize."""
         short, long = sorted((height, width))
         bounded = self.longest and long / short * self.edge > self.longest
         exact = self.longest * short / long if bounded else self.edge

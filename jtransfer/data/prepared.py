@@ -68,14 +68,17 @@ class Prepared(NamedTuple):
 
     @property
     def features(self) -> Mapping[str, Any]:
+        """By name, features of `tfds.features`, or `Other`."""
         return self.about.features
 
     @property
     def supervised(self) -> tuple:
+        """The names of the input and the label of supervised learning, None for a nested one; may be empty."""
         return self.about.supervised
 
     @property
     def splits(self) -> Mapping[str, Any]:
+        """A `tfds.core.SplitDict`."""
         return self.about.splits
 
 
