@@ -268,7 +268,7 @@ def _of_user(text: str, rest: str, context: Context) -> Data:
     if isinstance(found, Dataset):
         _check_form(found, label)
     elif isinstance(found, Stream):
-        _check_held_out(found.held_out, label)
+        _check_examples(found, label)
     return _blamed(found, partial(imports.blaming, f"{label}: file", imports.files(module, label)))
 
 
@@ -298,19 +298,27 @@ def _blamed(found: Data, blaming: Callable) -> Data:
     if isinstance(found, PairStream):
         held_out = replace(found.held_out, images=rows(found.held_out.images))
         return replace(found, batches=after, images=rows(found.images), held_out=held_out)
-    what, inputs, labels = found.held_out
-    return replace(found, batches=after, inputs=rows(found.inputs), held_out=(what, rows(inputs), labels))
+    parts = {name: getattr(found, name) for name in EXAMPLES}
+    parts = {name: (*part[:-2], rows(part[-2]), part[-1]) for name, part in parts.items() if part is not None}
+    return replace(found, batches=after, inputs=rows(found.inputs), **parts)
 
 
-def _check_held_out(held_out: Any, label: str) -> None:
-    """Refuse what is held out of a stream if it is no name with as many inputs as labels."""
-    if not isinstance(held_out, tuple) or len(held_out) != 3 or not hasattr(held_out[2], "dtype"):
-        raise InputError(f"{label} returned a Stream whose held_out is no tuple (name, inputs, array of labels)")
-    _, inputs, labels = held_out
-    if len(inputs) != len(labels):
-        raise InputError(
-            f"{label} returned a Stream that holds out {len(inputs)} inputs and {len(labels)} labels; expected as many"
-        )
+EXAMPLES = {"held_out": ("name", "inputs", "array of labels"), "pool": ("inputs", "array of labels")}
+"""The fields of a `Stream` that hold examples, and what they consist of."""
+
+
+def _check_examples(stream: Stream, label: str) -> None:
+    """Refuse a stream of which a part does not have as many inputs as labels."""
+    for name, form in EXAMPLES.items():
+        if name == "pool" and stream.pool is None:
+            continue
+        part = getattr(stream, name)
+        if not isinstance(part, tuple) or len(part) != len(form) or not hasattr(part[-1], "dtype"):
+            raise InputError(f"{label} returned a Stream whose {name} is no tuple ({', '.join(form)})")
+        *_, inputs, labels = part
+        if len(inputs) != len(labels):
+            counts = f"{len(inputs)} inputs and {len(labels)} labels"
+            raise InputError(f"{label} returned a Stream whose {name} has {counts}; expected as many")
 
 
 def _check_form(dataset: Dataset, label: str) -> None:

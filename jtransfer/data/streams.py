@@ -38,8 +38,8 @@ class Stream:
         held_out: The prefix of the metrics of evaluation, as "test", with its inputs (indexed by rows) and labels.
         fingerprint: Digest of the data.
         metric: The metric in which results on these data are published, if it is not accuracy; else "".
-        pool: Inputs (indexed by rows) and labels of all examples that are trained on, for methods that are solved on all
-            of them; None if the examples have no end.
+        pool: Inputs (indexed by rows) and labels of all examples that are trained on, for methods that are solved on
+            all of them; None if the examples have no end.
     """
 
     name: str

@@ -187,10 +187,20 @@ def test_what_the_rows_of_a_stream_raise_is_a_line_too_before_training_and_in_it
             '("test", "mine", Rows',
             "a Stream whose held_out is no tuple (name, inputs, array",
         ),
-        ("data.labels[data.test])", "data.labels[data.pool])", "a Stream that holds out 6 inputs and 24 labels"),
+        ("data.labels[data.test])", "data.labels[data.pool])", "a Stream whose held_out has 6 inputs and 24 labels"),
+        (
+            "data.fingerprint)",
+            "data.fingerprint, pool=data.inputs)",
+            "a Stream whose pool is no tuple (inputs, array of",
+        ),
+        (
+            "data.fingerprint)",
+            "data.fingerprint, pool=(data.inputs, data.labels[1:]))",
+            "whose pool has 30 inputs and 29",
+        ),
     ],
 )
-def test_what_is_held_out_of_a_stream_is_a_name_with_as_many_inputs_as_labels(old, new, said, capsys):
+def test_what_a_stream_holds_out_and_its_pool_have_as_many_inputs_as_labels(old, new, said, capsys):
     Path("my_data.py").write_text(Path("my_data.py").read_text().replace(old, new))
     assert said in refusal(capsys, "train", "--config=train.py")
 
