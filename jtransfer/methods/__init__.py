@@ -108,7 +108,12 @@ def _built(node: ast.expr, text: str, others: Iterable[str], solvers: Iterable[s
     if isinstance(node, ast.BinOp) and type(node.op) in JOINS:
         left, right = _built(node.left, text, others, solvers), _built(node.right, text, others, ())
         return JOINS[type(node.op)](left, right)
-    return expressions.call(node, text, "method", METHODS, others=others)()
+    if (name := _first(node)) in FITS:
+        raise InputError(
+            f"method {kinds.shown(text)}: '{name}' solves for a head and trains nothing; expected it to stand first, "
+            f"as in '{name} >> finetune'"
+        )
+    return expressions.call(node, text, "method", METHODS, others=(*others, *solvers))()
 
 
 def _first(node: ast.expr) -> str:

@@ -221,3 +221,14 @@ def test_a_backbone_that_does_not_fill_the_model_is_refused_with_every_offender(
         "encoder/norm/scale has shape [17], expected [16]; "
         "encoder/nrm/scale belongs to no leaf (did you mean 'encoder/norm/scale'?)"
     )
+
+
+@pytest.mark.parametrize("text", ["logistic", "probe >> ridge", "lora + logistic(l2=(1.0,))", "ridge + lora >> probe"])
+def test_a_solver_that_does_not_stand_first_is_told_where_it_stands(text):
+    with pytest.raises(InputError, match="solves for a head and trains nothing; expected it to stand first, as in '"):
+        methods.parse(text)
+
+
+def test_a_misspelt_solver_is_told_the_nearest():
+    with pytest.raises(InputError, match="unknown method 'logistik'.*did you mean 'logistic'"):
+        methods.parse("logistik >> finetune")
