@@ -1,6 +1,6 @@
 """Transfer learning in JAX: which leaves of a parameter tree exist, which of them learn, at which rate.
 
-Names are imported when they are first used, so that `import jtransfer` costs nothing beyond JAX itself.
+Names are imported when they are first used, so that `import jtransfer` alone does not even import JAX.
 """
 
 import importlib

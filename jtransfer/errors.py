@@ -12,7 +12,7 @@ from typing import Any
 from jtransfer.texts import plain
 
 LONGEST = 2000
-"""Characters of a message; files may have names of any length, and as many as they like."""
+"""Characters of a message, about: a file may hold any number of names, of any length."""
 
 
 class InputError(ValueError):
@@ -37,8 +37,8 @@ class Unfinished(InputError):
     """Parts of a run that could not be done, where all others were.
 
     Attributes:
-        rows: Of the others; they are kept, and the same command does only what is missing.
-        failed: Why each part could not be done, by its name.
+        rows: Rows of the parts that were done; they are kept, and the same command does only what is missing.
+        failed: Why each of the other parts could not be done, by its name.
     """
 
     def __init__(self, rows: list[dict[str, Any]], failed: Mapping[str, str]):
@@ -51,7 +51,7 @@ class Unfinished(InputError):
 
 
 class MachineError(RuntimeError):
-    """What the machine refuses: a full disk, a read-only directory. The command line prints it as one line, code 74."""
+    """What the machine refuses: a full disk, a read-only directory. The command line prints one line, exit code 74."""
 
     CODE = 74
     """EX_IOERR of sysexits.h: nothing in the input has to change, the same command goes on when there is room."""
@@ -73,13 +73,13 @@ class Gone(RuntimeError):
 
 MAKE_ROOM = "make room or choose another place, and the same command goes on"
 REFUSED = ["ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO"]
-"""What a machine answers, whatever is asked of it, when it has no room, must not write, or is broken."""
+"""Names of the error codes by which a machine refuses to write: no room, too large, read-only, broken."""
 
 
 def refusal(error: BaseException, unnamed: str = "a file") -> tuple[str, int] | None:
     """The line that says what a user or a machine can put right, and the exit code; None for a fault of ours.
 
-    Libraries wrap what the machine refuses in errors of their own, so that the causes of an error are looked at too.
+    Libraries wrap what the machine refuses in errors of their own, so the causes of an error are looked at too.
 
     Args:
         error: What was raised.
@@ -102,7 +102,7 @@ def refusal(error: BaseException, unnamed: str = "a file") -> tuple[str, int] | 
 
 
 def one_line(error: BaseException) -> str:
-    """The text of an error as one line."""
+    """The text of an error as one line; the name of its type where it has none."""
     return _joined(error) or type(error).__name__
 
 
@@ -112,7 +112,7 @@ def _joined(text):
 
 
 def said(error: Any) -> str:
-    """The text of an error; empty where it is of a class of the user's that cannot say it."""
+    """The text of an error; empty where its class is the user's and `str` fails on it."""
     try:
         return str(error)
     except (Exception, SystemExit):
@@ -120,12 +120,12 @@ def said(error: Any) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, which of libraries is often the only one to the point; else its type."""
+    """The first line of an error's text, with libraries often the only one to the point; its type where it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def cut(text: str, most: int = 80) -> str:
-    """A text that an error shows, with dots in place of what is too long of it."""
+    """The first `most` characters of a text, with dots where more follow."""
     return text if len(text) <= most else f"{text[:most]}..."
 
 
@@ -144,7 +144,7 @@ def _refused(error, unnamed):
 
 
 class Once:
-    """A warning that is logged the first time alone."""
+    """A warning that is logged at the first call alone."""
 
     def __init__(self):
         self.said = False
@@ -156,7 +156,7 @@ class Once:
 
 
 MOST = 40
-"""Choices that an error lists."""
+"""Choices that an error lists, at most."""
 
 COMPARED, LETTERS = 500, 100
 """Choices among which the closest is looked for, and letters of each that are compared: files may name a million."""
@@ -165,7 +165,7 @@ COMPARED, LETTERS = 500, 100
 def nearest(name: str, choices: Iterable[str]) -> str:
     """A clause for the end of an error: the choice closest to `name`, or those there are when none is close.
 
-    Of more than `COMPARED` choices those count that stand next to it in the alphabet.
+    Of more than `COMPARED` choices, only those that stand next to it in the alphabet are compared.
 
     >>> nearest("finetun", ["probe", "finetune"])
     "did you mean 'finetune'?"

@@ -1,7 +1,7 @@
 """Calls as configs write them: `probe`, `lora(rank=4)`, `my_methods.houlsby(width=16)`.
 
 A name without a dot is of a table of ours, which stands in plain sight and never changes. A dotted name is of a module
-of the user's (see `imports`), and what the function returns must be of the type that the table's functions return.
+of the user's (see `imports`), and what its function returns must be of the type that the table's functions return.
 """
 
 import ast
@@ -17,14 +17,14 @@ from jtransfer import imports, kinds
 from jtransfer.errors import InputError, nearest
 
 LONGEST = 10_000
-"""Characters of an expression."""
+"""Characters of an expression, at most."""
 
 
 def parse(text: str, what: str) -> ast.expr:
-    """The expression in a text; whatever else stands there is refused.
+    """The one expression that a text consists of.
 
     Raises:
-        InputError: no expression, or one that is too long or too deep.
+        InputError: no text, no expression, one that is too long or too deep, or letters that Python takes for others.
     """
     kinds.check(text, kinds.NAME, what)
     if len(text) > LONGEST:
@@ -74,8 +74,11 @@ def call(
         known: Functions by name, all of which return values of one type.
         given: How many leading arguments the caller adds, which the text cannot have.
         others: More names that an error may suggest.
-        defaults: Values for options of these names, if there are any, which the text leaves open.
+        defaults: Values by name for options that the text leaves open; names that are no options are ignored.
         kind: The type, or union of types, that a user's function must return; None for that of `known`.
+
+    Returns:
+        A function of the `given` leading arguments.
 
     Raises:
         InputError: an unknown name, module or option (with the nearest that exists), values that are not plain, or
@@ -120,7 +123,7 @@ def call(
 
 
 def options(node: ast.expr, what: str, known: Mapping[str, Callable]) -> list[str]:
-    """Names of the options of what `call` takes; of a name or call that is known."""
+    """Names of all arguments of the function that a name or a call stands for, which `call` has accepted."""
     name = _name(node.func if isinstance(node, ast.Call) else node)
     return list(_signature(_function(name, what, known), f"{what} '{name}'").parameters)
 

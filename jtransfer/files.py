@@ -20,7 +20,7 @@ from etils import epath
 from jtransfer.errors import MAKE_ROOM, Damaged, InputError, MachineError, first_line
 
 SCHEMES = {"gs": "gcsfs", "s3": "s3fs"}
-"""Of the object stores that paths may name, and the package that reads each; TensorFlow reads both."""
+"""Schemes of the object stores that paths may name, and the package that reads each; TensorFlow reads both."""
 
 
 def path(words: epath.PathLike, what: str) -> epath.Path:
@@ -31,7 +31,8 @@ def path(words: epath.PathLike, what: str) -> epath.Path:
         what: What names it, for errors, as "--workdir".
 
     Raises:
-        InputError: no words, a user or an object store that is not known, or a character that such a path cannot have.
+        InputError: no words, a user or an object store that is not known, a character that such a path cannot have, or
+            an object store whose package is not installed.
     """
     text = os.fspath(words)
     if not text.strip():
@@ -66,7 +67,8 @@ def write(path: epath.PathLike, content: bytes | str) -> None:
     is renamed, and nothing is appended.
 
     Raises:
-        MachineError: it cannot be written. What was there before is there still.
+        InputError: as `writing`.
+        MachineError: as `writing`. What was there before is there still.
     """
     path = epath.Path(path)
     content = content.encode() if isinstance(content, str) else content
@@ -86,7 +88,11 @@ def write(path: epath.PathLike, content: bytes | str) -> None:
 
 
 def sync(path: epath.PathLike) -> None:
-    """Have what was written to a file or a directory on the disk when this returns."""
+    """Have what was written to a file or a directory on the disk when this returns.
+
+    Raises:
+        OSError: it cannot be opened, or the disk refuses.
+    """
     number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)
@@ -96,7 +102,7 @@ def sync(path: epath.PathLike) -> None:
 
 @contextmanager
 def writing(path: epath.PathLike | str) -> Iterator[None]:
-    """What is refused within this block, said as one line that names the path and what to do.
+    """Turn what is refused within this block into one line that names the path and what to do.
 
     Raises:
         InputError: this can be no such path: something is in the way, or an object store's client is not installed.
@@ -113,20 +119,20 @@ def writing(path: epath.PathLike | str) -> Iterator[None]:
 
 IN_THE_WAY = (FileExistsError, NotADirectoryError, IsADirectoryError, ImportError)
 NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENOTEMPTY)
-"""What is wrong with a path itself, whatever the machine does."""
+"""Errors and error codes that are of a path itself, not of the machine."""
 
 
 def check_directory(directory: epath.PathLike, what: str) -> None:
     """Refuse a place in which no directory can be made or filled, by the nearest part of its path that is there.
 
-    Nothing is made, and an object store is not asked.
+    Nothing is left behind, and an object store is not asked.
 
     Args:
         directory: Where it is to be.
         what: What names it, for errors, as "--workdir runs/mine".
 
     Raises:
-        InputError: there is something else than a directory.
+        InputError: there is something else than a directory, or a path that no directory can have.
         MachineError: nothing can be written there.
     """
     if "://" in os.fspath(directory):
@@ -176,7 +182,7 @@ def length(path: epath.PathLike) -> int:
 
 
 def digest(path: epath.PathLike) -> bytes:
-    """SHA-256 of a plain file, read a part at a time.
+    """The SHA-256 of a plain file, 32 bytes; it is read a part at a time.
 
     Raises:
         OSError: it cannot be read, or is no plain file.
@@ -190,14 +196,14 @@ def digest(path: epath.PathLike) -> bytes:
 
 
 LARGEST_JSON = 1 << 28
-"""Bytes; the largest `tokenizer.json` on the hub has a tenth of that."""
+"""Bytes of a JSON file; the largest `tokenizer.json` on the hub has a tenth of that."""
 
 
 def read_json(path: epath.Path, most: int = LARGEST_JSON) -> dict[str, Any]:
     """The object in a JSON file of at most `most` bytes that somebody else wrote.
 
     Raises:
-        InputError: the file is damaged, or larger than any such file is.
+        InputError: the file cannot be read, is larger, or holds no JSON object.
     """
     try:
         values = json.loads(read(path, most).decode("utf-8"))
@@ -214,7 +220,7 @@ def as_json(values: Any) -> str:
 
 
 def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of some pairs, for `json.loads` as its `object_pairs_hook`: of two values JSON would take the last.
+    """Make an object of pairs, as `object_pairs_hook` of `json.loads`, which else takes the last of two values.
 
     Raises:
         ValueError: a key stands twice.
@@ -233,7 +239,7 @@ FORMAT, SEAL = "version", "sha256"
 """Keys of a sealed record: the version of its format, and the SHA-256 of the rest."""
 
 VERSION = 2
-"""Of the formats that docs/formats.md describes; in 1 nothing was sealed."""
+"""The version of the formats that docs/formats.md describes; in 1 nothing was sealed."""
 
 
 def seal(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -247,12 +253,12 @@ def unseal(values: Any, where: epath.PathLike, way_out: str, bare: tuple[type, .
 
     Args:
         values: As they were read.
-        where: Of what, for errors.
+        where: Where they were read, for errors.
         way_out: What the user can do, for errors.
         bare: What the values were before there were seals: objects, or lists as well.
 
     Raises:
-        Damaged: no record, or not as it was sealed.
+        Damaged: no record, not as it was sealed, or of a newer version.
     """
     if not isinstance(values, bare):
         raise Damaged(f"{where} is damaged ({type(values).__name__} where an object is due); {way_out}")
@@ -270,7 +276,12 @@ def unseal(values: Any, where: epath.PathLike, way_out: str, bare: tuple[type, .
 
 
 def write_record(path: epath.PathLike, values: Mapping[str, Any]) -> None:
-    """Write a sealed record as a file."""
+    """Write a sealed record as a file.
+
+    Raises:
+        InputError: as `write`.
+        MachineError: as `write`.
+    """
     write(path, as_json(seal(values)))
 
 
@@ -278,7 +289,7 @@ def read_record(path: epath.Path, way_out: str, bare: tuple[type, ...] = (dict,)
     """The version and the values of a record's file.
 
     Raises:
-        Damaged: it is not as it was written.
+        Damaged: it cannot be read, is not as it was written, or is of a newer version.
     """
     try:
         values = json.loads(read(path, LARGEST_RECORD).decode("utf-8"), object_pairs_hook=once)

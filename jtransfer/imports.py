@@ -36,12 +36,12 @@ SHARED = (
 
 @dataclass(frozen=True)
 class Trust:
-    """Whose word it is that names a module, where it is not the user's.
+    """What may be imported while texts come from a directory, and not from the user.
 
     Attributes:
-        modules: Names of those that may be imported all the same, and with each the modules in it.
-        of: What names one, as "workdir runs/theirs".
-        words: How a user allows one, as "--trust={0}".
+        modules: Names of the modules that may be imported, each with the modules in it.
+        of: What names modules, as "workdir runs/theirs".
+        words: How a user allows a module, as "--trust={0}".
     """
 
     modules: tuple[str, ...]
@@ -54,10 +54,10 @@ class Source:
     """The source of a module.
 
     Attributes:
-        folder: That Python has to look in to find the module.
-        file: Of the module itself.
-        files: By name, those of the module, of the packages around it, and of what these import from the folder, at
-            once or in their functions.
+        folder: The folder that Python has to look in to find the module.
+        file: The file of the module itself.
+        files: Files by the names of their modules: of the module, of the packages around it, and of what these import
+            from the folder, at once or in their functions.
     """
 
     folder: str
@@ -88,7 +88,7 @@ def beside(folder: str | os.PathLike) -> Iterator[None]:
 
 @contextlib.contextmanager
 def trusting(modules: Iterable[str], of: str, words: str) -> Iterator[None]:
-    """Within this block no module is imported but these: texts come from a directory, and not from the user.
+    """Within this block texts come from a directory, and not from the user: they import no module but these.
 
     A block within another, as of a model that a foreign config names, allows nothing that the outer one does not, and
     its paths are no places to look in.
@@ -99,7 +99,7 @@ def trusting(modules: Iterable[str], of: str, words: str) -> Iterator[None]:
         words: As of `Trust`.
 
     Raises:
-        InputError: a path at which there is nothing.
+        InputError: what is no text, or a path at which there is nothing.
     """
     names, folders = [], []
     for module in [modules] if isinstance(modules, str) else modules:
@@ -131,8 +131,8 @@ def function(name: str, what: str) -> Callable:
 
     Raises:
         InputError: no such module (with the nearest beside the config) or function (with the nearest in the module),
-            one that fails to import, another module of the name, a private name, no function, or a module that is not
-            trusted.
+            one that fails to import or has changed since, another module of the name, a private name, no function, or
+            a module that is not trusted.
     """
     module, _, own = name.rpartition(".")
     label = f"{what} '{name}'"
@@ -171,7 +171,7 @@ def files(module: str, what: str) -> list[str]:
     """The files of a module's source, its own first.
 
     Raises:
-        InputError: there is no such module.
+        InputError: there is no such module, or no file of it.
     """
     source = _find(module, what)
     return [source.file, *source.files.values()]
@@ -185,11 +185,11 @@ def running(what: str, files: Collection[str], folder: str | None = None) -> Ite
 
     Args:
         what: What the first file is, for errors.
-        files: Of the user's, the main one first.
-        folder: From which the code may import; None for no other than Python looks in.
+        files: Files of the user's, the main one first.
+        folder: A folder that the code may import from, beside those that Python looks in; None for none.
 
     Raises:
-        InputError: what was raised, in one line; an `InputError` as it is.
+        InputError: what was raised, in one line; an `InputError` or a `MachineError` as it is.
     """
     with blaming(what, files), contextlib.redirect_stdout(sys.stderr), _on_path(folder):
         yield
@@ -204,7 +204,7 @@ def calling(what: str, *functions: Callable) -> contextlib.AbstractContextManage
 
 @contextlib.contextmanager
 def blaming(what: str, files: Collection[str]) -> Iterator[None]:
-    """What code of the user's raises is an error of input, as `running` says; where code runs later than that.
+    """Make what code of the user's raises an error of input, as `running` does, and change nothing else.
 
     Raises:
         InputError: what was raised, in one line; an `InputError` or a `MachineError` as it is.
@@ -220,7 +220,7 @@ def blaming(what: str, files: Collection[str]) -> Iterator[None]:
 
 
 def type_and_text(error: BaseException) -> str:
-    """What an error of the user's code is and says, as one line."""
+    """The type of an error and its text, cut where it is long, as one line."""
     text = error.msg if isinstance(error, SyntaxError) else said(error)
     line = cut(" ".join(text.split()), 320)
     return f"{type(error).__name__}: {line}" if line else type(error).__name__

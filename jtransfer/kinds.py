@@ -18,7 +18,7 @@ from typing import Any
 from jtransfer.errors import InputError, cut, nearest
 
 LONGEST_TEXT = 100_000
-"""Characters that a name may have."""
+"""Characters that a name may have, at most."""
 
 
 @dataclass(frozen=True)
@@ -210,5 +210,5 @@ AXES = by_name(either(whole(-1, -1), whole(1)))
 """Axes of a mesh and their sizes, -1 for what is left."""
 LIST = several(ANY)
 FLOATS = choice("float32", "bfloat16", "float16", "float64")
-"""Types of numbers that models compute with, or are kept in."""
+"""Dtypes that models compute in, or that parameters are kept in."""
 PLAIN = {int: whole(), float: number(), bool: FLAG, str: TEXT, tuple: LIST, list: LIST, type(None): NONE}

@@ -35,14 +35,19 @@ class Optimiser:
     Attributes:
         name: "adamw" (Loshchilov & Hutter 2019, arXiv:1711.05101) or "sgd" (with momentum).
         rate: Peak learning rate; a leaf learns at this times its own rate.
-        schedule: From the peak to 0 by "cosine" or "linear", or "constant", after `warmup` steps up from 0.
-        warmup: In steps; below 1, a share of all steps.
+        schedule: "cosine" or "linear" from the peak to 0, or "constant", after the warmup: of w steps, step i = 1..w
+            learns at i/w of the peak.
+        warmup: Length of the warmup in steps; below 1, as a share of all steps.
         decay: Weight decay; decoupled from the gradient for "adamw", added to it for "sgd".
-        no_decay: Pattern of the leaves that do not decay.
+        no_decay: Pattern of the whole paths of leaves that do not decay.
         clip: Largest global norm of the gradient; 0 does not clip.
-        momentum: Of "sgd".
-        b1: Decay of the first moment of "adamw"; `b2` that of the second.
-        epsilon: Of "adamw".
+        momentum: Decay of the sum of gradients of "sgd".
+        b1: Decay of the first moment of "adamw".
+        b2: Decay of the second moment of "adamw".
+        epsilon: What "adamw" adds to the root of the second moment.
+
+    Raises:
+        InputError: an option that is not of its kind in `KINDS`.
     """
 
     name: str = "adamw"
@@ -62,7 +67,7 @@ class Optimiser:
             kinds.check(getattr(self, name), kind, f"optimiser.{name}")
 
     def rate_at(self, steps: int) -> optax.Schedule:
-        """The factor on the peak rate at each of `steps` steps."""
+        """The factor on the peak rate at each of `steps` steps, from 0 on."""
         warmup = round(self.warmup * steps) if self.warmup < 1 else int(self.warmup)
         rest = max(steps - warmup, 1)
         after = {
@@ -83,12 +88,18 @@ class Optimiser:
         limits: Mapping[str, tuple[float, float]] | None = None,
         since: Mapping[str, int] | None = None,
     ) -> optax.GradientTransformation:
-        """The optax transformation for the leaves of `rates` that learn.
+        """The optax transformation for the leaves that learn.
 
-        Leaves that learn `since` different phases count their steps apart, as the moments of a leaf that has just begun
-        are still to be corrected for their start at 0, and those of the others are not.
-        `limits` keep leaves between two values, as CLIP does with its temperature: a step ends at the border.
-        `rate` and `decay` stand in for the options of that name and may be traced: trials run side by side on them.
+        Args:
+            rates: The rate of every leaf relative to the schedule, by path; `FROZEN` leaves are left out.
+            steps: Length of the schedule.
+            rate: In place of the option; it may be traced, as trials run side by side on several.
+            decay: In place of the option, likewise.
+            limits: The least and the greatest value of some leaves, by path, as CLIP limits its temperature: a step
+                ends at the border.
+            since: The number of the phase since which each leaf has learned, by path; 0 for leaves that it lacks. Those
+                of different phases count their steps apart: the moments of a leaf that has just begun are still to
+                be corrected for their start at 0.
         """
         rate = self.rate if rate is None else rate
         decay = self.decay if decay is None else decay

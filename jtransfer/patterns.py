@@ -14,10 +14,10 @@ NAME = 64
 """Characters in the name of a module, about."""
 
 MOST_STEPS, MOST_IN_ALL, EACH = 2 * 10**5, 4 * 10**5, 50
-"""Of one pattern on one name, of all patterns, and the least that any costs."""
+"""Steps, as `steps` counts them: the most of one pattern, the most of all together, and the least that any counts."""
 
 LONGEST = 4000
-"""Characters of a pattern."""
+"""Characters of a pattern, at most."""
 
 PIECES = re.compile(
     r"(?P<escape>\\.)|(?P<set>\[\^?\]?(?:\\.|[^\]\\])*\])|(?P<open>\((?:\?(?:[:=!>]|<[=!]|P?<\w+>|P=\w+|#[^)]*|[a-zA-Z-]+:?))?)"
@@ -27,14 +27,14 @@ PIECES = re.compile(
 
 
 def check(patterns: Iterable[str], around: Sequence[str] = ("", "")) -> None:
-    """Refuse patterns that are none, or that could take long.
+    """Refuse patterns that are no regular expressions, or that could take long to match.
 
     Args:
         patterns: Of the file.
         around: What stands before and behind each when it is matched.
 
     Raises:
-        InputError: with the pattern.
+        InputError: a pattern that is none, too long or too slow; or too many patterns.
     """
     total = 0
     for pattern in patterns:

@@ -61,21 +61,22 @@ def guard() -> None:
 
 
 def first() -> int | None:
-    """The first signal that this process was sent, if it was."""
+    """The number of the first signal that this process was sent; None before any."""
     return _seen[0] if _seen else None
 
 
 def done() -> None:
-    """Let signals pass from now on: the work is done, and Python would die of one at its end, without a word."""
+    """Ignore signals from now on: the work is done, and one of them would end Python without a word."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
 def after_a_step() -> Iterator[Callable[[], int]]:
-    """Note signals within this block, from the first call of what it gives, which tells the signal or 0.
+    """Give a function that tells the first signal within this block, or 0.
 
-    Another Ctrl-C raises `Stopped`. Outside of a main thread, which has no signals, the answer is 0.
+    From its first call on, a signal is only noted. Before that call, and at another Ctrl-C, it raises `Stopped`.
+    Outside of the main thread, which alone gets signals, the answer is 0.
     """
     noted = []
 

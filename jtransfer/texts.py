@@ -1,4 +1,4 @@
-"""Words of others, as names of classes and directories, in what is printed, drawn or run: never more than words."""
+"""Texts of others, as names of classes and directories, escaped for a terminal, a table or a Python file."""
 
 import re
 import unicodedata
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def plain(text: Any) -> str:
-    r"""A text with what is no printable character written out, so that it starts no line and moves no cursor.
+    r"""A text with its unprintable characters as escapes, so that it starts no line and moves no cursor.
 
     >>> plain("cat\x1b[2J\n")
     'cat\\x1b[2J\\n'
@@ -15,12 +15,12 @@ def plain(text: Any) -> str:
 
 
 def cell(text: Any) -> str:
-    """A text in a cell of a Markdown table."""
+    """A text for a cell of a Markdown table: `plain`, with each `|` escaped."""
     return plain(text).replace("|", r"\|")
 
 
 def code(text: Any) -> str:
-    """A text as code in Markdown, also in a cell of a table: between more backticks than stand in it side by side."""
+    """A text as code in Markdown, also in a cell of a table: fenced by one backtick more than the longest run in it."""
     shown = cell(text)
     fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
     space = " " if len(fence) > 1 else ""
@@ -28,7 +28,7 @@ def code(text: Any) -> str:
 
 
 def documented(text: Any) -> str:
-    """A text within the docstring of a Python file, which ends no string and escapes nothing."""
+    """A text for the docstring of a Python file: quotes, backslashes and unprintable characters are escaped."""
     return "".join(_escaped(c) if c in '\\"' or not _seen(c) else c for c in str(text))
 
 

@@ -101,7 +101,7 @@ def size(tree: Tree) -> int:
 
 
 def mismatches(expected: Tree, found: Tree) -> list[str]:
-    """Every way in which a tree of arrays or shapes is not the expected one; leaves of `found` come last.
+    """Every way in which a tree of arrays or shapes is not the expected one; leaves that are not expected come last.
 
     >>> mismatches({"head/kernel": zeros(3, 2), "head/bias": zeros(2)}, {"head/kernel": zeros(3, 4), "hea/bias": ...})
     ["head/kernel has shape [3, 4], expected [3, 2]", "head/bias is missing",

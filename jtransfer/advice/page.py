@@ -11,7 +11,7 @@ from jtransfer.texts import cell, code, documented, plain
 
 SHOTS = (1, 2, 5, 10, 25, 50, 100)
 SEEDS = 5
-"""Of the curve that the page tells to run next."""
+"""Shots and seeds of the curve that the page tells to run next."""
 
 HARM = {
     rules.PRESENT: "**Negative transfer.** Every method that uses the backbone is worse than scratch",
@@ -52,7 +52,7 @@ def markdown(advice: dict[str, Any]) -> str:
 
 
 def next_config(advice: dict[str, Any]) -> str:
-    """A config of `jtransfer curve`: the advice, its alternative and scratch at as many labels as there are."""
+    """The text of a config for `jtransfer curve`: the advice, its alternative and scratch, by labels per class."""
     values = {key: advice["config"][key] for key in curve_defaults()} | {
         "methods": tuple(dict.fromkeys([advice["method"], advice["alternative"], rules.SCRATCH])),
         "shots": tuple(k for k in SHOTS if k + validation_shots(k) <= advice["fewest"]),

@@ -67,8 +67,11 @@ def compare(accuracies: Mapping[str, Sequence[float]], reference: str = SCRATCH)
     """Every method against the reference, seed by seed.
 
     Args:
-        accuracies: Of each method one for each seed, in the same order of seeds.
+        accuracies: Of each method one for each seed, 0..1, in the same order of seeds.
         reference: One of the methods.
+
+    Returns:
+        The comparison of every other method, by name.
     """
     found = {}
     for name, own in accuracies.items():

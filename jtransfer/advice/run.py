@@ -34,7 +34,9 @@ from jtransfer.texts import plain
 from jtransfer.train import costs
 
 LEAST_SEEDS = 20
+"""Seeds of the trial at least."""
 MOST_SHOTS = 10
+"""Labels of each class in the trial at most, where `config.shots` leaves their number open."""
 MOST_ROWS = 4096
 """Training rows whose features are scored."""
 SMALL = ("lora(rank=4)", "top_blocks(1)", "finetune")
@@ -227,6 +229,9 @@ def share_explained(features: Any, labels: np.ndarray, permutations: int = 10) -
         features: `[n, d]`.
         labels: `[n]`.
         permutations: How often labels are shuffled.
+
+    Raises:
+        InputError: as `transferability.h_score`.
     """
     rng, bound = np.random.default_rng(0), len(np.unique(labels)) - 1
     shuffled = [scores.h_score(features, rng.permutation(labels), "ledoit_wolf") for _ in range(permutations)]
@@ -247,7 +252,9 @@ def run(plan: AdvicePlan, evidence: Evidence, directory: epath.PathLike, on_cell
         What `advice.json` holds.
 
     Raises:
-        InputError: the directory belongs to another trial.
+        InputError: the directory belongs to another trial, or fewer than two seeds have a result of every method.
+        MachineError: nothing can be written there.
+        Unfinished: some methods of the trial cannot be run on this data.
     """
     directory, config, curve = epath.Path(directory), plan.config, plan.curve
 

@@ -37,7 +37,11 @@ class Adapter:
     classes: tuple[str, ...] = ()
 
     def __call__(self, batch: Mapping[str, Any], **options: bool) -> dict[str, jax.Array]:
-        """The outputs on a batch, in evaluation mode, as those of a `Backbone`."""
+        """The outputs on a batch, in evaluation mode, as those of a `Backbone`.
+
+        Raises:
+            InputError: as a call of a `Backbone`.
+        """
         return run(self.backbone, Intercepted(self.model, self.method.adds), self.tree, batch, options)
 
     @property
@@ -59,7 +63,11 @@ class Adapter:
         return self._replaced(self._merge(self.tree))
 
     def hollow(self) -> Backbone:
-        """What `merged` gives, by the shapes of its leaves alone."""
+        """What `merged` gives, with shapes and dtypes in place of leaves.
+
+        Raises:
+            InputError: as `merged`.
+        """
         return self._replaced(jax.eval_shape(self._merge, dict(self.tree)))
 
     def _merge(self, tree):
@@ -91,7 +99,7 @@ class Adapter:
 
 
 def merges(method: Method, model: nn.Module, example: Any, shapes: Tree, base: Iterable[str]) -> bool:
-    """Whether the plain model computes what the adapted one does, by leaves that the method makes of all.
+    """Whether the plain model computes what the adapted one does, on the leaves that `method.merge` gives.
 
     Args:
         method: Which may raise whatever a user's code does.

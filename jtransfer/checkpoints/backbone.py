@@ -148,7 +148,7 @@ class Backbone:
         return dataclasses.replace(self, model=model, params=params, state=state, fresh=(), origin=origin)
 
     def without_head(self) -> "Backbone":
-        """The model alone, of whatever task it was."""
+        """The backbone without the head of its source task, if it has one."""
         params = {path: leaf for path, leaf in self.params.items() if not path.startswith(SOURCE_HEAD)}
         origin = self.origin
         if self.head and origin and origin.options is not None:
@@ -176,7 +176,11 @@ class Backbone:
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """Of the weights, and of the files that say how its inputs are made, as a run keeps them."""
+        """Fingerprints by what they are of, as a run keeps them.
+
+        `backbone` is of the weights. `preprocessing`, of the files that say how inputs are made, is there where the
+        backbone came from a checkpoint.
+        """
         found = {"backbone": self.fingerprint}
         if self.origin is not None:
             found["preprocessing"] = preprocess.fingerprint(preprocess.files_of(self.origin, self.config))
@@ -184,7 +188,7 @@ class Backbone:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits over architecture and weights, wherever they were read from."""
+        """16 hexadecimal digits over architecture, head, classes, methods and weights, wherever they were read from."""
         about = (self.config, self.head, self.classes, *self.methods)
         return leaves.fingerprint(repr(about), self.params | self.state)
 
@@ -252,8 +256,9 @@ def load(
             else is imported: the directory may be somebody else's.
 
     Raises:
-        InputError: nothing of that name, or a checkpoint that is damaged, unknown or does not fit its config: one line
-            that lists every offender.
+        InputError: nothing of that name, an option that cannot be, a module that is not trusted, a base that is not
+            found, or a checkpoint that is damaged, unknown or does not fit its config: one line that lists every
+            offender.
     """
     from jtransfer.checkpoints import deltas  # which load their bases
 
@@ -316,12 +321,13 @@ def save(
             under `source_head/`).
         classes: Names of the head's classes; empty where its outputs have none, as those of a language model.
         preprocessor: What makes the model's inputs of images, in the keys of Hugging Face's
-            `preprocessor_config.json`; None where they are taken as they are.
+            `preprocessor_config.json`; None if raw pixels are used.
         beside: More files, as a tokenizer's.
         head: Whose leaves these are; None is one layer on the features for `classes`, or none without any.
 
     Raises:
         InputError: `classes` are not as many as the outputs of `head`.
+        MachineError: it cannot be written.
     """
     from safetensors.numpy import save as to_bytes
 

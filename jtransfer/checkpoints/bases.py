@@ -17,10 +17,10 @@ from jtransfer.kinds import NAME, check, shown
 from jtransfer.models import MODELS, SOURCE_HEAD, described
 
 OPTIONS = ("head", "classes", "image", "channels", "positions", "tower")
-"""Of `load`, those that made a base what it was, and the tower of a dual encoder that it is."""
+"""Options of `load` that made a base what it is, and the tower of a dual encoder that it is."""
 
 DEEPEST = 8
-"""Bases that may stand one on the other."""
+"""Bases that may stand one on the other, at most."""
 
 
 def is_told(backbone: Backbone) -> bool:
@@ -73,6 +73,10 @@ def fingerprint(backbone: Backbone, head: bool) -> str:
 
     Options of an architecture that have their defaults do not count, nor do dtypes: later versions have more of them,
     and know what earlier ones wrote. Of a method that it runs under the text counts, and not the source.
+
+    Args:
+        backbone: The base.
+        head: Whether its own head counts.
     """
     own = {
         path: x for path, x in (backbone.params | backbone.state).items() if head or not path.startswith(SOURCE_HEAD)

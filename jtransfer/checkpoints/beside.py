@@ -9,7 +9,14 @@ from jtransfer.errors import InputError
 
 
 def tokenizer_files(backbone: Backbone) -> dict[str, bytes]:
-    """The files of a backbone's tokenizer by name, to lie beside a model that was trained from it."""
+    """The files of a backbone's tokenizer by name, to lie beside a model that was trained from it.
+
+    Args:
+        backbone: One of texts, which came from a checkpoint.
+
+    Raises:
+        InputError: a config of open_clip that asks texts to be cleaned in a way that is not done here.
+    """
     from jtransfer.data.text import files_in
     from jtransfer.data.tokenizer_files import OF_MODELS
 

@@ -138,7 +138,8 @@ def generation_options(backbone: Any, options: Mapping[str, Any]) -> dict[str, A
         options: Of a call.
 
     Raises:
-        InputError: the checkpoint asks for a way of generating that is not here, as `repetition_penalty`.
+        InputError: the checkpoint asks for a way of generating that is not here, as `repetition_penalty`, or its file
+            is damaged, or has a value that is no number.
     """
     file, values, config = None, {}, backbone.config
     said: dict[str, Any] = {

@@ -49,6 +49,7 @@ def save(directory: epath.PathLike, adapter: Adapter, beside: Mapping[str, bytes
         beside: Files of its image processor and tokenizer; by default those of its backbone.
 
     Raises:
+        InputError: a user's module in the method's text that cannot be imported.
         MachineError: it cannot be written.
     """
     directories.write_together(directory, _contents(directory, adapter, beside))

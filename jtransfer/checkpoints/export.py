@@ -42,14 +42,15 @@ def to_huggingface(
     Args:
         directory: On a disk; it appears whole or not at all, and an earlier export there is replaced.
         result: A backbone with its head (`backbone.head`), or what a method made of one.
-        adapters: "merged" adds A B to the kernels. "apart" keeps the kernels of the base, and writes the adapter's two
-            files beside them, which transformers puts on by itself where PEFT is installed, whatever the working
-            directory, and `PeftModel.from_pretrained` reads as well.
+        adapters: "merged" adds scale x A B to the kernels. "apart" keeps the kernels of the base, and writes the
+            adapter's two files beside them, which transformers puts on by itself where PEFT is installed, whatever the
+            working directory, and `PeftModel.from_pretrained` reads as well.
         **about: Kept in the directory's record.
 
     Raises:
-        InputError: a model or head that Hugging Face does not have, adapters that PEFT does not have, or another
-            directory that is in the way.
+        InputError: a model or head that Hugging Face does not have, adapters that PEFT does not have, another
+            directory that is in the way, or an object store.
+        MachineError: it cannot be written.
     """
     write(directory, result, "hf", adapters, **about)
 
@@ -60,8 +61,16 @@ def to_orbax(directory: epath.PathLike, result: Backbone | Adapter, adapters: st
     The variables are what Flax takes: `{"params": {...}}`, with `batch_stats` where there are any. The head of the
     adapted task is `head`, or that of the backbone `source_head`.
 
+    Args:
+        directory: As for `to_huggingface`.
+        result: As for `to_huggingface`.
+        adapters: "merged" writes the merged leaves, "apart" those of the base and of the method, as is done in any case
+            for a method that does not merge.
+        **about: As for `to_huggingface`.
+
     Raises:
-        InputError: another directory is in the way.
+        InputError: another directory is in the way, or an object store.
+        MachineError: it cannot be written.
     """
     write(directory, result, "orbax", adapters, **about)
 
@@ -79,7 +88,9 @@ def write(
     `beside` are more files, as a tokenizer's.
 
     Raises:
-        InputError: an unknown format, or one that cannot say what is written; another directory is in the way.
+        InputError: an unknown format, or one that cannot say what is written; another directory is in the way, or an
+            object store.
+        MachineError: it cannot be written.
     """
     check(directory, format, adapters)
     check_result(result, format, adapters)
@@ -101,7 +112,8 @@ def check(directory: epath.PathLike, format: str, adapters: str) -> None:
     """Refuse, before any work is done, a format that is none, or a directory that is in the way.
 
     Raises:
-        InputError: with the nearest format that there is.
+        InputError: an unknown format or value of `adapters`, with the nearest that there is; another directory that is
+            in the way, or an object store.
     """
     for value, known, what in ((format, FORMATS, "format"), (adapters, ADAPTERS, "adapters")):
         if value not in known:

@@ -39,7 +39,8 @@ def find(name: str, what: str = "backbone") -> epath.Path:
         what: "backbone", or "adapter", which may be any directory here: its reader says what it lacks.
 
     Raises:
-        InputError: nothing of that name, or the hub cannot be reached: what to download, and where to put it.
+        InputError: nothing of that name; no weights there that are read; or the hub cannot be reached: what to
+            download, and where to put it.
     """
     if not isinstance(name, str | os.PathLike):
         raise InputError(f"{what}: expected a name or a path, found {shown(name)}")

@@ -32,7 +32,7 @@ class Origin:
         values: Of its `config.json`.
         layout: "jtransfer", "huggingface", or a key of `FOREIGN`. But for Hugging Face's, `values` may have a
             `preprocessor` in the keys of its `preprocessor_config.json`.
-        kind: Of the head, as a key of the family's `heads` values.
+        kind: The kind of its head, a value of the family's `heads`, or `CLASSIFICATION`; empty for none.
         options: Of `load`, and `tower`, by which the backbone is read again; None where its leaves are other ones.
     """
 

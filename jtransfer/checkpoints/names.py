@@ -67,7 +67,11 @@ def fused(parts: int) -> LayerKind:
 
 
 def padded(leading: int) -> Layout:
-    """Positions `[1, patches, width]`, before which `leading` tokens have some here: zeros, which change nothing."""
+    """Positions `[1, patches, width]`, before which `leading` tokens have some here: zeros, which change nothing.
+
+    Raises:
+        InputError: in a call of `save`, positions of those tokens that are not zero.
+    """
 
     def save(x):
         if np.any(x[:, :leading]):

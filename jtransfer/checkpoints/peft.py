@@ -105,7 +105,9 @@ def write_adapter(directory: epath.PathLike, adapter: Adapter) -> None:
     The directory appears whole or not at all; an earlier export there is replaced.
 
     Raises:
-        InputError: something that PEFT's LoRA cannot say, by name; or another directory that is in the way.
+        InputError: something that PEFT's LoRA cannot say, by name; another directory that is in the way, or an object
+            store.
+        MachineError: it cannot be written.
     """
     with directories.replacing(directory, {"format": "peft"}) as draft:
         fill(draft, adapter)

@@ -135,7 +135,7 @@ def _compiled(pattern):
 
 
 def saved(config: Mapping[str, Any]) -> Callable[[str], bool]:
-    """PEFT's rule for whether a module, or one that it is in, is saved whole."""
+    """PEFT's rule for whether a module, told by its name, or one that it is in, is saved whole."""
     names = tuple(listed(config.get("modules_to_save")))
 
     def is_saved(module):
@@ -183,5 +183,5 @@ def _named(names: str | Collection[str], module: str) -> bool:
 
 
 def listed(value: Any) -> list[Any]:
-    """A list as it is, None as none, anything else as a list of it."""
+    """A list or tuple as a list, None and an empty text as an empty one, anything else as a list of it."""
     return list(value) if isinstance(value, list | tuple) else [] if value in (None, "") else [value]

@@ -24,8 +24,8 @@ def resize(
 
     Args:
         source: The config of the checkpoint.
-        config: The same but for dtypes: the one to return with other sizes. Both are of a model of images, or have one
-            as `vision`.
+        config: `source` in the dtypes that are wanted, which is returned with other sizes. Both are of a model of
+            images, or have one as `vision`.
         image: Height and width in pixels, or both as one; None for the checkpoint's own.
         channels: 1 for grey images; None for the checkpoint's own.
         positions: A key of `RESIZERS`.
@@ -34,8 +34,8 @@ def resize(
         The config, and functions of the loaded arrays by path.
 
     Raises:
-        InputError: a model without images, an unknown way to resize, sides that patches do not divide, or channels
-            that nothing can be made of.
+        InputError: a model without images, an unknown way to resize, sides that patches do not divide or that are too
+            large, or channels that nothing can be made of.
     """
     if source.towers:
         vision, changes = resize(source.vision, config.vision, image, channels, positions)
@@ -148,10 +148,10 @@ RESIZERS: dict[str, Callable[[np.ndarray, tuple[int, int]], np.ndarray]] = {
 
 
 def grey_patches(kernel: np.ndarray, channels: int) -> np.ndarray:
-    """`[patch * patch * channels, width]` summed over its channels: a grey image counts as all colours alike."""
+    """`[patch * patch * channels, width]` summed to `[patch * patch, width]`: a grey image has all colours alike."""
     return kernel.reshape(-1, channels, kernel.shape[-1]).sum(1)
 
 
 def grey_convolution(kernel: np.ndarray, channels: int) -> np.ndarray:
-    """`[height, width, channels, width]` summed over its channels."""
+    """`[height, width, channels, out]` summed to `[height, width, 1, out]`."""
     return kernel.sum(2, keepdims=True)

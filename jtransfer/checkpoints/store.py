@@ -26,6 +26,11 @@ class Store:
         directory: Local or in an object store.
         keep: How many of the newest are kept.
         reading: Nothing is made, written or removed; somebody else may be writing.
+
+    Raises:
+        Damaged: what is there cannot be read.
+        InputError: the directory can be no such path.
+        MachineError: it cannot be made; or, when the context is left, a checkpoint could not be written.
     """
 
     def __init__(self, directory: epath.PathLike, keep: int = 2, reading: bool = False):
@@ -69,7 +74,7 @@ class Store:
 
     @property
     def latest(self) -> int | None:
-        """The step of the newest checkpoint."""
+        """The step of the newest checkpoint; None where there is none."""
         return self.manager.latest_step()
 
     def save(self, step: int, tree: Any, about: Mapping[str, Any] | None = None) -> None:

@@ -38,10 +38,14 @@ EPILOG = """examples:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command and return its exit code; without arguments, those of this process, which then ends with it.
+    """Run a command and return its exit code.
 
-    0, 2 for input to put right, 74 for a full disk, 75 when another process of the run is gone, 130, 143 and 129
-    when stopped by SIGINT, SIGTERM and SIGHUP.
+    0, 2 for input to put right, 74 for what the machine refuses, 75 when another process of the run is gone, 129, 130
+    and 143 when stopped by SIGHUP, SIGINT and SIGTERM, 141 when the reader of a pipe is gone, 1 for a fault of ours.
+
+    Args:
+        argv: Arguments from a caller, to whom faults are raised and signals left; None for those of this process, which
+            then answers signals, and ends at once where the code is not 0.
     """
     if argv is not None:
         return _command(argv)

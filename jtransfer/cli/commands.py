@@ -18,7 +18,7 @@ def place(words: str, flag: str = "--workdir") -> epath.Path:
     """The directory of a flag, that a command is going to write to; nothing is made.
 
     Raises:
-        InputError: it can be no directory, as there is something else.
+        InputError: no path, or something there that is no directory.
         MachineError: it cannot be written to.
     """
     path = files.path(words, flag)

@@ -88,7 +88,10 @@ def show_curve(rows: list[dict], protocol: list[str], directory: str) -> None:
 
 
 class EvaluateProgress(Live):
-    """A bar over the rows whose features are extracted, and a line for each protocol that is done."""
+    """A bar over the rows whose features are extracted, and a line for each row of results of a protocol.
+
+    Call it as `jtransfer.evaluate.run.run` calls `on_rows`.
+    """
 
     def __init__(self, console: Console | None = None):
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -96,7 +99,7 @@ class EvaluateProgress(Live):
         self.tasks = {}
 
     def extracting(self, what, done, rows):
-        """Called while features are extracted."""
+        """Show that the features of `done` of the `rows` rows of `what` are extracted."""
         if what not in self.tasks:
             self.tasks[what] = self.progress.add_task(f"features of {what}", total=rows)
         self.progress.update(self.tasks[what], completed=done)
@@ -132,7 +135,14 @@ def show_advice(page: str, command: str, directory: str) -> None:
 
 
 class TrainProgress(Live):
-    """A bar over the steps of a training run; call it with every row of metrics and examples per second."""
+    """A bar over the steps of a training run; call it with every row of metrics and examples per second.
+
+    Args:
+        steps: Of the whole run.
+        what: What the examples are called, as "images".
+        console: Where it is shown; None for the terminal.
+        quiet: Show nothing, as on every host but the first.
+    """
 
     def __init__(self, steps: int, what: str, console: Console | None = None, quiet: bool = False):
         columns = (SpinnerColumn(), TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn())

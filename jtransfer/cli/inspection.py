@@ -13,7 +13,7 @@ from jtransfer.tree import FROZEN, partition, size, summary
 
 
 def of_curve(config) -> list[dict[str, Any]]:
-    """One report for each method that a curve trains; one that is solved has no training step."""
+    """The reports of a curve: one for each phase of each method; a method that is solved has no training step."""
     from jtransfer.curves import run as curves
 
     return [

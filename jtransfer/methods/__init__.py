@@ -51,7 +51,7 @@ METHODS: dict[str, Callable[..., Method]] = {
 
 
 def named_phases(name: str, adapted: Adapted) -> list[tuple[str, Adapted]]:
-    """The phases of a method, each under a name of its own."""
+    """The phases of a method, each under a name of its own: `probe >> finetune (1 of 2)`."""
     count = len(adapted.phases)
     return [(f"{name} ({i} of {count})" if count > 1 else name, one) for i, one in enumerate(adapted.phases, 1)]
 
@@ -75,7 +75,7 @@ def check_needs(named: Iterable[Method], has: Iterable[str]) -> None:
 
 
 MOST_PARTS = 200
-"""Methods that are joined to one."""
+"""Methods that one text may join."""
 JOINS = {ast.Add: operator.add, ast.RShift: operator.rshift}
 
 

@@ -16,7 +16,11 @@ def probe() -> Method:
 
 @checked
 def finetune(backbone: Annotated[float, number(above=0)] = 1.0) -> Method:
-    """Everything learns; the backbone at `backbone` times the head's rate. For a frozen backbone there is `probe`."""
+    """Everything learns; the backbone at `backbone` times the head's rate. For a frozen backbone there is `probe`.
+
+    Raises:
+        InputError: `backbone` is no number above 0.
+    """
     return Method("finetune", learn(HEAD, (".*", backbone)))
 
 
@@ -62,7 +66,7 @@ def top_blocks(k: Annotated[int, whole(1)]) -> Method:
     tower of a model of several gives its own last `k`.
 
     Raises:
-        InputError: a `k` below 1; and when the method meets a model with fewer than `k` blocks, or a tower of fewer.
+        InputError: a `k` below 1; and, of a model, fewer than `k` blocks in one of its towers.
     """
 
     def learns(paths):

@@ -46,7 +46,15 @@ class LowRank(nn.Module):
 
 @dataclass(frozen=True)
 class LoRA:
-    """The options: which layers, and by rules on their paths, of which the last matches all, rank and alpha of each."""
+    """The options of `lora`; rules are `(pattern, value)` on whole paths of layers, of which the last matches all.
+
+    Attributes:
+        target: Pattern of the layers that have a low-rank path.
+        ranks: Rules for the rank of a layer.
+        alphas: Rules for its alpha.
+        rs: Whether `scale` divides by the root of the rank.
+        dropout: Rate at which inputs of the low-rank path are dropped in training.
+    """
 
     target: str
     ranks: Rules[int]
@@ -60,7 +68,7 @@ class LoRA:
         return rank, alpha
 
     def scale(self, layer: str) -> float:
-        """What the product of A and B is multiplied by."""
+        """What the product of A and B of a layer is multiplied by."""
         rank, alpha = self.of(layer)
         return alpha / (math.sqrt(rank) if self.rs else rank)
 
@@ -77,6 +85,8 @@ def lora(
 ) -> Method:
     """A low-rank path beside every dense layer that `target` names; it and the head learn.
 
+    The path of `LAYER/kernel [in, out]` is `LAYER/lora/a [in, rank]` and `LAYER/lora/b [rank, out]`.
+
     Args:
         rank: Of the update; the defaults of `rank` and `alpha` are PEFT's.
         alpha: The update is scaled by `alpha / rank`.
@@ -87,7 +97,8 @@ def lora(
         alphas: Other alphas, likewise.
 
     Raises:
-        InputError: a rank below 1, a pattern that is none, or one that meets a model without such a layer.
+        InputError: an option out of its range, or a pattern that is none; and, of a model, a `target` that matches no
+            dense layer, or a pattern of `ranks` or `alphas` that matches none of those with a low-rank path.
     """
     rules = (*(ranks or {}).items(), (".*", rank)), (*(alphas or {}).items(), (".*", alpha))
     options = LoRA(target, *rules, rs, dropout)

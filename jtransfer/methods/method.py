@@ -42,10 +42,10 @@ class Phase(NamedTuple):
     """A part of the training: what learns then, what has been added to the model by then, and what is minimised.
 
     Attributes:
-        learns: See `Method`, and so are the others.
-        adds: Those of earlier phases too.
-        modes: Of this phase alone, and so are `scores`.
-        scores: See `modes`.
+        learns: From the paths of the tree to the rate of each, as in `Method`.
+        adds: Interceptors that add leaves, those of earlier phases too.
+        modes: Interceptors of this phase alone, which add none.
+        scores: From the objective's score to what is minimised in this phase.
     """
 
     learns: Learns
@@ -59,15 +59,14 @@ class Method:
     """One way of transferring.
 
     Attributes:
-        name: As reports show it.
+        name: As reports show it; that of a parsed method is its text, by which an adapter is read back.
         learns: From the paths of the tree (the source head's left out) to the rate of each, relative to the
             schedule; `FROZEN` leaves neither get a gradient nor optimiser state. `learn(*rules)` makes one.
         adds: Interceptors around the model's methods; the first is the outermost.
         modes: Interceptors that add no leaves and change nothing in evaluation mode.
         scores: From the objective's score to what is minimised in its place, as with a penalty. It sees all leaves, the
             outputs and the batch; the model is not run again.
-        holds: From the leaves that the backbone gives to leaves that are kept beside the model's, frozen, under paths
-            of their own, for `scores`.
+        holds: From the leaves that the backbone gives to frozen leaves, under paths of their own, that `scores` reads.
         merge: From an adapted tree to the tree with which the plain model computes the same; None where no plain model
             does.
         pretrained: Whether the leaves start as the backbone's; if not, all of them start at random.
@@ -162,7 +161,7 @@ def learn(*rules: tuple[str, float]) -> Callable[[Collection[str]], Rates]:
     towers that is trained on pairs.
 
     Raises:
-        InputError: a rate that is negative, infinite or no number.
+        InputError: a rate that is negative, infinite or no number; in a call, as `tree.label`.
     """
     for pattern, rate in rules:
         kinds.check(rate, kinds.number(least=0), f"learn: the rate of {pattern!r}")
@@ -185,7 +184,7 @@ class Inner:
 class Intercepted(nn.Module):
     """A model run under interceptors. It shares the model's scope, so every path stays as it was.
 
-    The model may be an `Intercepted` itself, or have one as its backbone.
+    The model may be an `Intercepted` itself, or have one as its backbone. The first of `adds` is the outermost.
     """
 
     inner: nn.Module | Inner
@@ -198,7 +197,7 @@ class Intercepted(nn.Module):
 
     @property
     def model(self) -> nn.Module:
-        """The model."""
+        """The model under the interceptors."""
         return self.inner.module
 
     @nn.compact
@@ -212,7 +211,7 @@ class Intercepted(nn.Module):
 
     @property
     def config(self) -> Any:
-        """The model's own."""
+        """The config of the model."""
         return self.model.config
 
 
@@ -240,7 +239,7 @@ class Adapted:
         state: Shape and dtype of the leaves that are no parameters, by `collection/path` (batch statistics).
         example: Shape and dtype of the inputs, one example each.
         scores: What the method makes of an objective's score.
-        holds: See `Method`.
+        holds: From the leaves of the backbone to the frozen leaves that `scores` reads.
         since: Of every leaf that learns, the number of the phase from which on it has learned without a break.
         each: Of a method with several phases, what it makes of the model in each: the same leaves, of which others
             learn. `rates` are then those of the last phase in which a leaf learns, all else is as at the end.
@@ -265,9 +264,9 @@ class Adapted:
         return self.each or (self,)
 
     def start(self, key: jax.Array, base: Tree) -> tuple[Tree, Tree]:
-        """The whole tree and the state at the start; only leaves that `base` lacks are initialised.
+        """The parameters and the state at the start; only leaves that `base` lacks are initialised.
 
-        Call it under `jit`: the rest of the model is then never computed.
+        Call it under `jit`: what these leaves do not need is then never computed.
         """
         return _split(complete(self.model, key, base, self.example))
 
@@ -289,11 +288,12 @@ def adapt(
             frozen. Empty to start at random.
         inputs: Shape of one image without the batch axis, or one example of every input by name.
         wrap: More interceptors, inside those of the method; they add no leaves.
-        fresh: What the paths of leaves begin with that may start at random beside pretrained ones.
+        fresh: Prefixes of the paths of leaves that may start at random beside pretrained ones.
 
     Raises:
-        InputError: a rule of the method that matches nothing, no leaf that learns, a part that the model has already,
-            or pretrained leaves that are not the model's: every offender by name.
+        InputError: a rule of the method that matches nothing, no leaf that learns in a phase, a part that the model has
+            already, an output whose shape the method changes, what a user's method raises, or pretrained leaves that
+            are not the model's: every offender by name.
     """
     example = dict(inputs) if isinstance(inputs, Mapping) else jax.ShapeDtypeStruct((1, *inputs), jnp.float32)
     base = dict(pretrained) if method.pretrained else {}
@@ -398,6 +398,6 @@ def evaluating(switches: Mapping[type, str], chosen: Callable[[nn.Module], bool]
 
 
 def _split(tree: Tree) -> tuple[Tree, Tree]:
-    """Parameters, and the leaves that are none."""
+    """Split a tree into parameters and batch statistics."""
     state = {path: leaf for path, leaf in tree.items() if path.startswith(STATISTICS)}
     return {path: leaf for path, leaf in tree.items() if path not in state}, state

@@ -11,7 +11,7 @@ from jtransfer.objectives import Score
 from jtransfer.tree import Tree, prefixed
 
 ANCHOR = "anchor/"
-"""What the paths of the backbone's leaves begin with, as they were at the start."""
+"""Prefix of the paths under which the backbone's leaves are held as they were at the start."""
 
 
 @checked
@@ -20,11 +20,15 @@ def l2sp(alpha: Annotated[float, NOT_NEGATIVE] = 0.1, beta: Annotated[float, NOT
 
     `alpha / 2 |w - w0|² + beta / 2 |v|²` is added to the loss, over leaves `w` that start as the backbone's `w0` and
     leaves `v` that it does not have, as a new head (L2-SP, Li et al. 2018, arXiv:1802.01483, equation 4). It is the
-    loss that it is added to: unlike the optimiser's `decay`, AdamW scales it as any gradient.
+    loss that it is added to: unlike the optimiser's `decay`, AdamW scales it as any gradient. The metric `penalty` is
+    the sum of both terms.
 
     Args:
-        alpha: Of the leaves that the backbone gives.
-        beta: Of the others.
+        alpha: Weight of the leaves that the backbone gives.
+        beta: Weight of the others.
+
+    Raises:
+        InputError: a weight below 0.
     """
 
     def holds(base: Tree) -> Tree:

@@ -20,11 +20,14 @@ def distill(
     """Follow a teacher's predictions, as in `finetune + distill(weight=0.9)`; nothing learns by this alone.
 
     The score becomes `(1 - weight) * score + weight * T² KL(teacher || model)`, both softmaxes at temperature T, in the
-    mean over the batch (Hinton et al. 2015, arXiv:1503.02531, section 2).
+    mean over the batch (Hinton et al. 2015, arXiv:1503.02531, section 2). The metric `distillation` is `T² KL`.
 
     Args:
-        weight: Of the teacher beside the labels.
+        weight: Of the teacher beside the labels, 0..1.
         temperature: T; higher ones tell more of the classes that the teacher thinks unlikely.
+
+    Raises:
+        InputError: a `weight` outside 0..1, or a `temperature` that is not above 0.
     """
 
     def scores(score: Score) -> Score:

@@ -29,7 +29,7 @@ def classification(smoothing: float = 0.0, mixup: float = 0.0) -> Objective:
             (Zhang et al. 2018, arXiv:1710.09412). Only numbers can be mixed: `check_mixup`.
 
     Raises:
-        InputError: `smoothing` outside 0..1, or `mixup` below 0 or not finite.
+        InputError: `smoothing` below 0 or not below 1, or `mixup` below 0 or not finite.
     """
     check(smoothing, SHARE, "smoothing")
 
@@ -53,7 +53,7 @@ def multilabel(smoothing: float = 0.0, mixup: float = 0.0) -> Objective:
     """The mean binary cross-entropy of every logit over a batch with `labels [batch, classes]` of 0 and 1.
 
     Args:
-        smoothing: How much of a target is 1/2 instead.
+        smoothing: Weight of 1/2 in each target.
         mixup: As for `classification`.
 
     Raises:
@@ -78,7 +78,7 @@ def regression(mixup: float = 0.0) -> Objective:
         mixup: As for `classification`.
 
     Raises:
-        InputError: as for `classification`.
+        InputError: `mixup` below 0 or not finite.
     """
 
     def errors(outputs, labels):
@@ -123,7 +123,7 @@ def check_mixup(mixup: float, inputs: Any) -> None:
         inputs: One array or several by name, or their shapes.
 
     Raises:
-        InputError: naming the inputs.
+        InputError: `mixup` below 0 or not finite, or above 0 with inputs of whole numbers, which it names.
     """
     check(mixup, NOT_NEGATIVE, "mixup")
     named = inputs if isinstance(inputs, Mapping) else {"inputs": inputs}

@@ -30,7 +30,7 @@ class PairLoss(NamedTuple):
     """What one of the losses does with a block of logits `[n, m]`.
 
     Attributes:
-        start: Of what is gathered along rows and columns.
+        start: What gathering along rows and columns starts from.
         gather: From a block to what its rows `[n]` and its columns `[m]` add.
         join: Two of these to one.
         weights: From a block, and what was gathered along all of its rows and columns, to the derivative of half of

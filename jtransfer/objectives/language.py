@@ -54,7 +54,7 @@ def of_tokens(asked: Asked) -> tuple[Callable, Callable]:
 
 
 def language_head(name: str, kind: str) -> Callable[[Architecture, int], Head]:
-    """What gives the head over the vocabulary of an architecture, for the objective `name`.
+    """The `head` of the objective `name`: the head of a `kind` over the vocabulary of an architecture.
 
     Raises:
         InputError: in a call, for an architecture that has no such head.
@@ -75,6 +75,9 @@ def lm() -> Objective:
 
     The batch is `{"inputs": {"input_ids", "attention_mask"}}`, `[n, tokens]` each; the model's outputs have `logits [n,
     tokens, words]`. Padding does not count. The perplexity is e to the mean over all tokens of a set.
+
+    Raises:
+        InputError: in a call of `head`, for a model that does not predict the token that follows.
     """
 
     def asked(outputs, batch):
@@ -88,7 +91,11 @@ def lm() -> Objective:
 
 
 def tokens() -> Objective:
-    """The mean cross-entropy of a class for every token, `labels [n, tokens]`, of which `LEFT_OUT` do not count."""
+    """The mean cross-entropy of a class for every token, `labels [n, tokens]`, of which `LEFT_OUT` do not count.
+
+    Raises:
+        InputError: in a call of `head`, for a model that is not of texts alone.
+    """
     score, measure = of_tokens(lambda outputs, batch: (outputs["logits"], batch["labels"]))
 
     def head(architecture: Architecture, outputs: int) -> Head:
@@ -103,6 +110,9 @@ def spans() -> Objective:
 
     A place outside the text, as of an answer that was cut off, does not count (Devlin et al. 2019, section 4.2, and
     transformers' BertForQuestionAnswering). `accuracy` is of both places together.
+
+    Raises:
+        InputError: in a call of `head`, for a model that is not of texts alone.
     """
 
     def places(outputs, batch):

@@ -40,12 +40,13 @@ def masked_lm(share: float = 0.15, random: float = 0.1, keep: float = 0.1, token
 
     Args:
         share: Of the words, to be chosen.
-        random: Of those, the share that a token takes the place of which is drawn from the whole vocabulary.
-        keep: Of those, the share that stays as it is.
+        random: The share of those that are replaced by a token drawn from the whole vocabulary.
+        keep: The share of those that stay as they are.
         tokenizer: Of the model.
 
     Raises:
-        InputError: shares that are none; in a call of `targets`, for want of a tokenizer.
+        InputError: shares outside 0..1, a `share` of 0, `random` and `keep` above 1 together, or a tokenizer without a
+            mask; in a call of `targets`, no tokenizer; in a call of `head`, a model without such a head.
     """
     for name, value in {"share": share, "random": random, "keep": keep}.items():
         check(value, PART, f"masked_lm: {name}")

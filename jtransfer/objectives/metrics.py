@@ -52,6 +52,9 @@ class Metric:
         words: What it is, for a line about a protocol.
         higher: Whether more is better.
         share: Whether it is shown times 100, as shares are and, in GLUE, correlations; else as it is.
+
+    Raises:
+        InputError: `of` names no kind of targets.
     """
 
     call: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -89,7 +92,7 @@ class Metric:
         return jnp.where(defined, value, jnp.nan).astype(jnp.float32)
 
     def score(self, value: jax.Array) -> jax.Array:
-        """What is to be as high as it can: a value of the metric, or less that; minus infinity for NaN."""
+        """A value of the metric, with its sign changed where less is better; minus infinity for NaN."""
         return jnp.where(jnp.isnan(value), -jnp.inf, value if self.higher else -value)
 
 

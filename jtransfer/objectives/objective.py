@@ -1,7 +1,7 @@
 """What an objective is: all that is learned of a batch, which a task joins to data and a start.
 
-An objective never runs the model itself. It says what the model sees, what its outputs are worth and how they are
-measured, so that a method can add a term to the score without a second forward pass.
+It says what the model sees, what its outputs are worth and how they are measured. The score never runs the model, so
+that a method can add a term to it without a second forward pass.
 """
 
 from collections.abc import Callable, Mapping
@@ -33,14 +33,14 @@ Loss = Callable[[Tree, Tree, Batch, jax.Array], tuple[jax.Array, tuple[Metrics, 
 
 
 def forward(model: nn.Module, params: Tree, state: Tree, inputs: Any, key: jax.Array) -> tuple[Outputs, Tree]:
-    """Run a model in training mode; `key` is that of dropout."""
+    """Run a model in training mode, once; `key` is that of dropout."""
     mutable = ["batch_stats"] if state else []
     outputs, updated = models.apply(model, params | state, inputs, train=True, rngs={"dropout": key}, mutable=mutable)
     return outputs, state | flat(updated)
 
 
 def no_head(architecture: Architecture, outputs: int) -> None:
-    """The model as it is predicts what is learned."""
+    """No head: the model as it is predicts what is learned."""
 
 
 @dataclass(frozen=True)
