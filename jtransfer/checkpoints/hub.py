@@ -64,10 +64,10 @@ def find(name: str, what: str = "backbone") -> epath.Path:
     if not is_directory:
         if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) or ".." in name or len(name) > LONGEST:
             raise InputError(
-                f"unknown {what} '{name[:100]}': neither embedded nor a file or directory; "
-                f"{nearest(name[:100], embedded())}"
+                f"unknown {what} '{name[:100]}': neither embedded nor a file or directory"
+                f"{_or_embedded(name[:100], what)}"
             )
-        path = _download(name)
+        path = _download(name, what)
     if what == "backbone":
         _check_directory(path, name)
     return path
@@ -117,7 +117,7 @@ def snapshot(name: str, patterns: list[str]) -> epath.Path:
     return epath.Path(snapshot_download(name, allow_patterns=patterns, local_files_only=_cached.get()))
 
 
-def _download(name):
+def _download(name, what):
     from huggingface_hub import errors
 
     try:
@@ -125,20 +125,20 @@ def _download(name):
     except (errors.RepositoryNotFoundError, errors.GatedRepoError) as error:
         reason = "is gated" if isinstance(error, errors.GatedRepoError) else "does not exist, or is private"
         raise InputError(
-            f"unknown backbone '{name}': the repository {reason} on the Hugging Face hub; {nearest(name, embedded())}"
+            f"unknown {what} '{name}': the repository {reason} on the Hugging Face hub{_or_embedded(name, what)}"
         ) from None
     except Exception as error:  # whatever the network and its libraries raise
         raise InputError(
-            f"unknown backbone '{name}': not embedded, no local directory, and not in the hub's cache, which cannot be "
-            f"filled from here ({type(error).__name__}); {_elsewhere(name)}; or {nearest(name, embedded())}"
+            f"unknown {what} '{name}': not embedded, no local directory, and not in the hub's cache, which cannot be "
+            f"filled from here ({type(error).__name__}); {_elsewhere(name)}{_or_embedded(name, what, '; or ')}"
         ) from error
     cached = [path.name for path in directory.iterdir()]
     if not any(file.endswith(WEIGHTS) for file in cached):
-        _refuse(name, cached)
+        _refuse(name, what, cached)
     return directory
 
 
-def _refuse(name, cached):
+def _refuse(name, what, cached):
     """Say why there are no weights: the repository has none that are read, or the cache could not be filled.
 
     Without a network the hub's library is content with whatever was cached once, if only a `config.json`.
@@ -152,18 +152,24 @@ def _refuse(name, cached):
     except Exception as error:  # whatever the network and its libraries raise
         if not any(file.endswith(PICKLED) for file in cached):
             raise InputError(
-                f"backbone '{name}': the hub's cache has no weights of it, and cannot be filled from here "
+                f"{what} '{name}': the hub's cache has no weights of it, and cannot be filled from here "
                 f"({type(error).__name__}); {_elsewhere(name)}"
             ) from error
         there = cached
     if any(file.endswith(WEIGHTS) and "/" not in file for file in there):
         raise InputError(
-            f"backbone '{name}': the hub's cache has no weights of it, as the download broke off; {_elsewhere(name)}"
+            f"{what} '{name}': the hub's cache has no weights of it, as the download broke off; {_elsewhere(name)}"
         )
     raise InputError(
-        f"backbone '{name}': its repository has no safetensors, and pickled weights (pytorch_model.bin) are not "
-        f"read, as reading a pickle runs whatever code is in it; convert them where you trust them: {conversion(name)}"
+        f"{what} '{name}': its repository has no safetensors, and pickled weights, as pytorch_model.bin, are not read, "
+        "as reading a pickle runs whatever code is in it; convert them where you trust them: "
+        f"{conversion(name, what)}"
     )
+
+
+def _or_embedded(name, what, before="; "):
+    """The embedded backbone that may have been meant, for the end of an error; of adapters none is embedded."""
+    return f"{before}{nearest(name, embedded())}" if what == "backbone" else ""
 
 
 def _elsewhere(name):

@@ -27,7 +27,6 @@ from jtransfer.tree import Tree
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 BASE = "base_model.model."
-CONVERT = "python -c \"from peft import AutoPeftModel as M; M.from_pretrained('DIR').save_pretrained('NEW')\""
 
 TASKS = {"sequence": "SEQ_CLS", "token": "TOKEN_CLS", "span": "QUESTION_ANS", "causal_lm": "CAUSAL_LM"}
 """PEFT's `task_type` for kinds of heads."""
@@ -188,7 +187,8 @@ def _find(name):
 
 def _read_tensors(where):
     if not (where / WEIGHTS).exists():
-        tensors.refuse_pickles(where, sorted(path.name for path in where.iterdir()), CONVERT)
+        names = sorted(path.name for path in where.iterdir())
+        tensors.refuse_pickles(where, names, tensors.conversion(where, "adapter"))
         raise InputError(f"{where / WEIGHTS} is missing")
     found = tensors.read_safetensors(where / WEIGHTS)
     offenders = [f"'{name}' (expected {BASE}...)" for name in found if not name.startswith(BASE)]

@@ -85,8 +85,15 @@ def read_directory(directory: epath.Path) -> dict[str, Tensor]:
     raise InputError(f"{directory / SINGLE} is missing")
 
 
-def conversion(name: Any) -> str:
-    """The command that converts the pickled checkpoint in a directory, or of this name on the hub, head and all."""
+def conversion(name: Any, what: str = "backbone") -> str:
+    """The command that writes a pickled checkpoint as safetensors, a backbone's with its head.
+
+    Args:
+        name: Its directory, or its name on the hub.
+        what: "backbone" or "adapter".
+    """
+    if what == "adapter":
+        return f"python -c \"from peft import AutoPeftModel as M; M.from_pretrained('{name}').save_pretrained('DIR')\""
     return (
         f"python -c \"import transformers as T; c = T.AutoConfig.from_pretrained('{name}'); "
         f"getattr(T, c.architectures[0]).from_pretrained('{name}').save_pretrained('DIR')\""

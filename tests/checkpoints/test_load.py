@@ -152,6 +152,8 @@ def test_a_repository_of_pickles_alone_is_refused_with_the_reason(monkeypatch, t
     told = r"'some/body': its repository has no safetensors, .*whatever code.*\('some/body'\).save_pretrained\('DIR'\)"
     with pytest.raises(InputError, match=told):
         jt.load("some/body")
+    with pytest.raises(InputError, match=r"^adapter 'some/body': .* AutoPeftModel .*from_pretrained\('some/body'\)"):
+        jt.load_adapter(jt.load("glyphs-vit"), "some/body")
 
 
 def test_a_cache_with_the_config_alone_is_told_from_a_repository_without_weights(monkeypatch, tmp_path):

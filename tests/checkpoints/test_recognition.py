@@ -119,6 +119,13 @@ def test_a_name_that_is_none_is_refused_in_one_short_line(name, said):
     assert said in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 300
 
 
+@pytest.mark.parametrize("name", ["org/name", "/nowhere/x", "glyphs-vi"])
+def test_an_adapter_that_is_not_there_is_called_one_and_no_backbone_is_offered(name):
+    with pytest.raises(InputError, match=f"^unknown adapter '{name}'") as error:
+        jt.load_adapter(checkpoints.load("glyphs-vit"), name)
+    assert "backbone" not in str(error.value) and "glyphs-clip" not in str(error.value)
+
+
 def test_a_pipe_in_the_place_of_weights_keeps_nobody_waiting(tmp_path):
     import os
 
