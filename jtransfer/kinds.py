@@ -126,6 +126,18 @@ def several(kind: Kind, least: int = 0, most: int | None = None) -> Kind:
     )
 
 
+def each(*kinds: Kind) -> Kind:
+    """A list or tuple of one item of each kind, in this order."""
+    return Kind(
+        f"a list of {len(kinds)} items: {', '.join(kind.expected for kind in kinds)}",
+        lambda x: (
+            isinstance(x, list | tuple)
+            and len(x) == len(kinds)
+            and all(kind.takes(item) for kind, item in zip(kinds, x, strict=True))
+        ),
+    )
+
+
 def either(*kinds: Kind) -> Kind:
     """A value of any of some kinds."""
     return Kind(
@@ -144,7 +156,10 @@ def by_name(kind: Kind) -> Kind:
 
 
 def of(annotation: Any) -> Kind:
-    """The kind that an annotation stands for: the `Kind` in an `Annotated`, or all values of a plain type."""
+    """The kind that an annotation stands for: the `Kind` in an `Annotated`, or all values of a plain type.
+
+    Unions, literals, tuples and mappings are made of the kinds of their parts. Any other annotation accepts any value.
+    """
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
         return next((x for x in inner[1:] if isinstance(x, Kind)), of(inner[0]))
@@ -153,7 +168,7 @@ def of(annotation: Any) -> Kind:
     if origin is typing.Literal:
         return Kind(" or ".join(map(repr, inner)), lambda x: x in inner, tuple(x for x in inner if isinstance(x, str)))
     if origin is tuple and inner:
-        return several(of(inner[0])) if inner[-1] is Ellipsis else several(of(inner[0]), len(inner), len(inner))
+        return several(of(inner[0])) if inner[-1] is Ellipsis else each(*map(of, inner))
     if isinstance(origin, type) and inner and issubclass(origin, Mapping):
         return by_name(of(inner[1]))
     return PLAIN.get(annotation, ANY) if isinstance(annotation, type) else ANY

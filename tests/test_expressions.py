@@ -38,6 +38,9 @@ def _hidden():
 
 def protocol(task, k=1):
     return k
+
+def sized(sides: tuple[int, str] = (1, "a")):
+    return lora(rank=sides[0])
 """,
     "own_layers.py": "import own_deep",
     "own_deep.py": "x = 1",
@@ -87,6 +90,7 @@ def test_a_dotted_name_is_a_function_of_a_module_beside_the_config(folder, capsy
     with imports.beside(folder):
         method = methods.parse("own_methods.adapter(width=5) + bitfit")
         assert rank(methods.parse("own_methods.free(rank=7)")) == 7
+        assert rank(methods.parse("own_methods.sized(sides=(2, 'b'))")) == 2
     assert method.name == "own_methods.adapter(width=5) + bitfit" and rank(method) == 5
     said = capsys.readouterr()
     assert (said.out, said.err) == ("", "said\n")  # the output of a command stays what it is
@@ -106,6 +110,8 @@ def test_a_dotted_name_is_a_function_of_a_module_beside_the_config(folder, capsy
         "own_methods.adapter(wdth=3)": "'own_methods.adapter' has no option 'wdth'; did you mean 'width'?",
         "own_methods.adapter(width='a')": "width: expected a whole number, found 'a'",
         "own_methods.adapter(kind='c')": "kind: expected 'a' or 'b', found 'c'",
+        "own_methods.sized(sides=(2, 3))": "sides: expected a list of 2 items: a whole number, a text without",
+        "own_methods.sized(sides=(2,))": "sides: expected a list of 2 items: a whole number, a text without",
         "own_methods.adapter(1, 'a', 3)": "does not fit own_methods.adapter(width: int = 2",
         "own_methods.nothing": "'own_methods.nothing' returned None; expected a Method",
         "own_methods.fails": "own_methods.py', line 20: ZeroDivisionError: division by zero",
