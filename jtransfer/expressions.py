@@ -64,6 +64,7 @@ def call(
     others: Iterable[str] = (),
     defaults: Mapping[str, Any] = MappingProxyType({}),
     kind: Any = None,
+    elsewhere: Mapping[str, str] = MappingProxyType({}),
 ) -> Callable[..., Any]:
     """What a name or a call stands for: one of `known`, with its options bound.
 
@@ -76,14 +77,15 @@ def call(
         others: More names that an error may suggest.
         defaults: Values by name for options that the text leaves open; names that are no options are ignored.
         kind: The type, or union of types, that a user's function must return; None for that of `known`.
+        elsewhere: Options of `known` that no text may have, and where their values come from.
 
     Returns:
         A function of the `given` leading arguments.
 
     Raises:
         InputError: an unknown name, module or option (with the nearest that exists), values that are not plain, or
-            arguments that do not fit. What is returned raises it where a user's function fails, or returns a value of
-            another type.
+            arguments that do not fit or are not of their kind. What is returned raises it where a user's function
+            fails, or returns a value of another type.
     """
     node = node if isinstance(node, ast.Call) else ast.Call(func=node, args=[], keywords=[])
     name = _name(node.func)
@@ -114,6 +116,8 @@ def call(
     except TypeError:
         shown = signature.replace(parameters=list(signature.parameters.values())[given:])
         raise InputError(f"{what} {kinds.shown(text)} does not fit {name}{shown}") from None
+    if taken := [option for option in elsewhere if option in bound and name in known]:
+        raise InputError(f"{what} '{name}': {taken[0]} comes from {elsewhere[taken[0]]}; leave it out")
     for option in options:
         if option in bound and signature.parameters[option].kind is not inspect.Parameter.VAR_KEYWORD:
             kinds.check_argument(bound[option], signature.parameters[option], f"{what} '{name}': {option}")

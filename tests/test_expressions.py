@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jtransfer import expressions, imports, methods
+from jtransfer import expressions, imports, methods, objectives
 from jtransfer.errors import InputError
 from jtransfer.evaluate import protocols
 
@@ -142,6 +142,21 @@ def test_what_a_dotted_name_cannot_be_is_said_in_one_line(folder, text, message)
 def test_what_is_returned_must_be_what_the_table_s_functions_return(folder):
     with imports.beside(folder), pytest.raises(InputError, match="'own_methods.protocol' returned 4; expected a func"):
         protocols.parse("own_methods.protocol(k=4)")(None)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    {
+        "clip(parts=3)": "objective 'clip': parts comes from config.accumulate; leave it out",
+        "clip(3)": "objective 'clip': parts comes from config.accumulate; leave it out",
+        "siglip(mesh=8)": "objective 'siglip': mesh comes from config.mesh; leave it out",
+        "masked_lm(tokenizer='mine')": "objective 'masked_lm': tokenizer comes from the backbone; leave it out",
+    }.items(),
+)
+def test_an_option_that_the_run_gives_is_none_of_the_text(text, said):
+    with pytest.raises(InputError, match=re.escape(said)):
+        objectives.parse(text)
+    assert objectives.parse("clip", offered={"parts": 2}).reads == "pairs"
 
 
 def test_the_config_s_folder_comes_before_the_working_directory_and_that_before_python_s(folder, monkeypatch):

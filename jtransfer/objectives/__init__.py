@@ -54,6 +54,9 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
 SETTINGS = ("smoothing", "mixup")
 """Keys of a config that an objective may have as options."""
 
+OFFERED = {"parts": "config.accumulate", "mesh": "config.mesh", "tokenizer": "the backbone"}
+"""Options of our objectives that a run offers and a text cannot have, and where the run has their values from."""
+
 
 def parse(text: str, settings: Mapping[str, Any] | None = None, offered: Mapping[str, Any] | None = None) -> Objective:
     """An objective as a config writes it: `classification`, `my_losses.focal(gamma=2)`.
@@ -68,7 +71,7 @@ def parse(text: str, settings: Mapping[str, Any] | None = None, offered: Mapping
     """
     node = expressions.parse(text, "objective")
     settings, offered = dict(settings or {}), dict(offered or {})
-    made = expressions.call(node, text, "objective", OBJECTIVES, defaults=settings | offered)
+    made = expressions.call(node, text, "objective", OBJECTIVES, defaults=settings | offered, elsewhere=OFFERED)
     own = expressions.options(node, "objective", OBJECTIVES)
     if unused := [name for name, value in settings.items() if value and name not in own]:
         raise InputError(f"config.{unused[0]} is no option of objective '{text.strip()}'; set it to 0")
