@@ -113,7 +113,8 @@ def several(kind: Kind, least: int = 0, most: int | None = None) -> Kind:
     """A list or tuple, of at least and at most so many items of one kind."""
     count = {(0, None): "", (1, None): " of at least one item"}.get((least, most))
     if count is None:
-        count = f" of {least} items" if least == most else f" of {least} to {most} items"
+        number = f"at least {least}" if most is None else least if least == most else f"{least} to {most}"
+        count = f" of {number} items"
     each = "" if kind is ANY else f", each {kind.expected}"
     return Kind(
         f"a list{count}{each}",
