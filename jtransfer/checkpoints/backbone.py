@@ -180,6 +180,9 @@ class Backbone:
 
         `backbone` is of the weights. `preprocessing`, of the files that say how inputs are made, is there where the
         backbone came from a checkpoint.
+
+        Raises:
+            InputError: one of the files is no plain file, or larger than any such file is.
         """
         found = {"backbone": self.fingerprint}
         if self.origin is not None:

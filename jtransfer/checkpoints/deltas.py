@@ -56,7 +56,11 @@ def save(directory: epath.PathLike, adapter: Adapter, beside: Mapping[str, bytes
 
 
 def fill(draft: Path, adapter: Adapter, beside: Mapping[str, bytes] | None = None) -> None:
-    """Write what `save` does into a draft of a directory beside its place, without a record."""
+    """Write what `save` does into a draft of a directory beside its place, without a record.
+
+    Raises:
+        InputError: as `save`.
+    """
     for name, content in _contents(draft, adapter, beside).items():
         (draft / name).write_bytes(content)
 

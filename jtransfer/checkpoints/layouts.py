@@ -74,7 +74,11 @@ class Checkpoint:
         return lambda path: path.startswith(SOURCE_HEAD) and (not there or classes is not None)
 
     def resize(self, config: Architecture, image, channels, positions) -> tuple[Architecture, dict[str, Callable]]:
-        """The config for another size of input, and what becomes of the leaves that depend on it, by path."""
+        """The config for another size of input, and what becomes of the leaves that depend on it, by path.
+
+        Raises:
+            InputError: as `resizing.resize`.
+        """
         from jtransfer.checkpoints import resizing
 
         return resizing.resize(self.config, config, image, channels, positions)

@@ -260,7 +260,7 @@ def _pattern(template: str) -> re.Pattern:
 
 
 class SourceTensor(NamedTuple):
-    """Where a leaf comes from; `read()` gives its array, `shape` is known before."""
+    """The tensor that a leaf is read from, its name in the file, and the leaf as the target of it."""
 
     name: str
     tensor: Tensor

@@ -47,6 +47,9 @@ def what(where: epath.Path) -> str:
 
     >>> what(epath.Path("runs/mine"))
     "it is the workdir of a training; its model is runs/mine/model"
+
+    Raises:
+        InputError: it cannot be read.
     """
     names = entries(where)
     return next((said for tell in TELLS if (said := tell(where, names))), "")

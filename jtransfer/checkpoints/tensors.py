@@ -56,9 +56,13 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 
 class Tensor(NamedTuple):
-    """One tensor of a file: `read()` gives its array, a view of the file where that is possible.
+    """One tensor of a file.
 
-    `alias` is the name under which the file keeps it, where this is another name of it; empty where it is the same.
+    Attributes:
+        shape: Of the array.
+        dtype: Of the array.
+        read: Gives the array, a view of the file where that is possible.
+        alias: The name under which the file keeps it, where this is another name of it; empty where it is the same.
     """
 
     shape: tuple[int, ...]

@@ -13,7 +13,11 @@ from jtransfer.tree import FROZEN, partition, size, summary
 
 
 def of_curve(config) -> list[dict[str, Any]]:
-    """The reports of a curve: one for each phase of each method; a method that is solved has no training step."""
+    """The reports of a curve: one for each phase of each method; a method that is solved has no training step.
+
+    Raises:
+        InputError: as `jtransfer.curves.run.prepare`.
+    """
     from jtransfer.curves import run as curves
 
     return [

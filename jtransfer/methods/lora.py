@@ -22,7 +22,10 @@ TARGET = r".*attention/(query|value|qkv)"
 
 
 class LowRank(nn.Module):
-    """The side path. A starts as U(-1/sqrt(in), 1/sqrt(in)) (PEFT), and B at zero: at first it adds nothing."""
+    """The side path, `[..., in]` to `[..., out]`.
+
+    A `[in, rank]` starts as U(-1/sqrt(in), 1/sqrt(in)) (PEFT), and B `[rank, out]` at zero: at first it adds nothing.
+    """
 
     rank: int
     features: int
