@@ -219,7 +219,11 @@ def measure(plan: AdvicePlan) -> Evidence:
     return Evidence(lines, explained, error)
 
 
-def share_explained(features: Any, labels: np.ndarray, permutations: int = 10) -> float:
+PERMUTATIONS = 10
+"""How often labels are shuffled, to tell what is explained by chance."""
+
+
+def share_explained(features: Any, labels: np.ndarray) -> float:
     """Share of the classes that a linear map of features explains beyond chance, about 0 to 1.
 
     The shrunk H-score over its bound is the mean squared canonical correlation of features and classes. Of few rows
@@ -228,13 +232,12 @@ def share_explained(features: Any, labels: np.ndarray, permutations: int = 10) -
     Args:
         features: `[n, d]`.
         labels: `[n]`.
-        permutations: How often labels are shuffled.
 
     Raises:
         InputError: as `transferability.h_score`.
     """
     rng, bound = np.random.default_rng(0), len(np.unique(labels)) - 1
-    shuffled = [scores.h_score(features, rng.permutation(labels), "ledoit_wolf") for _ in range(permutations)]
+    shuffled = [scores.h_score(features, rng.permutation(labels), "ledoit_wolf") for _ in range(PERMUTATIONS)]
     chance = np.mean(shuffled) / bound
     return float((scores.h_score(features, labels, "ledoit_wolf") / bound - chance) / (1 - chance))
 

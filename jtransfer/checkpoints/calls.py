@@ -99,14 +99,19 @@ def _advice(shape, channels):
     return ""
 
 
-def without_padding(inputs: Mapping[str, Any], new: int, positions: int, step: int = 16) -> dict[str, Any]:
+COLUMNS = 16
+"""Columns of padding that are cut off at once, so that few shapes are compiled."""
+
+
+def without_padding(inputs: Mapping[str, Any], new: int, positions: int) -> dict[str, Any]:
     """Prompts without leading columns that are padding in every row; as they are where the mask is traced.
+
+    `COLUMNS` go at once, or, where the new tokens need the place, every one.
 
     Args:
         inputs: `input_ids` and perhaps `attention_mask`, `[batch, tokens]`.
         new: Tokens that are to follow.
         positions: That the model has.
-        step: Columns that go at once, so that few shapes are compiled; where the place is needed, every one goes.
 
     Raises:
         InputError: the prompts are padded on the right.
@@ -118,8 +123,8 @@ def without_padding(inputs: Mapping[str, Any], new: int, positions: int, step: i
     if not mask[:, -1:].all():
         raise InputError("generate: the prompts are padded on the right; expected preprocess(texts, side='left')")
     start = int(mask.any(axis=0).argmax())
-    if mask.shape[1] - (start - start % step) + new <= positions:
-        start -= start % step
+    if mask.shape[1] - (start - start % COLUMNS) + new <= positions:
+        start -= start % COLUMNS
     return {name: x[:, start:] for name, x in inputs.items()}
 
 

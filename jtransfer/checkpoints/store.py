@@ -18,13 +18,15 @@ from jtransfer import files
 from jtransfer.checkpoints.sums import sums
 from jtransfer.errors import MAKE_ROOM, Damaged, MachineError, cut, first_line
 
+NEWEST = 2
+"""How many of the newest checkpoints are kept."""
+
 
 class Store:
     """The checkpoints of a run under a directory, newest two kept. Use it as a context: leaving it waits for writes.
 
     Args:
         directory: Local or in an object store.
-        keep: How many of the newest are kept.
         reading: Nothing is made, written or removed; somebody else may be writing.
 
     Raises:
@@ -33,10 +35,10 @@ class Store:
         MachineError: it cannot be made; or, when the context is left, a checkpoint could not be written.
     """
 
-    def __init__(self, directory: epath.PathLike, keep: int = 2, reading: bool = False):
+    def __init__(self, directory: epath.PathLike, reading: bool = False):
         self.directory = epath.Path(directory)
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=ocp.checkpoint_managers.LatestN(keep),
+            preservation_policy=ocp.checkpoint_managers.LatestN(NEWEST),
             cleanup_tmp_directories=not reading,
             read_only=reading,
             create=not reading,

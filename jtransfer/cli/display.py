@@ -77,7 +77,7 @@ class CurveProgress(Live):
 
 
 def show_curve(rows: list[dict], protocol: list[str], directory: str) -> None:
-    """The table, the protocol and where everything lies."""
+    """Print the table, the protocol and where everything lies."""
     from jtransfer.curves import report
 
     console = Console()
@@ -114,7 +114,7 @@ class EvaluateProgress(Live):
 
 
 def show_evaluation(rows: list[dict], about: list[str], directory: str, written: list[str]) -> None:
-    """The table, the protocol of every number, and where everything lies."""
+    """Print the table, the protocol of every number, and where everything lies."""
     from jtransfer.evaluate import report
 
     console = Console()
@@ -126,7 +126,7 @@ def show_evaluation(rows: list[dict], about: list[str], directory: str, written:
 
 
 def show_advice(page: str, command: str, directory: str) -> None:
-    """The page of an advice, what to run next, and where everything lies."""
+    """Print the page of an advice, what to run next, and where everything lies."""
     from rich.markdown import Markdown
 
     Console().print(Markdown(page))
@@ -159,14 +159,14 @@ class TrainProgress(Live):
 
 
 def show_train(rows: list[dict], directory: str) -> None:
-    """The last evaluation, and where everything lies."""
+    """Print the last row of metrics, and where everything lies."""
     last = "  ".join(f"{name} {value:.4f}" for name, value in rows[-1].items() if name != "step")
     print(f"\nstep {rows[-1]['step']}: {last}")
     print(f"Written to {directory}: metrics.jsonl, tensorboard/, checkpoints/, model/")
 
 
 def show_inspection(reports: list[dict]) -> None:
-    """Two tables: the costs of each method, and the tree with the group of each leaf under each method."""
+    """Print two tables: the costs of each method, and the tree with the rate of each leaf under each method."""
     console = Console()
     costs = Table(box=box.SIMPLE_HEAD, title="One training step", title_justify="left")
     costs.add_column("")
