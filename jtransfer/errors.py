@@ -162,7 +162,7 @@ COMPARED, LETTERS = 500, 100
 """Choices among which the closest is looked for, and letters of each that are compared: files may name a million."""
 
 
-def nearest(name: str, choices: Iterable[str]) -> str:
+def nearest(name: Any, choices: Iterable[str]) -> str:
     """A clause for the end of an error: the choice closest to `name`, or those there are when none is close.
 
     Of more than `COMPARED` choices, only those that stand next to it in the alphabet are compared.
@@ -172,7 +172,7 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     >>> nearest("sequence", [""])
     'there is nothing to choose from'
     """
-    choices = sorted(filter(None, map(str, choices)))
+    name, choices = str(name), sorted(filter(None, map(str, choices)))
     first = max(0, min(bisect.bisect(choices, name) - COMPARED // 2, len(choices) - COMPARED))
     begun = {choice[:LETTERS]: choice for choice in reversed(choices[first : first + COMPARED])}
     close = difflib.get_close_matches(name[:LETTERS], begun, n=1, cutoff=0.6)

@@ -99,7 +99,7 @@ def call(
     takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in signature.parameters.values())
     for keyword in node.keywords:
         if keyword.arg not in options and not takes_any:
-            raise InputError(f"{what} '{name}' has no option '{keyword.arg}'; {nearest(str(keyword.arg), options)}")
+            raise InputError(f"{what} '{name}' has no option '{keyword.arg}'; {nearest(keyword.arg, options)}")
     given_names = [keyword.arg for keyword in node.keywords]
     if twice := [option for option in options if given_names.count(option) > 1]:
         raise InputError(f"{what} '{name}': the option {twice[0]} is given twice; expected it once")

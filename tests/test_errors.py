@@ -29,6 +29,11 @@ def test_a_message_that_is_too_long_keeps_the_thing_and_the_way_out():
     assert said.startswith("x.json: unknown 'aaa") and said.endswith("aaa'; did you mean 'b'?")
 
 
+@pytest.mark.parametrize("name", [3, None, ["probe"]])
+def test_what_is_no_name_at_all_is_answered_with_the_choices(name):
+    assert nearest(name, ["finetune", "lora"]) == "choose one of finetune, lora"
+
+
 def test_the_nearest_of_very_long_names_is_found_at_once():
     start = time.process_time()
     assert len(nearest("x" * 10**6, ["y" * 10**6, "x" * 10**6])) < 200

@@ -131,7 +131,7 @@ class Backbone:
         """
         towers = self.config.towers
         if name not in towers:
-            raise InputError(f"backbone '{self.name}' has no tower '{name}'; {nearest(str(name), towers)}")
+            raise InputError(f"backbone '{self.name}' has no tower '{name}'; {nearest(name, towers)}")
         origin = self.origin
         if origin and origin.layout == "huggingface":
             values = {**(origin.values.get(f"{name}_config") or {})}
@@ -355,9 +355,9 @@ def _check_options(head, classes, image, channels, positions, dtype, param_dtype
     if isinstance(image, tuple | list) and (len(image) != 2 or None in image):
         raise InputError(f"image={image!r}: expected height and width, or both as one number")
     if not (positions is None or (isinstance(positions, str) and positions in RESIZERS)):
-        raise InputError(f"positions: unknown '{positions}'; {nearest(str(positions), RESIZERS)}")
+        raise InputError(f"positions: unknown '{positions}'; {nearest(positions, RESIZERS)}")
     for option, value in {"dtype": dtype, "param_dtype": param_dtype}.items():
         if not FLOATS.takes(value):
-            raise InputError(f"{option}: unknown '{value}'; {nearest(str(value), FLOATS.choices)}")
+            raise InputError(f"{option}: unknown '{value}'; {nearest(value, FLOATS.choices)}")
     if not (sharding is None or sharding == "host" or isinstance(sharding, Sharding) or callable(sharding)):
         raise InputError(f"sharding={sharding!r}: expected a jax Sharding, a function of path and shape, or 'host'")

@@ -117,7 +117,7 @@ def check(directory: epath.PathLike, format: str, adapters: str) -> None:
     """
     for value, known, what in ((format, FORMATS, "format"), (adapters, ADAPTERS, "adapters")):
         if value not in known:
-            raise InputError(f"unknown {what} '{value}'; {nearest(str(value), known)}")
+            raise InputError(f"unknown {what} '{value}'; {nearest(value, known)}")
     directories.check_replaceable(directory)
 
 

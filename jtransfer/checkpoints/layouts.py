@@ -185,11 +185,11 @@ def chosen(where: epath.Path, own: Head | Heads | None, head: str | None, classe
                 raise InputError(
                     f"{where}: head='{head}': what runs under a method gives all its heads at once; leave it out"
                 )
-            raise InputError(f"{where}: {asked}; {nearest(str(head or ''), names)}")
+            raise InputError(f"{where}: {asked}; {nearest(head or '', names)}")
         return None if head == "" else own
     kinds = [CLASSIFICATION, *([own.kind] if own and own.kind != CLASSIFICATION else [])]
     if head not in (None, "", *kinds):
-        raise InputError(f"{where}: no head '{head}'; {nearest(str(head), kinds)}")
+        raise InputError(f"{where}: no head '{head}'; {nearest(head, kinds)}")
     if head == "" or (own is None and head is None and classes is None):
         return None
     if own and head in (None, own.kind):

@@ -43,7 +43,7 @@ def resize(
     if "pixel_values" not in source.inputs:
         raise InputError(f"image and channels are sizes of images; this model takes {', '.join(source.inputs)}")
     if positions not in RESIZERS:
-        raise InputError(f"positions: unknown '{positions}'; {nearest(str(positions), RESIZERS)}")
+        raise InputError(f"positions: unknown '{positions}'; {nearest(positions, RESIZERS)}")
     if channels not in (None, source.channels, 1):
         raise InputError(f"channels={channels}: the checkpoint takes {source.channels}, and can be made to take 1")
     sides, patch = _sides(image, source.image), source.patch
