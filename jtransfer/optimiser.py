@@ -94,7 +94,7 @@ class Optimiser:
             rates: The rate of every leaf relative to the schedule, by path; `FROZEN` leaves are left out.
             steps: Length of the schedule.
             rate: In place of the option; it may be traced, as trials run side by side on several.
-            decay: In place of the option, likewise.
+            decay: In place of the option; it may be traced.
             limits: The least and the greatest value of some leaves, by path, as CLIP limits its temperature: a step
                 ends at the border.
             since: The number of the phase since which each leaf has learned, by path; 0 for leaves that it lacks. Those

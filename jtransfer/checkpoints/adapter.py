@@ -55,7 +55,7 @@ class Adapter:
         return self.backbone.params | self.backbone.state | self.params
 
     def merged(self) -> Backbone:
-        """The plain backbone that computes the same, with the head that predicts as its own.
+        """The plain backbone that computes what the adapted one does, with the head that predicts as its own.
 
         Raises:
             InputError: no plain model does.

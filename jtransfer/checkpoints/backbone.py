@@ -237,8 +237,8 @@ def load(
 ) -> Backbone:
     """Load a backbone.
 
-    One that a method made of another, in our own layout, is the plain model where the method merges into it, and else
-    runs under the method; its base is loaded too, from where its `config.json` says, and starts no download.
+    A backbone in our own layout that a method made of another is the plain model where the method merges into it, and
+    else runs under the method. Its base is loaded too, from where its `config.json` says, and starts no download.
 
     Args:
         name: An embedded one, a directory or file (local or in an object store) in any layout of

@@ -175,7 +175,8 @@ def chosen(where: epath.Path, own: Head | Heads | None, head: str | None, classe
     """The head of a layout that does not name kinds: the file's own, one or several, a new one for classes, or none.
 
     Raises:
-        InputError: another kind, or one that is not there, of which nothing says how many classes it has.
+        InputError: a kind that the layout does not have, a new head without a number of classes, or a number of classes
+            for a head that has none.
     """
     if isinstance(own, Heads):
         names = [name for name, _ in own.each]

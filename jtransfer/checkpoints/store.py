@@ -84,7 +84,7 @@ class Store:
 
         Args:
             step: Above the newest.
-            tree: The same structure on every process, which each has its part of.
+            tree: Of equal structure on every process, which each has its part of the arrays.
             about: More to keep with it, as JSON has it.
 
         Raises:
@@ -105,7 +105,7 @@ class Store:
         """Read the checkpoint of a step, whatever the mesh and the number of processes that wrote it.
 
         Args:
-            step: One that exists.
+            step: Of a checkpoint that exists.
             like: A pytree of `jax.ShapeDtypeStruct` with shardings, of the structure that was saved.
 
         Returns:

@@ -97,7 +97,7 @@ def lora(
         rs: Scale by `alpha / sqrt(rank)` instead (Kalajdzievski 2023, arXiv:2312.03732).
         dropout: Rate at which the inputs of the side path, and only of it, are dropped in training.
         ranks: Other ranks for the layers whose whole path a pattern matches; the first that does decides.
-        alphas: Other alphas, likewise.
+        alphas: Other alphas, by patterns as in `ranks`.
 
     Raises:
         InputError: an option out of its range, or a pattern that is none; and, of a model, a `target` that matches no

@@ -67,8 +67,8 @@ class Method:
         scores: From the objective's score to what is minimised in its place, as with a penalty. It sees all leaves, the
             outputs and the batch; the model is not run again.
         holds: From the leaves that the backbone gives to frozen leaves, under paths of their own, that `scores` reads.
-        merge: From an adapted tree to the tree with which the plain model computes the same; None where no plain model
-            does.
+        merge: From an adapted tree to the tree with which the plain model computes what the adapted one does; None
+            where no tree of it does.
         pretrained: Whether the leaves start as the backbone's; if not, all of them start at random.
         parts: The options of what it adds, for those who write them in other formats.
         needs: Parts of a batch that `scores` reads beside those of the objective, as "teacher".

@@ -63,11 +63,12 @@ def parse(text: str, settings: Mapping[str, Any] | None = None, offered: Mapping
 
     Args:
         text: What the config says.
-        settings: Keys of the config that the text may leave to it, as `smoothing`; one that is set is of some use.
+        settings: Values of keys of the config, as `smoothing`, for options of these names that the text leaves open.
         offered: More values for options that the text leaves open, where the objective has options of these names.
 
     Raises:
-        InputError: an unknown objective or option, or a setting that is not 0 and that the objective has not.
+        InputError: an unknown objective or option, an option that the run gives, or a setting that is not 0 and that is
+            no option of the objective.
     """
     node = expressions.parse(text, "objective")
     settings, offered = dict(settings or {}), dict(offered or {})
@@ -92,7 +93,7 @@ def check_reads(objective: Objective, text: str, data: Any) -> None:
         data: A `Dataset` or a `Stream`: what has `name`, `kind` and `targets`.
 
     Raises:
-        InputError: naming an objective that reads such data, where there is one.
+        InputError: naming the objectives that read such data, where there are any.
     """
     if objective.reads == data.targets or (objective.reads == "texts" and data.kind == "text"):
         return

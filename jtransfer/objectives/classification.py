@@ -119,7 +119,7 @@ def check_mixup(mixup: float, inputs: Any) -> None:
     """Refuse to mix whole numbers, as the ids of tokens are.
 
     Args:
-        mixup: See `classification`.
+        mixup: The option of `classification`.
         inputs: One array or several by name, or their shapes.
 
     Raises:
