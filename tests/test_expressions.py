@@ -149,6 +149,7 @@ def test_what_is_returned_must_be_what_the_table_s_functions_return(folder):
     {
         "clip(parts=3)": "objective 'clip': parts comes from config.accumulate; leave it out",
         "clip(3)": "objective 'clip': parts comes from config.accumulate; leave it out",
+        "clip(temperature_limit=-1.0)": "temperature_limit comes from config.temperature_limit; leave it out",
         "siglip(mesh=8)": "objective 'siglip': mesh comes from config.mesh; leave it out",
         "masked_lm(tokenizer='mine')": "objective 'masked_lm': tokenizer comes from the backbone; leave it out",
     }.items(),

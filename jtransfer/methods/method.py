@@ -67,8 +67,7 @@ class Method:
         scores: From the objective's score to what is minimised in its place, as with a penalty. It sees all leaves, the
             outputs and the batch; the model is not run again.
         holds: From the leaves that the backbone gives to frozen leaves, under paths of their own, that `scores` reads.
-        merge: From an adapted tree to the tree with which the plain model computes what the adapted one does; None
-            where no tree of it does.
+        merge: From an adapted tree to the tree of a plain model with equal outputs; None where no plain model has them.
         pretrained: Whether the leaves start as the backbone's; if not, all of them start at random.
         parts: The options of what it adds, for those who write them in other formats.
         needs: Parts of a batch that `scores` reads beside those of the objective, as "teacher".
@@ -284,16 +283,15 @@ def adapt(
     Args:
         method: What to add and what learns.
         model: A Flax module called with `(inputs, train=...)`, usually a `Classifier`.
-        pretrained: Leaves to start from: all of the model's but its head, and perhaps a source head, which stays
-            frozen. Empty to start at random.
+        pretrained: Leaves to start from: all but the head, and perhaps a frozen source head; empty to start at random.
         inputs: Shape of one image without the batch axis, or one example of every input by name.
         wrap: More interceptors, inside those of the method; they add no leaves.
         fresh: Prefixes of the paths of leaves that may start at random beside pretrained ones.
 
     Raises:
-        InputError: a rule of the method that matches nothing, no leaf that learns in a phase, a part that the model has
-            already, an output whose shape the method changes, what a user's method raises, or pretrained leaves that
-            are not the model's: every offender by name.
+        InputError: a rule that matches nothing, no leaf that learns in a phase, a part that the model has already, an
+            output whose shape the method changes, no linear head to solve for, what a user's method raises, or
+            pretrained leaves that are not the model's: every offender by name.
     """
     example = dict(inputs) if isinstance(inputs, Mapping) else jax.ShapeDtypeStruct((1, *inputs), jnp.float32)
     base = dict(pretrained) if method.pretrained else {}
@@ -302,8 +300,7 @@ def adapt(
         own = {path: leaf for path, leaf in base.items() if path in plain or not path.startswith(SOURCE_HEAD)}
         # A leaf that the backbone lacks would silently start at random.
         expected = {path: leaf for path, leaf in plain.items() if path in own or not path.startswith(fresh)}
-        offenders = mismatches(expected, own)
-        if offenders:
+        if offenders := mismatches(expected, own):
             raise InputError(f"the backbone does not fit the model: {'; '.join(offenders)}")
     shapes, state = _split(_leaves_under(method.name, method.adds, model, example, outputs))
     shapes |= {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in _split(base)[0].items()}

@@ -54,7 +54,12 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
 SETTINGS = ("smoothing", "mixup")
 """Keys of a config that an objective may have as options."""
 
-OFFERED = {"parts": "config.accumulate", "mesh": "config.mesh", "tokenizer": "the backbone"}
+OFFERED = {
+    "parts": "config.accumulate",
+    "mesh": "config.mesh",
+    "temperature_limit": "config.temperature_limit",
+    "tokenizer": "the backbone",
+}
 """Options of our objectives that a run offers and a text cannot have, and where the run has their values from."""
 
 
@@ -80,7 +85,7 @@ def parse(text: str, settings: Mapping[str, Any] | None = None, offered: Mapping
 
 
 def options(text: str) -> tuple[str, ...]:
-    """The names of the options of an objective that a config writes, as `parse` takes it."""
+    """The names of the options of an objective, from a text that `parse` has accepted."""
     return tuple(expressions.options(expressions.parse(text, "objective"), "objective", OBJECTIVES))
 
 
