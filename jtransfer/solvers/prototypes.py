@@ -1,4 +1,4 @@
-"""Classifiers that are closed forms of class means: every one a linear head, fitted without a single step.
+"""Classifiers that are closed forms of class means: each is a linear head, fitted without a single step.
 
 `cosine` and `euclidean` take the nearest class mean; both can shrink the means towards the grand mean by pseudo-counts.
 `shrunken` takes the nearest of means shrunk under a Laplacian prior, feature by feature, and `lda` the nearest in the
@@ -19,16 +19,6 @@ from jtransfer.errors import InputError, nearest
 from jtransfer.solvers.draws import drawn, each_draw, labelled
 
 
-def class_means(
-    features: Any, labels: Any, *, classes: int | None = None, rows: Any = None, weights: Any = None
-) -> jax.Array:
-    """Mean of the features `[n, d]` of each class, `[*draws, classes, d]`; arguments as of `prototypes`."""
-    features, labels, classes = labelled(features, labels, classes)
-    rows, weights = drawn(rows, weights, len(features))
-    _examples(labels, classes, rows, weights, "class means")
-    return _fits(features, labels, rows, weights, {}, _class_means, classes)
-
-
 def prototypes(
     features: Any,
     labels: Any,
@@ -39,16 +29,16 @@ def prototypes(
     weights: Any = None,
     **options: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """The linear head of a kind of prototypes, of all rows or of every draw.
+    """The linear head of a kind of prototypes, fitted on all rows or on every draw.
 
     Args:
         features: `[n, d]`.
         labels: `[n]`.
         kind: One of `KINDS`.
-        classes: How many there are; None for as many as the largest label says.
+        classes: Number of classes; None for as many as the largest label says.
         rows: Draws of rows `[*draws, m]`, as `draws.draws` gives them, fitted one by one; None to fit all rows once.
         weights: 1 for a row of a draw and 0 for padding, `[*draws, m]`; None for no padding.
-        options: Those of the kind: `pseudo_count` (`cosine`, `euclidean`), `threshold` (`shrunken`), `shrinkage`
+        **options: Options of the kind: `pseudo_count` (`cosine`, `euclidean`), `threshold` (`shrunken`), `shrinkage`
             (`lda`). Choose them on validation rows.
 
     Returns:
@@ -56,7 +46,7 @@ def prototypes(
 
     Raises:
         InputError: features, labels, draws or options that cannot be used, a class without examples, or, where the
-            spread within classes counts, no class with two.
+            spread within classes counts, no class with two examples or too few rows for no shrinkage.
     """
     options = checked_options(kind, KINDS, options)
     features, labels, classes = labelled(features, labels, classes)
@@ -108,9 +98,9 @@ def shrunken(x, labels, weights, classes: int, *, threshold=0.5):
 def lda(x, labels, weights, classes: int, *, shrinkage=None):
     """Linear discriminant analysis with one covariance for all classes, `(1 - s) S + s tr(S)/d I`.
 
-    S is that of the rows about their class means, and logits are logarithms of posteriors. The shrinkage s is 0 to 1,
-    or as Ledoit and Wolf (2004, doi:10.1016/S0047-259X(03)00096-4) estimate it from those rows. (scikit-learn's `auto`
-    estimates one for each class alone, for which few shots do not suffice; at a given s the two are the same.)
+    S is the covariance of the rows about their class means, and logits are logarithms of posteriors. The shrinkage s is
+    0 to 1; None is what Ledoit and Wolf (2004, doi:10.1016/S0047-259X(03)00096-4) estimate. (scikit-learn's `auto`
+    estimates a shrinkage for each class alone, for which few shots do not suffice; at a given s the two agree.)
     """
     x, offsets, counts, grand = _means(x, labels, weights, classes)
     total, d = counts.sum(), x.shape[1]
@@ -134,23 +124,28 @@ def lda(x, labels, weights, classes: int, *, shrinkage=None):
 
 
 KINDS = {"cosine": cosine, "euclidean": euclidean, "shrunken": shrunken, "lda": lda}
-"""What a kind makes of rows `[n, d]`, their labels `[n]`, weights `[n]` and the number of classes."""
+"""By name, from rows `[n, d]`, labels `[n]`, weights `[n]` and the number of classes to a kernel and a bias."""
 
 LIMITS = {"pseudo_count": np.inf, "threshold": np.inf, "shrinkage": 1.0, "strength": np.inf, "neighbours": np.inf}
-"""The largest value of each option; the smallest is 0."""
+"""The largest value of each option, here and in `evaluate.episodes`; the smallest is 0."""
 
 
 def unit(x: jax.Array) -> jax.Array:
-    """Rows of length 1; a row of zeros stays."""
+    """Rows `[..., d]` scaled to length 1; a row of zeros stays."""
     length = jnp.linalg.norm(x, axis=-1, keepdims=True)
     return x / jnp.maximum(length, 1e-12)
 
 
 def checked_options(kind: str, kinds: Mapping[str, Callable], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a kind, which are the keyword-only arguments of its function; one that is None is left to its default.
+    """The options of a kind that are not None, checked.
+
+    Args:
+        kind: Name of a kind.
+        kinds: The function of each kind, whose keyword-only arguments are its options.
+        options: Values by name; None leaves an option to its default.
 
     Raises:
-        InputError: a kind that is none, an option of another kind, or a value out of range.
+        InputError: an unknown kind, an option of another kind, or a value out of range.
     """
     if kind not in kinds:
         raise InputError(f"'{kind}' is no kind of prototypes; {nearest(kind, kinds)}")
@@ -164,14 +159,14 @@ def checked_options(kind: str, kinds: Mapping[str, Callable], options: Mapping[s
 
 
 def check_spread(kind: str, options: Mapping[str, Any], rows: int, most: int, needed: int) -> None:
-    """Refuse rows that do not tell the spread within classes to a kind that asks for it.
+    """Refuse rows from which a kind cannot estimate the spread within classes that it needs.
 
     Args:
-        kind: One of `KINDS`.
-        options: Of the kind.
-        rows: That are fitted.
-        most: Examples of the class that has the most.
-        needed: Rows from which a covariance needs no shrinkage: columns and classes together.
+        kind: Name of a kind.
+        options: Options of the kind.
+        rows: Number of rows that are fitted.
+        most: Number of examples of the largest class.
+        needed: The fewest rows of which a covariance needs no shrinkage: columns and classes together.
 
     Raises:
         InputError: classes of one example each, or too few rows for no shrinkage.
@@ -180,11 +175,6 @@ def check_spread(kind: str, options: Mapping[str, Any], rows: int, most: int, ne
         raise InputError(f"{kind}: every class has a single example; the spread within classes needs a class with two")
     if options.get("shrinkage") == 0 and rows < needed:
         raise InputError(f"{kind}: shrinkage=0 with {rows} rows; expected at least {needed}, or some shrinkage")
-
-
-def _class_means(x, labels, weights, classes):
-    _, offsets, _, grand = _means(x, labels, weights, classes)
-    return offsets + grand
 
 
 def _means(x, labels, weights, classes, pseudo_count=0.0):

@@ -2,8 +2,8 @@
 
 Features are whitened by the mean and the standard deviation of the rows that are fitted, a large constant feature takes
 the place of an intercept, and targets are 1 for the class and -1 for the others. One eigendecomposition then serves
-every λ, and one compiled program every draw of rows. What comes out are linear heads on the features as they were
-given: logits are `features @ kernel + bias`.
+every λ, and one compiled program every draw of rows. The results are linear heads on the features as given: logits are
+`features @ kernel + bias`.
 """
 
 from functools import partial
@@ -17,9 +17,8 @@ from jtransfer.kinds import NOT_NEGATIVE, check
 from jtransfer.solvers import checks
 from jtransfer.solvers.draws import drawn, each_draw, labelled
 
-L2 = 2.0**10
 BIAS = 100.0
-"""The protocol's λ and constant feature."""
+"""The constant feature of big_vision's protocol."""
 
 
 def ridge_path(
@@ -32,22 +31,23 @@ def ridge_path(
     weights: Any = None,
     bias: float = BIAS,
 ) -> tuple[jax.Array, jax.Array]:
-    """Ridge regression on targets 1 and -1 for every λ, `min_W |X W - Y|² + λ |W|²` with X whitened, of every draw.
+    """Ridge regression on targets 1 and -1, `min_W |X W - Y|² + λ |W|²` with X whitened, for every draw and λ.
 
     Args:
         features: `[n, d]`.
         labels: `[n]`.
-        l2: λ `[k]`, on the sum over rows.
-        classes: How many there are; None for as many as the largest label says.
-        rows: Draws of rows `[*draws, m]`, as `draws` gives them, fitted one by one; None to fit all rows once.
+        l2: λ `[k]`, on the sum over rows; the protocol's is 1024.
+        classes: Number of classes; None for as many as the largest label says.
+        rows: Draws of rows `[*draws, m]`, as `draws.draws` gives them, fitted one by one; None to fit all rows once.
         weights: 1 for a row of a draw and 0 for padding, `[*draws, m]`; None for no padding.
-        bias: The constant feature. It is penalised too, though hardly so: the larger, the freer the intercept.
+        bias: The constant feature. Its weight is penalised too, but hardly: the larger the feature, the freer the
+            intercept.
 
     Returns:
         Kernels `[*draws, k, d, classes]` and biases `[*draws, k, classes]` on the features as given.
 
     Raises:
-        InputError: features, labels, draws or λ that cannot be used.
+        InputError: features, labels, draws, λ or a bias that cannot be used, or arrays too large to hold.
     """
     features, labels, classes = labelled(features, labels, classes)
     l2 = checks.penalties(np.atleast_1d(np.asarray(l2)))

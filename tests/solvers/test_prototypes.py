@@ -9,7 +9,7 @@ from sklearn.neighbors import NearestCentroid
 
 from jtransfer.errors import InputError
 from jtransfer.solvers import draws
-from jtransfer.solvers.prototypes import KINDS, class_means, prototypes
+from jtransfer.solvers.prototypes import KINDS, prototypes
 
 CLASSES = 3
 
@@ -48,11 +48,6 @@ def unit(x):
 def double():
     with jax.enable_x64(True):
         yield
-
-
-def test_class_means_are_the_means_of_each_class():
-    x, y = data(*TALL)
-    np.testing.assert_allclose(class_means(x, y), means_of(x, y), rtol=1e-12)
 
 
 def test_cosine_prefers_the_class_of_the_nearest_mean_direction():
@@ -166,7 +161,7 @@ X, Y = data(*TALL)
             lambda: prototypes(X[:12], Y[:12], "lda", shrinkage=0.0),
             "lda: shrinkage=0 with 12 rows; expected at least 13",
         ),
-        (lambda: class_means(X, Y * 0), "labels hold only class 0"),
+        (lambda: prototypes(X, Y * 0), "labels hold only class 0"),
     ],
 )
 def test_what_cannot_be_used_is_refused_in_one_line(call, message):
