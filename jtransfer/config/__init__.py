@@ -1,6 +1,6 @@
 """Configs: every key has a default and a kind of values; a file and the command line change some keys.
 
-`defaults` has the keys, `checks` what each may be, `reading` makes a config of a file and of flags.
+`defaults` has the keys, `checks` what each may be, and `reading` makes a config from a file and flags.
 """
 
 from jtransfer.config.checks import check

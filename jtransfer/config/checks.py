@@ -1,4 +1,4 @@
-"""What the values of every key may be: one check, for files, flags and the Python API."""
+"""Which values every key may have: one check for files, flags and the Python API."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -101,7 +101,7 @@ TABLES: dict[str, dict[str, Any]] = {
         "store": TEXT,
     },
 }
-"""For each command and key what its values may be; `optimiser`, `hyper` and `model` depend on more: see `table`."""
+"""For each command and key, which values it may have; `table` adds `optimiser`, `hyper`, `model` and `tasks`."""
 
 WIDTH = whole(1, 2**20)
 MODEL = {
@@ -121,19 +121,25 @@ MODEL = {
     **dict.fromkeys(("dropout", "attention_dropout", "embedding_dropout", "drop_path"), SHARE),
     **dict.fromkeys(("dtype", "param_dtype"), kinds.FLOATS),
 }
-"""Ranges of options that several architectures have; those of the others are their types."""
+"""Ranges of options that several architectures have; any other option may have all values of its type."""
 
 TASK = {"data": NAME, "objective": NAME, "metrics": several(NAME), "weight": kinds.NOT_NEGATIVE}
+"""Which values the keys of one of several tasks may have."""
 OF_ONE_TASK = ("data", "objective", "metrics", "teacher", "smoothing", "mixup")
+"""Keys that a config with several tasks leaves out."""
 OF_PAIRS = ("towers", "cache", "tokenizer", "templates", "crop", "temperature_limit")
+"""Keys of contrastive objectives alone."""
 
 
 def table(command: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """For each key of a command what its values may be, sections as dicts.
+    """For each key of a command, which values it may have: a `Kind`, or a dict for a section of keys.
 
     Args:
         command: A key of `TABLES`.
-        values: Of a config, some keys of which say which others there are.
+        values: The values of a config. Those of `hyper`, `tasks` and `model` say which keys these sections have.
+
+    Raises:
+        InputError: an unknown architecture, or an option without a default that `model` lacks.
     """
     from jtransfer.optimiser import KINDS
 
@@ -153,11 +159,12 @@ def check(command: str, config: Any, place=lambda key: "") -> None:
 
     Args:
         command: "curve", "train", "evaluate" or "advise".
-        config: A `ConfigDict` with every key of the command; of a model's options some may be missing.
+        config: A `ConfigDict` with every key of the command; options of the model may be missing.
         place: From a key, as "load.image", to where its value stands, as "in mine.py".
 
     Raises:
-        InputError: an unknown or missing key, a value of another kind, or a key that does nothing for the objective.
+        InputError: an unknown or missing key, a value of another kind, or a key that is set and does nothing, for the
+            objective, the optimiser, the methods or the tasks that the config names.
     """
     if not hasattr(config, "to_dict"):
         raise InputError(f"config: expected an ml_collections.ConfigDict, found {kinds.shown(config)}")

@@ -13,7 +13,7 @@ LOAD = {
     "tokens": 0,  # that texts are padded or cut to; 0 for the longest of the data
     "trust": (),  # modules of your own, or their files, that the method of a backbone in our own layout may name
 }
-"""How a backbone is loaded: options of `jtransfer.load`."""
+"""How a backbone is loaded: options of `jtransfer.load`, and the length of texts."""
 
 
 def _transfer() -> dict[str, Any]:
@@ -138,13 +138,17 @@ DEFAULTS = {
     "evaluate": evaluate_defaults,
     "advise": advise_defaults,
 }
+"""For each command, the function that gives every key and its default."""
 
 
 def architecture(model: dict[str, Any]) -> dict[str, Any]:
-    """The options of a model, and of its towers, with the defaults of the architectures that it names.
+    """The default options of a model and of its towers.
+
+    Args:
+        model: The section `model` of a config, of which only `architecture` is read, of the model and of each tower.
 
     Raises:
-        InputError: an architecture that is not known.
+        InputError: an unknown architecture.
     """
     from jtransfer.models import MODELS
 

@@ -1,7 +1,7 @@
 """A config from a Python file and flags: the file's values over the defaults, the flags over both, then one check.
 
-The file has `get_config()`, which returns an `ml_collections.ConfigDict` of the keys that it changes. What stands
-behind the path and a colon is given to it as a text.
+The file has `get_config()`, which returns an `ml_collections.ConfigDict` of the keys that it changes. The text behind
+the path and a colon is its argument.
 """
 
 import ast
@@ -23,14 +23,14 @@ from jtransfer.errors import InputError, nearest
 LISTS = ("methods", "metrics", "protocols", "layers", "trust")
 """Keys whose items are texts that hold commas of their own: on the command line a list arrives as one string."""
 LARGEST = 1 << 20
-"""Bytes of a config file."""
+"""The most bytes of a config file."""
 
 
 def load(command: str | None, file: str, overrides: list[str]) -> tuple[str, ConfigDict]:
     """Read a config file, complete it with the defaults, and apply `--config.key=value` flags.
 
     Args:
-        command: A key of `DEFAULTS`; None for "curve" or "train", to tell by the file's keys.
+        command: A key of `DEFAULTS`; None for "train" if the file has a key that "curve" lacks, else "curve".
         file: Path of the config file, with `:argument` behind it where `get_config` takes one.
         overrides: The flags as they stand on the command line.
 
@@ -38,7 +38,7 @@ def load(command: str | None, file: str, overrides: list[str]) -> tuple[str, Con
         The command that the config is for, and the resolved config.
 
     Raises:
-        InputError: a missing or broken file, an unknown key with the nearest valid one, or a value of another kind.
+        InputError: a missing or broken file, a flag that is no `--config.key=value`, or a config that `check` refuses.
     """
     path, values = _read(file)
     flags = [(flag, *_split(flag)) for flag in overrides]
@@ -53,12 +53,20 @@ def load(command: str | None, file: str, overrides: list[str]) -> tuple[str, Con
 
 
 def completed(command: str, values: dict[str, Any]) -> dict[str, Any]:
-    """Some values of a config, and the defaults of all keys that it lacks."""
+    """The values of a config, completed with the defaults of all keys that it lacks.
+
+    Raises:
+        InputError: an unknown architecture.
+    """
     return _over(_defaults(command, values), values)
 
 
 def defaults(command: str, config: ConfigDict) -> dict[str, Any]:
-    """The defaults of all keys of a config, as `resolved` has values; those of its model are of the architecture."""
+    """The default of every key of a config, as plain values; for `model`, the defaults of its architecture.
+
+    Raises:
+        InputError: an unknown architecture.
+    """
     return _as_json(_defaults(command, config.to_dict()))
 
 
@@ -91,7 +99,7 @@ def once(config: ConfigDict, *keys: str) -> ConfigDict:
 
 
 def arguments(text: str) -> dict[str, Any]:
-    """The keys in what stands behind the path of a config file: `FILE:backbone=gpt2,protocols=knn(k=(5, 10))+probe`.
+    """The keys in the text behind the path of a config file: `FILE:backbone=gpt2,protocols=knn(k=(5, 10))+probe`.
 
     Items of a list are joined by `+`, and keys of a section by a dot, as in `load.image=384`.
 
@@ -117,7 +125,7 @@ def arguments(text: str) -> dict[str, Any]:
 
 
 def slug(name: str) -> str:
-    """A name as part of a path: the last piece of a directory's, and nothing that a path cannot have."""
+    """A name as part of a path: the last part of a directory's path, with a hyphen for what a path cannot have."""
     return re.sub(r"[^\w.-]+", "-", name.rstrip("/").rpartition("/")[2]).strip("-") or "unnamed"
 
 
@@ -167,7 +175,7 @@ def _read(file: str) -> tuple[str, dict[str, Any]]:
 
 
 def folder(file: str) -> str:
-    """The folder that a config file lies in, from what names the file on the command line; "" where that is no disk."""
+    """The folder of a config file, given the file as the command line names it; "" if it does not lie on a disk."""
     name, _ = _parts(file)
     return "" if "://" in name else os.path.dirname(os.path.expanduser(name)) or os.curdir
 

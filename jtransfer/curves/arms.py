@@ -21,7 +21,7 @@ from jtransfer.storage.cells import ResultRow
 from jtransfer.train.costs import StepShapes
 
 Cell = Callable[[int, list[int]], list[ResultRow]]
-"""From shots and seeds to one row for each seed."""
+"""From a number of shots and some seeds to one row for each seed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,12 +29,12 @@ class Examples:
     """A dataset, and those of its rows that a curve uses, made ready for its backbone when they are first needed.
 
     Attributes:
-        dataset: The whole.
-        test: Rows of its test split that are reported on.
-        rows: [u] all rows that are used, ascending.
-        prepare: From its inputs to the backbone's.
-        shots: Numbers of labels that the curve has.
-        metrics: What is measured, by name; the first chooses and is what the curve shows.
+        dataset: The whole dataset.
+        test: Rows of the test split that are reported on.
+        rows: `[u]` all rows that are used, ascending.
+        prepare: From inputs of the dataset to inputs of the backbone.
+        shots: Numbers of shots that the curve has.
+        metrics: The metrics by name; the first chooses hyper-parameters and is what the curve shows.
         more: More parts of a batch by name, as a teacher: from inputs and their rows to `[rows, outputs]` float32.
     """
 
@@ -48,7 +48,10 @@ class Examples:
 
     @cached_property
     def on_device(self) -> dict[str, Any]:
-        """The parts of a batch, of `rows`: `inputs` by name, images as bytes where these say all; `labels [u]`."""
+        """The parts of a batch for `rows`: `inputs` by name `[u, ...]`, `labels [u, ...]` and those of `more`.
+
+        Images are kept as bytes where all of their values are exactly those of bytes.
+        """
         arrays = inputs.gathered(self.prepare, self.dataset.inputs, self.rows, coded=True)
         arrays: dict[str, jax.Array | Coded] = jax.device_put(arrays, may_alias=True)
         return {"inputs": arrays, "labels": jnp.asarray(self.dataset.labels[self.rows])} | {
@@ -57,12 +60,12 @@ class Examples:
 
     @cached_property
     def example(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shape and dtype of one of the inputs; no more than one row is made ready for that."""
+        """Shape and dtype of one example of each input, `[1, ...]`; only one row is made ready to tell them."""
         return inputs.example(self.prepare(self.dataset.inputs[self.rows[:1]]))
 
     @cached_property
     def cut(self) -> int:
-        """How many texts among `rows` are longer than what the backbone is given of them."""
+        """How many texts among `rows` are longer than the backbone's inputs, and are cut; only of texts."""
         blocks = np.split(self.rows, range(inputs.BLOCK, len(self.rows), inputs.BLOCK))
         return sum(self.prepare.cut(self.dataset.inputs[rows]) for rows in blocks)
 
@@ -75,7 +78,7 @@ class Examples:
 
     @property
     def metric(self) -> Metric:
-        """The one that chooses."""
+        """The metric that chooses hyper-parameters."""
         return next(iter(self.metrics.values()))
 
     def measured(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -88,7 +91,7 @@ class Examples:
         return np.searchsorted(self.rows, rows)
 
     def drawn(self, shots: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Where the rows for training and for validation stand among `rows`."""
+        """Where the rows for training and for validation stand among `rows`, for one number of shots and one seed."""
         train, validation = few_shot(self.dataset.labels, self.dataset.pool, shots, seed)
         return self.places(train), self.places(validation)
 
@@ -103,9 +106,9 @@ class Training(NamedTuple):
     """A part of an arm's training.
 
     Attributes:
-        name: As reports show it.
-        adapted: The model as it is trained then.
-        shapes: Of its step.
+        name: Name of the part, as reports show it.
+        adapted: The model under the method, in this part.
+        shapes: The step of this part, and its shapes.
     """
 
     name: str
@@ -117,10 +120,10 @@ class Arm(ABC):
     """One method of a curve.
 
     Attributes:
-        name: As the config writes it.
-        examples: What it learns of.
-        how: How it comes to its predictions, in a word of the table.
-        draws: Whether it sees labels; one that does not has a single cell, of no shots.
+        name: Name of the method, as the config writes it.
+        examples: The examples that it learns from.
+        how: How it comes to its predictions, as a row says it: "trained", "solved" or "zero-shot".
+        draws: Whether it sees labels; an arm that sees none has a single cell, at 0 shots.
     """
 
     name: str
@@ -130,14 +133,17 @@ class Arm(ABC):
 
     @abstractmethod
     def compile(self, seeds: int) -> Cell:
-        """Compile it once, for cells of so many seeds; then every cell is a call."""
+        """Compile the arm for cells of `seeds` seeds; then every cell is a call.
+
+        The cell raises an `InputError` for features or heads that are not finite, where nothing is trained by steps.
+        """
 
     @abstractmethod
     def about(self, rows: list[ResultRow]) -> list[str]:
-        """What its rows say, in sentences of the protocol."""
+        """What the rows of the arm say, as sentences of the protocol."""
 
     def training(self) -> list[Training]:
-        """The parts of its training; empty where nothing is trained by steps."""
+        """The parts of the arm's training; empty where nothing is trained by steps."""
         return []
 
     def row(
@@ -154,14 +160,14 @@ class Arm(ABC):
         """A row of results.
 
         Args:
-            shots: Of the cell, and so is `seed`.
-            seed: See `shots`.
-            hyper: The hyper-parameters that were chosen.
-            chosen_by: The metric on the validation rows; None where there were none, or the run diverged.
-            measured: Every metric on the test rows; None where the run diverged.
-            trainable: Parameters that learn.
-            flops: Of one step.
-            seconds: Of one run.
+            shots: Number of shots.
+            seed: Seed of the draw.
+            hyper: The hyper-parameters that were chosen; empty where every trial diverged.
+            chosen_by: The metric on the validation rows; None where there are none, or where every trial diverged.
+            measured: The metrics on the test rows, in the order of `examples.metrics`; None where every trial diverged.
+            trainable: Number of parameters that learn.
+            flops: FLOPs of one training step, or of one forward pass where nothing is trained by steps.
+            seconds: Seconds that one trial took.
         """
         name, metric = next(iter(self.examples.metrics.items()))
         values = [None] * len(self.examples.metrics) if measured is None else map(_defined, measured)

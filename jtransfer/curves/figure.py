@@ -16,14 +16,21 @@ if TYPE_CHECKING:
 BASELINES = {"scratch": "#606060", "pixels": "#8f8f8f"}
 """Methods that use no pretrained weights, and their greys; `scratch(...)` and `scratch + ...` count as scratch."""
 
-
 NO_LABELS = "#333333"
+"""The grey of methods that see no labels."""
 
 
 def figure(results: Results, title: str) -> "Figure":
     """The transfer curves: the metric on test rows against labels per class, with 95% bands, named at their ends.
 
     The state of matplotlib is left as it was: no pyplot, and no style of the user's enters.
+
+    Args:
+        results: Rows; see the top of `report.py`.
+        title: What stands above the axes.
+
+    Raises:
+        InputError: rows that `points.gather` refuses.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

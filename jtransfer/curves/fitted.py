@@ -18,14 +18,14 @@ from jtransfer.train import costs, trials
 
 @dataclass(frozen=True, eq=False)
 class Fitted(Arm):
-    """One method that is solved for.
+    """A method that solves for its head.
 
     Attributes:
-        name: As the config writes it.
-        examples: What it learns of.
-        fit: What it does.
-        backbone: Whose features it reads.
-        batch: Examples of which the cost of a forward pass is told.
+        name: Name of the method, as the config writes it.
+        examples: The examples that it learns from.
+        fit: Solves for the heads.
+        backbone: The backbone whose features it reads.
+        batch: Number of examples in the forward pass whose FLOPs are reported.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Fitted(Arm):
     how = "solved"
 
     def compile(self, seeds: int) -> Cell:
-        """See `Arm`; all draws of a cell are fitted in one program."""
+        """Read the features and compile the test; the cell fits the heads of all seeds in one program."""
         examples, backbone, features = self.examples, self.backbone, self.features
         tree, labels = backbone.params | backbone.state, examples.on_device["labels"]
         test = examples.places(examples.test)
@@ -68,7 +68,7 @@ class Fitted(Arm):
 
     @cached_property
     def features(self) -> jax.Array:
-        """Of all rows that are used `[u, d]`, float32."""
+        """Features of all rows that are used, `[u, d]` float32."""
         examples, backbone = self.examples, self.backbone
 
         @jax.jit
@@ -81,7 +81,7 @@ class Fitted(Arm):
         return read(backbone.params | backbone.state, examples.on_device["inputs"]).astype(jnp.float32)
 
     def heads(self, shots: int, seeds: list[int]) -> fits.FewShotHeads:
-        """The head of each seed, of which validation chose what there is to choose."""
+        """The head of each seed, with the hyper-parameters that validation chose; arrays begin with `[seeds]`."""
         examples = self.examples
         draws = zip(*(examples.drawn(shots, seed) for seed in seeds), strict=True)
         padded = [_padded(part, size) for part, size in zip(draws, examples.most, strict=True)]
@@ -89,32 +89,36 @@ class Fitted(Arm):
         return self.fit.call(self.features, labels, len(examples.dataset.classes), *padded, examples.metric)
 
     def about(self, rows: list[ResultRow]) -> list[str]:
-        """See `Arm`."""
+        """One sentence that says how the heads are solved for."""
         return [f"{self.name}: solved on frozen features; {self.fit.how}."]
 
 
 def is_fit(name: str) -> bool:
-    """Whether a config's method is one that is fitted."""
+    """Whether the text of a method names a fit alone, as `ridge` or `prototypes('lda')`; a phase of it does not."""
     return ">>" not in name and name.partition("(")[0].strip() in fits.FITS
 
 
 def build(name: str, examples: Examples, backbone: checkpoints.Backbone, batch: int) -> Fitted:
-    """The arm of a method that is fitted.
+    """The arm of a method that solves for its head.
 
     Args:
-        name: As the config writes it.
-        examples: What it learns of.
-        backbone: Whose features it reads.
-        batch: Examples of which the cost of a forward pass is told.
+        name: The method, as the config writes it.
+        examples: The examples that it learns from.
+        backbone: The backbone whose features it reads.
+        batch: Number of examples in the forward pass whose FLOPs are reported.
 
     Raises:
-        InputError: an unknown one, one that needs more examples than the fewest shots, or data without classes.
+        InputError: an unknown fit or option, data without one class a row, or fewer shots than the fit needs.
     """
     return of_fit(name, fits.parse(name), examples, backbone, batch)
 
 
 def of_fit(name: str, fit: fits.Fit, examples: Examples, backbone: checkpoints.Backbone, batch: int) -> Fitted:
-    """The arm of a fit; arguments and errors are those of `build`."""
+    """The arm of a fit that is parsed already; its other arguments are those of `build`.
+
+    Raises:
+        InputError: data without one class a row, or fewer shots than the fit needs.
+    """
     if examples.dataset.targets != "classes":
         raise InputError(
             f"config.methods: '{name}' is of one class a row, which {examples.dataset.name} has not; leave it out"

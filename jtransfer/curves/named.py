@@ -19,13 +19,13 @@ ZERO_SHOT = "zero_shot"
 
 @dataclass(frozen=True, eq=False)
 class ZeroShotArm(Arm):
-    """Without any label: the class names as a dual encoder reads them, or the source head's outputs of these names.
+    """The arm without labels: a dual encoder reads the class names, or a source head has outputs of these names.
 
     Attributes:
-        examples: What is told apart.
-        backbone: Whole, both towers of a dual encoder.
-        templates: Texts with {} for a name.
-        batch: Examples of which the cost of a forward pass is told.
+        examples: The examples whose test rows are classified.
+        backbone: The backbone with its source head, or a dual encoder with both towers.
+        templates: Texts with {} for the name of a class.
+        batch: Number of examples in the forward pass whose FLOPs are reported.
     """
 
     examples: Examples
@@ -38,7 +38,7 @@ class ZeroShotArm(Arm):
     draws = False
 
     def compile(self, seeds: int) -> Cell:
-        """See `Arm`."""
+        """Make the one cell of the arm, whatever the seeds: it classifies the test rows and gives one row."""
         examples, backbone = self.examples, self.backbone
         whole, tree = backbone.whole, backbone.params | backbone.state
         test, labels = examples.places(examples.test), examples.dataset.labels[examples.test]
@@ -65,7 +65,7 @@ class ZeroShotArm(Arm):
         return cell
 
     def about(self, rows: list[ResultRow]) -> list[str]:
-        """See `Arm`."""
+        """One sentence that says what classifies, and which templates a dual encoder reads."""
         if not is_dual(self.backbone):
             return [f"{ZERO_SHOT}: the outputs of the source head that have the classes' names; no label is seen."]
         many = len(self.templates)
@@ -74,10 +74,11 @@ class ZeroShotArm(Arm):
 
 
 def build(examples: Examples, backbone: checkpoints.Backbone, templates: tuple[str, ...], batch: int) -> ZeroShotArm:
-    """The arm, for a backbone that can name the classes of a dataset; arguments are those of `ZeroShotArm`.
+    """The arm of a backbone that knows the classes of a dataset by name; arguments are those of `ZeroShotArm`.
 
     Raises:
-        InputError: a dual encoder without a tokenizer, templates that are none, or a source head without a class.
+        InputError: a dual encoder without a tokenizer, a template without {}, or a source head without one of the
+            classes.
     """
     if is_dual(backbone):
         by_names.check(backbone)
@@ -88,10 +89,14 @@ def build(examples: Examples, backbone: checkpoints.Backbone, templates: tuple[s
 
 
 def templates(file: str) -> tuple[str, ...]:
-    """Those of a file; the usual ones where the name is empty."""
+    """The templates in a file; `zero_shot.TEMPLATES` where the name is empty.
+
+    Raises:
+        InputError: no such file, or a file that is no list of texts.
+    """
     return by_names.read_texts(file) if file else by_names.TEMPLATES
 
 
 def is_dual(backbone: checkpoints.Backbone) -> bool:
-    """Whether it has towers of both images and texts."""
+    """Whether a backbone has towers of both images and texts."""
     return {"pixel_values", "input_ids"} <= backbone.config.inputs.keys()

@@ -1,4 +1,4 @@
-"""What the rows of a curve come to: a point for each method and number of shots, and what it is of."""
+"""The points of a curve: the mean of a metric and its interval for each method and number of shots."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,16 +8,17 @@ from jtransfer.errors import InputError
 from jtransfer.storage.cells import ACCURACY, value
 
 Results = Sequence[Mapping]
+"""Rows of a curve; see the top of `report.py`."""
 
 
 class Point(NamedTuple):
     """The metric of one method at one number of shots.
 
     Attributes:
-        mean: Over seeds; nan where all diverged.
-        half: Half width of the 95% interval of the mean, in the same unit; nan for one seed.
+        mean: Mean over seeds; nan where all diverged.
+        half: Half width of the 95% interval of the mean, in the unit of `mean`; nan for one seed.
         n: Number of seeds in the mean.
-        diverged: Number of seeds that are not, as none of their trials stayed finite.
+        diverged: Number of seeds that have no value, as none of their trials stayed finite.
     """
 
     mean: float
@@ -27,12 +28,12 @@ class Point(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """What the points of a report are of.
+    """The metric that a report shows.
 
     Attributes:
-        metric: Its name.
-        better: "higher" or "lower".
-        unit: "%" for shares, or "".
+        metric: Name of the metric.
+        better: Which values are better, "higher" or "lower".
+        unit: The unit in which values are shown: "%" for shares, or "".
     """
 
     metric: str
@@ -41,21 +42,21 @@ class Shown(NamedTuple):
 
     @classmethod
     def of(cls, results: Results) -> "Shown":
-        """Of some rows, as their first has it."""
+        """The metric of some rows, at least one, as the first of them says; accuracy where it says nothing."""
         return cls(**{key: results[0].get(key, usual) for key, usual in ACCURACY.items()})
 
     @property
     def words(self) -> str:
-        """What it is called, as "accuracy" or "mean per class"."""
+        """The name in words, as "accuracy" or "mean per class"."""
         return self.metric.replace("_", " ")
 
     def text(self, value: float) -> str:
-        """A value as it is shown: shares to a tenth of a percent, others to three digits."""
+        """A scaled value as it is shown: shares to a tenth of a percent, others to three digits."""
         return f"{value:.1f}" if self.unit else f"{value:.3g}"
 
     @property
     def scale(self) -> int:
-        """What values are multiplied by."""
+        """The factor that values are multiplied by before they are shown."""
         return 100 if self.unit else 1
 
 
@@ -66,6 +67,9 @@ def interval(values: Iterable[float]) -> tuple[float, float]:
 
     >>> interval([0.5, 0.7])
     (0.6, 1.2706...)
+
+    Raises:
+        InputError: no values.
     """
     values = list(values)
     n = len(values)
@@ -84,8 +88,8 @@ def gather(results: Results) -> dict[tuple[str, int], Point]:
     """The cells of the report: `{("probe", 5): Point(mean=0.91, half=0.012, n=5)}`, in order of first appearance.
 
     Raises:
-        InputError: no rows, a seed that stands twice in a cell (it would narrow the interval for nothing), or a
-            share outside -1..1.
+        InputError: no rows, rows of different metrics, a seed that stands twice in a cell (it would narrow the interval
+            for nothing), or a share outside -1..1.
     """
     cells: dict[tuple[str, int], dict[int, float | None]] = {}
     shown = Shown.of(results) if results else Shown(**ACCURACY)
@@ -112,18 +116,18 @@ def gather(results: Results) -> dict[tuple[str, int], Point]:
 
 
 def shown_points(results) -> dict[tuple[str, int], Point]:
-    """The points as they are shown: shares in %."""
+    """The points of `gather` as they are shown: shares in %."""
     scale = Shown.of(results).scale if results else 1
     return {cell: p._replace(mean=scale * p.mean, half=scale * p.half) for cell, p in gather(results).items()}
 
 
 def by_rows(results) -> bool:
-    """Whether shots are rows altogether, of data that have not one class a row."""
+    """Whether shots count all training rows, not rows of each class: of data without one class a row."""
     return any(row.get("labels") == "rows" for row in results)
 
 
 def methods_of(points: Mapping[tuple[str, int], Point]) -> list[str]:
-    """Those that have points, in order of first appearance."""
+    """Methods that have points, in order of first appearance."""
     return list(dict.fromkeys(method for method, _ in points))
 
 
@@ -133,5 +137,5 @@ def shots_of(points: Mapping[tuple[str, int], Point]) -> list[int]:
 
 
 def seeds_text(n: int) -> str:
-    """As "1 seed" or "5 seeds"."""
+    """A number of seeds in words, as "1 seed" or "5 seeds"."""
     return f"{n} seed" if n == 1 else f"{n} seeds"

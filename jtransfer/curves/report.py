@@ -1,11 +1,14 @@
 """Results -> table and figure: the transfer curve of each method, with its cost and an honest interval.
 
 Results are rows, one for each (method, shots, seed). A report reads these fields of a row:
-`method`, `how` it comes to its predictions, `shots` (training labels a class, or `labels` altogether: "rows"; 0
-without), `seed`, `metric`
-(with `better` and `unit`, see `cells.value`), its value under `test_...` (None where every trial diverged),
-`trainable` (parameters that learn) and `flops_per_step` (of one compiled training step, or None where the compiler
-tells none).
+
+    method                  the method, as the config writes it
+    how                     how it comes to its predictions: "trained", "solved" or "zero-shot"
+    shots                   training labels of each class, or of all rows where `labels` is "rows"; 0 without labels
+    seed                    the seed of the draw
+    metric, better, unit    what is shown, as in `points.Shown`; its value is `test_METRIC`, None where all diverged
+    trainable               parameters that learn
+    flops_per_step          FLOPs of one training step, or of one forward pass where none is trained; None if unknown
 """
 
 import math
@@ -46,6 +49,9 @@ def table_markdown(results: Results, protocol: Sequence[str]) -> str:
     Args:
         results: Rows; see the top of this file.
         protocol: One sentence for each thing that a reader must know to repeat the numbers.
+
+    Raises:
+        InputError: rows that `gather` refuses.
     """
     points = shown_points(results)
     look = Shown.of(results)
@@ -71,7 +77,11 @@ def table_markdown(results: Results, protocol: Sequence[str]) -> str:
 
 
 def terminal_table(results: Results) -> "Table":
-    """The same table for a terminal, with each half width under its mean: seven numbers of shots fit 80 columns."""
+    """The table of `table_markdown` for a terminal, each half width under its mean: 7 numbers of shots fit 80 columns.
+
+    Raises:
+        InputError: rows that `gather` refuses.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -97,7 +107,18 @@ def terminal_table(results: Results) -> "Table":
 
 
 def write(results: Results, workdir: epath.PathLike, protocol: Sequence[str], title: str) -> None:
-    """Write `curve.png`, `curve.svg` and `table.md` into `workdir`, a directory or an object store's prefix."""
+    """Write `curve.png`, `curve.svg` and `table.md`.
+
+    Args:
+        results: Rows; see the top of this file.
+        workdir: A directory or an object store's prefix.
+        protocol: The sentences under the table, as `table_markdown` takes them.
+        title: The title of the figure.
+
+    Raises:
+        InputError: rows that `gather` refuses; nothing is written then.
+        MachineError: a file cannot be written.
+    """
     workdir = epath.Path(workdir)
     # All is rendered before anything is written, so that an error leaves the last report whole.
     table, drawn = table_markdown(results, protocol), figure(results, title)

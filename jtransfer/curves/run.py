@@ -37,12 +37,16 @@ from jtransfer.storage.cells import Cells, ResultRow, of_source
 from jtransfer.train import tried
 
 LISTS = ("methods", "shots")
+"""Keys whose lists have each item once."""
 GROWS = (*LISTS, "seeds")
+"""Keys that may grow from run to run in one directory."""
 FREE = ("parallel",)
 """Keys that change no result."""
 
 Key = tuple[str, int, int]
+"""Method, shots and seed of a row."""
 OnCell = Callable[[str, int | None, list[ResultRow], int], None]
+"""What `run` calls before and after its parts, as `on_cell(method, shots, rows, left)`."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +54,15 @@ class Curve:
     """A curve with everything checked and nothing compiled.
 
     Attributes:
-        config: The resolved config.
-        examples: The target task, and the rows of it that are used.
-        backbone: What is transferred; of a dual encoder both towers.
-        objective: What the methods that train learn.
-        recipe: How they are trained.
-        arms: One for each method, in the config's order.
-        fingerprints: Of the data, of the backbone with what makes its inputs, and of the templates, if a file has them.
-        modules: Of each method that names modules of the user's, their digests by name.
+        config: The config, each method and number of shots once.
+        examples: The target dataset, and the rows of it that are used.
+        backbone: The backbone that is transferred; of a dual encoder both towers.
+        objective: What the methods that train by steps learn.
+        recipe: How these methods are trained.
+        arms: One arm for each method, in the config's order.
+        fingerprints: Fingerprints by `data`, `backbone`, `preprocessing` (what makes its inputs), `templates` and
+            `teacher`, where there are any.
+        modules: For each method that uses modules of the user's, their digests by name.
     """
 
     config: Any
@@ -71,7 +76,7 @@ class Curve:
 
     @property
     def dataset(self) -> sources.Dataset:
-        """The target task."""
+        """The target dataset."""
         return self.examples.dataset
 
 
@@ -79,11 +84,11 @@ def prepare(config, dataset: sources.Dataset | None = None) -> Curve:
     """Load data and backbone, and build every method of a config.
 
     Args:
-        config: With all keys of `jtransfer.config.curve_defaults`.
-        dataset: Instead of the one that the config names, as with other rows for testing.
+        config: A config with all keys of `jtransfer.config.curve_defaults`.
+        dataset: A dataset to use instead of the config's, as one with other test rows; None to load the config's.
 
     Raises:
-        InputError: whatever in the config cannot be run, before any compilation.
+        InputError: a config that cannot be run. It is raised before any compilation.
     """
     configs.check("curve", config)
     config = configs.once(config, *LISTS)
@@ -148,10 +153,10 @@ def prepare(config, dataset: sources.Dataset | None = None) -> Curve:
 
 
 def check(config, directory: epath.PathLike) -> None:
-    """Refuse a directory that a config cannot have, before anything is loaded.
+    """Refuse a directory in which a config cannot run, before anything is loaded.
 
     Raises:
-        InputError: it belongs to another config, or it is none; or the config is none.
+        InputError: the config cannot be run; the directory belongs to another config, or a file has its place.
         MachineError: nothing can be written there.
     """
     configs.check("curve", config)
@@ -160,7 +165,12 @@ def check(config, directory: epath.PathLike) -> None:
 
 
 def check_prepared(curve: Curve, directory: epath.PathLike) -> None:
-    """`check` of a curve that is prepared, and of its data and backbone too."""
+    """Refuse a directory in which a prepared curve cannot run, as its config, data or backbone are others.
+
+    Raises:
+        InputError: the directory belongs to another config, data or backbone.
+        MachineError: nothing can be written there.
+    """
     plain = _plain(curve.config) | {"fingerprints": curve.fingerprints}
     workdir.check(epath.Path(directory), plain, configs.defaults("curve", curve.config), GROWS)
 
@@ -173,13 +183,14 @@ def run(curve: Curve, directory: epath.PathLike, on_cell: OnCell) -> list[Result
     """Do the cells that are missing in a directory, and return every row that it then holds.
 
     Args:
-        curve: What to do.
-        directory: The run's, local or in an object store.
+        curve: The curve.
+        directory: The directory of the run, local or in an object store.
         on_cell: Called as `on_cell(method, shots, rows, left)`: before a method compiles (no shots, no rows), before
             each cell (no rows) and after it; `left` is the number of cells still to do.
 
     Raises:
         InputError: the directory belongs to another config, or a file of the data cannot be read.
+        MachineError: the directory cannot be written.
         Unfinished: some methods cannot be run on this data; the rows of the others are written, and in the error.
     """
     directory, plain = epath.Path(directory), _plain(curve.config) | {"fingerprints": curve.fingerprints}
@@ -265,7 +276,12 @@ def _labels(dataset, shots) -> str:
 
 
 def protocol(curve: Curve, rows: list[ResultRow]) -> list[str]:
-    """What the numbers mean, in sentences: data, labels, choice of hyper-parameters and its edges."""
+    """What the numbers mean, in sentences: data, labels, choice of hyper-parameters, backbone, and each method.
+
+    Args:
+        curve: The curve.
+        rows: The rows that `run` returned.
+    """
     config, dataset, examples = curve.config, curve.dataset, curve.examples
     part = len(examples.test) < len(dataset.test)
     tested = f"{len(examples.test)} of the {len(dataset.test)}" if part else f"the {len(dataset.test)}"

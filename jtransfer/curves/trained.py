@@ -31,12 +31,12 @@ class Recipe:
     """How a curve trains its methods.
 
     Attributes:
-        optimiser: Options of the optimiser, where the grid has no others.
-        steps: Of each trial, where `hyper` has no others.
-        batch: Examples of a step.
-        hyper: By method, family of methods or "default": lists of the rates and decays that are searched, and the
-            steps and rates of its phases.
-        parallel: Trials that run side by side at most; 0 for all.
+        optimiser: Options of the optimiser, which `hyper` overrides.
+        steps: Number of steps of each trial, which `hyper` overrides.
+        batch: Number of examples in a step.
+        hyper: By method, family of methods or "default": lists of the rates and decays that are searched, the number of
+            steps, and the steps and rates of the phases.
+        parallel: The most trials that run side by side; 0 for all.
     """
 
     optimiser: Optimiser
@@ -48,19 +48,19 @@ class Recipe:
 
 @dataclass(frozen=True, eq=False)
 class Trained(Arm):
-    """One method that is trained.
+    """A method that is trained by steps.
 
     Attributes:
-        name: As the config writes it.
-        examples: What it learns of.
-        adapted: The model that it trains.
+        name: Name of the method, as the config writes it.
+        examples: The examples that it learns from.
+        adapted: The model under the method.
         objective: What it learns.
-        optimiser: Its options.
-        plan: Steps and rates of its phases, in each trial.
+        optimiser: Options of the optimiser.
+        plan: Steps and rates of the phases, in each trial.
         grid: Every combination of the hyper-parameters that are searched.
-        batch: Examples of a step.
-        solved: What finds the head of each seed before the first step; empty where it starts as any head.
-        parallel: Bounds how many trials run side by side; the others wait their turn in the same program. 0 for all.
+        batch: Number of examples in a step.
+        solved: Solves for the head of each seed before the first step; empty where heads start as the model says.
+        parallel: The most trials that run side by side in the program, while the others wait; 0 for all.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Trained(Arm):
     how = "trained"
 
     def compile(self, seeds: int) -> Cell:
-        """See `Arm`."""
+        """Compile a cell into one program: the trials of all seeds and hyper-parameters, and the test of the best."""
         adapted, examples, many = self.adapted, self.examples, self.parallel
         trial = make_trial(adapted, self.objective, self.optimiser, self.plan, examples.metric)
         test = examples.places(examples.test)
@@ -127,7 +127,7 @@ class Trained(Arm):
         return cell
 
     def about(self, rows: list[ResultRow]) -> list[str]:
-        """See `Arm`."""
+        """Sentences on how the method was trained, what was searched, how often an edge was best, and what diverged."""
         said = diverged(self.name, rows)
         rows = [row for row in rows if row["hyper"]]
         searched = {key: sorted({point[key] for point in self.grid}) for key in self.grid[0]}
@@ -144,17 +144,17 @@ class Trained(Arm):
         return [*said, f"{self.name}: {how}, {grid}{edge}."]
 
     def training(self) -> list[Training]:
-        """See `Arm`."""
+        """The phases of the method, each with its step."""
         named = methods.named_phases(self.name, self.adapted)
         return [Training(name, phase, self._step(phase)) for name, phase in named]
 
     @property
     def trainable(self) -> int:
-        """Parameters that learn."""
+        """Number of parameters that learn, in any phase."""
         return size(partition(self.adapted.shapes, self.adapted.rates)[0])
 
     def flops_per_step(self) -> float:
-        """Of one step; of a method with phases, those of all its steps over their number."""
+        """FLOPs of one step; of a method with phases, the mean over all steps of a trial."""
         return costs.flops_per_step([self._step(phase) for phase in self.adapted.phases], self.plan)
 
     def _step(self, phase):
@@ -176,14 +176,14 @@ class Trained(Arm):
 def build(
     name: str, examples: Examples, backbone: checkpoints.Backbone, objective: Objective, recipe: Recipe
 ) -> Trained:
-    """The arm of a method that trains.
+    """The arm of a method that trains by steps.
 
     Args:
-        name: As the config writes it.
-        examples: What it learns of.
-        backbone: What it starts from.
+        name: The method, as the config writes it; "pixels" trains a linear head on pixels, without the backbone.
+        examples: The examples that it learns from.
+        backbone: The backbone that it starts from.
         objective: What it learns.
-        recipe: How.
+        recipe: How it is trained.
 
     Raises:
         InputError: hyper-parameters that cannot be searched, or a method or objective that does not fit the backbone.
@@ -211,7 +211,15 @@ def build(
 
 
 def diverged(name: str, rows: list[ResultRow]) -> list[str]:
-    """In a sentence, which seeds of a method have no result, because no trial of them stayed finite."""
+    """A sentence on the seeds of a method that have no result, because none of their trials stayed finite.
+
+    Args:
+        name: The method.
+        rows: The rows of the method.
+
+    Returns:
+        One sentence, or none where every seed has a result.
+    """
     of_each: dict[int, int] = {}
     for row in rows:
         if value(row) is None:

@@ -14,20 +14,23 @@ from jtransfer.storage.cells import value
 
 ZERO_SHOT = "zero_shot"
 RESAMPLES = 2000
+"""How often seeds are drawn anew for an interval."""
 
 
 @dataclass(frozen=True)
 class Worth:
-    """Labels per class with which a method reaches the accuracy that needs none.
+    """Labels per class with which a method reaches the metric of a reference that needs no labels.
+
+    The 95% interval is over seeds, for the test rows that there are. It is a bootstrap whose means are spread out as
+    Student's t has it, because a bootstrap of few seeds is too narrow.
 
     Attributes:
-        labels: Of the mean over seeds; 0 where it is reached with the fewest shots that were run, infinite where it is
-            not reached with the most.
-        low: Of the 95% interval over seeds, for the test rows that there are; nan for a single seed. Means of resampled
-            seeds are spread out as Student's t has it, for a bootstrap of a few is too narrow.
-        high: See `low`.
-        fewest: Shots that were run, from ...
-        most: ... to.
+        labels: Labels with which the mean over seeds reaches the reference; 0 where the fewest shots that were run
+            reach it, infinite where the most do not.
+        low: Lower end of the interval of `labels`; nan for a single seed.
+        high: Upper end of the interval of `labels`; nan for a single seed.
+        fewest: The fewest shots that were run.
+        most: The most shots that were run.
     """
 
     labels: float
@@ -52,6 +55,9 @@ def worth(rows: Sequence[Mapping], reference: str = ZERO_SHOT) -> dict[str, Wort
     Args:
         rows: Results of a curve; see the top of `report.py`.
         reference: The method without labels; without a row of it nothing is returned.
+
+    Returns:
+        By method, in order of first appearance. Rows that diverged do not count.
     """
     from scipy.special import ndtri, stdtrit  # quantiles, as those of scipy.stats, whose import takes a second
 
@@ -84,7 +90,12 @@ def _up(row) -> float:
 
 
 def crossing(shots: Sequence[int], accuracies: Sequence[float], level: float) -> float:
-    """Shots at which a curve first reaches a level, linear in the logarithm of the shots.
+    """Shots at which a curve first reaches a level, by interpolation that is linear in the logarithm of the shots.
+
+    Args:
+        shots: Numbers of shots, ascending.
+        accuracies: The metric at each number of shots, higher values being better.
+        level: The metric to reach.
 
     >>> crossing([1, 4], [0.5, 0.7], 0.6)
     2.0

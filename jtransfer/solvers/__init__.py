@@ -1,1 +1,1 @@
-"""Linear heads on frozen features, each at its optimum: what probes, curves and solved phases share."""
+"""Solvers of linear heads on frozen features: what evaluations, curves and solved phases share."""

@@ -1,4 +1,4 @@
-"""What every evaluation asks of features, labels and names; where something cannot be, one line before any compile."""
+"""Checks of features, labels and names: an input that cannot be used is one line of error before any compile."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ def features(x: Any, what: str = "features", *, alike: bool = False) -> Any:
     """Check that features are `[n, d]` finite floats whose rows are not all equal, and give them back unchanged.
 
     Args:
-        x: An array of NumPy or JAX, or something that `np.asarray` takes.
+        x: An array of NumPy or JAX, or a value that `np.asarray` takes.
         what: Name of the features, for the error.
-        alike: Whether all rows may be equal, as of queries.
+        alike: Whether all rows may be equal, as those of queries may.
 
     Raises:
         InputError: another shape or type, no row, NaN or infinity, rows that are all alike, or numbers so large that
@@ -49,7 +49,12 @@ LARGE = 1e16
 
 
 def same_width(x: Any, y: Any, what: tuple[str, str]) -> None:
-    """Refuse to compare features `[n, d]` of different width.
+    """Refuse to compare features `[n, d]` of different widths.
+
+    Args:
+        x: Features.
+        y: Other features.
+        what: Names of both, for the error.
 
     Raises:
         InputError: the widths differ; the error names both.
@@ -59,27 +64,27 @@ def same_width(x: Any, y: Any, what: tuple[str, str]) -> None:
 
 
 def floats(x: Any) -> jax.Array:
-    """Features on the device, of at least float32."""
+    """Features on the device, in float32 or in their own wider type."""
     return jnp.asarray(x, jnp.result_type(x, jnp.float32))
 
 
 CLASSES = 2**16
-"""Classes that labels may speak of by their largest number alone, however few rows there are."""
+"""The most classes that a largest label may stand for, however few rows there are."""
 
 
 def labels(y: Any, rows: int, classes: int | None = None, what: str = "labels", *, alike: bool = False) -> np.ndarray:
-    """Labels `[n]` as int32, if each is an index of a class and at least two classes are there.
+    """Labels `[n]` as int32, if each is the number of a class and at least two classes are there.
 
     Args:
-        y: Integers.
-        rows: How many there must be.
-        classes: How many classes there are; None for as many as the largest label says.
-        what: What they are, for the error.
-        alike: Whether all may be of one class, as those of queries may.
+        y: Integers `[n]`.
+        rows: The n that is expected.
+        classes: Number of classes; None for as many as the largest label says.
+        what: Name of the labels, for the error.
+        alike: Whether all labels may be of one class, as those of queries may.
 
     Raises:
-        InputError: strings or floats, another number of them, a number out of range, or a single class; or numbers that
-            stand for things, and not for one class after another.
+        InputError: a number of classes that is no whole number above 0, strings or floats, another number of labels, a
+            label out of range, a single class, or numbers that do not count classes from 0, as catalogue numbers.
     """
     if classes is not None and not (isinstance(classes, int | np.integer) and 1 <= classes < 2**31):
         raise InputError(f"{what}: classes is {classes!r}; expected a whole number above 0")
@@ -105,10 +110,15 @@ def labels(y: Any, rows: int, classes: int | None = None, what: str = "labels", 
 
 
 def one_after_another(count: int, rows: int, what: str) -> None:
-    """Refuse labels whose largest number would make far more classes than there are rows, as catalogue numbers.
+    """Refuse labels whose largest number makes far more classes than there are rows, as catalogue numbers do.
+
+    Args:
+        count: The largest label and 1.
+        rows: Number of labels.
+        what: Name of the labels, for the error.
 
     Raises:
-        InputError: saying how to make labels of them.
+        InputError: more than `CLASSES` classes and more classes than rows; the error says how to make labels.
     """
     if count > max(CLASSES, rows):
         raise InputError(
@@ -124,21 +134,26 @@ def members(y: np.ndarray, classes: int) -> list[np.ndarray]:
 
 
 NUMBERS = 2**30
-"""That one array of an evaluation may hold: 4 GiB in float32."""
+"""The most numbers that one array may hold: 4 GiB in float32."""
 
 
 def fits(count: int, what: str, instead: str) -> None:
     """Refuse to hold more than `NUMBERS` numbers at once.
 
+    Args:
+        count: How many numbers.
+        what: What the numbers are, for the error.
+        instead: What can be done instead, for the error.
+
     Raises:
-        InputError: with what can be done instead.
+        InputError: there are more.
     """
     if count > NUMBERS:
         raise InputError(f"{what} are {count:,} numbers, at most {NUMBERS:,} are held at once; {instead}")
 
 
 def penalties(values: Any, what: str = "l2 is") -> np.ndarray:
-    """Penalties `[k]` in float64, if each is finite and above 0.
+    """Penalties `[k]` in float64, if each is finite and above 0; `what` begins the error.
 
     Raises:
         InputError: a penalty that is not finite or not above 0, or no penalty at all.
@@ -196,7 +211,7 @@ def names(values: Sequence[str], what: str = "class names") -> tuple[str, ...]:
     """Names of classes, if each is a text of its own.
 
     Raises:
-        InputError: none at all, something that is no text, an empty name, or one that stands twice.
+        InputError: no names, a value that is no text, an empty name, or a name that stands twice.
     """
     values = tuple(values)
     if not values:
@@ -213,8 +228,14 @@ def names(values: Sequence[str], what: str = "class names") -> tuple[str, ...]:
 def shots(y: np.ndarray, needed: int, what: str, classes: int) -> None:
     """Refuse to draw `needed` examples of a class that has fewer.
 
+    Args:
+        y: Labels `[n]`.
+        needed: Examples of each class that are drawn.
+        what: Name of the labels, for the error.
+        classes: Number of classes.
+
     Raises:
-        InputError: naming the class with the fewest.
+        InputError: a class has too few examples; the error names the class with the fewest.
     """
     counts = np.bincount(y, minlength=classes)
     if counts.min() < needed:

@@ -14,8 +14,9 @@ from jtransfer.kinds import check, whole
 from jtransfer.solvers import checks
 
 SHOTS = (1, 5, 10, 25)
+"""Examples of each class in big_vision's protocol."""
 SEEDS = (0, 1, 2)
-"""Examples of a class, and draws, in big_vision's protocol."""
+"""Seeds of the draws in big_vision's protocol."""
 
 
 def draws(
@@ -23,20 +24,21 @@ def draws(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The rows that big_vision draws for every number of shots and every seed.
 
-    One `numpy.random.default_rng(seed)` shuffles the rows of class after class; a draw takes the first of each. So the
-    draws of one seed are nested. Short draws are padded at the end by row 0 with weight 0.
+    One `numpy.random.default_rng(seed)` shuffles the rows of class after class; a draw takes the first rows of each. So
+    the draws of one seed are nested. Short draws are padded at the end by row 0 with weight 0.
 
     Args:
-        labels: `[n]`.
-        shots: Examples of each class.
-        seeds: One draw each.
-        classes: How many there are; None for as many as the largest label says.
+        labels: `[n]` integers.
+        shots: Numbers of examples of each class.
+        seeds: Seeds, each of which gives one draw for each number of shots.
+        classes: Number of classes; None for as many as the largest label says.
 
     Returns:
-        Rows `[shots, seeds, m]` and weights of the same shape, with m = classes * the most shots.
+        Rows `[shots, seeds, m]` and weights `[shots, seeds, m]`, with m = classes * the most shots.
 
     Raises:
-        InputError: a class with fewer examples than the most shots, or no shots.
+        InputError: labels that cannot be used, a class with fewer examples than the most shots, no shots or a number
+            of shots below 1, or a seed that is no whole number of at least 0.
     """
     labels = checks.labels(labels, len(labels), classes)
     classes = classes or int(labels.max()) + 1
@@ -59,17 +61,27 @@ def draws(
 def labelled(
     features: Any, labels: Any, classes: int | None, *, alike: bool = False
 ) -> tuple[jax.Array, np.ndarray, int]:
-    """Checked features as an array of at least float32, checked labels, and the number of classes."""
+    """Checked features `[n, d]` of at least float32, checked labels `[n]`, and the number of classes.
+
+    Raises:
+        InputError: features or labels that `checks` refuses.
+    """
     features = checks.floats(checks.features(features, alike=alike))
     labels = checks.labels(labels, len(features), classes, alike=alike)
     return features, labels, classes or int(labels.max()) + 1
 
 
 def drawn(rows: Any, weights: Any, n: int) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Checked draws `[*draws, m]` of n rows, and weights of the same shape.
+    """Checked draws of n rows `[*draws, m]`, and their weights `[*draws, m]`; None for both without draws.
+
+    Args:
+        rows: Draws; None for none.
+        weights: 1 for a row of a draw and 0 for padding; None for no padding.
+        n: Number of rows that there are.
 
     Raises:
-        InputError: rows that are none, or weights that are not 0 or 1, or leave a draw empty.
+        InputError: rows that are no integers 0..n-1; or weights without rows, of another shape, that are not 0 or 1, or
+            that leave a draw empty.
     """
     if rows is None:
         if weights is not None:
@@ -87,7 +99,17 @@ def drawn(rows: Any, weights: Any, n: int) -> tuple[np.ndarray | None, np.ndarra
 
 
 def each_draw(solve: Callable, rows: jax.Array, weights: jax.Array, width: int) -> Any:
-    """`solve(rows [m], weights [m])` of every draw `[*draws, m]`, side by side while 256 MiB hold their features."""
+    """`solve(rows [m], weights [m])` for every draw: as many draws side by side as 256 MiB hold features of.
+
+    Args:
+        solve: From the rows and weights of a draw to a tree of arrays.
+        rows: `[*draws, m]`.
+        weights: `[*draws, m]`.
+        width: Number of features of a row.
+
+    Returns:
+        The tree, each array with `[*draws]` before its own axes.
+    """
     *shape, m = rows.shape
     size = max(1, 2**26 // (m * width))
     solved = jax.lax.map(lambda draw: solve(*draw), (rows.reshape(-1, m), weights.reshape(-1, m)), batch_size=size)

@@ -1,8 +1,8 @@
-"""Linear heads that need no training loop, fitted on many few-shot draws at once: what curves run beside training.
+"""Linear heads that need no training loop, fitted on many few-shot draws at once.
 
 A fit is `fit(features [n, d], labels [n], classes, train, validation, metric)`, with draws of rows for training and
-validation as `(rows [s, m], weights [s, m])`, weights 0 where a draw is padded. It gives a head for every draw; what
-there is to choose, the metric on validation rows chooses. As padding is free, one program serves every number of shots.
+validation as `(rows [s, m], weights [s, m])`, weights 0 where a draw is padded. It gives a head for every draw; the
+metric on validation rows chooses its hyper-parameters. As padding is free, one program serves every number of shots.
 """
 
 from collections.abc import Callable
@@ -21,10 +21,12 @@ from jtransfer.solvers import prototypes as means
 from jtransfer.solvers import ridge as ridges
 
 RIDGE = tuple(2.0**power for power in range(-10, 21, 2))
+"""The λ that `ridge` searches, on the sum of squares over rows."""
 LOGISTIC = tuple(np.logspace(-6, 2, 17).tolist())
-"""The λ that are searched: of the summed squares, and of the mean logistic loss."""
+"""The λ that `logistic` searches, on the mean loss over rows."""
 
 Draws = tuple[np.ndarray, np.ndarray]
+"""Rows `[s, m]` of s draws, and weights `[s, m]`: 1 for a row and 0 for padding."""
 
 
 class FewShotHeads(NamedTuple):
@@ -33,8 +35,8 @@ class FewShotHeads(NamedTuple):
     Attributes:
         kernels: `[s, d, classes]`.
         biases: `[s, classes]`.
-        values: Of the metric of each on its validation rows `[s]`.
-        chosen: The hyper-parameters of each head.
+        values: `[s]`, the metric of each head on the validation rows of its draw.
+        chosen: The hyper-parameters of each head, by name; empty where none are chosen.
     """
 
     kernels: jax.Array
@@ -45,12 +47,12 @@ class FewShotHeads(NamedTuple):
 
 @dataclass(frozen=True)
 class Fit:
-    """A way to fit.
+    """A way to fit heads.
 
     Attributes:
         call: Fits the heads; its arguments are at the top of this file.
-        how: One sentence for a report.
-        least: Examples of each class that it needs.
+        how: How heads are fitted, in words for a report.
+        least: The fewest examples of each class that a fit needs.
     """
 
     call: Callable[[Any, Any, int, Draws, Draws, Metric], FewShotHeads]
@@ -60,20 +62,32 @@ class Fit:
 
 @checked
 def ridge(l2: Annotated[tuple, POSITIVES] = RIDGE) -> Fit:
-    """Ridge regression as big_vision fits it; λ, on the sum over rows, by validation."""
+    """Ridge regression as big_vision fits it; validation chooses λ, on the sum over rows, from `l2`.
+
+    Raises:
+        InputError: `l2` is no list of positive numbers.
+    """
     how = f"whitened features, targets 1 and -1, λ on the sum of {len(l2)} from {min(l2):g} to {max(l2):g}"
     return Fit(_path(ridges.ridge_path, l2), how)
 
 
 @checked
 def logistic(l2: Annotated[tuple, POSITIVES] = LOGISTIC) -> Fit:
-    """L2-regularised logistic regression at its optimum; λ, on the mean loss, by validation."""
+    """L2-regularised logistic regression at its optimum; validation chooses λ, on the mean loss, from `l2`.
+
+    Raises:
+        InputError: `l2` is no list of positive numbers.
+    """
     how = f"cross-entropy, λ on the mean of {len(l2)} from {min(l2):g} to {max(l2):g}"
     return Fit(_path(logistics.few_shot_paths, l2), how)
 
 
 def prototypes(kind: str = "cosine") -> Fit:
-    """The nearest class mean: "cosine", "euclidean", "shrunken" or "lda"; there is nothing to choose."""
+    """The nearest class mean: "cosine", "euclidean", "shrunken" or "lda", without a hyper-parameter to choose.
+
+    Raises:
+        InputError: an unknown kind.
+    """
     means.checked_options(kind, means.KINDS, {})
 
     def fit(features, labels, classes, train, validation, metric=METRICS["accuracy"]):
@@ -87,6 +101,7 @@ def prototypes(kind: str = "cosine") -> Fit:
 
 
 FITS: dict[str, Callable[..., Fit]] = {"ridge": ridge, "logistic": logistic, "prototypes": prototypes}
+"""Every fit by the name that a config calls."""
 
 
 def parse(text: str) -> Fit:

@@ -1,4 +1,4 @@
-"""Many linear heads at once: how each does on some rows, and which of them validation chooses."""
+"""Many linear heads at once: the metric of each on some rows, and the head that validation chooses."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,8 +15,8 @@ class Chosen(NamedTuple):
     """The head that validation chose, for every draw.
 
     Attributes:
-        l2: λ of it `[*draws]`.
-        value: Of the metric on the validation rows `[*draws]`.
+        l2: `[*draws]`, λ of the head.
+        value: `[*draws]`, the metric of the head on the validation rows.
         kernel: `[*draws, d, classes]`.
         bias: `[*draws, classes]`.
     """
@@ -44,13 +44,13 @@ def values(
         biases: `[..., classes]`.
         features: `[n, d]`.
         labels: `[n]`.
-        rows: `[*draws, m]`, of which each belongs to the heads `[*draws, ...]` of one draw; None for all rows and
-            every head.
+        rows: Draws of rows `[*draws, m]`, on each of which the heads `[*draws, ...]` of that draw are measured; None to
+            measure every head on all rows.
         weights: 1 for a row of a draw and 0 for padding, `[*draws, m]`; None for no padding.
-        metric: Of classes.
+        metric: A metric of one class a row.
 
     Returns:
-        `[...]`.
+        The metric of each head, `[...]`.
 
     Raises:
         InputError: features, labels or draws that cannot be used, or that do not belong to the heads.
@@ -87,8 +87,8 @@ def choose(
         features: `[n, d]`, from which the validation rows come.
         labels: `[n]`.
         rows: Validation rows of each draw `[*draws, m]`, none of which the draw was fitted on; None for all rows.
-        weights: 1 for a row of a draw and 0 for padding; None for no padding.
-        metric: Of classes; by default accuracy.
+        weights: 1 for a row of a draw and 0 for padding, `[*draws, m]`; None for no padding.
+        metric: A metric of one class a row; by default accuracy.
 
     Raises:
         InputError: as `values` raises, or a number of heads that differs from the number of λ.

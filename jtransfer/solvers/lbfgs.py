@@ -1,7 +1,7 @@
-"""L-BFGS (Liu & Nocedal 1989, doi:10.1007/BF01589116) on many convex problems abreast, inside a compiled program.
+"""L-BFGS (Liu & Nocedal 1989, doi:10.1007/BF01589116) on many convex problems side by side in a compiled program.
 
-Each problem has a step length, a history and an end of its own. The history is preconditioned by the diagonal of the
-Hessian, which is measured anew every few steps.
+Each problem has its own step length, history and end. The history is preconditioned by the diagonal of the Hessian,
+which is measured anew every few steps.
 """
 
 from collections.abc import Callable
@@ -11,13 +11,15 @@ import jax
 import jax.numpy as jnp
 
 MEMORY = 10
-"""Pairs of steps and changes of the gradient that are kept."""
+"""Number of pairs of a step and its change of the gradient that are kept."""
 MEASURE = 10
-"""Steps until the diagonal is measured again."""
+"""Number of evaluations until the diagonal is measured again."""
 
 
 class State(NamedTuple):
-    """The state of all problems. Arrays have the shape of the points, numbers one entry for each problem.
+    """The state of all problems.
+
+    Arrays have the shape of the points; numbers have one entry for each problem, as the axes of a problem have size 1.
 
     Attributes:
         point: The best point so far.
@@ -30,7 +32,7 @@ class State(NamedTuple):
         inverse: One over the product of each step and its change of the gradient; 0 in a place that is not yet filled.
         diagonal: The diagonal of the Hessian, as measured last.
         done: Whether a further step is expected to lower the value by less than the tolerance.
-        evaluations: How often the function was evaluated, all problems together.
+        evaluations: How often the function was evaluated; each evaluation is of all problems.
     """
 
     point: jax.Array
@@ -66,6 +68,9 @@ def minimise(
         tolerance: A problem is done when a further step is expected to lower its value by less than this share.
         iterations: The most evaluations of the function.
         project: Removes from a direction the part along which the function does not change.
+
+    Returns:
+        The last state: `point` is the best of each problem, and `done` tells which problems have reached the tolerance.
     """
 
     def dot(u, v):

@@ -3,8 +3,8 @@
 Features are centred and rotated once into the eigenbasis of their covariance. There the Hessian is close to diagonal
 for every class and every penalty, and its diagonal preconditions L-BFGS, which advances several penalties as one matrix
 product. Optima are smooth in log(l2): the path is followed from strong to weak penalties a decade at a time, each
-optimum extrapolated to the next, and the gaps are filled by interpolation, which leaves two or three passes over the
-rows to do. With fewer rows than features the basis is that of the rows, so nothing is ever `[d, d]`.
+optimum extrapolated to the next, and the gaps are filled by interpolation, after which two or three passes over the
+rows suffice. With fewer rows than features the basis is that of the rows, so nothing is ever `[d, d]`.
 """
 
 import itertools
@@ -22,7 +22,7 @@ from jtransfer.solvers import checks, lbfgs
 from jtransfer.solvers.draws import drawn
 
 NEIGHBOURS = 4
-"""Solved penalties that a start is interpolated from; two where it is extrapolated."""
+"""Number of solved penalties that a start is interpolated from; it is extrapolated from two."""
 CHUNK = 8192
 """Rows that the host holds in float64 at once."""
 
@@ -47,17 +47,18 @@ def logistic_path(
         features: `[n, d]`, in memory or mapped from a file.
         labels: `[n]` integers, or `[n, c]` of 0 and 1.
         l2: Penalties `[k]`, above 0, in any order.
-        classes: How many there are; None for as many as the largest label says.
-        weights: `[n]`, not negative: how much each row counts; None for all alike.
+        classes: Number of classes; None for as many as the largest label says.
+        weights: `[n]`, not negative: how much each row counts; None for 1 each. Only their ratios count.
         tolerance: A penalty is done when a further step is expected to lower its objective by less than this share;
             None for 1e-8, or 1e-10 in float64.
-        iterations: Passes over the rows, at most, for each group of penalties.
+        iterations: The most evaluations of the loss for each group of penalties. A `RuntimeWarning` names penalties for
+            which they are too few.
 
     Returns:
         Kernels `[k, d, c]` and biases `[k, c]`, on the features as given.
 
     Raises:
-        InputError: features, labels, penalties or weights that cannot be used.
+        InputError: features, labels, penalties, weights or a tolerance that cannot be used.
     """
     x, targets, classes = _checked(features, labels, classes)
     l2, place = _penalties(l2)
@@ -82,7 +83,7 @@ def few_shot_paths(
     tolerance: float | None = None,
     iterations: int = 10_000,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`logistic_path` of many draws of few rows, side by side in one program.
+    """`logistic_path` on many draws of few rows, side by side in one program.
 
     Args:
         features: `[n, d]`.
@@ -95,7 +96,7 @@ def few_shot_paths(
         iterations: The most evaluations of the loss, as in `logistic_path`.
 
     Returns:
-        Kernels `[*draws, k, d, c]` and biases `[*draws, k, c]`.
+        Kernels `[*draws, k, d, c]` and biases `[*draws, k, c]`, on the features as given.
 
     Raises:
         InputError: as `logistic_path` raises, or draws that cannot be used.
@@ -117,7 +118,14 @@ def few_shot_paths(
 
 
 def objectives(features: Any, labels: Any, l2: Any, kernels: Any, biases: Any) -> np.ndarray:
-    """The value `[k]` that `logistic_path` minimises, for each penalty, in float64 NumPy.
+    """The value `[k]` that `logistic_path` minimises without weights, for each penalty, in float64 NumPy.
+
+    Args:
+        features: `[n, d]`.
+        labels: `[n]` integers, or `[n, c]` of 0 and 1.
+        l2: Penalties `[k]`.
+        kernels: `[k, d, c]`.
+        biases: `[k, c]`.
 
     Raises:
         InputError: features, labels or penalties that cannot be used.

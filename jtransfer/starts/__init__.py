@@ -1,4 +1,4 @@
-"""Where a backbone meets a dataset: what makes its inputs, and what a dual encoder on pairs starts from."""
+"""Where a backbone meets a dataset: what makes its inputs, what a run starts from, and what a teacher gives."""
 
 from jtransfer.starts.inputs import load_for, tower_for
 

@@ -1,4 +1,4 @@
-"""A backbone for a dataset, and what makes its inputs of the dataset's: the checkpoint's own processor or tokenizer."""
+"""A backbone for a dataset, and what makes its inputs from the dataset: the checkpoint's own processor or tokenizer."""
 
 import logging
 import math
@@ -21,14 +21,14 @@ from jtransfer.storage.arrays import aligned
 log = logging.getLogger("jtransfer")
 
 BLOCK, BYTES = 256, 1 << 24
-"""Rows that are prepared at once, and bytes that they may take then; one row is always."""
+"""The most rows that are prepared at once, and the most bytes of these unless it is one row."""
 
 TOKENS = 16
-"""What the length of texts is rounded up to a multiple of."""
+"""The length of texts is rounded up to a multiple of this."""
 
 Arrays = dict[str, np.ndarray]
 Prepare = Callable[[Any], Arrays]
-"""From inputs of a dataset to arrays `[n, ...]` by Hugging Face's names, with the same names and axes for all rows."""
+"""From n inputs of a dataset to arrays `[n, ...]` by Hugging Face's names; names and other axes never change."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Pictures:
     """Makes `pixel_values` of images.
 
     Attributes:
-        make: Does it.
-        scale: That it brings bytes to, wherever it is given or makes these; None where there are none.
-        identity: What tells it from any other that makes other values of some image.
+        make: From images to `pixel_values`.
+        scale: The values that `make` gives bytes, if its results are values of bytes; None if they never are.
+        identity: A text that differs wherever `make` gives some image other values.
     """
 
     make: Callable[[Any], Arrays]
@@ -51,11 +51,11 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Texts:
-    """Makes `input_ids`, and what else goes with them, of texts or pairs of texts.
+    """Makes `input_ids`, and the other inputs that go with them, of texts or pairs of texts.
 
     Attributes:
-        tokenizer: The checkpoint's own, a `data.text.Tokenizer`.
-        tokens: That every text is padded or cut to.
+        tokenizer: The tokenizer of the checkpoint, a `data.text.Tokenizer`.
+        tokens: Number of tokens that every text is padded or cut to.
     """
 
     tokenizer: Any
@@ -63,7 +63,7 @@ class Texts:
 
     @property
     def identity(self) -> str:
-        """What tells it from any other that makes other tokens of some text."""
+        """A text that differs wherever some text becomes other tokens."""
         return f"{self.tokenizer.identity} {self.tokens}"
 
     def __call__(self, inputs: list) -> Arrays:
@@ -77,22 +77,23 @@ class Texts:
 def load_for(
     name: str, options: Mapping[str, Any], data: Any, tower: bool = True, **more: Any
 ) -> tuple[Backbone, Prepare]:
-    """A backbone that takes a dataset's inputs, and what makes its own of them.
+    """A backbone for a dataset, and what makes its inputs from the dataset's.
 
     Args:
-        name: Of the backbone.
-        options: For `load`, empty ones left to its defaults; and `tokens`, the length of all texts in tokens, 0 for
-            that of the longest in the data, rounded up to a multiple of 16 and never more than the model takes.
-        data: A `data.sources.Dataset`, or whatever has `name`, `kind` and `inputs`.
-        tower: Whether of a dual encoder the tower for this kind of data is returned, instead of both.
-        **more: For `load` too.
+        name: Name of the backbone, as `load` takes it.
+        options: Options of `load`, empty ones left to its defaults; and `tokens`, the length of all texts in tokens, 0
+            for the length of the longest text, rounded up to a multiple of 16 and never more than the model takes.
+        data: A `data.sources.Dataset`, or an object with `name`, `kind` and `inputs`.
+        tower: Whether the backbone returned for a dual encoder is its tower for this kind of data; if not, it is both.
+        **more: More options of `load`.
 
     Returns:
         The backbone, and its `Prepare`: for images the checkpoint's own processor (for a backbone in our own layout
-        that keeps none, one that resizes them and brings them to 0..1), for texts a `Texts`.
+        that keeps none, a processor that resizes images and brings them to 0..1), for texts a `Texts`.
 
     Raises:
-        InputError: the backbone takes another kind of data, or images of another shape.
+        InputError: an option for another kind of data, a backbone that `load` refuses or that takes another kind of
+            data or images of another shape, or more tokens than it takes.
     """
     others, kind = (("tokens",), "texts") if data.kind == "image" else (("image", "channels", "positions"), "images")
     if unused := [key for key in others if options.get(key)]:
@@ -103,10 +104,15 @@ def load_for(
 
 
 def prepare_for(backbone: Backbone, options: Mapping[str, Any], data: Any) -> Prepare:
-    """What makes the inputs of a backbone, of a dual encoder a tower, of a dataset's: see `load_for`.
+    """What makes the inputs of a backbone from a dataset's, as `load_for` returns it.
+
+    Args:
+        backbone: A backbone that is no dual encoder, or one tower.
+        options: Options as `load_for` takes them; only `tokens` is read.
+        data: An object with `name`, `kind` and `inputs`.
 
     Raises:
-        InputError: as `load_for`.
+        InputError: the backbone takes another kind of data, images of another shape, or fewer tokens.
     """
     if data.kind == "text":
         return _for_texts(backbone, data, options.get("tokens", 0))
@@ -114,22 +120,22 @@ def prepare_for(backbone: Backbone, options: Mapping[str, Any], data: Any) -> Pr
 
 
 def options_of(section: Mapping[str, Any]) -> dict[str, Any]:
-    """The options for `load` in a config's section of that name, empty ones left to its defaults."""
+    """The options of `load` in the section `load` of a config, without empty ones and without `tokens`."""
     return {key: value for key, value in section.items() if value and key != "tokens"}
 
 
 def tower_for(backbone: Backbone, data: Any) -> Backbone:
-    """Of a dual encoder the tower for a dataset's kind of data; any other backbone as it is."""
+    """The tower of a dual encoder for a dataset's kind of data; any other backbone unchanged."""
     if {"pixel_values", "input_ids"} <= backbone.config.inputs.keys():
         return backbone.tower("text" if data.kind == "text" else "vision")
     return backbone
 
 
 def as_they_are(model: Any, data: Any) -> Prepare:
-    """What makes `pixel_values` of images that have the shape already which a model takes.
+    """What makes `pixel_values` of images whose shape a model takes already.
 
     Raises:
-        InputError: they are texts, or of another shape.
+        InputError: the data are texts, or images of another shape.
     """
     if data.kind == "text":
         raise InputError(f"config.data: {data.name} holds texts; name a config.backbone that has a tokenizer")
@@ -141,13 +147,13 @@ def as_they_are(model: Any, data: Any) -> Prepare:
 def gathered(prepare: Prepare, inputs: Any, rows: np.ndarray, coded: bool = False) -> dict[str, np.ndarray | Coded]:
     """The prepared inputs of some rows, by name: `[rows, ...]`.
 
-    Pictures are decoded by each of as many threads as there are cores, one at a time: their size is not bounded.
+    There are as many threads as cores; each decodes one picture at a time, because pictures may have any size.
 
     Args:
-        prepare: Makes them.
-        inputs: Indexed by rows.
-        rows: Their numbers.
-        coded: Whether images are kept as bytes if all of them, to the bit, are the values of bytes.
+        prepare: Makes the inputs.
+        inputs: The dataset's inputs, indexed by rows.
+        rows: Numbers of the rows.
+        coded: Whether images are kept as bytes, `Coded`, if all of their values are exactly those of bytes.
     """
     first = inputs[rows[:1]]
     one = prepare(first)
@@ -170,7 +176,13 @@ def gathered(prepare: Prepare, inputs: Any, rows: np.ndarray, coded: bool = Fals
 
 
 def within(arrays: Mapping[str, Any], most: int = BLOCK, bytes_of_all: int = BYTES) -> int:
-    """How many rows of prepared inputs, of which some are given, take so many bytes at most: 1 to `most`."""
+    """How many rows of prepared inputs fit into `bytes_of_all` bytes: 1 to `most`.
+
+    Args:
+        arrays: Prepared inputs `[n, ...]` of some rows, or their shapes.
+        most: The largest answer.
+        bytes_of_all: Bytes that all rows may take.
+    """
     size = sum(math.prod(x.shape[1:]) * x.dtype.itemsize for x in arrays.values())
     return min(max(bytes_of_all // size, 1), most)
 
@@ -181,7 +193,10 @@ def example(arrays: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def through(processor: Any) -> Pictures:
-    """What makes `pixel_values` of a dataset's images by a processor, whatever of floats in 0..1 it needs as bytes."""
+    """What makes `pixel_values` of a dataset's images by a processor.
+
+    An array of floats in 0..1 that the processor does not take as it is becomes bytes first.
+    """
 
     def prepare(images):
         if not isinstance(images, list) and not processor.takes(images):

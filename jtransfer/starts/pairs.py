@@ -1,4 +1,4 @@
-"""Where a dual encoder starts that is trained on pairs: a checkpoint, towers of other checkpoints, or at random."""
+"""What a dual encoder is trained on pairs from: a checkpoint, towers of other checkpoints, or random leaves."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -26,9 +26,9 @@ class PairInputs:
     """Makes the inputs of a dual encoder of images and texts.
 
     Attributes:
-        images: Makes them of images, or of what is known of images.
-        crops: Makes them of images to train on, which may have been cropped.
-        texts: Makes them of texts, and says which of these `[n]` are longer than what the model is given.
+        images: Makes the inputs of images, or of cached features of images.
+        crops: Makes the inputs of images to train on, which may have been cropped.
+        texts: Makes the inputs of n texts, and tells which of these, `[n]`, were cut to the length of the inputs.
     """
 
     images: Pictures
@@ -36,12 +36,12 @@ class PairInputs:
     texts: Callable[[list[str]], tuple[Arrays, np.ndarray]]
 
     def prepare(self, inputs: Mapping[str, Any]) -> Arrays:
-        """The model's inputs of `{"images": by rows, "texts": a list}`, of which one may be left out."""
+        """The model's inputs from `{"images": by rows, "texts": a list}`, in which one of the two may be missing."""
         images = _whole(self.images, inputs["images"]) if "images" in inputs else {}
         return images | (self.texts(inputs["texts"])[0] if "texts" in inputs else {})
 
     def ready(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """What the loss takes of a batch of both, to train on."""
+        """The batch that the loss takes, `{"inputs": by name, "cut": [n]}`, from images and texts to train on."""
         texts, cut = self.texts(batch["texts"])
         return {"inputs": _whole(self.crops, batch["images"]) | texts, "cut": cut}
 
@@ -62,22 +62,26 @@ def start(
     tokenizer: str,
     crop: bool,
 ) -> tuple[Start, PairInputs]:
-    """A dual encoder for a stream of pairs: a checkpoint, towers of other checkpoints, or at random.
+    """A dual encoder for a stream of pairs: a checkpoint, towers of other checkpoints, or random leaves.
 
     Args:
         stream: The pairs.
         objective: What is learned, as the config writes it.
-        backbone: Name of a checkpoint of the whole; empty for none.
-        towers: Names of checkpoints of either tower; empty for none.
-        model: The architecture and its options, where there is no checkpoint of the whole.
-        options: For `load`, as the config's section `load`.
+        backbone: Name of a checkpoint of a dual encoder; empty for none.
+        towers: Name of a checkpoint for each of "vision" and "text"; empty for none.
+        model: The architecture and its options, where there is no `backbone`.
+        options: The section `load` of the config.
         preprocessor: How images are made, in Hugging Face's keys; empty for the checkpoint's own way.
-        tokenizer: As `vocabularies.files` takes it; empty for the checkpoint's own.
+        tokenizer: The tokenizer, as `vocabularies.files` takes it; empty for the checkpoint's own.
         crop: Whether images are cropped to train on.
 
+    Returns:
+        The start, and what makes the model's inputs.
+
     Raises:
-        InputError: a backbone or architecture with one tower only, towers or images that do not fit, a loss without
-            its bias, or a vocabulary of another size than the tokenizer's.
+        InputError: a backbone and a tower are both named, a backbone or architecture has one tower only, towers or
+            images do not fit, a tower runs under a method, "siglip" has no bias, or the tokenizer has more tokens than
+            the model has words or gives longer texts than the model takes.
     """
     whole = load(backbone, **options_of(options), sharding="host") if backbone else None
     named = {name: towers[name] for name in TOWERS if towers[name]}
@@ -117,21 +121,22 @@ def start(
 def cached(
     start: Start, inputs: PairInputs, stream: PairStream, rates: Mapping[str, float]
 ) -> tuple[Start, PairInputs, PairStream]:
-    """Compute the features of the tower of images, which does not learn, once, and train on them instead of images.
+    """Compute the features of a frozen tower of images once, and train on these features instead of images.
 
-    They are of all rows, and held in memory: `rows x width` floats.
+    The features of all rows are held in memory: `rows x width` floats.
 
     Args:
         start: A dual encoder whose tower of images has all of its leaves.
-        inputs: Makes its inputs.
-        stream: Of a finite number of images.
-        rates: At which the leaves learn, by path.
+        inputs: Makes the inputs of the dual encoder.
+        stream: A stream of a finite number of images.
+        rates: The rate at which each leaf learns, by path.
 
     Returns:
-        The start, whose tower of images is left out; what makes inputs of features; and the stream of features.
+        The start, with the tower of images under `left_out`; what makes inputs of features; and the stream of features.
 
     Raises:
-        InputError: images that are made as they are needed, or a tower that starts at random or learns.
+        InputError: images that are made anew in every step, a tower that starts at random or learns, or a backbone
+            that runs under a method.
     """
     if stream.over is None:
         raise InputError(f"config.cache: the images of {stream.name} are made anew in every step; nothing can be kept")
@@ -161,7 +166,10 @@ def cached(
 
 
 def of_tower(tree: Tree, name: str) -> Tree:
-    """The leaves of a tower as they lie in the tree of both."""
+    """The leaves of a tower under the paths that they have in the tree of both towers.
+
+    {"norm/scale": x, "batch_stats/norm/mean": y}  ->  {"vision/norm/scale": x, "batch_stats/vision/norm/mean": y}
+    """
     statistics = {path for path in tree if path.startswith(STATISTICS)}
     own = prefixed({path: leaf for path, leaf in tree.items() if path not in statistics}, f"{name}/")
     return own | {path.replace(STATISTICS, f"{STATISTICS}{name}/", 1): tree[path] for path in statistics}

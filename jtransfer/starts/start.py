@@ -17,17 +17,17 @@ class Start:
     """A model before its first step.
 
     Attributes:
-        model: What is trained: `module`, under a head where the objective brings one.
-        module: The part that is kept as a plain model.
+        model: The model that is trained: `module`, under a head where the objective brings one.
+        module: The part of `model` that is kept as a plain model.
         params: Leaves and batch statistics to start from.
-        fresh: What the paths of leaves begin with that may start at random beside `params`.
+        fresh: Prefixes of the paths of leaves that may start at random beside `params`.
         head: What learns on `module`, one head or several; None if the objective brings none.
         classes: Names of the classes that the head predicts.
         backbone: The checkpoint that the weights come from; None if they start at random.
-        fingerprints: Of the weights, by key of the config.
+        fingerprints: Fingerprints of the weights by `backbone`, `vision`, `text` and `teacher`, where there are any.
         preprocessor: How images are made, in Hugging Face's keys; None if raw pixels are used.
         tokenizer: Files of the tokenizer, by name.
-        left_out: Leaves that are not trained because their outputs were cached; written back on save.
+        left_out: Leaves that are not trained because their outputs were cached; they are written back on save.
     """
 
     model: nn.Module
@@ -44,11 +44,11 @@ class Start:
 
     @property
     def base(self) -> Backbone:
-        """The checkpoint that the weights come from; for weights that start at random, their architecture alone."""
+        """The checkpoint that the weights come from; without a checkpoint, the architecture and what was `left_out`."""
         return self.backbone or Backbone(described(self.module.config)["architecture"], self.module, self.left_out)
 
     def beside(self) -> dict[str, bytes]:
-        """The files that Hugging Face keeps beside weights: of the tokenizer and of the image processor."""
+        """The files of the tokenizer and of the image processor, by the names that Hugging Face gives them."""
         files = dict(self.tokenizer)
         if self.preprocessor:
             files["preprocessor_config.json"] = json.dumps(dict(self.preprocessor), indent=2).encode()

@@ -12,16 +12,17 @@ from jtransfer.errors import InputError, nearest
 from jtransfer.starts.inputs import Prepare, gathered, load_for, within
 
 BLOCK = 256
+"""The most rows that a teacher reads at once."""
 
 
 @dataclass(frozen=True, eq=False)
 class Teacher:
-    """A checkpoint that tells what it makes of a dataset's rows.
+    """A checkpoint whose head predicts the classes of a dataset.
 
     Attributes:
-        backbone: With its head.
-        prepare: Makes its inputs.
-        columns: Of its outputs, one for each class of the dataset.
+        backbone: The checkpoint with its head.
+        prepare: Makes the inputs of the checkpoint.
+        columns: `[classes]`, the output of the head for each class of the dataset.
     """
 
     backbone: Backbone
@@ -29,7 +30,7 @@ class Teacher:
     columns: np.ndarray
 
     def __call__(self, inputs: Any, rows: np.ndarray) -> np.ndarray:
-        """Its logits `[rows, classes]` of some rows of inputs, float32."""
+        """Logits `[rows, classes]` of some rows of inputs, float32."""
         first = self.prepare(inputs[rows[:1]])
         parts = np.split(rows, range(step := within(first, BLOCK), len(rows), step))
         found = [self.backbone(gathered(self.prepare, inputs, part))["logits"] for part in parts]
@@ -37,7 +38,7 @@ class Teacher:
 
     @property
     def fingerprint(self) -> str:
-        """Of its weights."""
+        """The fingerprint of its weights."""
         return self.backbone.fingerprint
 
 
@@ -45,7 +46,7 @@ def of(name: str, data: Any) -> Teacher:
     """The teacher of a name for a dataset or stream.
 
     Raises:
-        InputError: no such checkpoint, or one whose head does not have the classes of the data.
+        InputError: data without one class a row, no such checkpoint, or a head that lacks a class of the data.
     """
     if data.targets != "classes":
         raise InputError(f"config.teacher: {data.name} has not one class a row, of which a teacher could tell")
@@ -54,17 +55,25 @@ def of(name: str, data: Any) -> Teacher:
 
 
 def parts(data: Any, teacher: Teacher | None = None) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shape and dtype of one example of what the batches of data have beside `inputs`."""
+    """Shape and dtype of one example of what batches of a stream have beside `inputs`.
+
+    They are `labels`, and `teacher [1, classes]` if a teacher is given.
+    """
     labels = data.held_out[2]
     found = {"labels": jax.ShapeDtypeStruct((1, *labels.shape[1:]), labels.dtype)}
     return found | ({"teacher": jax.ShapeDtypeStruct((1, len(teacher.columns)), jnp.float32)} if teacher else {})
 
 
 def source_columns(what: str, data: Any, backbone: Backbone) -> list[int]:
-    """For each class of some data, the output of a backbone's own head that has its name.
+    """For each class of some data, the number of the output of a backbone's own head that has the name of the class.
+
+    Args:
+        what: Name of the caller, for the error.
+        data: A dataset or stream with `name` and `classes`.
+        backbone: A checkpoint with the names of its classes.
 
     Raises:
-        InputError: there is none; `what` asks.
+        InputError: no output has the name of a class.
     """
     place = {name: i for i, name in reversed([*enumerate(backbone.classes)])}  # of a name that stands twice, the first
     missing = [name for name in data.classes if name not in place]

@@ -16,6 +16,7 @@ from jtransfer.errors import InputError, nearest
 from jtransfer.files import read as read_bytes
 
 BYTES = "bytes"
+"""Name of the tokenizer that has one token for each byte."""
 START, END = "<|startoftext|>", "<|endoftext|>"
 Files = dict[str, bytes]
 
@@ -27,12 +28,15 @@ def files(name: str) -> Files:
     """The files of a tokenizer.
 
     Args:
-        name: "bytes" for one token a byte, of texts in small letters, as CLIP reads all texts; a file of merges as
-            CLIP's `bpe_simple_vocab_16e6.txt.gz`, of which 48,894 are taken, as OpenAI and open_clip do; or a
+        name: "bytes" for one token a byte, of texts in small letters, as CLIP reads all texts; a file of merges like
+            CLIP's `bpe_simple_vocab_16e6.txt.gz`, whose first 48,894 merges are taken, as OpenAI and open_clip do; or a
             checkpoint with a tokenizer, a directory or a name on the hub.
 
+    Returns:
+        The content of each file, by its name.
+
     Raises:
-        InputError: nothing of that name.
+        InputError: nothing of that name, a file that is no gzip file of merges, or a checkpoint without a tokenizer.
     """
     if name == BYTES:
         return _byte_pairs([])
@@ -53,7 +57,17 @@ def files(name: str) -> Files:
 
 
 def tokenizer(found: Files, names: tuple[str, ...], longest: int, whole: bool) -> text.Tokenizer:
-    """The tokenizer in some files; the arguments are those of `text.tokenizer`."""
+    """The tokenizer in some files.
+
+    Args:
+        found: The content of each file, by its name.
+        names: Names of the model's inputs.
+        longest: The most tokens that the model has positions for.
+        whole: Whether every text is padded to the full length, and no mask is given.
+
+    Raises:
+        InputError: the files are damaged, or hold no tokenizer that is known.
+    """
     with tempfile.TemporaryDirectory() as directory:
         for name, content in found.items():
             (Path(directory) / name).write_bytes(content)

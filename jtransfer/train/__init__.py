@@ -1,4 +1,4 @@
-"""Training: the state, the step, optimisers, sharding, the streaming loop and whole trials side by side."""
+"""Training: the state, the step, phases, the streaming loop, and whole trials side by side."""
 
 from jtransfer.optimiser import Optimiser
 from jtransfer.train.phases import Plan, plan

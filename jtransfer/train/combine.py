@@ -1,7 +1,7 @@
-"""How the gradients of several tasks become one: a sum with weights here, or any function of them by name.
+"""How the gradients of several tasks become one gradient: a weighted mean here, or any function `Combine`.
 
-Every task has a batch of its own, hence a forward and a backward pass of its own, whether losses or gradients are
-summed: gradients by task cost no operation more, and serve the combinations that are not linear.
+Every task has its own batch, hence its own forward and backward pass, whether losses or gradients are summed. So
+gradients by task cost no further operation, and serve combinations that are not linear too.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,8 +13,8 @@ from jtransfer.kinds import NOT_NEGATIVE, check
 from jtransfer.tree import Tree
 
 Combine = Callable[[Mapping[str, Tree]], Tree]
-"""From the gradients of each task, all of the same leaves, to those that the optimiser gets. A leaf that a task does
-not use, as the head of another, has the gradient 0."""
+"""From the gradients of each task, by name and over all trainable leaves, to the gradient that the optimiser gets. A
+leaf that a task does not use, as the head of another task, has the gradient 0."""
 
 
 def mean(grads: Mapping[str, Tree]) -> Tree:
@@ -29,7 +29,7 @@ def weighted(weights: Mapping[str, float]) -> Combine:
     every loss mean what they mean for one task.
 
     Args:
-        weights: Of each task, by name.
+        weights: The weight of each task, by name.
 
     Raises:
         InputError: a weight below 0, or none above 0.

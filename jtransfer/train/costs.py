@@ -20,6 +20,7 @@ from jtransfer.train.step import Step, make_step
 from jtransfer.tree import Tree, partition
 
 LABELS = MappingProxyType({"labels": jax.ShapeDtypeStruct((1,), jnp.int32)})
+"""What a batch has beside `inputs` where each row has one class: shape and dtype of one example."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,9 @@ class StepShapes:
     """A training step, and the shapes that it takes: enough to lower it without any array.
 
     Attributes:
-        step: As it runs.
-        counted: The same with its loops written out, because `cost_analysis` counts the body of a loop once.
+        step: The step as it runs.
+        counted: `step` with the parts of an accumulated batch written out, because `cost_analysis` counts the body of
+            a loop once.
         arguments: Shapes of `(state, frozen, batch)`.
     """
 
@@ -46,9 +48,20 @@ def step_shapes(
     ema: float = 0.0,
     parts: Mapping[str, jax.ShapeDtypeStruct] = LABELS,
 ) -> StepShapes:
-    """The step of a method on a batch of `batch` examples; `parts` are one example of what it has beside `inputs`.
+    """The step of a method, and its shapes for a batch.
 
-    Of several tasks, `parts` are those of each by name, its `inputs` among them.
+    Args:
+        adapted: The model under the method, in one phase.
+        objective: What is learned; of several tasks, by name.
+        optimiser: Its options.
+        batch: Number of examples in a batch; of several tasks, in the batch of each.
+        accumulate: Number of equal parts of the batch that run one after another; it divides `batch`.
+        ema: Decay of the moving average of the trainable leaves; 0 for none.
+        parts: Shape and dtype of one example of what a batch has beside `inputs`; of several tasks, of all that the
+            batch of each has, by task.
+
+    Raises:
+        InputError: `accumulate` below 1, or `ema` outside 0..1.
     """
     transformation = optimiser.build(adapted.rates, steps=100, since=adapted.since)
     loss = make_loss(adapted.model, objective, adapted.scores)
@@ -71,7 +84,12 @@ def step_flops(shapes: StepShapes) -> float:
 
 
 def flops_per_step(phases: Sequence[StepShapes], plan: Plan) -> float:
-    """Floating-point operations of one step: of a method with phases, those of all its steps over their number."""
+    """Floating-point operations of one step; of a method with phases, the mean over all steps of a run.
+
+    Args:
+        phases: The step of each phase.
+        plan: How many steps each phase has.
+    """
     each = [step_flops(shapes) for shapes in phases]
     if len(each) == 1:
         return each[0]
@@ -94,7 +112,7 @@ def forward_flops(model: nn.Module, tree: Tree, inputs: Any) -> float:
 
     Args:
         model: With a head or without.
-        tree: Its leaves, as `models.apply` takes them.
+        tree: Its leaves or their shapes, as `models.apply` takes them.
         inputs: Shapes of the batch, one array or several by name.
     """
 

@@ -35,28 +35,31 @@ WATCHED = ("temperature", "loss", "grad_norm")
 
 
 class Diverged(InputError):
-    """The loss or the gradient became NaN or infinite."""
+    """A loss, the norm of the gradient or the temperature of a contrastive loss became NaN or infinite."""
 
 
 def train(run: Run, directory: epath.PathLike, on_row: Callable[[ResultRow, float], None]) -> list[ResultRow]:
     """Train from the newest checkpoint in a directory, or from the start, to the last step.
 
-    Leaves `metrics.jsonl`, TensorBoard files, `checkpoints/`, `task.json` and, at the end, the trained model under
-    `model/` in the layout that `config.backbone` takes: a plain model, or, where the method does not merge into one,
-    what it made of the backbone. Where neither can be, there is no model, which is said.
+    Leaves `config.json`, `task.json`, `metrics.jsonl`, TensorBoard files and `checkpoints/`. At the end it writes the
+    trained model under `model/`, in the layout that `config.backbone` takes: a plain model, or, where the method does
+    not merge into one, what the method made of the backbone. Where neither can be kept, no model is written, and a
+    warning at the start says so.
 
     Args:
         run: What to do.
-        directory: The run's, local or in an object store.
-        on_row: Called with every row of metrics and the examples per second since the last, without the first step,
-            which compiles; nan where there was no other.
+        directory: The directory of the run, local or in an object store.
+        on_row: Called with every row of metrics and the examples per second since the row before. The first step of a
+            call, which compiles, does not count; the rate is nan where no other step ran.
 
     Returns:
         The rows of `metrics.jsonl`.
 
     Raises:
-        InputError: the directory belongs to another config or is in use, or a checkpoint is damaged.
-        Diverged: the loss became NaN; the checkpoints before that are kept.
+        InputError: the directory belongs to another config or is in use, a checkpoint is damaged, the data end before
+            the last step, or the head that a method solves for is not finite.
+        MachineError: the directory cannot be written.
+        Diverged: a metric of `WATCHED` or the loss of a task is not finite; earlier checkpoints are kept.
         Stopped: a signal came. The state is saved, and the next call ends as if there had been none.
     """
     directory, schedule, mesh, stream = epath.Path(directory), run.schedule, run.mesh, run.task.data.stream
@@ -132,10 +135,12 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[ResultRow, floa
 
 
 def restored(run: Run, directory: epath.PathLike) -> tuple[int, Tree]:
-    """The step of a run's newest checkpoint, and all leaves then (averaged where an average is kept), none merged.
+    """The step of a run's newest checkpoint, and all leaves at that step, not merged.
+
+    Leaves of which a moving average is kept have the value of the average.
 
     Raises:
-        InputError: there is no checkpoint yet, or it is damaged, or not of the directory's config.
+        InputError: there is no checkpoint yet, or it is damaged, or it is of another config than the directory.
     """
     directory = epath.Path(directory)
     of = workdir.fingerprint(files.read_record(directory / "config.json", "it cannot be told what this run was")[1])

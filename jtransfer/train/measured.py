@@ -39,17 +39,20 @@ def rows(
     mesh: Mesh,
     adapted: Adapted,
 ) -> Evaluate:
-    """The means of what an objective measures of each held-out example, and metrics of all together.
+    """Make the function that measures a model on held-out rows: means over examples, and metrics of the whole set.
+
+    Metrics are called `NAME_METRIC`, with the name of the held-out rows; of one of several tasks `TASK_NAME_METRIC`.
+    Perplexity is the exponential of the mean loss.
 
     Args:
-        task: Whose head predicts and what the metrics are called by; "" where there is one head.
-        stream: Has the examples.
-        prepare: Makes the model's inputs of theirs.
-        objective: What is measured.
-        named: Metrics by name.
-        one: Shapes of the inputs of one example.
+        task: Name of the task whose head predicts; "" where there is one head.
+        stream: Has the held-out examples.
+        prepare: Makes the model's inputs of their inputs.
+        objective: Measures each example.
+        named: Metrics of the whole set, by name.
+        one: Shapes of the inputs of one example, `[1, ...]`.
         mesh: The devices.
-        adapted: The model.
+        adapted: The model under a method.
     """
     name, inputs, labels = stream.held_out
     block = within({**one, **of_every_token(adapted, one, task)}, BLOCK, BYTES)
@@ -89,9 +92,15 @@ def rows(
 def of_every_token(
     adapted: Adapted, one: Mapping[str, jax.ShapeDtypeStruct], task: str = ""
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of what is predicted for every token of one example, as `[1, tokens, words]`; empty where nothing is.
+    """Shapes of the logits of every token of one example, `[1, tokens, words]` by name of the output.
 
-    It is far larger than the inputs, and bounds how many examples are evaluated at once.
+    They are far larger than the inputs, and bound how many examples are evaluated at once. Empty where the model
+    predicts nothing for a token.
+
+    Args:
+        adapted: The model under a method.
+        one: Shapes of the inputs of one example, `[1, ...]`.
+        task: Name of the task whose head predicts; "" where there is one head.
     """
     outputs = jax.eval_shape(partial(models.apply, adapted.model, train=False), adapted.shapes | adapted.state, one)
     outputs = objectives.outputs_of(task, outputs)
@@ -101,7 +110,19 @@ def of_every_token(
 def pairs(
     stream: PairStream, prepare: Prepare, one: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh, adapted: Adapted
 ) -> Evaluate:
-    """Zero-shot accuracy by names in all templates, retrieval by the names alone, and how the embeddings lie."""
+    """Make the function that measures a dual encoder on held-out pairs.
+
+    Metrics are called `WHAT_METRIC`, with the name of the held-out pairs: `zero_shot`, the accuracy by names in all
+    templates; `image_to_text_r1`, `text_to_image_r1` and these at 5, the recall of retrieval by the plain names; and
+    `alignment`, `uniformity_images` and `uniformity_texts` of `evaluate.similarity`.
+
+    Args:
+        stream: Has the held-out pairs.
+        prepare: Makes the model's inputs of `{"images": by rows}` and of `{"texts": a list}`.
+        one: Shapes of the inputs of one example, `[1, ...]`.
+        mesh: The devices.
+        adapted: The model under a method.
+    """
     held_out = stream.held_out
     texts = [template.replace("{}", name) for name in held_out.names for template in ("{}", *held_out.templates)]
     count, rows, block = len(held_out.labels), len(held_out.names), within(one, BLOCK, BYTES)

@@ -1,4 +1,4 @@
-"""What a training comes to, under `model/`: a plain model, or what the method made of its backbone."""
+"""The result of a training, under `model/`: a plain model, or what the method made of its backbone."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,12 +16,12 @@ from jtransfer.tree import FROZEN, Tree
 
 
 def is_plain(run: Any) -> bool:
-    """Whether a run (a `Run`) comes to a model without anything that a method adds to the forward pass."""
+    """Whether the result of a run (a `Run`) is a plain model: no method, old or new, adds to its forward pass."""
     return run.merges and not run.task.start.base.methods
 
 
 def refusal(run: Any) -> str:
-    """Why nothing that `jtransfer.load` reads can be kept of a run; empty where it can."""
+    """Why the result of a run (a `Run`) cannot be kept in a form that `jtransfer.load` reads; empty where it can."""
     if is_plain(run):
         return ""
     try:
@@ -32,12 +32,15 @@ def refusal(run: Any) -> str:
 
 
 def save(run: Any, tree: Tree, directory: epath.PathLike) -> None:
-    """Write what a run came to, which has no `refusal`; every process calls this, and the first one writes.
+    """Write the result of a run that has no `refusal`; every process calls this, and the first one writes.
 
     Args:
         run: A `Run`.
-        tree: All leaves at the end, none merged, laid out over the mesh.
-        directory: Where.
+        tree: All leaves at the end, not merged, laid out over the mesh.
+        directory: Where; files there are replaced.
+
+    Raises:
+        MachineError: a file cannot be written.
     """
     start, plain = run.task.start, is_plain(run)
     if plain:
@@ -56,7 +59,12 @@ def save(run: Any, tree: Tree, directory: epath.PathLike) -> None:
 
 
 def adapter(run: Any, tree: Mapping[str, Any]) -> Adapter:
-    """What the leaves of a run, none merged, are apart from its backbone; leaves that it gives may be left out."""
+    """What a run made of its backbone: the leaves that are new, that learned, or whose statistics changed.
+
+    Args:
+        run: A `Run`.
+        tree: The leaves of the run, not merged; those of the backbone that did not learn may be missing.
+    """
     start, known = run.task.start, _known(run)
 
     def is_new(path, leaf):
@@ -69,7 +77,7 @@ def adapter(run: Any, tree: Mapping[str, Any]) -> Adapter:
 
 
 def hollow(run: Any) -> Adapter:
-    """`adapter` of leaves that have nothing but their shapes."""
+    """`adapter` of placeholders: leaves of the shapes of a run (a `Run`), filled with NaN."""
     shapes = run.adapted.shapes | {path: x for path, x in run.adapted.state.items() if path not in _known(run)}
     return adapter(run, {path: np.broadcast_to(x.dtype.type(np.nan), x.shape) for path, x in shapes.items()})
 

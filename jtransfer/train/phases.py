@@ -13,15 +13,15 @@ from jtransfer.train.state import EMA, TrainState
 from jtransfer.tree import FROZEN, Tree, merge, prefixed, select
 
 KEPT = "kept/"
-"""What the paths begin with, in a checkpoint, of leaves that earlier phases trained and the present one does not."""
+"""Prefix, in a checkpoint, of the paths of leaves that earlier phases trained and the present phase does not."""
 
 
 class Plan(NamedTuple):
     """The phases of a run.
 
     Attributes:
-        steps: Of each.
-        factors: On the rate of the optimiser, in each.
+        steps: Number of steps of each phase.
+        factors: Factor on the rate of the optimiser in each phase.
     """
 
     steps: tuple[int, ...]
@@ -29,11 +29,11 @@ class Plan(NamedTuple):
 
     @property
     def ends(self) -> tuple[int, ...]:
-        """The number of the last step of each, from 1."""
+        """The number of the last step of each phase; the first step of the run has number 1."""
         return tuple(accumulate(self.steps))
 
     def at(self, step: int) -> int:
-        """The phase of a step; step 0, before any, is of the first."""
+        """The phase of a step, counted from 0; step 0, before the first step, belongs to the first phase."""
         return next(phase for phase, end in enumerate(self.ends) if step <= end)
 
 
@@ -43,14 +43,15 @@ def plan(
     """Share steps among phases.
 
     Args:
-        phases: How many there are.
-        steps: Of all together.
-        each: Of each phase; empty for as even shares as can be, the first ones longer.
-        factors: On the rate, in each; empty for 1.
-        where: What the numbers are called in errors: its `steps`, `phase_steps` and `phase_rates`.
+        phases: How many phases there are.
+        steps: Number of steps of all phases together.
+        each: Number of steps of each phase; empty for shares that are as even as possible, longer ones first.
+        factors: Factor on the rate in each phase; empty for 1 in each.
+        where: The section of the config that errors name, before `.steps`, `.phase_steps` and `.phase_rates`.
 
     Raises:
-        InputError: fewer steps than phases, or numbers that are not one for each phase, or do not add up.
+        InputError: fewer steps than phases; `each` or `factors` without one number for each phase; or an `each` that
+            does not add up to `steps`.
     """
     for name, values in (("phase_steps", each), ("phase_rates", factors)):
         if values and len(values) != phases:
@@ -64,9 +65,15 @@ def plan(
 
 
 def parts(adapted: Adapted, phase: int, tree: Tree) -> tuple[Tree, Tree, Tree]:
-    """A tree in three: the leaves that learn in a phase, those that were found before it and no longer do, the others.
+    """Split a tree into the leaves that learn in a phase, leaves that were found earlier, and all others.
 
-    Found are leaves that an earlier phase trained, and those of a head that was solved for.
+    A leaf was found earlier if an earlier phase trained it or if it is of a head that was solved for, and it does not
+    learn in this phase.
+
+    Args:
+        adapted: The model under the method.
+        phase: The phase, counted from 0.
+        tree: All leaves of the model.
     """
     learned = {path for one in adapted.phases[:phase] for path, rate in one.rates.items() if rate != FROZEN}
     learned |= set(adapted.solved)
@@ -80,20 +87,20 @@ def parts(adapted: Adapted, phase: int, tree: Tree) -> tuple[Tree, Tree, Tree]:
 def entered(
     adapted: Adapted, phase: int, state: TrainState, others: Tree, optimiser: optax.GradientTransformation
 ) -> tuple[TrainState, Tree, Tree]:
-    """The state at the start of a phase, from that at the end of the phase before.
+    """The state at the start of a phase, made of the state at the end of the phase before.
 
-    A leaf that goes on learning keeps its moments and its moving average; one that stops keeps the average as its
-    value, where there is one, as that is what was evaluated.
+    A leaf that goes on learning keeps its moments and its moving average. A leaf that stops learning keeps the moving
+    average as its value, where an average is kept, because the average is what was evaluated.
 
     Args:
         adapted: The model under the method.
-        phase: Its number.
-        state: At the end of the phase before.
-        others: All leaves that did not learn then.
-        optimiser: Of this phase.
+        phase: The phase that starts, counted from 0.
+        state: The state at the end of the phase before.
+        others: All leaves that did not learn in the phase before.
+        optimiser: The optimiser of the phase that starts.
 
     Returns:
-        The state, the leaves that learned before and no longer do, and all others.
+        The state; the leaves that were found earlier and do not learn now, as `parts` has them; and all others.
     """
     average = select(state.state, EMA)
     trainable, kept, frozen = parts(adapted, phase, merge(state.trainable, others))
@@ -105,7 +112,10 @@ def entered(
 
 
 def carried(new: optax.OptState, old: optax.OptState) -> optax.OptState:
-    """A state of the optimiser with the moments that an older one has of the same leaves, and their count."""
+    """The state `new` of an optimiser, with the moments and step counts that the state `old` has of its leaves.
+
+    Moments are those of Adam and the trace of momentum; a leaf that `old` does not have keeps what `new` has.
+    """
     kinds = (optax.ScaleByAdamState, optax.TraceState)
 
     def is_moments(x):
@@ -138,11 +148,11 @@ def carried(new: optax.OptState, old: optax.OptState) -> optax.OptState:
 
 
 def packed(state: TrainState, kept: Tree) -> TrainState:
-    """A state as a checkpoint has it: with the leaves that earlier phases trained."""
+    """A state as a checkpoint has it: with the leaves `kept`, which earlier phases found, under `KEPT`."""
     return state.replace(state=state.state | prefixed(kept, KEPT))
 
 
 def unpacked(state: TrainState) -> tuple[TrainState, Tree]:
-    """A state, and the leaves that earlier phases trained, of what `packed` gave."""
+    """Split what `packed` gave into the state and the leaves that earlier phases found."""
     own = {path: leaf for path, leaf in state.state.items() if not path.startswith(KEPT)}
     return state.replace(state=own), select(state.state, KEPT)

@@ -16,7 +16,19 @@ from jtransfer.tree import Tree, merge
 class Programs:
     """What a run computes.
 
-    Shapes come first, then where they lie, then arrays: no device ever holds more than its part.
+    Shapes come first, then their shardings, then arrays: no device ever holds more than its part.
+
+    Attributes:
+        run: The run.
+        whole: The sharding of an array that every device holds whole.
+        leaves: The sharding of each leaf of the model, by path.
+        keys: Two keys: of the leaves that start at random, and of the steps.
+        held: Leaves that the method keeps beside the model's, frozen; empty before `start`.
+        solved: What was chosen for the head that is solved for, as metrics of the first row; empty where none is.
+        layouts: The shardings of the train state of each phase that has started.
+        step: From a phase that has started to its jitted `step(state, frozen, batch) -> (state, metrics)`, which
+            donates the state.
+        evaluate: From a phase to the function that measures the model on held-out examples, an `Evaluate`.
     """
 
     def __init__(self, run: Run):
@@ -29,11 +41,17 @@ class Programs:
         self.step, self.evaluate = lru_cache(self._step), lru_cache(self._evaluate)
 
     def start(self, phase: int, anew: bool = False) -> tuple[TrainState, Tree, Tree]:
-        """The state of a phase as if none were before it; what was found before it and does not learn; all others.
+        """Start a phase from the backbone, as if no phase came before it.
 
         Args:
-            phase: Its number.
+            phase: The phase, counted from 0.
             anew: Whether the run begins here, so that a head is solved for, where the method says so.
+
+        Returns:
+            The state; the leaves that earlier phases find and this one does not train; and all others.
+
+        Raises:
+            InputError: the head that is solved for is not finite.
         """
         adapted, (start_key, run_key) = self.run.adapted, self.keys
 
@@ -51,7 +69,7 @@ class Programs:
         return self._laid_out(phase, create, start_key, run_key, base)
 
     def enter(self, phase: int, state: TrainState, kept: Tree, frozen: Tree) -> tuple[TrainState, Tree, Tree]:
-        """The state of a phase from the end of the one before it; the other trees are those of `start`."""
+        """Start a phase from the end of the phase before it, whose trees are given; returns what `start` does."""
 
         def change(state, others):
             return entered(self.run.adapted, phase, state, others, self._optimiser(phase))

@@ -1,6 +1,6 @@
-"""What a run keeps of its data in `task.json`, so that what it came to is written without them.
+"""What a run keeps of its data in `task.json`, so that its result is exported without the data.
 
-An export builds the task of the run again: the model, its classes, the shapes of its inputs. Of the data that takes
+An export builds the task of the run again: the model, its classes, the shapes of its inputs. From the data it needs
 their kind, the names of the classes, the form of the labels, and one row that has the form of all others.
 """
 
@@ -24,7 +24,11 @@ LARGEST = 1 << 28
 
 
 def write(directory: epath.Path, task: Task) -> None:
-    """Write the record of a task's data into a run's directory."""
+    """Write the record of a task's data into a run's directory.
+
+    Raises:
+        MachineError: it cannot be written.
+    """
     stream = task.data.stream
     tokens = task.data.example["input_ids"].shape[1] if stream.kind == "text" else 0
     if isinstance(stream, Joined):
@@ -49,10 +53,11 @@ def _record(stream, classes, tokens):
 
 
 def read(directory: epath.Path) -> tuple[Stream | PairStream | Joined, int] | None:
-    """A stream that has the form of a run's data and none of their rows, and the length of its texts, if it has any.
+    """Read the record of a run's data.
 
     Returns:
-        None for a run that kept no record, as an earlier version's.
+        A stream that has the form of the data and none of their rows, and the length of its texts in tokens, 0 for
+        images. None for a run that kept no record, as one of an earlier version.
 
     Raises:
         Damaged: the record is not as it was written.

@@ -1,4 +1,4 @@
-"""What a training run came to, from its directory: its backbone and what the method made of it."""
+"""The result of a training run, read from its directory: its backbone, and what the method made of the backbone."""
 
 from collections.abc import Callable, Iterable
 
@@ -20,24 +20,25 @@ from jtransfer.train import loop, outcome, remembered, runs
 def result(
     directory: epath.PathLike, trust: Iterable[str] = (), check: Callable[[Adapter], None] = lambda hollow: None
 ) -> tuple[int, Adapter, dict[str, bytes]]:
-    """The step of the newest checkpoint of a run, the adapted backbone at that step, and the files beside it.
+    """The result of a run at its newest checkpoint.
 
-    The files are a tokenizer's and a processor's that the backbone does not have: of a model trained from scratch, or
-    of a config that names others.
-
-    The backbone of the run has to be where it was, or in the hub's cache: a directory starts no download. The data need
-    not, and the devices need not be those that it had. A run of an earlier version, which left no `task.json`, needs
-    its data too.
+    The backbone of the run has to be where it was, or in the hub's cache: a directory starts no download. The data may
+    be gone, and the devices may be others. A run of an earlier version, which left no `task.json`, needs its data too.
 
     Args:
-        directory: The run's.
+        directory: The directory of the run.
         trust: Modules that the run's config may name, or their files. Nothing else is imported: the directory may be
             somebody else's.
-        check: What may refuse the result by the shapes of its leaves, before anything is compiled or read.
+        check: Called with the result as placeholders (see `outcome.hollow`) before the checkpoint is read; it may raise
+            an `InputError` to refuse the result.
+
+    Returns:
+        The step of the checkpoint; the adapted backbone at that step; and the files of a tokenizer and a processor
+        that the backbone does not have, by name: of a model trained from scratch, or of a config that names others.
 
     Raises:
-        InputError: no directory of a training run, no checkpoint in it, a module that is not trusted, or a backbone,
-            data or modules that have changed.
+        InputError: no directory of a training run, no checkpoint in it, a record or checkpoint that is damaged, a
+            module that is not trusted, or a backbone, data or modules that have changed.
     """
     directory = epath.Path(directory)
     if not (directory / "config.json").exists():
@@ -74,9 +75,9 @@ def result(
 
 
 def ways_out(run: runs.Run) -> list[str]:
-    """What `jtransfer export` will refuse of a run, known before its first step: one line for each format.
+    """Which formats `jtransfer export` will refuse for a run, known before its first step: one line for each format.
 
-    Whether PEFT can have it is said of methods with a LoRA alone.
+    The line about PEFT is given only for methods with a LoRA.
     """
     hollow = outcome.hollow(run)
     adapts = any(isinstance(part, LoRA) for part in run.method.parts)

@@ -23,16 +23,19 @@ log = logging.getLogger("jtransfer")
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long a run trains, and when it measures and saves; the keys of a config of these names.
+    """How long a run trains, and when it measures and saves. A config has keys of these names.
 
     Attributes:
-        steps: Of the whole run.
-        batch: Examples of a step, over all devices.
-        ema: Decay of the moving average of what learns; 0 for none.
-        seed: Of what starts at random, and of dropout.
-        log_every: Steps between two rows of metrics.
-        eval_every: Steps between two evaluations on held-out examples.
-        checkpoint_every: Steps between two checkpoints.
+        steps: Number of steps of the whole run.
+        batch: Number of examples in a step, over all devices; of several tasks, for each.
+        ema: Decay of the moving average of the leaves that learn; 0 for none.
+        seed: Seed of the leaves that start at random, and of what each step draws, as dropout.
+        log_every: Number of steps between two rows of metrics.
+        eval_every: Number of steps between two evaluations on held-out examples, a multiple of `log_every`.
+        checkpoint_every: Number of steps between two checkpoints, a multiple of `log_every`.
+
+    Raises:
+        InputError: `eval_every` or `checkpoint_every` is no multiple of `log_every`.
     """
 
     steps: int
@@ -54,17 +57,16 @@ class Run:
     """A training run.
 
     Attributes:
-        task: What is learned, of which data.
-        method: How it is trained.
+        task: What is learned, from which data.
+        method: How the model is transferred.
         adapted: The model as the method changes it.
-        optimiser: Its options.
+        optimiser: Options of the optimiser.
         plan: Steps and rates of the phases of the method.
-        schedule: How long it trains.
+        schedule: How long the run trains, and when it measures and saves.
         mesh: The devices.
-        sharding: How leaves lie on them, as `sharding.tree_shardings` takes it.
-        record: The resolved config as plain values, and `fingerprints` of the data, of the backbones, of the files that
-            say how the model's inputs are made and of the user's modules (by name), where there are any.
-        defaults: The values of the keys that a run of an earlier version did not have.
+        sharding: How leaves lie on the devices, as `sharding.tree_shardings` takes it.
+        record: The resolved config as plain values, and under `fingerprints` those of the run.
+        defaults: The default of every key of the config, which a run of an earlier version without the key had.
     """
 
     task: Task
@@ -80,12 +82,16 @@ class Run:
 
     @property
     def fingerprints(self) -> dict[str, Any]:
-        """Of what the run reads, by what it is."""
+        """Fingerprints of what the run reads, by name.
+
+        `data`; `backbone`, `vision` or `text` for weights; `teacher`; `preprocessing` for the files that say how the
+        model's inputs are made; and `modules`, the digests of the user's modules by name. Only `data` is always there.
+        """
         return self.record["fingerprints"]
 
     @property
     def merges(self) -> bool:
-        """Whether the plain model computes the same as the adapted one, by leaves that the method makes of all."""
+        """Whether the method merges all leaves into leaves of the plain model, which then gives equal outputs."""
         start = self.task.start
         return merges(self.method, start.model, self.adapted.example, self.adapted.shapes, self.adapted.base)
 
@@ -94,11 +100,11 @@ def prepare(config, stream: Any = None) -> Run:
     """Load data and backbone, build model and method.
 
     Args:
-        config: With all keys of `jtransfer.config.train_defaults`.
-        stream: Of its data, as `remembered` has it; None to open what the config names.
+        config: A config with all keys of `jtransfer.config.train_defaults`.
+        stream: A stream to use instead of the config's data, as `remembered.read` gives it; None to open the data.
 
     Raises:
-        InputError: whatever in the config cannot be run, before any compilation.
+        InputError: a config that cannot be run. It is raised before any compilation.
     """
     check("train", config)
     schedule = Schedule(**{field.name: config[field.name] for field in fields(Schedule)})

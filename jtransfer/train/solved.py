@@ -1,8 +1,8 @@
 """The head that a run starts with where its method solves for one, as `logistic >> finetune`: LP-FT with the optimum.
 
-The solver reads features of the frozen backbone, of all rows that are trained on. What it has to choose, as the penalty
-of a logistic regression, is chosen by the metric on a tenth of these rows, which are fitted no more in the head than
-the examples that are held out; the steps that follow train on all of them.
+The solver reads features of the frozen backbone for all rows that are trained on. A tenth of these rows chooses its
+hyper-parameters by the metric, as the penalty of a logistic regression, and the head is fitted on the others. The steps
+that follow train on all rows.
 """
 
 from typing import Any
@@ -24,19 +24,19 @@ from jtransfer.starts.inputs import Prepare, gathered
 from jtransfer.tree import Tree
 
 PART = 10
-"""Of so many rows one chooses the hyper-parameters."""
+"""One row in this many chooses the hyper-parameters."""
 
 
 def check(name: str, fit: Fit, stream: Any) -> None:
     """Refuse data on which no head can be solved for.
 
     Args:
-        name: Of the method.
-        fit: Its solver.
-        stream: What is trained on.
+        name: Name of the method.
+        fit: The solver of the method.
+        stream: The data that are trained on.
 
     Raises:
-        InputError: data of another kind than one class a row, without an end, or with too few rows of a class.
+        InputError: data without one class a row, without an end, or with too few rows of a class to fit.
     """
     if not isinstance(stream, Stream) or stream.targets != "classes":
         raise InputError(f"config.method '{name}' solves for a head of one class a row, which {stream.name} has not")
@@ -67,21 +67,22 @@ def head(
     """A linear head at the optimum of a solver.
 
     Args:
-        stream: Which `check` accepts.
-        prepare: Makes the model's inputs of its inputs.
-        metric: Chooses hyper-parameters; with its name.
+        stream: Data that `check` accepts.
+        prepare: Makes the model's inputs of the stream's.
+        metric: Name of the metric that chooses hyper-parameters, and the metric.
         module: The backbone without a head.
         mesh: The devices.
-        batch: Examples at once, over all devices.
+        batch: Number of examples that the backbone reads at once, over all devices.
         fit: The solver.
         base: Leaves and statistics of the backbone, laid out on the mesh.
 
     Returns:
-        `head/kernel [width, classes]` and `head/bias [classes]`, float32, alike in all processes; and what was chosen
-        and by which value of the metric, as metrics of a row.
+        `head/kernel [width, classes]` and `head/bias [classes]`, float32, alike in all processes; and metrics of a row:
+        the hyper-parameters that were chosen, as `solved_l2`, and the metric on the rows that chose them, as
+        `solved_accuracy`.
 
     Raises:
-        InputError: features of which no finite head comes.
+        InputError: features that the solver refuses, as NaN, or a head that is not finite.
     """
     inputs, labels = stream.pool
     features = _features(prepare, module, mesh, batch, base, inputs)

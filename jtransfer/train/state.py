@@ -13,18 +13,19 @@ from jtransfer.kinds import SHARE, check
 from jtransfer.tree import Tree, prefixed, select
 
 EMA = "ema/"
+"""Prefix of the moving averages in the state of training."""
 
 
 @flax.struct.dataclass
 class TrainState:
-    """The state of training: what a checkpoint of a method holds, which is only what it learns.
+    """The state of training, which a checkpoint holds. Frozen weights are not part of it.
 
     Attributes:
         step: Number of steps taken, int32.
         trainable: The leaves that learn.
         state: Leaves that neither learn nor are frozen weights, by `collection/path`: `batch_stats/...`, `ema/...`.
-        opt_state: The optimiser's, for exactly the leaves that learn.
-        key: The key of the run; each step folds its number into it.
+        opt_state: State of the optimiser for exactly the leaves that learn.
+        key: The key of the run; each step folds its number into the key.
     """
 
     step: jax.Array
@@ -37,7 +38,18 @@ class TrainState:
     def create(
         cls, key: jax.Array, trainable: Tree, state: Tree, optimiser: optax.GradientTransformation, ema: float = 0.0
     ) -> "TrainState":
-        """The state before the first step; `ema` above 0 keeps a moving average of the trainable leaves."""
+        """The state before the first step.
+
+        Args:
+            key: The key of the run.
+            trainable: The leaves that learn.
+            state: Leaves that neither learn nor are frozen weights, as `batch_stats/...`.
+            optimiser: The optimiser of the leaves that learn.
+            ema: Above 0 keeps a moving average of the leaves that learn, which starts at their values.
+
+        Raises:
+            InputError: `ema` is not a share from 0 to below 1.
+        """
         check(ema, SHARE, "ema")
         average = prefixed(trainable, EMA) if ema else {}
         return cls(jnp.zeros((), jnp.int32), trainable, state | average, optimiser.init(trainable), key)
@@ -49,7 +61,13 @@ class TrainState:
 
 
 def state_shardings(state: TrainState, leaves: Mapping[str, NamedSharding], mesh: Mesh) -> TrainState:
-    """Where a train state lies, given its leaves': what the optimiser or an average keeps of a leaf lies beside it."""
+    """The sharding of each array in a train state: what the optimiser or an average keeps of a leaf lies beside it.
+
+    Args:
+        state: The state, or its shapes.
+        leaves: The sharding of each leaf of the model, by path.
+        mesh: The devices, each of which holds every other array whole.
+    """
     whole = everywhere(mesh)
 
     def beside(path, leaf):

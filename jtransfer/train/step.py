@@ -13,6 +13,7 @@ from jtransfer.train.state import EMA, TrainState
 from jtransfer.tree import Tree, merge, prefixed, select
 
 Step = Callable[[TrainState, Tree, Batch], tuple[TrainState, dict[str, jax.Array]]]
+"""`step(train_state, frozen, batch) -> (train_state, metrics)`, with scalar metrics by name."""
 
 
 def make_step(
@@ -25,27 +26,28 @@ def make_step(
 ) -> Step:
     """Make `step(train_state, frozen, batch) -> (train_state, metrics)`.
 
-    The gradient is taken with respect to the trainable leaves alone, so that of a frozen one is never formed,
-    whatever reads the gradients afterwards: the norm, clipping, accumulation or the moving average.
+    The gradient is taken with respect to the trainable leaves alone, so that the gradient of a frozen leaf is never
+    formed, whatever reads the gradients afterwards: the norm, clipping, accumulation or the moving average. The metrics
+    are those of the loss, and `grad_norm`, the norm of the gradient before any clipping.
 
-    Of several tasks the batch is a mapping of theirs, and metrics are called `TASK_loss`. The tasks run in their
-    order, statistics of batches going from each to the next:
+    Of several tasks the batch is a mapping from their names to the batch of each, and metrics are called `TASK_loss`.
+    The tasks run one after another, and batch statistics go from each task to the next:
 
         {"digits": loss, "fonts": loss}, {"digits": {"inputs": x, ...}, "fonts": {"inputs": y, ...}}
 
     Args:
         loss: `loss(params, state, batch, key) -> (value, (metrics, state))`, as in `jtransfer.objectives`; or one for
             each of several tasks, by name.
-        optimiser: Over the trainable leaves.
+        optimiser: The optimiser of the trainable leaves.
         accumulate: Number of equal parts of the batch that run one after another, for memory; their mean gradient is
-            that of the whole batch. Where `metrics` have a `weight`, it is what each part counts in that mean, as the
-            number of its tokens in a mean over tokens.
+            that of the whole batch. Where the metrics of a part have a `weight`, the part counts by it in that mean, as
+            by the number of its tokens in a mean over tokens.
         ema: Decay of the moving average of the trainable leaves; 0 keeps none.
         unroll: Write the parts of an accumulated step out, so that `cost_analysis` counts each.
-        combine: Of several tasks, from their gradients by name to the one that the optimiser gets.
+        combine: Makes one gradient of the gradients of several tasks.
 
     Raises:
-        InputError: `accumulate` below 1, or `ema` outside 0..1.
+        InputError: `accumulate` below 1, or an `ema` that is not a share from 0 to below 1.
     """
     check(accumulate, whole(1), "accumulate")
     check(ema, SHARE, "ema")

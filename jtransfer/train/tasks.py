@@ -1,7 +1,7 @@
-"""What a run learns: of rows, by one objective or by several at once, or which texts belong to which images.
+"""What a run learns: one objective on rows, several objectives at once, or which texts belong to which images.
 
 A task is data, a start and an objective, with everything checked and nothing compiled; the loop does the rest. The
-functions here make one of the keys of a config.
+functions here make a task from the keys of a config.
 """
 
 import re
@@ -45,10 +45,10 @@ class TaskData:
         ready: From a batch of the stream to the batch that the loss takes.
         example: Shape and dtype of one example of each of the model's inputs.
         evaluate: From the adapted model to the function that measures it on the held-out examples.
-        parts: Shape and dtype of one example of what a batch has beside `inputs`; of several tasks, of all that a batch
-            has, by task.
-        solve: From a solver and the leaves of the backbone to a head at its optimum on the rows that are trained on:
-            see `solved.head`. None where there is more than one head, or none.
+        parts: Shape and dtype of one example of what a batch has beside `inputs`; of several tasks, of all that the
+            batch of each has, by task. Empty for pairs.
+        solve: From a solver and the leaves of the backbone to a head at its optimum on the rows that are trained on, as
+            `solved.head` returns it. None for pairs and for several tasks.
     """
 
     stream: Stream | PairStream | Joined
@@ -64,11 +64,12 @@ class Task:
     """What a run learns.
 
     Attributes:
-        data: What it reads.
+        data: What the run reads.
         start: The model before the first step.
         objective: What is learned; of several tasks, by name.
-        combine: Makes one gradient of those of several tasks.
-        accumulate: Parts of a batch whose gradients are summed; 1 where an objective of pairs embeds the parts itself.
+        combine: Makes one gradient of the gradients of several tasks.
+        accumulate: Number of parts of a batch whose gradients are averaged; 1 for pairs, whose objective embeds the
+            parts itself.
     """
 
     data: TaskData
@@ -79,7 +80,7 @@ class Task:
 
     @property
     def objectives(self) -> tuple[objectives.Objective, ...]:
-        """Of every task."""
+        """The objective of every task, in their order."""
         return tuple(self.objective.values()) if isinstance(self.objective, Mapping) else (self.objective,)
 
 
@@ -87,12 +88,13 @@ def build_task(config, mesh: Mesh, stream: Stream | PairStream | Joined | None =
     """The task of a config.
 
     Args:
-        config: Of the run.
+        config: The config of the run.
         mesh: The devices.
-        stream: Of its data; None to open what the config names.
+        stream: A stream to use instead of the config's data; None to open the data.
 
     Raises:
-        InputError: whatever of the task cannot be.
+        InputError: data, a backbone, a teacher, an objective or a metric that is unknown, cannot be read or does not
+            fit the others.
     """
     if config.tasks:
         return _of_several(config, mesh, stream)
@@ -284,7 +286,7 @@ def _one_of(inputs, stream):
 
 
 def _told_of_one_caption(ready):
-    """The same, which logs the first batch in which all captions are the same."""
+    """`ready`, which also logs the first batch in which all captions are equal."""
     warn = Once()
 
     def tell(batch):

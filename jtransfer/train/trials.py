@@ -31,8 +31,8 @@ class TrialData(NamedTuple):
 
     Attributes:
         batches: Rows of each training step, `[steps, batch]`.
-        validation: Rows to choose on, `[n]`; `counts [n]` is 1 for a row that counts and 0 for padding.
-        counts: See `validation`.
+        validation: Rows to choose hyper-parameters on, `[n]`, perhaps padded.
+        counts: 1 for a row of `validation` that counts and 0 for padding, `[n]`.
     """
 
     batches: jax.Array
@@ -44,12 +44,12 @@ class TrialResult(NamedTuple):
     """What a trial leaves.
 
     Attributes:
-        trainable: The leaves that learned.
-        state: Leaves that are no parameters.
-        score: The metric on the validation rows, the higher the better: of one of which less is better, less that.
-            Minus infinity if the run diverged or the metric is NaN, which counts as the worst result.
-        loss: The mean loss there; infinite if the run diverged.
-        losses: Of each training step, `[steps]`.
+        trainable: The leaves that learned, in any phase.
+        state: Leaves that are no parameters, as batch statistics.
+        score: The metric on the validation rows, negated if a lower metric is better, so that a higher score is always
+            better. Minus infinity if the run diverged or the metric is NaN.
+        loss: The mean loss on the validation rows; infinite if the run diverged.
+        losses: The loss of each training step, `[steps]`.
     """
 
     trainable: Tree
@@ -68,11 +68,17 @@ def make_trial(
 ) -> Callable:
     """Make `trial(key, hyper, base, examples, data) -> TrialResult`.
 
-    `hyper` is `{"rate": ..., "decay": ...}`, scalars that may be traced; `base` are the leaves that the backbone gives,
-    and others that do not start as they would, as a head that was solved for;
-    `examples` are batches' parts of all rows `[n, ...]`, as `inputs` (one array or several by name) and `labels`, of
-    which `data` names rows. The phases of the method run one after another, each a loop of its own; `metric` is of
-    what they came to.
+    A trial takes a key; `hyper`, `{"rate": ..., "decay": ...}`, scalars that may be traced; `base`, the leaves that the
+    backbone gives, and perhaps leaves of a head that was solved for; `examples`, the parts of a batch for all rows
+    `[n, ...]`, as `inputs` (one array or several by name) and `labels`; and `data`, a `TrialData` of rows of
+    `examples`. The phases of the method run one after another, each in its own loop.
+
+    Args:
+        adapted: The model under a method.
+        objective: What is learned; its `measure` gives the loss of each validation row.
+        optimiser: Options of the optimiser, beside the rate and the decay.
+        plan: Steps and rates of the phases of the method.
+        metric: What the score of the last phase's end is.
     """
 
     def trial(key, hyper, base, examples, data: TrialData) -> TrialResult:
@@ -120,8 +126,8 @@ def in_blocks(call: Callable, inputs: Any, rows: jax.Array | np.ndarray, block: 
     Args:
         call: From inputs `[n, ...]` to outputs `[n, ...]`, each row for itself.
         inputs: One array, or several by name.
-        rows: [r] row numbers.
-        block: The blocks are as even as they can be; the last is filled up with other rows.
+        rows: `[r]` row numbers.
+        block: The most rows in a block; blocks are of one size, and the last is filled up with other rows.
     """
     count = -(-len(rows) // block)
     if count <= 1:

@@ -14,6 +14,7 @@ from jtransfer.optimiser import Optimiser
 from jtransfer.train import costs
 
 ROWS = 2
+"""Examples of the batch that is traced."""
 
 
 def check(
@@ -22,16 +23,16 @@ def check(
     parts: Mapping[str, jax.ShapeDtypeStruct],
     modules: Collection[str],
 ) -> None:
-    """Trace losses and measures; nothing is done where no module of the user's takes part.
+    """Trace losses and measures on shapes, if a module of the user's takes part; do nothing otherwise.
 
     Args:
         phases: The model under a method, in each of its phases.
         objective: What is learned; of several tasks, by name.
-        parts: As for `costs.step_shapes`.
+        parts: What a batch has beside `inputs`, as `costs.step_shapes` takes it.
         modules: Names of the user's modules that method and objective come from.
 
     Raises:
-        InputError: the file and line of the user's that fails, or a value of another shape than is expected.
+        InputError: the user's code fails (the error names its file and line), or a value has an unexpected shape.
     """
     files = [sys.modules[name].__file__ or "" for name in modules if name in sys.modules]
     if not files:
