@@ -113,6 +113,7 @@ def prepare(config, dataset: sources.Dataset | None = None) -> Curve:
     own |= sources.modules(config.data)
     objectives.check_reads(objective, config.objective, dataset)
     chosen = metrics.chosen(config.metrics, dataset, objective)
+    metrics.choosing(chosen, dataset, config.objective)
     taught = {"teacher": teachers.of(config.teacher, dataset)} if config.teacher else {}
     if dataset.targets != "classes" and ZERO_SHOT in names:
         raise InputError(f"config.methods: '{ZERO_SHOT}' is of classes by name, which {dataset.name} has not one a row")
@@ -143,7 +144,7 @@ def prepare(config, dataset: sources.Dataset | None = None) -> Curve:
     built = [build(name) for name in names]
     for arm in built:
         if theirs := modules.get(arm.name, {}) | own:
-            tried.check([part.adapted for part in arm.training()], objective, examples.parts, theirs)
+            tried.check([part.adapted for part in arm.training()], objective, examples.parts, theirs, ("loss",))
     if own:
         modules |= {arm.name: modules.get(arm.name, {}) | own for arm in built}
     fingerprints = {"data": sources.fingerprint(dataset)} | backbone.fingerprints

@@ -90,7 +90,7 @@ def options(text: str) -> tuple[str, ...]:
 
 
 def check_reads(objective: Objective, text: str, data: Any) -> None:
-    """Refuse data that an objective cannot read.
+    """Refuse data that an objective cannot read, and an objective of rows that measures none of them.
 
     Args:
         objective: What is learned.
@@ -98,9 +98,12 @@ def check_reads(objective: Objective, text: str, data: Any) -> None:
         data: A `Dataset` or a `Stream`: what has `name`, `kind` and `targets`.
 
     Raises:
-        InputError: naming the objectives that read such data, where there are any.
+        InputError: the data have other targets (the error names the objectives that read them, if any), or the
+            objective has no `measure`.
     """
     if objective.reads == data.targets or (objective.reads == "texts" and data.kind == "text"):
+        if objective.measure is None:
+            raise InputError(f"config.objective '{text}' has no measure; expected the loss of every example, by name")
         return
     fit = [other for other, make in OBJECTIVES.items() if make().reads == data.targets]
     other = f"expected {' or '.join(map(repr, fit))}" if fit else "choose another config.data"

@@ -17,7 +17,7 @@ All are NaN where a prediction or target that counts is NaN, or where no row cou
 To add one, write it and name it in `METRICS`; a user's own is a dotted name, see `parse`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -343,6 +343,26 @@ def chosen(names: Sequence[str], data: Any, objective: Any) -> dict[str, Metric]
         elif name != PERPLEXITY:
             raise InputError(f"config.metrics: '{name}' is of rows with labels; expected '{PERPLEXITY}', or nothing")
     return found
+
+
+def choosing(found: Mapping[str, Metric], data: Any, objective: str) -> tuple[str, Metric]:
+    """The name of the metric that chooses, and the metric: the first of those that `chosen` gave.
+
+    Args:
+        found: Metrics by name.
+        data: A `Dataset` or a `Stream`.
+        objective: What is learned, as the config writes it.
+
+    Raises:
+        InputError: there is no metric.
+    """
+    if not found:
+        names = ", ".join(repr(name) for name, metric in METRICS.items() if data.targets in metric.of)
+        raise InputError(
+            f"config.metrics is empty, and objective '{objective}' names no metric; expected one that chooses, of "
+            f"{names}"
+        )
+    return next(iter(found.items()))
 
 
 def check(name: str, metric: Metric, kind: str, outputs: int) -> None:

@@ -56,8 +56,8 @@ class Objective:
         augment: From a key and a batch to the batch that the model sees in training alone, as mixup does.
         forward: Runs the model; see `Forward`.
         measure: From the outputs in evaluation mode and their batch to metrics of every example, `[n]` each, whose
-            means are reported; an entry `weight` is what each example counts in them. None where only a whole set can
-            be measured, as by retrieval.
+            means are reported. An entry `loss` chooses between equal metrics in a curve, which needs it; an entry
+            `weight` is what each example counts in the means. None only for pairs, which are measured as a whole set.
         metrics: Names of what is measured of a whole set (see `metrics.METRICS`). The first chooses between runs, and
             is what a curve shows.
         reads: What the data must have: "classes" (one a row), "labels" (several a row), "values", "tags" (a class for

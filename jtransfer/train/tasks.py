@@ -48,7 +48,7 @@ class TaskData:
         parts: Shape and dtype of one example of what a batch has beside `inputs`; of several tasks, of all that the
             batch of each has, by task. Empty for pairs.
         solve: From a solver and the leaves of the backbone to a head at its optimum on the rows that are trained on, as
-            `solved.head` returns it. None for pairs and for several tasks.
+            `solved.head` returns it. None for pairs, for several tasks, and where the method solves for no head.
     """
 
     stream: Stream | PairStream | Joined
@@ -118,7 +118,10 @@ def _of_rows(config, settings, mesh, stream) -> Task:
         return _with_inputs(prepare, batch) | own
 
     evaluate = partial(measured.rows, "", stream, prepare, objective, named, one, mesh)
-    solve = partial(solved.head, stream, prepare, next(iter(named.items()), None), whole.model, mesh, config.batch)
+    solve = None
+    if methods.parse(config.method).solves:
+        chooses = metrics.choosing(named, stream, config.objective)
+        solve = partial(solved.head, stream, prepare, chooses, whole.model, mesh, config.batch)
     start = _start(config, whole, stream)
     return Task(
         TaskData(stream, ready, one, evaluate, teachers.parts(stream, taught), solve),

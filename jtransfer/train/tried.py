@@ -22,6 +22,7 @@ def check(
     objective: Objective | Mapping[str, Objective],
     parts: Mapping[str, jax.ShapeDtypeStruct],
     modules: Collection[str],
+    measured: Collection[str] = (),
 ) -> None:
     """Trace losses and measures on shapes, if a module of the user's takes part; do nothing otherwise.
 
@@ -30,9 +31,11 @@ def check(
         objective: What is learned; of several tasks, by name.
         parts: What a batch has beside `inputs`, as `costs.step_shapes` takes it.
         modules: Names of the user's modules that method and objective come from.
+        measured: Entries that `measure` must have: a curve reads "loss".
 
     Raises:
-        InputError: the user's code fails (the error names its file and line), or a value has an unexpected shape.
+        InputError: the user's code fails (the error names its file and line), a value has an unexpected shape, or
+            `measure` lacks an entry.
     """
     files = [sys.modules[name].__file__ or "" for name in modules if name in sys.modules]
     if not files:
@@ -48,9 +51,13 @@ def check(
                 _expect("the score", value, ())
             for name, one in objective.items() if isinstance(objective, Mapping) else [("", objective)]:
                 if one.measure:
-                    measured, own = partial(_measured, phase.model, one), batch[name] if name else batch
-                    for of, value in jax.eval_shape(measured, params | state.state, own, key).items():
+                    measure, own = partial(_measured, phase.model, one), batch[name] if name else batch
+                    found = jax.eval_shape(measure, params | state.state, own, key)
+                    for of, value in found.items():
                         _expect(f"measure's '{of}'", value, (ROWS,))
+                    if missing := [of for of in measured if of not in found]:
+                        there = ", ".join(map(repr, found)) or "nothing"
+                        raise InputError(f"measure gives {there}; expected '{missing[0]}' of every example too")
 
 
 def _measured(model, objective, tree, batch, key):

@@ -92,6 +92,21 @@ def each():
 def unmeasured():
     """An objective whose measure is of the whole."""
     return replace(classification(), measure=lambda outputs, batch: {"loss": outputs["logits"].mean()})
+
+
+def blind():
+    """An objective that measures nothing of an example."""
+    return replace(classification(), measure=None)
+
+
+def lossless():
+    """An objective that measures no loss of an example."""
+    return replace(classification(), measure=lambda outputs, batch: {"largest": outputs["logits"].max(-1)})
+
+
+def aimless():
+    """An objective without a metric."""
+    return replace(classification(), metrics=())
 '''
 
 
@@ -215,3 +230,30 @@ def test_a_term_or_an_objective_that_fails_on_a_batch_is_told_before_anything_co
     lines = Path("my_parts.py").read_text().split("\n")
     line = next(number for number, text in enumerate(lines, 1) if "nothing" in text)
     assert message.format(file=Path("my_parts.py").resolve(), line=line) in said
+
+
+@pytest.mark.parametrize("command", ["curve", "train"])
+def test_an_objective_of_rows_that_measures_none_of_them_is_refused(command, capsys):
+    said = refused(capsys, command, "objective", "my_parts.blind")
+    assert "config.objective 'my_parts.blind' has no measure; expected the loss of every example" in said
+
+
+def test_a_curve_refuses_an_objective_without_the_loss_that_chooses_between_equal_metrics(capsys):
+    said = refused(capsys, "curve", "objective", "my_parts.lossless")
+    assert "measure gives 'largest'; expected 'loss' of every example too" in said
+
+
+@pytest.mark.parametrize(("command", "method"), [("curve", "probe"), ("train", "logistic >> finetune")])
+def test_an_objective_without_a_metric_is_refused_where_one_has_to_choose(command, method, capsys):
+    text = Path(f"{command}.py").read_text().replace('"finetune"', f'"{method}"')
+    Path(f"{command}.py").write_text(text)
+    said = refused(capsys, command, "objective", "my_parts.aimless")
+    assert (
+        "config.metrics is empty, and objective 'my_parts.aimless' names no metric; expected one that chooses" in said
+    )
+    assert "of 'accuracy', " in said
+
+
+def test_training_by_steps_needs_no_metric(capsys):
+    with pytest.raises(AssertionError, match="compiled"):
+        refused(capsys, "train", "objective", "my_parts.aimless")
