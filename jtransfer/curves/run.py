@@ -112,6 +112,11 @@ def prepare(config, dataset: sources.Dataset | None = None) -> Curve:
     dataset = dataset or sources.load(config.data, config.data_dir, ("classes", "labels", "values"))
     own |= sources.modules(config.data)
     objectives.check_reads(objective, config.objective, dataset)
+    if objective.reads == "texts":
+        raise InputError(
+            f"config.objective '{config.objective}' learns from texts without labels, and a curve draws rows by their "
+            "labels; use jtransfer train"
+        )
     chosen = metrics.chosen(config.metrics, dataset, objective)
     metrics.choosing(chosen, dataset, config.objective)
     taught = {"teacher": teachers.of(config.teacher, dataset)} if config.teacher else {}

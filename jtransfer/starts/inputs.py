@@ -46,6 +46,7 @@ class Pictures:
     identity: str = ""
 
     def __call__(self, images: Any) -> Arrays:
+        """`pixel_values` `[n, height, width, channels]` of n images."""
         return self.make(images)
 
 
@@ -67,6 +68,7 @@ class Texts:
         return f"{self.tokenizer.identity} {self.tokens}"
 
     def __call__(self, inputs: list) -> Arrays:
+        """Arrays `[n, tokens]` by the names of the model's inputs, of n texts or pairs of texts."""
         return self.tokenizer.read(*_columns(inputs), length=self.tokens)[0]
 
     def cut(self, inputs: list) -> int:

@@ -53,7 +53,7 @@ def step_shapes(
     Args:
         adapted: The model under the method, in one phase.
         objective: What is learned; of several tasks, by name.
-        optimiser: Its options.
+        optimiser: Options of the optimiser.
         batch: Number of examples in a batch; of several tasks, in the batch of each.
         accumulate: Number of equal parts of the batch that run one after another; it divides `batch`.
         ema: Decay of the moving average of the trainable leaves; 0 for none.
@@ -61,7 +61,7 @@ def step_shapes(
             batch of each has, by task.
 
     Raises:
-        InputError: `accumulate` below 1, or `ema` outside 0..1.
+        InputError: `accumulate` below 1, or an `ema` that is not a share from 0 to below 1.
     """
     transformation = optimiser.build(adapted.rates, steps=100, since=adapted.since)
     loss = make_loss(adapted.model, objective, adapted.scores)

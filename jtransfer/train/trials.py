@@ -78,7 +78,7 @@ def make_trial(
         objective: What is learned; its `measure` gives the loss of each validation row.
         optimiser: Options of the optimiser, beside the rate and the decay.
         plan: Steps and rates of the phases of the method.
-        metric: What the score of the last phase's end is.
+        metric: The metric of the score, measured after the last phase.
     """
 
     def trial(key, hyper, base, examples, data: TrialData) -> TrialResult:
