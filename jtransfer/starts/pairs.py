@@ -1,4 +1,4 @@
-"""What a dual encoder is trained on pairs from: a checkpoint, towers of other checkpoints, or random leaves."""
+"""What a dual encoder for pairs starts from: a checkpoint, towers of other checkpoints, or random leaves."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
