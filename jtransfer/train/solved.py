@@ -47,7 +47,8 @@ def check(name: str, fit: Fit, stream: Any) -> None:
         )
     train, _ = _split(stream.pool[1])
     counts = np.bincount(stream.pool[1][train], minlength=len(stream.classes))
-    if (few := int(counts.argmin())) is not None and counts[few] < fit.least:
+    few = int(counts.argmin())
+    if counts[few] < fit.least:
         raise InputError(
             f"config.method '{name}' solves for a head, which needs {fit.least} rows of each class; class "
             f"'{stream.classes[few]}' of {stream.name} has {counts[few]} to fit"
