@@ -1,7 +1,10 @@
 """A reader in a file of the user's: in a curve and in a training, stopped and resumed, and what is wrong with one."""
 
 import json
+import os
 import shutil
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -35,6 +38,31 @@ def get_config():
         "data": "my_data.in_order:shards", "model": model | {"hidden": 8}, "batch": 8, "steps": 6,
         "log_every": 1, "eval_every": 6, "checkpoint_every": 2, "optimiser": {"rate": 0.01},
     })
+"""
+
+# In one launch, as starting takes longest: an undisturbed run, and one that ends after step 5 and goes on from 4.
+TWO = """
+import pathlib
+from contextlib import suppress
+
+from jtransfer.config import load
+from jtransfer.devices import hosts
+from jtransfer.stopping import Stopped
+from jtransfer.train import loop
+
+def stop(row, speed):
+    if row["step"] == 5:
+        raise Stopped(15, "there")
+
+def train(workdir, on_row=lambda row, speed: None):
+    loop.train(loop.prepare(load("train", "train.py", [])[1]), workdir, on_row)
+
+with hosts.together():
+    train("whole")
+    with suppress(Stopped):
+        train("parts", stop)
+    assert not pathlib.Path("parts/model").exists()
+    train("parts")
 """
 
 
@@ -107,6 +135,29 @@ def test_a_stream_goes_on_from_the_cursor_of_the_batch_that_was_trained_on_bit_f
     whole, parts = (sorted(Path(name, "model").glob("*")) for name in ("whole", "parts"))
     assert [path.name for path in whole] == [path.name for path in parts]
     assert all(one.read_bytes() == other.read_bytes() for one, other in zip(whole, parts, strict=True))
+
+
+def test_two_processes_go_on_from_the_cursor_bit_for_bit_and_learn_what_one_does():
+    """Each reads half of every batch; the cursor is a place in whole batches, and that of one process."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    env = os.environ | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    env |= {"PYTHONPATH": str(HERE.parents[1]), "XLA_FLAGS": env["XLA_FLAGS"].replace("count=8", "count=1")}
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    command = [sys.executable, "-c", TWO]
+    processes = [subprocess.Popen(command, env=env | {"JAX_PROCESS_ID": str(i)}, **pipes) for i in range(2)]
+    said = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+
+    for path in (Path("metrics.jsonl"), *(path.relative_to("whole") for path in Path("whole/model").iterdir())):
+        assert Path("whole", path).read_bytes() == Path("parts", path).read_bytes(), path
+    about = json.loads(Path("parts/checkpoints/4/about/metadata").read_text())["about"]
+    assert about["cursor"] == {"time": 1, "row": 8}
+    alone = loop.train(prepared(), "alone", lambda row, speed: None)
+    rows = map(json.loads, Path("parts/metrics.jsonl").read_text().splitlines())
+    for row, other in zip(rows, alone, strict=True):
+        assert row == pytest.approx(other, abs=1e-4)
 
 
 def test_a_checkpoint_without_a_cursor_goes_on_from_its_step(monkeypatch):
