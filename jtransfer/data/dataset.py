@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from jtransfer import kinds
 from jtransfer.errors import InputError
 from jtransfer.storage.arrays import NpzRows
 
@@ -205,6 +206,23 @@ def targets(labels: np.ndarray) -> str:
 def outputs(labels: np.ndarray, classes: Sequence[str]) -> int:
     """How many numbers predict the labels of a row: one for each class or value, 0 where there are no labels."""
     return len(classes) or (1 if labels.ndim == 1 else labels.shape[1])
+
+
+def wrong_labels(labels: Any, rows: int, classes: Sequence[str]) -> str:
+    """What does not fit in the labels of so many rows, in words; empty where all does.
+
+    Args:
+        labels: As those of a `Dataset`, or whatever a user gives in their place.
+        rows: How many inputs there are.
+        classes: One name per class.
+    """
+    if not isinstance(labels, np.ndarray) or labels.ndim not in (1, 2) or labels.dtype.kind not in "iuf":
+        return f"labels {kinds.shown(labels)}; expected an array [n] or [n, k] of whole numbers or floats"
+    if len(labels) != rows:
+        return f"{rows} inputs and {len(labels)} labels; expected as many"
+    if targets(labels) == "classes" and rows and not 0 <= labels.min() <= labels.max() < len(classes):
+        return f"labels from {labels.min()} to {labels.max()}; expected 0..{len(classes) - 1}, of its classes"
+    return ""
 
 
 FOUND = {

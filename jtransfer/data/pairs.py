@@ -8,10 +8,11 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from jtransfer import kinds
 from jtransfer.data import glyphs
 from jtransfer.data.dataset import Context, Dataset, check_whole, fingerprint
 from jtransfer.data.streams import Cursor, HostBatch, Rows
@@ -62,6 +63,8 @@ class PairStream:
             images; None if images are made as they are needed.
     """
 
+    parts: ClassVar[tuple[str, ...]] = ("images", "texts")
+
     name: str
     images: Any
     batches: Callable[[Cursor], Iterator[tuple[HostBatch, Cursor]]]
@@ -74,6 +77,11 @@ class PairStream:
     def inputs(self) -> Any:
         """The images, by the name that they have in a `Stream`."""
         return self.images
+
+    def wrong(self, batch: HostBatch) -> str:
+        """What in a batch is no text, in words; empty where all are."""
+        others = [text for text in batch["texts"] if not isinstance(text, str)]
+        return f"{kinds.shown(others[0])} as a text; expected a string" if others else ""
 
 
 def of_dataset(dataset: Dataset, context: Context) -> PairStream:

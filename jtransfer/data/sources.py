@@ -6,18 +6,18 @@ user's, as `my_data.shards:DIR` or `my_data.shards(size=3):DIR`.
 
 import ast
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 
-from jtransfer import expressions, files, imports, kinds
-from jtransfer.data import folder, lines, npz, pairs, streams, tfds
+from jtransfer import expressions, files, kinds
+from jtransfer.data import folder, lines, npz, pairs, streams, tfds, users
 from jtransfer.data.dataset import CLASSES, Context, Dataset, Images, Lazy, check_targets, fingerprint
 from jtransfer.data.pairs import PairStream
-from jtransfer.data.streams import Cursor, Rows, Stream
+from jtransfer.data.streams import Stream
+from jtransfer.data.users import Data
 from jtransfer.errors import InputError, nearest
 
 __all__ = [
@@ -33,8 +33,6 @@ __all__ = [
     "open_pairs",
     "open_stream",
 ]
-
-Data = Dataset | Stream | PairStream
 
 
 def _digits(rest: str, context: Context) -> Dataset:
@@ -202,7 +200,8 @@ def _read(context: Context, known: Sequence[str]) -> Data:
     """What the reader returns that a name names; `known` are the names and forms that serve."""
     name = context.name
     if own := _dotted(name):
-        return _counted(_of_user(*own, context))
+        (module,) = modules(name)
+        return _counted(users.read(*own, module, context))
     prefix, colon, rest = name.partition(":")
     form = next((form for form in known if form.partition(":")[:2] == (prefix, colon)), None)
     if form is None:
@@ -257,89 +256,3 @@ def _dotted(name: str) -> tuple[str, str] | None:
             continue
         return name[:end], name[end + 1 :]
     return name, ""
-
-
-def _of_user(text: str, rest: str, context: Context) -> Data:
-    """What a reader of the user's returns, if it is what it has to be; its errors from then on are lines too."""
-    made = expressions.call(expressions.parse(text, "reader"), text, "reader", {}, given=2, kind=Data)
-    found = made(rest, context)
-    (module,) = modules(context.name)
-    label = f"reader {kinds.shown(text)}"
-    if isinstance(found, Dataset):
-        _check_form(found, label)
-    elif isinstance(found, Stream):
-        _check_examples(found, label)
-    return _blamed(found, partial(imports.blaming, f"{label}: file", imports.files(module, label)))
-
-
-def _blamed(found: Data, blaming: Callable) -> Data:
-    """The data, with the user's file blamed for what it raises when batches are made, or rows read or checked."""
-
-    def rows(part: Any) -> Any:
-        if isinstance(part, Rows):
-            return replace(part, inputs=rows(part.inputs))
-        if isinstance(part, Lazy):
-            return replace(part, read=blaming()(part.read), damaged=blaming()(part.damaged))
-        return part
-
-    def after(cursor: Cursor) -> Iterator[Any]:
-        with blaming():
-            items = iter(found.batches(cursor))
-        while True:
-            with blaming():
-                item = next(items, after)
-            if item is after:
-                return
-            batch = isinstance(item, tuple) and item and isinstance(item[0], Mapping)  # `taken` refuses what is none
-            yield ({name: rows(part) for name, part in item[0].items()}, *item[1:]) if batch else item
-
-    if isinstance(found, Dataset):
-        return replace(found, inputs=rows(found.inputs), captions=rows(found.captions))
-    if isinstance(found, PairStream):
-        held_out = replace(found.held_out, images=rows(found.held_out.images))
-        return replace(found, batches=after, images=rows(found.images), held_out=held_out)
-    parts = {name: getattr(found, name) for name in EXAMPLES}
-    parts = {name: (*part[:-2], rows(part[-2]), part[-1]) for name, part in parts.items() if part is not None}
-    return replace(found, batches=after, inputs=rows(found.inputs), **parts)
-
-
-EXAMPLES = {"held_out": ("name", "inputs", "array of labels"), "pool": ("inputs", "array of labels")}
-"""The fields of a `Stream` that hold examples, and what they consist of."""
-
-
-def _check_examples(stream: Stream, label: str) -> None:
-    """Refuse a stream of which a part does not have as many inputs as labels."""
-    for name, form in EXAMPLES.items():
-        if name == "pool" and stream.pool is None:
-            continue
-        part = getattr(stream, name)
-        if not isinstance(part, tuple) or len(part) != len(form) or not hasattr(part[-1], "dtype"):
-            raise InputError(f"{label} returned a Stream whose {name} is no tuple ({', '.join(form)})")
-        *_, inputs, labels = part
-        if len(inputs) != len(labels):
-            counts = f"{len(inputs)} inputs and {len(labels)} labels"
-            raise InputError(f"{label} returned a Stream whose {name} has {counts}; expected as many")
-
-
-def _check_form(dataset: Dataset, label: str) -> None:
-    """Refuse a dataset whose parts do not fit each other."""
-    rows, labels = len(dataset.inputs), dataset.labels
-    wrong = ""
-    if not isinstance(labels, np.ndarray) or labels.ndim not in (1, 2) or labels.dtype.kind not in "iuf":
-        wrong = f"labels {kinds.shown(labels)}; expected an array [n] or [n, k] of whole numbers or floats"
-    elif len(labels) != rows:
-        wrong = f"{rows} inputs and {len(labels)} labels; expected as many"
-    elif dataset.targets == "classes" and rows and not 0 <= labels.min() <= labels.max() < len(dataset.classes):
-        wrong = f"labels from {labels.min()} to {labels.max()}; expected 0..{len(dataset.classes) - 1}, of its classes"
-    elif dataset.kind not in ("image", "text"):
-        wrong = f"the kind {kinds.shown(dataset.kind)}; expected 'image' or 'text'"
-    else:
-        both = [np.asarray(part) for part in (dataset.pool, dataset.test)]
-        if any(part.ndim != 1 or part.dtype.kind not in "iu" for part in both) or not len(both[0]):
-            wrong = "a pool or test that is no array of row numbers; expected some in the pool"
-        elif outside := [int(row) for part in both for row in part[(part < 0) | (part >= rows)]]:
-            wrong = f"row {outside[0]} in its pool or test; expected 0..{rows - 1}"
-        elif len(shared := np.intersect1d(*both)):
-            wrong = f"row {shared[0]} in both pool and test; what is tested on is never trained on"
-    if wrong:
-        raise InputError(f"{label} returned a Dataset with {wrong}")

@@ -5,12 +5,23 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import numpy as np
 
 from jtransfer import kinds
-from jtransfer.data.dataset import Context, Dataset, check_whole, fingerprint, outputs, targets
+from jtransfer.data.dataset import (
+    FOUND,
+    Context,
+    Dataset,
+    Lazy,
+    check_whole,
+    fingerprint,
+    outputs,
+    targets,
+    wrong_labels,
+)
 from jtransfer.data.subsets import epochs
 from jtransfer.errors import InputError
 
@@ -42,6 +53,8 @@ class Stream:
             all of them; None if the examples have no end.
     """
 
+    parts: ClassVar[tuple[str, ...]] = ("inputs", "labels")
+
     name: str
     classes: tuple[str, ...]
     kind: str
@@ -61,6 +74,15 @@ class Stream:
     def outputs(self) -> int:
         """How many numbers predict the labels of a row, as `dataset.outputs` counts them."""
         return outputs(self.held_out[2], self.classes)
+
+    def wrong(self, batch: HostBatch) -> str:
+        """What the labels of a batch are that those held out are not, in words; empty where they fit."""
+        labels = np.asarray(batch["labels"])
+        if wrong := wrong_labels(labels, len(labels), self.classes):
+            return wrong
+        if (found := targets(labels)) != self.targets or labels.shape[1:] != self.held_out[2].shape[1:]:
+            return f"{FOUND[found]} {list(labels.shape)}; expected {FOUND[self.targets]} as in what it holds out"
+        return ""
 
 
 @dataclass(frozen=True)
@@ -165,8 +187,8 @@ def taken(stream: Any, count: int, cursor: Cursor) -> Iterator[tuple[HostBatch, 
         cursor: 0, or a cursor that the stream gave.
 
     Raises:
-        InputError: the stream gave something else than a batch and a cursor, a batch of another length, or a cursor
-            that JSON does not give back as it is or that has more than `LONGEST_CURSOR` characters.
+        InputError: the stream gave something else than a batch and a cursor, a batch of another length or form, or a
+            cursor that JSON does not give back as it is or that has more than `LONGEST_CURSOR` characters.
     """
     where = f"config.data: {stream.name}"
     for item in stream.batches(cursor):
@@ -174,9 +196,17 @@ def taken(stream: Any, count: int, cursor: Cursor) -> Iterator[tuple[HostBatch, 
             what = type(item).__name__
             raise InputError(f"{where} gave a {what}; expected pairs of a batch (by name) and the cursor after it")
         batch, after = item
+        if not batch.keys() >= set(stream.parts):
+            found = ", ".join(map(kinds.shown, batch)) or "nothing"
+            raise InputError(f"{where} gave a batch of {found}; expected {' and '.join(map(repr, stream.parts))}")
         for name, values in batch.items():
             if len(values) != count:
                 raise InputError(f"{where} gave a batch with {len(values)} {name}; expected {count} in every batch")
+        if wrong := stream.wrong(batch):
+            raise InputError(f"{where} gave a batch with {wrong}")
+        inputs = stream.parts[0]
+        if isinstance(batch[inputs], list | tuple):
+            batch = {**batch, inputs: Lazy(count, partial(_some, batch[inputs]), "")}
         try:
             same = json.loads(written := json.dumps(after, allow_nan=False)) == after and len(written) <= LONGEST_CURSOR
         except (TypeError, ValueError, RecursionError):
@@ -187,6 +217,10 @@ def taken(stream: Any, count: int, cursor: Cursor) -> Iterator[tuple[HostBatch, 
                 "dicts by texts, as JSON has them"
             )
         yield batch, after
+
+
+def _some(values, rows):
+    return [values[row] for row in rows]
 
 
 def ended(stream: Any, steps: int, of: int) -> str:

@@ -205,6 +205,31 @@ def test_what_is_no_reader_is_refused_in_one_line(source, name, said, capsys):
         assert said in refusal(capsys, command, f"--config={command}.py", f"--config.data={name}")
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (
+            "data.classes, ",
+            "data.classes[1:], ",
+            "a Stream whose held_out has labels from 0 to 1; expected 0..0",
+        ),
+        ("after, held_out", "after, held_out[1:]", "whose held_out is no tuple (name, inputs, array of labels)"),
+        (
+            '"image", data.inputs',
+            '"picture", data.inputs',
+            "with the kind 'picture'; expected 'image' or 'text'",
+        ),
+        ('"image", data.inputs', '"image", []', "whose inputs are []; expected an array or a Lazy, of which some"),
+        ('"image", data.inputs', '"image", data.inputs[:0]', "expected an array or a Lazy"),
+    ],
+)
+def test_a_stream_whose_parts_do_not_fit_is_refused_before_anything_is_trained(old, new, said, capsys):
+    source = Path("my_data.py").read_text()
+    assert old in source
+    Path("my_data.py").write_text(source.replace(old, new))
+    assert said in refusal(capsys, "train", "--config=train.py")
+
+
 def test_what_a_reader_raises_when_rows_are_asked_for_is_a_line_too():
     Path("my_data.py").write_text(Path("my_data.py").read_text().replace("file.seek(start)", "file.seek(start[0])"))
     data = sources.load("my_data.shards:shards")
@@ -290,6 +315,18 @@ def test_a_dataset_whose_parts_do_not_fit_is_refused_before_anything_is_trained(
         ("data.labels[own]}, at", "data.labels[own]}", "gave a dict; expected pairs of a batch (by name) and the"),
         ("data.labels[own]}, at", "data.labels[own][1:]}, at", "gave a batch with 7 labels; expected 8 in every batch"),
         ("data.labels[own]}, at", "data.labels[own]}, rows[0]", "gave the cursor"),
+        (
+            '"labels": data.labels[own]}',
+            '"label": own}',
+            "gave a batch of 'inputs', 'label'; expected 'inputs' and 'labels'",
+        ),
+        (
+            "data.labels[own]}, at",
+            "data.labels[own] + 1}, at",
+            "labels from 1 to 2; expected 0..1, of its classes",
+        ),
+        ("data.labels[own]}, at", "data.labels[own] / 2}, at", "numbers as labels [8]; expected one class a row as in"),
+        ("file.seek(start)", "file.seek(start[0])", "my_data.py', line 52: TypeError: 'int' object is not"),
         ("            own =", "            open('none')\n            own =", "line 34: FileNotFoundError: [Errno 2]"),
         ("times: int = 1000", "times: int = 1", "ended after 3 of 6 batches; set config.steps to 3, or let it begin"),
         ("times: int = 1000", "times: int = 0", "ended after 0 of 6 batches; expected one at least"),
