@@ -119,7 +119,7 @@ def prepare(config, dataset: sources.Dataset | None = None) -> Curve:
         )
     chosen = metrics.chosen(config.metrics, dataset, objective)
     metrics.choosing(chosen, dataset, config.objective)
-    taught = {"teacher": teachers.of(config.teacher, dataset)} if config.teacher else {}
+    taught = {"teacher": teachers.of(config.teacher, dataset, config.load.trust)} if config.teacher else {}
     if dataset.targets != "classes" and ZERO_SHOT in names:
         raise InputError(f"config.methods: '{ZERO_SHOT}' is of classes by name, which {dataset.name} has not one a row")
     if dataset.kind != "image" and (unfit := [name for name in names if name in (ZERO_SHOT, PIXELS)]):

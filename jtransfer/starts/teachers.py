@@ -1,5 +1,6 @@
 """A teacher: a checkpoint whose head knows the classes of a dataset, and whose outputs ride in the batches."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,15 +43,20 @@ class Teacher:
         return self.backbone.fingerprint
 
 
-def of(name: str, data: Any) -> Teacher:
+def of(name: str, data: Any, trust: Iterable[str] = ()) -> Teacher:
     """The teacher of a name for a dataset or stream.
+
+    Args:
+        name: As `load` takes it.
+        data: The dataset or stream.
+        trust: As of `load`.
 
     Raises:
         InputError: data without one class a row, no such checkpoint, or a head that lacks a class of the data.
     """
     if data.targets != "classes":
         raise InputError(f"config.teacher: {data.name} has not one class a row, of which a teacher could tell")
-    backbone, prepare = load_for(name, {}, data)
+    backbone, prepare = load_for(name, {"trust": trust}, data)
     return Teacher(backbone, prepare, np.array(source_columns("config.teacher", data, backbone)))
 
 

@@ -110,7 +110,7 @@ def _of_rows(config, settings, mesh, stream) -> Task:
     objective, named, one = _asked(config, settings, stream, prepare)
     model, params, head = headed(whole, objective, stream.outputs)
     objectives.check_mixup(config.mixup, one)
-    taught = teachers.of(config.teacher, stream) if config.teacher else None
+    taught = teachers.of(config.teacher, stream, config.load.trust) if config.teacher else None
 
     def ready(batch):
         inputs = batch["inputs"]

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from jtransfer import cli
+from jtransfer.curves import run as curves
+from jtransfer.data import sources
 from jtransfer.train import results
 
 HERE = Path(__file__).parent
@@ -112,6 +114,59 @@ def test_commands_take_it_as_a_backbone_where_the_config_trusts_the_module(place
         "        'test_rows': 20, 'batch': 4, 'steps': 1, 'hyper': {'default': {'rate': (0.01,)}}})\n"
     )
     assert here("curve", "--config=configs/curve.py", "--workdir=curved", TRUSTED) == 0
+
+
+ADVISE = """
+from ml_collections import ConfigDict
+
+def get_config():
+    return ConfigDict({
+        "backbone": "run/model", "data": "npz:few.npz", "methods": ("probe",), "shots": 1, "seeds": 20, "batch": 4,
+        "steps": 1, "store": "features", "hyper": {"default": {"rate": (0.01,)}},
+    })
+"""
+
+
+def test_advise_takes_it_and_what_to_run_next_has_the_trust_or_refuses_in_one_line(place, capsys, monkeypatch):
+    Path("configs/advise.py").write_text(ADVISE)
+    digits = sources.load("digits")
+    np.savez("few.npz", images=digits.inputs[:90], labels=digits.labels[:90] % 3)
+
+    def trial(curve, directory, on_cell):
+        """Its rows; the curve of the test above compiles them."""
+        about = {"shots": 1, "hyper": {"rate": 0.01, "decay": 0.0}}
+        return [
+            {"method": arm.name, "seed": seed, "test_accuracy": 0.5 + 0.01 * (seed % 2), **about}
+            for arm in curve.arms
+            for seed in range(20)
+        ]
+
+    monkeypatch.setattr(curves, "run", trial)
+    advise = ["advise", "--config=configs/advise.py", "--workdir=advised"]
+    for flags, message in (
+        ([], "where you trust that module, say trust=['my_methods'] to jtransfer.load, or --config.load.trust="),
+        ([TRUSTED, "--config.methods=my_methods.houlsby(width=4)"], "adds 'attention_bottleneck' where the model has"),
+    ):
+        capsys.readouterr()
+        assert here(*advise, *flags) == 2
+        said = capsys.readouterr().err
+        assert message in said and said.count("\n") == 1 and not Path("advised").exists(), said
+    assert here(*advise, TRUSTED) == 0
+    costs = json.loads(Path("advised/advice.json").read_text())["costs"]
+    assert costs.keys() == {"scratch", "probe", "lora(rank=4)", "finetune"}
+    _, adapter, _ = results.result("run", trust=["configs/my_methods.py"])
+    of_backbone = sum(leaf.size for path, leaf in adapter.tree.items() if "head/" not in path)
+    assert costs["finetune"]["trainable"] == of_backbone + 64 * 3 + 3  # the bottlenecks among them
+    capsys.readouterr()
+    assert here("inspect", "--config=advised/curve.py", "--json") == 0
+    assert {report["method"] for report in json.loads(capsys.readouterr().out)} <= {*costs}
+
+
+def test_it_teaches_where_the_config_trusts_the_module(place, capsys):
+    flags = "--config.method=probe+distill", "--config.teacher=run/model"
+    assert here("inspect", "--config=configs/own.py", *flags) == 2
+    assert "where you trust that module, say trust=['my_methods']" in capsys.readouterr().err
+    assert here("inspect", "--config=configs/own.py", *flags, TRUSTED) == 0
 
 
 def test_it_is_trained_on_by_another_method_and_the_same_one_is_refused_before_the_first_step(place, capsys):
