@@ -149,7 +149,8 @@ def prepare(config, dataset: sources.Dataset | None = None) -> Curve:
     built = [build(name) for name in names]
     for arm in built:
         if theirs := modules.get(arm.name, {}) | own:
-            tried.check([part.adapted for part in arm.training()], objective, examples.parts, theirs, ("loss",))
+            phases = [part.adapted for part in arm.training()]
+            tried.check(phases, objective, examples.parts, theirs, config.batch, ("loss",))
     if own:
         modules |= {arm.name: modules.get(arm.name, {}) | own for arm in built}
     fingerprints = {"data": sources.fingerprint(dataset)} | backbone.fingerprints

@@ -135,7 +135,7 @@ def prepare(config, stream: Any = None) -> Run:
     modules = _modules(config, stream)
     if modules:
         fingerprints["modules"] = modules
-        tried.check(adapted.phases, objective, task.data.parts or costs.LABELS, modules)
+        tried.check(adapted.phases, objective, task.data.parts or costs.LABELS, modules, schedule.batch)
     shares = plan(len(method.phases), config.steps, config.phase_steps, config.phase_rates)
     record = resolved(config) | {"fingerprints": fingerprints}
     return Run(

@@ -215,11 +215,11 @@ def test_an_objective_of_texts_is_refused_where_the_data_are_images(command, cap
     ("kind", "part", "message"),
     [
         ("method", "unscored", "or objective of yours fails: file '{file}', line {line}: KeyError: 'nothing'"),
-        ("objective", "each", "the score has shape [2] for 2 examples; expected one number"),
+        ("objective", "each", "the score has shape [{rows}] for {rows} examples; expected one number"),
         (
             "objective",
             "unmeasured",
-            "measure's 'loss' has shape [] for 2 examples; expected one number for each",
+            "measure's 'loss' has shape [] for {rows} examples; expected one number for each",
         ),
     ],
 )
@@ -229,7 +229,8 @@ def test_a_term_or_an_objective_that_fails_on_a_batch_is_told_before_anything_co
     said = refused(capsys, command, kind, f"my_parts.{part}")
     lines = Path("my_parts.py").read_text().split("\n")
     line = next(number for number, text in enumerate(lines, 1) if "nothing" in text)
-    assert message.format(file=Path("my_parts.py").resolve(), line=line) in said
+    rows = {"curve": 4, "train": 8}[command]
+    assert message.format(file=Path("my_parts.py").resolve(), line=line, rows=rows) in said
 
 
 @pytest.mark.parametrize("command", ["curve", "train"])
