@@ -13,7 +13,7 @@ import pytest
 from jtransfer import cli
 from jtransfer.config import load
 from jtransfer.devices import sharding
-from jtransfer.train import loop, results
+from jtransfer.train import results, runs
 
 HERE = Path(__file__).parent
 TRAIN = """
@@ -71,7 +71,7 @@ def test_split_weights_come_to_those_of_whole_ones_and_only_the_bottlenecks_of_b
     for path, leaf in whole.items():
         assert np.abs(leaf).max() > 0, path  # they start with zeros in `up`, which learned
         np.testing.assert_allclose(split[path], leaf, atol=1e-6, err_msg=path)
-    run = loop.prepare(load("train", "own.py", [])[1])
+    run = runs.prepare(load("train", "own.py", [])[1])
     places = sharding.tree_shardings(run.adapted.shapes, run.mesh, "fsdp")
     assert any(place.spec for place in places.values())
 

@@ -48,14 +48,14 @@ from contextlib import suppress
 from jtransfer.config import load
 from jtransfer.devices import hosts
 from jtransfer.stopping import Stopped
-from jtransfer.train import loop
+from jtransfer.train import loop, runs
 
 def stop(row, speed):
     if row["step"] == 5:
         raise Stopped(15, "there")
 
 def train(workdir, on_row=lambda row, speed: None):
-    loop.train(loop.prepare(load("train", "train.py", [])[1]), workdir, on_row)
+    loop.train(runs.prepare(load("train", "train.py", [])[1]), workdir, on_row)
 
 with hosts.together():
     train("whole")

@@ -14,7 +14,7 @@ from jtransfer.data.sources import open_pairs
 from jtransfer.data.streams import taken
 from jtransfer.errors import InputError
 from jtransfer.stopping import Stopped
-from jtransfer.train import loop
+from jtransfer.train import loop, runs
 
 HERE = Path(__file__).parent
 TRAIN = """
@@ -44,7 +44,7 @@ def place(tmp_path, monkeypatch, write_shards):
 
 
 def prepared(*flags):
-    return loop.prepare(load("train", "train.py", list(flags))[1])
+    return runs.prepare(load("train", "train.py", list(flags))[1])
 
 
 def test_a_stream_of_pairs_goes_on_from_its_cursor_bit_for_bit():
