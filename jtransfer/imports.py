@@ -197,9 +197,35 @@ def running(what: str, files: Collection[str], folder: str | None = None) -> Ite
 
 def calling(what: str, *functions: Callable) -> contextlib.AbstractContextManager[None]:
     """`running` of the files in which functions were written, as far as they are the user's: ours are not to blame."""
-    codes = [getattr(inspect.unwrap(function), "__code__", None) for function in functions]
-    files = [code.co_filename for code in codes if code and os.path.dirname(__file__) not in code.co_filename]
+    files = _of_users(functions)
     return running(what, files) if files else contextlib.nullcontext()
+
+
+def blamed(what: str, function: Callable, then: Callable = lambda found, *args: found) -> Callable:
+    """A function that is called as `calling` says, wherever that is; as it is where it is not the user's.
+
+    Args:
+        what: As of `calling`; of a function that was blamed as something else, the new one.
+        function: The function.
+        then: From what it returns, and what it is given, to what it should have returned.
+    """
+    function = getattr(function, "blamed", function)
+    if not (files := _of_users([function])):
+        return function
+
+    @functools.wraps(function)
+    def call(*args):
+        with running(what, files):
+            return then(function(*args), *args)
+
+    call.blamed = function
+    return call
+
+
+def _of_users(functions: Iterable[Callable]) -> list[str]:
+    """The files in which functions were written, as far as they are the user's."""
+    codes = [getattr(inspect.unwrap(function), "__code__", None) for function in functions]
+    return [code.co_filename for code in codes if code and os.path.dirname(__file__) not in code.co_filename]
 
 
 @contextlib.contextmanager

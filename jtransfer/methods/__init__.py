@@ -113,7 +113,10 @@ def _built(node: ast.expr, text: str, others: Iterable[str], solvers: Iterable[s
             f"method {kinds.shown(text)}: '{name}' solves for a head and trains nothing; expected it to stand first, "
             f"as in '{name} >> finetune'"
         )
-    return expressions.call(node, text, "method", METHODS, others=(*others, *solvers))()
+    method = expressions.call(node, text, "method", METHODS, others=(*others, *solvers))()
+    # What the user's function calls it tells no part of the text; the text tells them apart.
+    dotted = isinstance(node.func if isinstance(node, ast.Call) else node, ast.Attribute)
+    return replace(method, name=ast.unparse(node)) if dotted else method
 
 
 def _first(node: ast.expr) -> str:

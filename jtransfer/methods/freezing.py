@@ -5,7 +5,8 @@ from typing import Annotated
 
 from jtransfer.errors import InputError
 from jtransfer.kinds import PATTERN, check, checked, number, whole
-from jtransfer.methods.method import BATCH_NORMS, HEAD, Method, evaluating, learn
+from jtransfer.methods.method import HEAD, Method, learn
+from jtransfer.methods.modes import BATCH_NORMS, evaluating
 from jtransfer.models.architecture import BEFORE_BLOCKS
 
 

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from flax.errors import NameInUseError
 
 from jtransfer import imports, kinds
-from jtransfer.errors import InputError
+from jtransfer.errors import InputError, nearest
+from jtransfer.methods.modes import evaluation_mode
 from jtransfer.models import SOURCE_HEAD, STATISTICS, complete, outputs_and_leaves
-from jtransfer.models.layers import BatchNorm
 from jtransfer.objectives import Score
 from jtransfer.tree import FROZEN, Tree, label, mismatches
 
@@ -91,6 +91,13 @@ class Method:
     solves: tuple[Any, ...] = ()
     before: tuple[Phase, ...] = ()
 
+    def __post_init__(self):
+        what = f"method '{self.name}'"
+        then = {"learns": partial(_checked_rates, what)}
+        for name in ("learns", "scores", "holds", "merge"):
+            blamed = imports.blamed(f"{what}: file", getattr(self, name), *filter(None, [then.get(name)]))
+            object.__setattr__(self, name, blamed)
+
     @property
     def phases(self) -> tuple[Phase, ...]:
         """All parts of the training, in their order."""
@@ -137,6 +144,17 @@ class Method:
             solves=self.solves,
             before=tuple(before),
         )
+
+
+def _checked_rates(what: str, rates: Any, paths: Collection[str]) -> Rates:
+    """The rate of every path that a user's function gives: it may leave out what is frozen, and no more."""
+    if not isinstance(rates, Mapping):
+        raise InputError(f"{what}: learns returned {kinds.shown(rates)}; expected rates by path")
+    if unknown := sorted(map(str, rates.keys() - set(paths))):
+        raise InputError(f"{what}: learns has a rate for '{unknown[0]}'; {nearest(unknown[0], paths)}")
+    for path, rate in rates.items():
+        kinds.check(rate, kinds.number(least=0), f"{what}: the rate of '{path}'")
+    return dict.fromkeys(paths, FROZEN) | dict(rates)
 
 
 def _sum(one: Phase, other: Phase) -> Phase:
@@ -358,40 +376,6 @@ def _sides(name, output):
 
 def _shown(output):
     return " and ".join(str(list(x.shape)) for x in jax.tree.leaves(output)) or "nothing"
-
-
-def evaluation_mode(rates: Mapping[str, float]) -> Interceptor:
-    """Run every frozen part of a model in evaluation mode, whatever mode the model is called in.
-
-    A part is the module around a dropout or a batch normalisation: where none of its own leaves (those in `rates`)
-    learns, nothing is dropped and no statistics are updated.
-    """
-    learning = [path for path, rate in rates.items() if rate != FROZEN]
-
-    def frozen(module):
-        part = "".join(f"{name}/" for name in module.path[:-1])
-        return not any(path.startswith(part) for path in learning)
-
-    return evaluating(DROPOUTS | BATCH_NORMS, frozen)
-
-
-DROPOUTS = {nn.Dropout: "deterministic"}
-BATCH_NORMS = {nn.BatchNorm: "use_running_average", BatchNorm: "use_running_average"}
-"""Layers that differ in training, and what switches each to evaluation."""
-
-
-def evaluating(switches: Mapping[type, str], chosen: Callable[[nn.Module], bool] = lambda module: True) -> Interceptor:
-    """Run the layers of the types in `switches` that are `chosen` in evaluation mode."""
-
-    def interceptor(call, args, kwargs, context):
-        switch = switches.get(type(context.module))
-        if switch and context.method_name == "__call__" and chosen(context.module):
-            # The model may have set it on the layer or passed it by position; Flax takes it in one place only.
-            object.__setattr__(context.module, switch, None)
-            args, kwargs = args[:1], kwargs | {switch: True}
-        return call(*args, **kwargs)
-
-    return interceptor
 
 
 def _split(tree: Tree) -> tuple[Tree, Tree]:

@@ -136,6 +136,7 @@ def prepare(config, stream: Any = None) -> Run:
     if modules:
         fingerprints["modules"] = modules
         tried.check(adapted.phases, objective, task.data.parts or costs.LABELS, modules, schedule.batch)
+        merges(method, start.model, adapted.example, adapted.shapes, adapted.base)  # which tries that of the user's
     shares = plan(len(method.phases), config.steps, config.phase_steps, config.phase_rates)
     record = resolved(config) | {"fingerprints": fingerprints}
     return Run(

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from jtransfer import cli
+from jtransfer.config import load
 from jtransfer.curves import trained
-from jtransfer.train import loop
+from jtransfer.train import loop, runs
 
 CURVE = """
 from ml_collections import ConfigDict
@@ -76,6 +77,31 @@ def failing():
 def unruly():
     """Rates that fail."""
     return replace(our_probe(), learns=lambda paths: paths["head/kernel"])
+
+
+def listed():
+    """Paths, and no rates."""
+    return replace(our_probe(), learns=lambda paths: list(paths))
+
+
+def misspelt():
+    """A rate of a path that is not there."""
+    return replace(our_probe(), learns=lambda paths: {"hed/kernel": 1.0})
+
+
+def backwards():
+    """A rate that is none."""
+    return replace(our_probe(), learns=lambda paths: dict.fromkeys(paths, -1.0))
+
+
+def unheld():
+    """Leaves beside the backbone's that cannot be made."""
+    return replace(our_probe(), holds=lambda base: {"fisher/a": base["absent"]})
+
+
+def unmerged():
+    """An addition that cannot be merged."""
+    return replace(our_probe(), adds=(lambda call, args, kwargs, context: call(*args, **kwargs),), merge=lambda t: t[0])
 
 
 def unscored():
@@ -195,6 +221,41 @@ def test_a_method_that_does_not_leave_the_outputs_their_shapes_is_refused(comman
     width = 64 if command == "curve" else 8
     line = refused(capsys, command, "method", method)
     assert f"method '{method}'" in line and said.format(width=width, half=width // 2) in line, line
+
+
+@pytest.mark.parametrize(
+    "whole", ["{}", "{} + bitfit", "bitfit + {}", "finetune >> {}", "{} >> finetune", "(probe >> finetune) + {}"]
+)
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ("unruly", "{file}', line {line}: TypeError: list indices must be integers"),
+        ("listed", "learns returned ['embeddings/cls', "),
+        ("misspelt", "learns has a rate for 'hed/kernel'; did you mean 'head/kernel'?"),
+        ("backwards", "the rate of 'embeddings/cls': expected a number of at least 0, found -1.0"),
+        ("unheld", "{file}', line {line}: KeyError: 'absent'"),
+        ("unmerged", "{file}', line {line}: KeyError: 0"),
+    ],
+)
+def test_what_a_function_of_a_method_raises_is_told_with_its_line_alone_in_a_sum_and_in_a_phase(
+    part, said, whole, capsys
+):
+    line = refused(capsys, "train", "method", whole.format(f"my_parts.{part}"))
+    lines = Path("my_parts.py").read_text().split("\n")
+    number = lines.index(f"def {part}():") + 3
+    assert f"my_parts.{part}" in line
+    assert said.format(file=Path("my_parts.py").resolve(), line=number) in line, line
+
+
+def test_a_function_that_leaves_paths_out_freezes_them_alone_and_in_a_sum():
+    part = 'def some():\n    return replace(our_probe(), learns=lambda paths: {"head/bias": 1.0})\n'
+    Path("my_parts.py").write_text(PARTS + "\n\n" + part)
+    for method, learns in (
+        ("my_parts.some", {"head/bias"}),
+        ("my_parts.some + rules('head/kernel')", {"head/bias", "head/kernel"}),
+    ):
+        rates = runs.prepare(load("train", "train.py", [f"--config.method={method}"])[1]).adapted.rates
+        assert {path for path, rate in rates.items() if rate} == learns
 
 
 @pytest.mark.parametrize("command", ["curve", "train"])
