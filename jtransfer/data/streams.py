@@ -115,13 +115,16 @@ class Joined:
         return " + ".join(stream.fingerprint for stream in self.streams.values())
 
     def batches(self, cursor: Cursor) -> Iterator[tuple[HostBatch, Cursor]]:
-        """The batches after a cursor, as of a `Stream`; they end when one of the streams ends.
+        """The batches after a cursor, as of a `Stream`, each checked as `taken` does.
 
         Raises:
-            InputError: as `taken`.
+            InputError: as `taken`, naming the data of the task.
         """
         starts = cursor or dict.fromkeys(self.streams, 0)
-        each = {name: taken(stream, self.count, starts[name]) for name, stream in self.streams.items()}
+        each = {
+            name: taken(stream, self.count, starts[name], f"config.tasks.{name}.data")
+            for name, stream in self.streams.items()
+        }
         for items in zip(*each.values(), strict=False):
             found = dict(zip(each, items, strict=True))
             batch = {f"{name}/{key}": x for name, (own, _) in found.items() for key, x in own.items()}
@@ -178,19 +181,28 @@ def of_dataset(dataset: Dataset, context: Context) -> Stream:
     return Stream(dataset.name, dataset.classes, dataset.kind, dataset.inputs, after, held_out, **about)
 
 
-def taken(stream: Any, count: int, cursor: Cursor) -> Iterator[tuple[HostBatch, Cursor]]:
+class Ended(InputError):
+    """A stream has no more batches. The text names the key of the config and the data."""
+
+
+def taken(stream: Any, count: int, cursor: Cursor, key: str = "config.data") -> Iterator[tuple[HostBatch, Cursor]]:
     """The batches of a stream after a cursor, each with the cursor after it and checked for what a stream promises.
 
     Args:
-        stream: A `Stream` or a `PairStream`.
+        stream: A `Stream`, a `PairStream` or `Joined` ones.
         count: Examples of each batch that this process reads.
         cursor: 0, or a cursor that the stream gave.
+        key: That names the data, for errors.
 
     Raises:
+        Ended: there are no more.
         InputError: the stream gave something else than a batch and a cursor, a batch of another length or form, or a
             cursor that JSON does not give back as it is or that has more than `LONGEST_CURSOR` characters.
     """
-    where = f"config.data: {stream.name}"
+    if isinstance(stream, Joined):  # which takes each of its own
+        yield from stream.batches(cursor)
+        return
+    where = f"{key}: {stream.name}"
     for item in stream.batches(cursor):
         if not (isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], Mapping)):
             what = type(item).__name__
@@ -217,16 +229,17 @@ def taken(stream: Any, count: int, cursor: Cursor) -> Iterator[tuple[HostBatch, 
                 "dicts by texts, as JSON has them"
             )
         yield batch, after
+    raise Ended(where)
 
 
 def _some(values, rows):
     return [values[row] for row in rows]
 
 
-def ended(stream: Any, steps: int, of: int) -> str:
+def ended(error: Ended, steps: int, of: int) -> str:
     """The error for a stream that ends after `steps` of the `of` batches that a run takes, up to the last semicolon."""
     way = f"set config.steps to {steps}, or let it begin again" if steps else "expected one at least"
-    return f"config.data: {stream.name} ended after {steps} of {of} batches; {way}; "
+    return f"{error} ended after {steps} of {of} batches; {way}; "
 
 
 def glyphs(rest: str, context: Context, first: int = 0) -> Stream:

@@ -13,7 +13,7 @@ from etils import epath
 
 from jtransfer import files
 from jtransfer.checkpoints.store import Store
-from jtransfer.data.streams import Cursor, ahead, ended, taken
+from jtransfer.data.streams import Cursor, Ended, ahead, ended, taken
 from jtransfer.devices import hosts, sharding
 from jtransfer.errors import Damaged, InputError, Once
 from jtransfer.models import STATISTICS
@@ -95,9 +95,10 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[ResultRow, floa
                     phase = run.plan.at(number)
                     state, kept, frozen = programs.enter(phase, state, kept, frozen)
                     others = merge(kept, frozen)
-                if (item := next(batches, None)) is None:
-                    raise InputError(ended(stream, number - 1, schedule.steps) + _kept(store))
-                own, cursor = item
+                try:
+                    own, cursor = next(batches)
+                except Ended as error:
+                    raise InputError(ended(error, number - 1, schedule.steps) + _kept(store)) from None
                 batch = sharding.assemble(own, schedule.batch, mesh)
                 state, metrics = programs.step(phase)(state, others | programs.held, batch)
                 pending.append(metrics)

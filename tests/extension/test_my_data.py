@@ -339,3 +339,19 @@ def test_a_stream_that_does_not_keep_what_it_promises_ends_in_one_line(old, new,
     assert cli.main(["train", "--config=train.py", "--workdir=run"]) == 2
     errors = capsys.readouterr().err
     assert said in errors and "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("times: int = 1000", "times: int = 1", "ended after 3 of 6 batches; set config.steps to 3, or let it begin"),
+        ("data.labels[own]}, at", "data.labels[own][1:]}, at", "gave a batch with 7 labels; expected 8 in every batch"),
+    ],
+)
+def test_of_several_tasks_the_one_whose_stream_breaks_its_promise_is_named(old, new, said, capsys):
+    tasks = '"tasks": {"first": {"data": "digits"}, "second": {"data": "my_data.in_order:shards"}}'
+    Path("train.py").write_text(TRAIN.replace('"data": "my_data.in_order:shards"', tasks))
+    Path("my_data.py").write_text(Path("my_data.py").read_text().replace(old, new))
+    assert cli.main(["train", "--config=train.py", "--workdir=run"]) == 2
+    errors = capsys.readouterr().err
+    assert f"config.tasks.second.data: my_data.in_order:shards {said}" in errors and "Traceback" not in errors
