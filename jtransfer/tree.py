@@ -48,7 +48,10 @@ def label(paths: Iterable[str], rules: Rules[Value]) -> dict[str, Value]:
     matches = [{path for path in paths if _compiled(pattern).fullmatch(path)} for pattern, _ in rules]
     idle = [pattern for (pattern, _), hits in zip(rules, matches, strict=True) if not hits]
     if idle:
-        closest = nearest(re.sub(r"[\\^$.*+?()\[\]{}|]+", "/", idle[0]).strip("/"), paths)
+        stem = re.sub(r"[\\^$.*+?()\[\]{}|]+", "/", idle[0]).strip("/")
+        begun = {"/".join(path.split("/")[: stem.count("/") + 1]) for path in paths}
+        near = [nearest(stem, paths), nearest(stem, begun)]  # of 'encodr/.*' only 'encoder' is near, and no whole path
+        closest = next((said for said in near if said.startswith("did you mean")), near[0])
         raise InputError(
             f"rule '{idle[0]}' matches none of the {len(paths)} leaves; {closest if paths else ''}".strip()
         )

@@ -19,6 +19,11 @@ def test_part_of_a_path_is_no_match():
         label(PATHS, [("head", 1.0), (".*", FROZEN)])
 
 
+def test_a_rule_for_what_begins_no_path_is_an_error_that_names_the_nearest_beginning():
+    with pytest.raises(InputError, match="rule 'encodr/.*' matches none of the 4 leaves; did you mean 'encoder'"):
+        label(PATHS, [("encodr/.*", 1.0), (".*", FROZEN)])
+
+
 def test_a_rule_that_matches_no_leaf_is_an_error_that_names_the_nearest_leaf():
     with pytest.raises(InputError, match="'encodr/block_0/kernel' matches none.*did you mean 'encoder/block_0/kernel'"):
         label(PATHS, [("encodr/block_0/kernel", 1.0), (".*", FROZEN)])
