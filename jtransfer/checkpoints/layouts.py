@@ -143,6 +143,8 @@ def _tensors(where):
         return where, files.read_npz(where)
     if where.suffix == ".safetensors":
         return where, files.read_safetensors(where)
+    if where.name.endswith(files.INDICES):
+        return where, files.read_shards(where)
     files.refuse_pickles(where.parent, [where.name])
     raise InputError(f"{where}: expected a .safetensors or .npz file; {KNOWN}")
 

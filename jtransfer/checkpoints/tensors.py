@@ -52,6 +52,9 @@ MOST_AXES, LARGEST = 16, 2**62
 """Of a shape that a header may claim: its axes, and each of its numbers."""
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+INDICES = ".safetensors.index.json"
+"""The end of the name of every file that says which tensor is in which shard."""
+
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -77,9 +80,10 @@ def read_directory(directory: epath.Path) -> dict[str, Tensor]:
     Raises:
         InputError: no safetensors file, pickled weights only, or anything wrong with a file.
     """
-    if (directory / INDEX).exists() and not (directory / SINGLE).exists():
-        return _read_shards(directory)
     names = sorted(path.name for path in directory.iterdir())
+    indices = [INDEX] if INDEX in names else [name for name in names if name.endswith(INDICES)]
+    if SINGLE not in names and len(indices) == 1:
+        return read_shards(directory / indices[0])
     found = [SINGLE] if SINGLE in names else [name for name in names if name.endswith(".safetensors")]
     if len(found) == 1:
         return read_safetensors(directory / found[0])
@@ -233,8 +237,13 @@ def _plain(array):
     return Tensor(array.shape, dtype, lambda: array.read().view(dtype))
 
 
-def _read_shards(directory):
-    index = directory / INDEX
+def read_shards(index: epath.Path) -> dict[str, Tensor]:
+    """The tensors of several safetensors files, of which an index says what is in which.
+
+    Raises:
+        InputError: an index that is none or leads out of its directory, or a shard that is missing or damaged.
+    """
+    directory = index.parent
     try:
         values = json.loads(files.read(index, LONGEST_HEADER), object_pairs_hook=files.once)
         wanted = {str(name): str(file) for name, file in values["weight_map"].items()}

@@ -1,10 +1,15 @@
 """What the tests of checkpoints in other layouts share."""
 
+import json
+
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from jtransfer import checkpoints
 from jtransfer.checkpoints import hub, layouts
+from jtransfer.checkpoints.families import FAMILIES
+from jtransfer.models import Head, Headed, ViT, ViTConfig, shapes_of
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +42,116 @@ def assert_written_back(described):
             assert ours[name].shape == theirs[name].shape and ours[name].tobytes() == theirs[name].tobytes(), name
 
     return check
+
+
+CONFIG = ViTConfig(image=(8, 8), patch=4, width=8, depth=2, heads=2, hidden=16)
+
+
+def _dense(**sizes):
+    return {f"{name}.weight": size for name, size in sizes.items()} | {f"{n}.bias": s[:1] for n, s in sizes.items()}
+
+
+def _in_timm():
+    shapes = {"cls_token": (1, 1, 8), "pos_embed": (1, 5, 8), "norm.weight": (8,), "norm.bias": (8,)}
+    shapes |= _dense(**{"patch_embed.proj": (8, 3, 4, 4), "head": (3, 8)})
+    for b in ("blocks.0.", "blocks.1."):
+        shapes |= {f"{b}{norm}.{end}": (8,) for norm in ("norm1", "norm2") for end in ("weight", "bias")}
+        layers = {"attn.qkv": (24, 8), "attn.proj": (8, 8), "mlp.fc1": (16, 8), "mlp.fc2": (8, 16)}
+        shapes |= _dense(**{b + name: size for name, size in layers.items()})
+    return shapes, {
+        "architecture": "vit_tiny_patch4_8",
+        "model_args": {"num_heads": 2},
+        "pretrained_cfg": {"input_size": [3, 8, 8]},
+    }
+
+
+def _in_open_clip():
+    shapes = {"visual.class_embedding": (8,), "visual.positional_embedding": (5, 8), "visual.proj": (8, 6)}
+    shapes |= {"visual.conv1.weight": (8, 3, 4, 4), "token_embedding.weight": (20, 8), "positional_embedding": (7, 8)}
+    shapes |= {"text_projection": (8, 6), "logit_scale": ()}
+    norms = ["visual.ln_pre", "visual.ln_post", "ln_final"]
+    for b in (f"{tower}transformer.resblocks.{i}." for tower in ("", "visual.") for i in (0, 1)):
+        norms += [f"{b}ln_1", f"{b}ln_2"]
+        shapes |= {f"{b}attn.in_proj_weight": (24, 8), f"{b}attn.in_proj_bias": (24,)}
+        layers = {"attn.out_proj": (8, 8), "mlp.c_fc": (16, 8), "mlp.c_proj": (8, 16)}
+        shapes |= _dense(**{b + name: size for name, size in layers.items()})
+    shapes |= {f"{norm}.{end}": (8,) for norm in norms for end in ("weight", "bias")}
+    vision = {"head_width": 4, "patch_size": 4, "image_size": 8}
+    return shapes, {"model_cfg": {"embed_dim": 6, "vision_cfg": vision, "text_cfg": {"heads": 2}}}
+
+
+def _in_npz():
+    shapes = {"cls": (1, 1, 8), "embedding/kernel": (4, 4, 3, 8), "embedding/bias": (8,)}
+    shapes |= {"Transformer/posembed_input/pos_embedding": (1, 5, 8), "head/kernel": (8, 3), "head/bias": (3,)}
+    norms = ["Transformer/encoder_norm"]
+    for b in (f"Transformer/encoderblock_{i}/" for i in (0, 1)):
+        norms += [f"{b}LayerNorm_0", f"{b}LayerNorm_2"]
+        attention = f"{b}MultiHeadDotProductAttention_1/"
+        for name in ("query", "key", "value"):
+            shapes |= {f"{attention}{name}/kernel": (8, 2, 4), f"{attention}{name}/bias": (2, 4)}
+        shapes |= {f"{attention}out/kernel": (2, 4, 8), f"{attention}out/bias": (8,)}
+        for name, size in {"Dense_0": (8, 16), "Dense_1": (16, 8)}.items():
+            shapes |= {f"{b}MlpBlock_3/{name}/kernel": size, f"{b}MlpBlock_3/{name}/bias": size[1:]}
+    return shapes | {f"{norm}/{end}": (8,) for norm in norms for end in ("scale", "bias")}, {}
+
+
+FOREIGN = {("timm", "vit"): _in_timm, ("open_clip", "clip"): _in_open_clip, ("npz", "vit"): _in_npz}
+
+
+@pytest.fixture(scope="session")
+def write_checkpoint(random_like):
+    """`write(directory, layout)`: a small checkpoint in a layout, a ViT with three classes or in open_clip's a CLIP.
+
+    `write.foreign` are the layouts beside Hugging Face's and ours, each with the architecture that is written.
+    """
+
+    def write(directory, layout):
+        directory.mkdir(parents=True, exist_ok=True)
+        of_foreign = {name: make for (name, _), make in FOREIGN.items()}
+        if layout in of_foreign:
+            shapes, values = of_foreign[layout]()
+            tensors = random_like(shapes)
+        else:
+            tree = random_like({p: x.shape for p, x in shapes_of(Headed(ViT(CONFIG), Head(3)), CONFIG.inputs).items()})
+            tensors = FAMILIES["vit"].names(CONFIG, "classification").write(tree)
+            labels = {"id2label": {"0": "a", "1": "b", "2": "c"}, "architectures": ["ViTForImageClassification"]}
+            values = FAMILIES["vit"].write(CONFIG) | labels
+            processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": 8, "width": 8}}
+        if layout == "npz":
+            np.savez(directory / "vit.npz", **tensors)
+            return directory
+        if layout == "jtransfer":
+            checkpoints.save(directory, ViT(CONFIG), tree, ("a", "b", "c"))
+            (directory / "jtransfer.json").unlink()  # what lies there may be changed
+            return directory
+        if layout == "huggingface":
+            (directory / "preprocessor_config.json").write_text(json.dumps(processor))
+        save_file(tensors, directory / "model.safetensors")
+        name = "open_clip_config.json" if layout == "open_clip" else "config.json"
+        (directory / name).write_text(json.dumps(values))
+        return directory
+
+    write.foreign = set(FOREIGN)
+    return write
+
+
+@pytest.fixture(scope="session")
+def split():
+    """`split(directory, parts)`: a directory's `model.safetensors` becomes shards and an index, as others have it."""
+
+    def split(directory, parts=3):
+        from safetensors.numpy import load_file
+
+        tensors = load_file(directory / "model.safetensors")
+        index = {}
+        for i in range(parts):
+            file = f"model-{i + 1:05d}-of-{parts:05d}.safetensors"
+            part = dict(sorted(tensors.items())[i::parts])
+            save_file(part, directory / file, {"format": "pt"})
+            index |= dict.fromkeys(part, file)
+        (directory / "model.safetensors").unlink()
+        about = {"metadata": {"total_size": sum(x.nbytes for x in tensors.values())}, "weight_map": index}
+        (directory / "model.safetensors.index.json").write_text(json.dumps(about))
+        return directory
+
+    return split
