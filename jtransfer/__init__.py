@@ -15,6 +15,7 @@ _HOME = {
     "data": "jtransfer.data",
     "checkpoints": "jtransfer.checkpoints",
     "load": "jtransfer.checkpoints:load",
+    "families": "jtransfer.checkpoints:families",
     "load_adapter": "jtransfer.checkpoints:load_adapter",
     "InputError": "jtransfer.errors:InputError",
 }

@@ -2,6 +2,7 @@
 
 from jtransfer.checkpoints.adapter import Adapter
 from jtransfer.checkpoints.backbone import Backbone, load, save
+from jtransfer.checkpoints.catalogue import Known, families
 from jtransfer.checkpoints.export import to_huggingface, to_orbax
 from jtransfer.checkpoints.hub import embedded
 from jtransfer.checkpoints.peft import load_adapter, write_adapter
@@ -9,7 +10,9 @@ from jtransfer.checkpoints.peft import load_adapter, write_adapter
 __all__ = [
     "Adapter",
     "Backbone",
+    "Known",
     "embedded",
+    "families",
     "load",
     "load_adapter",
     "save",

@@ -22,7 +22,12 @@ DIALECTS = {
     "vit": ("vit", "deit", "dinov2", "dinov2_with_registers", "siglip", "siglip_vision_model", "clip_vision_model"),
     "clip_text": ("clip_text_model", "siglip_text_model"),
 }
-"""Model types that say the models of an architecture, in the order in which they are tried."""
+"""Model types of an architecture that is not called as its only one; see `dialects`."""
+
+
+def dialects(architecture: str) -> list[str]:
+    """Model types that say the models of an architecture, in the order in which they are tried."""
+    return [name for name in DIALECTS.get(architecture, (architecture,)) if name in FAMILIES]
 
 
 def family_of(backbone: Backbone, head: Head | None = None) -> tuple[str, Family]:
@@ -41,11 +46,8 @@ def family_of(backbone: Backbone, head: Head | None = None) -> tuple[str, Family
             "Hugging Face has"
         )
     architecture = next(name for name, (module, _) in MODELS.items() if module is type(backbone.model))
-    if model_type := values_of(backbone).get("model_type"):
-        choices = [str(model_type)]
-    else:
-        choices = DIALECTS.get(architecture, (architecture,))
-    known = [name for name in choices if name in FAMILIES]
+    model_type = values_of(backbone).get("model_type")
+    known = [name for name in (str(model_type),) if name in FAMILIES] if model_type else dialects(architecture)
     if not known:
         raise InputError(f"backbone '{backbone.name}': Hugging Face has no model of the architecture '{architecture}'")
     head = head or backbone.head

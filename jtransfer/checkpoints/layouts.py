@@ -95,6 +95,9 @@ LARGEST_CONFIG = 1 << 23
 FOREIGN = {"npz": npz.describe, "timm": timm.describe, "open_clip": open_clip.describe}
 """Layouts that the tensors describe by their names and shapes, beside Hugging Face's and our own."""
 
+DESCRIBED = {"npz": ("vit",), "timm": ("vit",), "open_clip": ("clip",)}
+"""The architectures, keys of `MODELS`, that are read from each of these."""
+
 KNOWN = (
     "the layouts are those of Hugging Face, jtransfer, timm (ViT), open_clip (CLIP), and the .npz of "
     "vision_transformer and big_vision"
