@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -16,11 +17,10 @@ from jax.sharding import Sharding
 
 from jtransfer import files
 from jtransfer.checkpoints import calls, heads, hub, layouts, leaves
-from jtransfer.checkpoints.names import assign
 from jtransfer.checkpoints.resizing import RESIZERS
 from jtransfer.data import preprocess
 from jtransfer.errors import InputError, nearest
-from jtransfer.kinds import FLOATS, shown
+from jtransfer.kinds import FLOATS, PATTERN, check, shown
 from jtransfer.methods.method import under_those_of
 from jtransfer.models import (
     SOURCE_HEAD,
@@ -225,6 +225,9 @@ def _generate(model, options, tree, batch, key):
 def load(
     name: str,
     *,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    include: str | None = None,
     head: str | None = None,
     classes: int | None = None,
     image: int | tuple[int, int] | None = None,
@@ -243,6 +246,12 @@ def load(
     Args:
         name: An embedded one, a directory or file (local or in an object store) in any layout of
             `checkpoints/layouts.py`, or a name on the Hugging Face hub.
+        revision: Of a name on the hub: a branch, a tag or a commit; None is its main branch.
+        subfolder: Of a repository or directory, the folder that the checkpoint is in, as "text_encoder"; inputs are
+            made as the files in it say.
+        include: A regular expression for the paths of leaves that are read, as "(embeddings|encoder/block_[0-5])/.*".
+            It must match a whole path; BatchNorm's statistics go with their layer. All other leaves start at random,
+            from key 0, whatever the checkpoint has there. None reads all.
         head: The kind of head, as "sequence", "masked_lm" or a `Head.kind`, or the name of one of several; "" for none,
             None for the checkpoint's own.
         classes: Number of the head's outputs; where the checkpoint has another, the head starts at zero.
@@ -265,10 +274,15 @@ def load(
     """
     from jtransfer.checkpoints import deltas  # which load their bases
 
-    _check_options(head, classes, image, channels, positions, dtype, param_dtype, sharding)
-    where, asked = hub.find(name), {"head": head, "classes": classes}
+    _check_options(include, head, classes, image, channels, positions, dtype, param_dtype, sharding)
+    where = hub.find(name, revision=revision, subfolder=subfolder)
+    asked = {"revision": revision, "subfolder": subfolder, "head": head, "classes": classes}
     asked |= {"image": image, "channels": channels, "positions": positions}
     if deltas.is_one(where):
+        if include is not None:
+            raise InputError(
+                f"include='{include}': backbone '{name}' is a base and what a method made of it, all or none"
+            )
         return deltas.read(name, where, asked, dtype, param_dtype, sharding, trust)
     source = layouts.read(where, name, head, classes)
     if (source.origin.directory / "adapter_config.json").exists():
@@ -287,20 +301,25 @@ def load(
         except InputError as error:
             log.warning("backbone '%s' keeps the size of its config, %s: %s", name, config.image, error)
     shapes = leaves.expected(where, config, kind)
-    fresh_too = source.may_be_fresh(classes)
-    sources = assign(source.names, source.tensors, shapes, where, fresh_too, headless=head == "")
+    taken = leaves.included(f"backbone '{name}': include", include, shapes)
+    sources = leaves.sources(where, source, shapes, taken, source.may_be_fresh(classes), headless=head == "")
     fill = leaves.placer(sharding, param_dtype)
     tree = {path: fill(path, changes.get(path, np.asarray)(found.read())) for path, found in sources.items()}
     fresh = tuple(path for path in shapes if path not in tree)
     if fresh:
-        made = leaves.initialised(where, adjusted, kind, tree, {path: shapes[path] for path in fresh})
-        log.warning("backbone '%s': freshly initialised, as the checkpoint has none that fits: %s", name, list(fresh))
+        there = sum(math.prod(tensor.shape) for tensor in source.tensors.values())
+        made = leaves.initialised(where, adjusted, kind, tree, {path: shapes[path] for path in fresh}, there)
         tree |= {path: fill(path, np.asarray(leaf)) for path, leaf in made.items()}
+    if lacking := [path for path in fresh if path in taken]:
+        log.warning("backbone '%s': freshly initialised, as the checkpoint has none that fits: %s", name, lacking)
+    if left_out := [path for path in fresh if path not in taken]:
+        log.warning("backbone '%s': freshly initialised, as include='%s' leaves out: %s", name, include, left_out)
     if kind is None and head is None and (left := [x for x in source.tensors if source.names.in_head(x)]):
         log.warning("backbone '%s': the head in the file is left out, name its kind to load it: %s", name, left)
     params = {path: leaf for path, leaf in tree.items() if not path.startswith(STATISTICS)}
     state = {path: leaf for path, leaf in tree.items() if path not in params}
-    origin = dataclasses.replace(source.origin, options={key: x for key, x in asked.items() if x is not None})
+    options = None if left_out else {key: x for key, x in asked.items() if x is not None}
+    origin = dataclasses.replace(source.origin, options=options)
     return Backbone(name, of_config(adjusted), params, source.classes, kind, state, fresh, origin)
 
 
@@ -341,8 +360,10 @@ def save(
     directories.write_together(directory, contents | dict(beside or {}))
 
 
-def _check_options(head, classes, image, channels, positions, dtype, param_dtype, sharding):
+def _check_options(include, head, classes, image, channels, positions, dtype, param_dtype, sharding):
     """Refuse options of `load` that are of no use, before anything is read."""
+    if include is not None:
+        check(include, PATTERN, "include")
     if not (head is None or isinstance(head, str)):
         raise InputError(f"head={head!r}: expected the name of a kind of head, '' for none, None for its own")
     sides = image if isinstance(image, tuple | list) else (image,)

@@ -16,7 +16,7 @@ from jtransfer.errors import InputError, nearest
 from jtransfer.kinds import NAME, check, shown
 from jtransfer.models import MODELS, SOURCE_HEAD, described
 
-OPTIONS = ("head", "classes", "image", "channels", "positions", "tower")
+OPTIONS = ("revision", "subfolder", "head", "classes", "image", "channels", "positions", "tower")
 """Options of `load` that made a base what it is, and the tower of a dual encoder that it is."""
 
 DEEPEST = 8

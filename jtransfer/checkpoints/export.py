@@ -202,7 +202,8 @@ def _check_base(result: Backbone | Adapter) -> None:
     """Refuse to write an adapter alone whose base PEFT could not be given.
 
     Raises:
-        InputError: no adapter, or a base that is no checkpoint of Hugging Face, or one for other images.
+        InputError: no adapter, or a base that is no checkpoint of Hugging Face, not one as it lies there, or one for
+            other images.
     """
     if not isinstance(result, Adapter):
         raise InputError(f"peft: backbone '{result.name}' has no adapter")
@@ -210,6 +211,12 @@ def _check_base(result: Backbone | Adapter) -> None:
         raise InputError(
             f"peft: the base, backbone '{result.backbone.name}', is no checkpoint of Hugging Face, on which PEFT could "
             "put an adapter; write both by format 'hf', adapters 'apart'"
+        )
+    name, options = result.backbone.name, result.backbone.origin.options
+    if options is None or (options.get("subfolder") and not epath.Path(name).exists()):
+        why = "has leaves that are not the checkpoint's" if options is None else "is in a folder of its repository"
+        raise InputError(
+            f"peft: the base '{name}' {why}, which PEFT cannot say; write both by --format=hf --adapters=apart"
         )
     _check_inputs(result.backbone)
 

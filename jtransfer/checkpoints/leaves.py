@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import lru_cache
 from typing import Any
 
@@ -11,10 +11,12 @@ import jax
 import numpy as np
 from jax.sharding import Sharding
 
+from jtransfer import patterns
+from jtransfer.checkpoints.names import SourceTensor, assign
 from jtransfer.errors import InputError, first_line
 from jtransfer.models import STATISTICS, Architecture, Head, Headed, complete, of_config, shapes_of
 from jtransfer.storage.arrays import aligned
-from jtransfer.tree import Tree, size
+from jtransfer.tree import Tree, label, size
 
 Place = Sharding | Callable[[str, tuple[int, ...]], Sharding] | str | None
 
@@ -45,6 +47,52 @@ def _shapes(config, head):
     first = {path: leaf for path, leaf in shapes.items() if "/block_0/" in path}
     others = {path.replace("/block_0/", f"/block_{i}/"): x for i in range(1, depth) for path, x in first.items()}
     return shapes | others
+
+
+def included(what: str, pattern: str | None, paths: Collection[str]) -> set[str]:
+    """The paths of the leaves that a checkpoint is to give: those that a pattern matches as a whole, or all for None.
+
+    The statistics of a BatchNorm go with its layer: they are matched without the `batch_stats/` before their paths.
+
+    >>> included("include", "stem/.*", ["stem/norm/scale", "batch_stats/stem/norm/mean", "stage_0/block_0/conv/kernel"])
+    {'stem/norm/scale', 'batch_stats/stem/norm/mean'}
+
+    Raises:
+        InputError: a pattern that matches nothing, with the nearest path, or that could take long, as it may be of a
+            directory of somebody else's; `what` is the pattern's name.
+    """
+    if pattern is None:
+        return set(paths)
+    own = {path: path.removeprefix(STATISTICS) for path in paths}
+    try:
+        patterns.check([pattern])
+        labels = label(own.values(), [(pattern, True), (".*", False)])
+    except InputError as error:
+        raise InputError(f"{what}: {error}") from None
+    return {path for path in paths if labels[own[path]]}
+
+
+def sources(
+    where: Any, checkpoint: Any, shapes: Tree, taken: Collection[str], fresh: Callable[[str], bool], headless: bool
+) -> dict[str, SourceTensor]:
+    """The tensor that fills each leaf which is taken of a checkpoint.
+
+    Args:
+        where: The checkpoint, for errors.
+        checkpoint: With its `names` and `tensors`.
+        shapes: Of all leaves of its model.
+        taken: Paths of leaves. Where these are not all, tensors that fill none of them are not looked at.
+        fresh: As of `assign`.
+        headless: As of `assign`.
+
+    Raises:
+        InputError: as `assign`.
+    """
+    names, tensors = checkpoint.names, checkpoint.tensors
+    if len(taken) < len(shapes):
+        tensors = {name: x for name, x in tensors.items() if any(to.path in taken for to in names.targets(name))}
+    found = assign(names, tensors, shapes, where, lambda path: path not in taken or fresh(path), headless=headless)
+    return {path: source for path, source in found.items() if path in taken}
 
 
 def placer(sharding: Place, dtype: str) -> Callable[[str, np.ndarray], Any]:
@@ -85,17 +133,25 @@ def _cast(x, dtype):
     return cast
 
 
-def initialised(where: Any, config: Architecture, head: Head | None, tree: Tree, fresh: Tree) -> Tree:
+def initialised(where: Any, config: Architecture, head: Head | None, tree: Tree, fresh: Tree, there: int = 0) -> Tree:
     """The leaves `fresh` of a model, from key 0; of the others in `tree` only the shapes are used, and no copy made.
+
+    Args:
+        where: The checkpoint, for errors.
+        config: Of the model.
+        head: Of the model; None for none.
+        tree: Leaves that it has.
+        fresh: Shapes of those that are made.
+        there: Values in the checkpoint's files, as many of which may be made anew.
 
     Raises:
         InputError: a size that no tensor of the checkpoint vouches for, and that is too large to be made.
     """
-    if size(fresh) > MOST_FRESH:
+    if size(fresh) > max(MOST_FRESH, there):
         path, leaf = max(fresh.items(), key=lambda item: math.prod(item[1].shape))
         raise InputError(
             f"{where}: a new {path} of {list(leaf.shape)} has {math.prod(leaf.shape):,} values; expected "
-            f"{MOST_FRESH:,} at most"
+            f"{max(MOST_FRESH, there):,} at most"
         )
     model = Headed(of_config(config), head) if head else of_config(config)
     shapes = {path: (leaf.shape, leaf.dtype) for path, leaf in tree.items()}

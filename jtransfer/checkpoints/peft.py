@@ -38,7 +38,9 @@ COPIES = (
 )
 
 
-def load_adapter(backbone: Backbone, name: str, *, head: str | None = None) -> Adapter:
+def load_adapter(
+    backbone: Backbone, name: str, *, head: str | None = None, revision: str | None = None, subfolder: str | None = None
+) -> Adapter:
     """Load a LoRA adapter that PEFT wrote for the checkpoint of a backbone.
 
     Args:
@@ -46,6 +48,8 @@ def load_adapter(backbone: Backbone, name: str, *, head: str | None = None) -> A
         name: A directory (local or in an object store) with `adapter_config.json` and `adapter_model.safetensors`, or
             a name on the Hugging Face hub.
         head: The kind of head that it was trained with, where neither its config nor the backbone tells.
+        revision: As of `jtransfer.load`.
+        subfolder: As of `jtransfer.load`.
 
     Returns:
         The adapter. A head that it was saved with is that of the adapted task; where it changed layers of the
@@ -55,7 +59,7 @@ def load_adapter(backbone: Backbone, name: str, *, head: str | None = None) -> A
         InputError: what is not supported, by name; tensors that have no place, layers that lack theirs, shapes and
             ranks that differ: one line that lists every offender.
     """
-    where = _find(str(name))
+    where = _find(str(name), revision, subfolder)
     directories.verify(where)
     config, found = peft_config.read(where / CONFIG), _read_tensors(where)
     kind = _kind(where, backbone, config, head)
@@ -157,7 +161,7 @@ def to_peft(adapter: Adapter) -> tuple[dict[str, Any], Tree]:
         "task_type": TASKS.get(kind),
         "auto_mapping": None if kind in TASKS else _auto_mapping(model_type, family, kind),
         "base_model_name_or_path": _base(backbone),
-        "revision": None,
+        "revision": backbone.origin and (backbone.origin.options or {}).get("revision"),
         "inference_mode": True,
         "r": rank,
         "lora_alpha": alpha,
@@ -175,8 +179,8 @@ def to_peft(adapter: Adapter) -> tuple[dict[str, Any], Tree]:
     return config, {BASE + name: leaf for name, leaf in tree.items()}
 
 
-def _find(name):
-    where = hub.find(name, "adapter")
+def _find(name, revision, subfolder):
+    where = hub.find(name, "adapter", revision, subfolder)
     if where.is_file():
         where = where.parent if where.name in (CONFIG, WEIGHTS) else where
     if not (where / CONFIG).exists():
@@ -390,5 +394,4 @@ def _base(backbone):
     """What `from_pretrained` loads the base from: its name on the hub, or a directory."""
     if not values_of(backbone):
         return None
-    local = epath.Path(backbone.name)
-    return str(local.resolve()) if local.exists() else backbone.name
+    return str(backbone.origin.directory.resolve()) if epath.Path(backbone.name).exists() else backbone.name

@@ -28,6 +28,9 @@ TRANSFER = {
     "data_dir": TEXT,
     "backbone": NAME,
     "load": {
+        "revision": TEXT,
+        "subfolder": TEXT,
+        "include": PATTERN,
         "image": whole(0, 2**14),
         "channels": whole(0, 2**14),
         "positions": choice("", "bicubic", "bicubic_torch", "bilinear"),
@@ -237,12 +240,15 @@ def _refuse_unused(command: str, values: Mapping[str, Any]) -> None:
 
     if command == "train":
         from jtransfer import objectives
+        from jtransfer.starts import OF_ONE
 
         for task in values["tasks"]:
             if not (task.isidentifier() and task.isascii()):
                 raise InputError(f"config.tasks: '{task}' is no name of a task; expected letters, digits and _")
         if values["tasks"] and (unused := set_among((*OF_ONE_TASK, *OF_PAIRS))):
             raise InputError(f"config.{unused[0]} is of a single task, config.tasks has several; leave it out")
+        if not (values["backbone"] or any(values["towers"].values())) and (unused := set_among(OF_ONE, "load")):
+            raise InputError(f"config.load.{unused[0]} is of config.backbone, which names none; leave it out")
         text = values["objective"]
         objective = objectives.parse(text, {key: values[key] for key in objectives.SETTINGS})
         if objective.reads != "pairs" and (unused := set_among(OF_PAIRS)):

@@ -6,6 +6,9 @@ from typing import Any
 from jtransfer.errors import InputError, nearest
 
 LOAD = {
+    "revision": "",  # of a backbone on the Hugging Face hub: a branch, tag or commit; empty for its main branch
+    "subfolder": "",  # that the backbone is in, of its repository or directory; empty for all of it
+    "include": "",  # a pattern of paths: only these leaves are read, all others start at random; empty for all
     "image": 0,  # side of the images that the backbone takes instead of its own: positions are resized; 0 for its own
     "channels": 0,  # 1 for grey images
     "positions": "",  # how positions are resized: "bicubic" as timm, "bilinear" as vision_transformer; empty: its own

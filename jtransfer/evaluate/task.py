@@ -149,8 +149,9 @@ class TargetTask:
         return [found[layer] if layer in found else self.all_layers[layer] for layer in layers]
 
     def seen_by(self, name: str) -> "TargetTask":
-        """This task with the features of another backbone, which is loaded with the options of this one."""
-        backbone, prepare = starts.load_for(name, self.options, self.dataset, tower=False)
+        """This task with the features of another backbone, at its main revision; other options are of both."""
+        options = {key: value for key, value in self.options.items() if key not in starts.OF_ONE}
+        backbone, prepare = starts.load_for(name, options, self.dataset, tower=False)
         return replace(self, reader=replace(self.reader, backbone=backbone, prepare=prepare))
 
 

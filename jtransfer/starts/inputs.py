@@ -23,6 +23,9 @@ log = logging.getLogger("jtransfer")
 BLOCK, BYTES = 256, 1 << 24
 """The most rows that are prepared at once, and the most bytes of these unless it is one row."""
 
+OF_ONE = ("revision", "subfolder", "include")
+"""Options of `load` that say what is read of one checkpoint; others beside it are loaded without."""
+
 TOKENS = 16
 """The length of texts is rounded up to a multiple of this."""
 

@@ -16,7 +16,7 @@ from jtransfer.errors import InputError
 from jtransfer.models import STATISTICS, apply, build, of_config
 from jtransfer.models.clip import INPUTS, TOWERS
 from jtransfer.starts import vocabularies
-from jtransfer.starts.inputs import Arrays, Pictures, as_they_are, gathered, options_of, through, within
+from jtransfer.starts.inputs import OF_ONE, Arrays, Pictures, as_they_are, gathered, options_of, through, within
 from jtransfer.starts.start import Start
 from jtransfer.tree import FROZEN, Tree, prefixed, select
 
@@ -87,6 +87,8 @@ def start(
     named = {name: towers[name] for name in TOWERS if towers[name]}
     if whole and named:
         raise InputError("config.towers and config.backbone: expected one of the two, there are both")
+    if len(named) > 1 and (of_one := [key for key in OF_ONE if options.get(key)]):
+        raise InputError(f"config.load.{of_one[0]} is of one checkpoint, config.towers names two; leave it out")
     each = {name: _tower(name, one, options) for name, one in named.items()}
     if whole is None:
         values = {**model, **{name: one.config for name, one in each.items()}}
@@ -178,7 +180,9 @@ def of_tower(tree: Tree, name: str) -> Tree:
 def _tower(name, of, options) -> Backbone:
     """The tower for images or texts of a backbone, or the backbone, which is one, without a head."""
     options = {
-        key: value for key, value in options_of(options).items() if name == "vision" or key in ("dtype", "trust")
+        key: value
+        for key, value in options_of(options).items()
+        if name == "vision" or key in ("dtype", "trust", *OF_ONE)
     }
     backbone = load(of, **options, sharding="host")
     if backbone.methods:

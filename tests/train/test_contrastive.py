@@ -193,6 +193,11 @@ def test_inspect_counts_the_step(file):
         (["model.text.eos_token=7"], r"ends texts with 513, config.model.text.eos_token is 7"),
         (["load.tokens=64"], r"config.load.tokens is 64; the text tower takes 32 at most"),
         (["towers.text=glyphs-vit"], r"config.towers.text: backbone 'glyphs-vit' takes pixel_values"),
+        (
+            ["towers.text=glyphs-clip", "towers.vision=glyphs-vit", "load.revision=v1"],
+            "config.load.revision is of one checkpoint, config.towers names two; leave it out",
+        ),
+        (["load.subfolder=vision"], "config.load.subfolder is of config.backbone, which names none; leave it out"),
         (["backbone=glyphs-vit"], r"needs towers of both images and texts; backbone 'glyphs-vit' has not"),
         (["data=digits"], r"unknown pairs 'digits'"),
         (["crop=(0.5, 1.0)"], r"config.crop: the characters of glyph_captions fill their images"),
