@@ -1,4 +1,4 @@
-"""ConvNeXt and ConvNeXt V2 in Hugging Face's layout, and the table of their names that timm's layout shares."""
+"""ConvNeXt and ConvNeXt V2 in Hugging Face's layout."""
 
 from functools import partial
 
@@ -8,10 +8,13 @@ from jtransfer.checkpoints.names import CONV, DENSE, LEAF, NORM, LayerKind, Layo
 from jtransfer.errors import InputError
 from jtransfer.models import ConvNextConfig, Head
 
-CHANNELS = Layout(lambda x: (x.reshape(-1),), lambda x: x.reshape(1, 1, 1, -1))
-"""A vector over channels that has axes of 1 for batch, height and width."""
 
-GRN: LayerKind = {".weight": ("{}/scale", CHANNELS), ".bias": ("{}/bias", CHANNELS)}
+def response_norm(*axes: int) -> LayerKind:
+    """Global response normalisation, whose vectors have `axes` there: -1 for the channels, and some of length 1."""
+    channels = Layout(lambda x: (x.reshape(-1),), lambda x: x.reshape(axes))
+    return {".weight": ("{}/scale", channels), ".bias": ("{}/bias", channels)}
+
+
 THEIRS, OURS = "encoder.stages.{}.layers.{}", "stage_{}/block_{}"
 ROWS = (
     Row("embeddings.patch_embeddings", "stem/conv", CONV),
@@ -21,7 +24,7 @@ ROWS = (
     Row(f"{THEIRS}.dwconv", f"{OURS}/conv", CONV),
     Row(f"{THEIRS}.layernorm", f"{OURS}/norm", NORM),
     Row(f"{THEIRS}.pwconv1", f"{OURS}/mlp/up", DENSE),
-    Row(f"{THEIRS}.grn", f"{OURS}/mlp/grn", GRN),
+    Row(f"{THEIRS}.grn", f"{OURS}/mlp/grn", response_norm(1, 1, 1, -1)),
     Row(f"{THEIRS}.pwconv2", f"{OURS}/mlp/down", DENSE),
     Row(f"{THEIRS}.layer_scale_parameter", f"{OURS}/scale", LEAF),
     Row("layernorm", "norm", NORM),
