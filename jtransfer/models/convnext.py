@@ -104,7 +104,8 @@ class ConvNextConfig(Architecture):
 
     def depthwise(self, features, name):
         """A convolution in this precision of each channel alone, which keeps the resolution."""
-        return nn.Conv(features, (KERNEL, KERNEL), feature_group_count=features, name=name, **self.started)
+        form = {"feature_group_count": features, "conv_general_dilated": layers.depthwise}
+        return nn.Conv(features, (KERNEL, KERNEL), name=name, **form, **self.started)
 
     def dense(self, features, name):
         """A dense layer in this precision."""
