@@ -123,7 +123,7 @@ class ConvNextConfig(Architecture):
         return {"kernel_init": start, "dtype": self.dtype, "param_dtype": self.param_dtype}
 
 
-class PatchNorm(nn.Module):
+class ConvNextStem(nn.Module):
     """The stem: patches to channels, and their norm."""
 
     config: ConvNextConfig
@@ -134,7 +134,7 @@ class PatchNorm(nn.Module):
         return c.layer_norm("norm")(c.conv(c.widths[0], c.stride, "conv")(x))
 
 
-class Downsample(nn.Module):
+class ConvNextDownsample(nn.Module):
     """Half the resolution in `width` channels."""
 
     config: ConvNextConfig
@@ -166,7 +166,7 @@ class GlobalResponseNorm(nn.Module):
         return (x * (1 + scale * relative) + bias).astype(x.dtype)
 
 
-class Mlp(nn.Module):
+class ConvNextMlp(nn.Module):
     """Two dense layers on `[batch, height, width, channels]`."""
 
     config: ConvNextConfig
@@ -202,8 +202,8 @@ class ConvNextBlock(nn.Module):
     @nn.compact
     def __call__(self, x, train):
         c = self.config
-        x = Downsample(c, self.width, name="downsample")(x) if self.downsample else x
-        y = Mlp(c, name="mlp")(c.layer_norm("norm")(c.depthwise(self.width, "conv")(x)))
+        x = ConvNextDownsample(c, self.width, name="downsample")(x) if self.downsample else x
+        y = ConvNextMlp(c, name="mlp")(c.layer_norm("norm")(c.depthwise(self.width, "conv")(x)))
         if c.layer_scale:
             start = nn.initializers.constant(c.layer_scale)
             y = y * self.param("scale", start, (self.width,), c.param_dtype).astype(y.dtype)
@@ -211,7 +211,7 @@ class ConvNextBlock(nn.Module):
         return self.residual(x, y, "convolution")
 
 
-class Stage(nn.Module):
+class ConvNextStage(nn.Module):
     """Blocks of one width.
 
     Attributes:
@@ -250,10 +250,10 @@ class ConvNext(nn.Module):
     ) -> dict[str, jax.Array]:
         c = self.config
         c.check_sides(pixel_values.shape[1:3])
-        x = PatchNorm(c, name="stem")(pixel_values.astype(c.dtype))
+        x = ConvNextStem(c, name="stem")(pixel_values.astype(c.dtype))
         hidden_states = [x]
         for i, (width, depth) in enumerate(zip(c.widths, c.depths, strict=True)):
-            x = Stage(c, width, depth, sum(c.depths[:i]), name=f"stage_{i}")(x, train)
+            x = ConvNextStage(c, width, depth, sum(c.depths[:i]), name=f"stage_{i}")(x, train)
             hidden_states.append(x)
         pooled = c.layer_norm("norm", c.epsilon)(x.mean((1, 2)))
         outputs = {"last_hidden_state": x, "feature_maps": hidden_states[1:]}
