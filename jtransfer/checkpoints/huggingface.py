@@ -19,6 +19,7 @@ from jtransfer.models import MODELS, Head, Heads, ViTConfig, apply, of_config
 DIALECTS = {
     "bert": ("bert", "roberta", "distilbert", "electra"),
     "clip": ("clip", "siglip"),
+    "convnext": ("convnext", "convnextv2"),
     "vit": ("vit", "deit", "dinov2", "dinov2_with_registers", "siglip", "siglip_vision_model", "clip_vision_model"),
     "clip_text": ("clip_text_model", "siglip_text_model"),
 }

@@ -11,7 +11,7 @@ from etils import epath
 
 from jtransfer.checkpoints import heads, pooled, sentences
 from jtransfer.checkpoints import tensors as files
-from jtransfer.checkpoints.families import FAMILIES, npz, open_clip, timm
+from jtransfer.checkpoints.families import FAMILIES, npz, open_clip, timm, timm_convnext
 from jtransfer.checkpoints.families.values import MAY_BE_NULL, MOST, labels, typed, words
 from jtransfer.checkpoints.names import LEAF, Names, Row
 from jtransfer.checkpoints.resizing import LARGEST_IMAGE
@@ -92,15 +92,20 @@ MOST_BLOCKS = 1000
 LARGEST_CONFIG = 1 << 23
 """Bytes of a `config.json`; one with the names of 20,000 classes has a third of that."""
 
-FOREIGN = {"npz": npz.describe, "timm": timm.describe, "open_clip": open_clip.describe}
+FOREIGN = {
+    "npz": npz.describe,
+    "open_clip": open_clip.describe,
+    "timm": timm.describe,
+    "timm_convnext": timm_convnext.describe,
+}
 """Layouts that the tensors describe by their names and shapes, beside Hugging Face's and our own."""
 
-DESCRIBED = {"npz": ("vit",), "timm": ("vit",), "open_clip": ("clip",)}
+DESCRIBED = {"npz": ("vit",), "timm": ("vit", "convnext"), "open_clip": ("clip",)}
 """The architectures, keys of `MODELS`, that are read from each of these."""
 
 KNOWN = (
-    "the layouts are those of Hugging Face, jtransfer, timm (ViT), open_clip (CLIP), and the .npz of "
-    "vision_transformer and big_vision"
+    "the layouts are those of Hugging Face, jtransfer, timm (ViT, ConvNeXt), open_clip (CLIP), and the "
+    ".npz of vision_transformer and big_vision"
 )
 
 
@@ -158,6 +163,8 @@ def _layout(file, tensors):
         return "npz"
     if "visual.conv1.weight" in tensors or any(name.startswith("visual.trunk.") for name in tensors):
         return "open_clip"
+    if "stages.0.blocks.0.conv_dw.weight" in tensors:
+        return "timm_convnext"
     return "timm" if "patch_embed.proj.weight" in tensors else ""
 
 
@@ -224,7 +231,9 @@ def _described(where, values, tensors, head, classes):
             f"{where / 'config.json'}: unknown architecture '{architecture}'; {nearest(architecture, MODELS)}"
         )
     if "pretrained_cfg" in values:
-        raise InputError(f"{where / 'config.json'}: of timm, only ViTs load, and '{architecture}' is none")
+        raise InputError(
+            f"{where / 'config.json'}: of timm, only ViTs and ConvNeXts load, and '{architecture}' is none"
+        )
     raise InputError(
         f"{where / 'config.json'}: expected 'model_type' (Hugging Face) or 'architecture' (jtransfer); {KNOWN}"
     )

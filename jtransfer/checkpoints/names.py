@@ -45,6 +45,16 @@ EMBED: LayerKind = {".weight": ("{}/embedding", SAME)}
 CONV: LayerKind = {".weight": ("{}/kernel", CONVOLUTION), ".bias": ("{}/bias", SAME)}
 
 
+POINTWISE: LayerKind = {
+    ".weight": (
+        "{}/kernel",
+        Layout(lambda x: (x.reshape(x.shape[:2]).T,), lambda x: x.T[:, :, None, None]),
+    ),
+    ".bias": ("{}/bias", SAME),
+}
+"""A 1x1 convolution as our dense layer: `[out, in, 1, 1]` and `[in, out]`."""
+
+
 def patches(patch: int, channels: int) -> LayerKind:
     """A convolution over patches as our dense layer: `[out, channels, p, p]` to `[p * p * channels, out]`."""
 

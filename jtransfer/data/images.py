@@ -53,6 +53,8 @@ OF_MODELS = {
     "vit_mae": "ViTImageProcessor",
     "vit_msn": "ViTImageProcessor",
     "deit": "DeiTImageProcessor",
+    "convnext": "ConvNextImageProcessor",
+    "convnextv2": "ConvNextImageProcessor",
     "dinov2": "BitImageProcessor",
     "dinov2_with_registers": "BitImageProcessor",
     "clip": "CLIPImageProcessor",

@@ -15,6 +15,7 @@ from jtransfer.errors import InputError, nearest
 from jtransfer.models.architecture import Architecture
 from jtransfer.models.bert import Bert, BertConfig
 from jtransfer.models.clip import CLIP, CLIPConfig, CLIPText, CLIPTextConfig
+from jtransfer.models.convnext import ConvNext, ConvNextConfig
 from jtransfer.models.gpt2 import GPT2, GPT2Config
 from jtransfer.models.heads import SOURCE_HEAD, Classifier, Head, Headed, Heads
 from jtransfer.models.pixels import Pixels, PixelsConfig
@@ -35,6 +36,8 @@ __all__ = [
     "CLIPText",
     "CLIPTextConfig",
     "Classifier",
+    "ConvNext",
+    "ConvNextConfig",
     "GPT2Config",
     "Head",
     "Headed",
@@ -60,6 +63,7 @@ MODELS = {
     "bert": (Bert, BertConfig),
     "clip": (CLIP, CLIPConfig),
     "clip_text": (CLIPText, CLIPTextConfig),
+    "convnext": (ConvNext, ConvNextConfig),
     "gpt2": (GPT2, GPT2Config),
     "resnet": (ResNet, ResNetConfig),
     "vit": (ViT, ViTConfig),

@@ -9,6 +9,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jtransfer.errors import InputError
@@ -68,6 +69,79 @@ def flat_dot_general(lhs, rhs, dimension_numbers, precision=None, preferred_elem
 
 Dense = partial(nn.Dense, dot_general=flat_dot_general)
 """`flax.linen.Dense` with the product above; its type, names and parameters are Flax's."""
+
+
+def depthwise(lhs, rhs, window_strides, padding, feature_group_count=1, **kwargs):
+    """`lax.conv_general_dilated` of a depthwise convolution, as a sum of shifted products on the CPU.
+
+    XLA's CPU backend has no kernel for convolutions of each channel alone, and goes through them value by value.
+
+    Args:
+        lhs: `[batch, height, width, channels]`.
+        rhs: `[kernel height, kernel width, 1, channels]`; any other kernel is left to XLA.
+        window_strides: Along height and width.
+        padding: "SAME", "VALID", or what is added before and behind, along height and width.
+        feature_group_count: The number of channels.
+        **kwargs: As for `lax.conv_general_dilated`; none may dilate.
+    """
+    channels, dilations = lhs.shape[-1], (kwargs.get("lhs_dilation"), kwargs.get("rhs_dilation"))
+    alone = lhs.ndim == 4 and feature_group_count == channels == rhs.shape[-1]
+    if platform() != "cpu" or not alone or any(set(each or (1,)) != {1} for each in dilations):
+        options = {"feature_group_count": feature_group_count, **kwargs}
+        return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
+    return _depthwise(tuple(window_strides), tuple((*sides, 0) for sides in padding), lhs, rhs[:, :, 0])
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1))  # blocks of one shape are traced once
+def _depthwise(strides, padding, x, kernel):
+    """`x [batch, height, width, channels]` with `kernel [kernel height, kernel width, channels]`.
+
+    Padding is before, behind and between the values, along height and width; sums are float32 at least.
+    """
+    x, wide, total = _padded(x, padding), jnp.promote_types(x.dtype, jnp.float32), 0
+    spans = [side - of for side, of in zip(x.shape[1:3], kernel.shape, strict=False)]
+    for i, j in np.ndindex(*kernel.shape[:2]):
+        end = (len(x), i + spans[0] + 1, j + spans[1] + 1, x.shape[-1])
+        total += lax.slice(x, (0, i, j, 0), end, (1, *strides, 1)).astype(wide) * kernel[i, j].astype(wide)
+    return total.astype(x.dtype)
+
+
+def _padded(x, padding):
+    return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *padding, (0, 0, 0)))
+
+
+def _depthwise_forward(strides, padding, x, kernel):
+    return _depthwise(strides, padding, x, kernel), (x, kernel)
+
+
+def _depthwise_backward(strides, padding, kept, dy):
+    """The gradients: a depthwise convolution of `dy` with the kernel turned round, and for each tap a sum of products.
+
+    The taps come one after the other: XLA takes far longer to compile and to compute the sums of all at once.
+    """
+    x, kernel = kept
+    spans = [(out - 1) * stride + 1 for out, stride in zip(dy.shape[1:3], strides, strict=True)]
+    around = tuple(
+        (of - 1 - before, before + side - span, stride - 1)
+        for of, (before, *_), side, span, stride in zip(
+            kernel.shape, padding, x.shape[1:3], spans, strides, strict=False
+        )
+    )
+    dx = _depthwise((1, 1), around, dy, kernel[::-1, ::-1])
+    padded, wide = _padded(x, padding), jnp.promote_types(x.dtype, jnp.float32)
+
+    def tap(at):
+        seen = lax.dynamic_slice(padded, (0, *at, 0), (len(x), *spans, x.shape[-1]))[:, :: strides[0], :: strides[1]]
+        return (seen.astype(wide) * dy.astype(wide)).sum((0, 1, 2))
+
+    taps = lax.map(tap, tuple(jnp.indices(kernel.shape[:2]).reshape(2, -1)))
+    return dx, taps.reshape(kernel.shape).astype(kernel.dtype)
+
+
+_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 class Embed(nn.Module):

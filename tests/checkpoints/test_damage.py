@@ -16,6 +16,7 @@ from jtransfer.errors import InputError
 from jtransfer.models import Head, Headed, ViT, ViTConfig, of_config, shapes_of
 from jtransfer.models.bert import BertConfig
 from jtransfer.models.clip import CLIPConfig, CLIPTextConfig
+from jtransfer.models.convnext import ConvNextConfig
 from jtransfer.models.gpt2 import GPT2Config
 from jtransfer.models.resnet import ResNetConfig
 
@@ -223,6 +224,7 @@ OTHERS = {
     "dinov2": ViTConfig(image=(8, 8), patch=4, pool="cls_mean", layer_scale=1.0, **TOWER | {"hidden": 32}),
     "bert": BertConfig(vocabulary=20, positions=16, **TOWER),
     "gpt2": GPT2Config(vocabulary=20, positions=16, **TOWER),
+    "convnext": ConvNextConfig(image=(16, 16), widths=(4, 8), depths=(1, 1)),
     "resnet": ResNetConfig(block="basic", stem=4, widths=(4, 8), depths=(1, 1)),
     "clip": CLIPConfig(
         ViTConfig(image=(8, 8), patch=4, patch_bias=False, embedding_norm=True, norm_pooled=True, **TOWER),

@@ -110,7 +110,7 @@ def test_it_leaves_for_the_class_of_transformers_that_computes_it(saved, kind, t
     assert jt.load(str(tmp_path / "theirs")).head == backbone.head
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "electra", "gpt2", "vit", "resnet"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "electra", "gpt2", "vit", "resnet", "convnext"])
 def test_a_kind_is_what_the_families_of_hugging_face_call_it(family):
     for kind in {*FAMILIES[family].heads.values(), ""} - {""}:
         found = FAMILIES[family].head({}, kind, 5).kind

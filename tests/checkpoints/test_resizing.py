@@ -14,6 +14,7 @@ from jtransfer.models import (
     BertConfig,
     CLIPConfig,
     CLIPTextConfig,
+    ConvNextConfig,
     Head,
     Headed,
     ResNetConfig,
@@ -25,6 +26,7 @@ from jtransfer.models import (
 VIT = ViTConfig(image=(12, 16), patch=4, width=8, depth=1, heads=2, hidden=12, epsilon=1e-3)
 DISTILLED = ViTConfig(image=(12, 12), patch=4, width=8, depth=1, heads=2, hidden=12, distilled=True)
 RESNET = ResNetConfig(image=(12, 12), block="basic", stem=6, widths=(6,), depths=(1,))
+CONVNEXT = ConvNextConfig(image=(12, 12), widths=(6,), depths=(1,))
 GRIDS = [((14, 14), (24, 24)), ((14, 14), (7, 9)), ((3, 4), (5, 2)), ((37, 37), (16, 16)), ((3, 3), (1, 1))]
 
 
@@ -102,7 +104,7 @@ def test_a_vit_loads_for_another_image_with_its_positions_resized_and_all_else_t
     assert outputs["last_hidden_state"].shape[1] == config.leading + grid[0] * grid[1]
 
 
-@pytest.mark.parametrize(("model_type", "config"), [("vit", VIT), ("resnet", RESNET)])
+@pytest.mark.parametrize(("model_type", "config"), [("vit", VIT), ("resnet", RESNET), ("convnext", CONVNEXT)])
 def test_a_grey_image_means_what_three_equal_colours_mean(model_type, config, save):
     name, _ = save(model_type, config)
     grey = np.random.default_rng(0).standard_normal((2, *config.image, 1)).astype(np.float32)

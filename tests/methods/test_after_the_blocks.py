@@ -15,6 +15,7 @@ VIT = {"image": (8, 8), "patch": 4, "width": 8, "heads": 2, "depth": 2}
 WORDS = {"vocabulary": 11, "positions": 8, "width": 8, "heads": 2, "depth": 2}
 CLIP = {"projection": 4, "text": WORDS}
 RESNET = {"image": (16, 16), "stem": 4, "widths": (8, 8), "depths": (1, 1)}
+CONVNEXT = {"image": (16, 16), "widths": (8, 8), "depths": (1, 1)}
 ATTENTION = ("probe", "attention/query", "attention/key", "attention/value", "attention/out")
 MAP = {f"pooler/{name}" for name in (*ATTENTION, "norm", "mlp/up", "mlp/down")}
 ARCHITECTURES = {
@@ -24,6 +25,8 @@ ARCHITECTURES = {
     "siglip's tower of images": ("vit", {**VIT, "pool": "map"}, {"encoder/norm", *MAP}),
     "dinov2": ("vit", {**VIT, "registers": 2, "pool": "cls_mean", "layer_scale": 1.0}, {"encoder/norm"}),
     "resnet": ("resnet", RESNET, set()),
+    "convnext": ("convnext", CONVNEXT, {"norm"}),
+    "convnext v2": ("convnext", {**CONVNEXT, "grn": True, "layer_scale": 0.0}, {"norm"}),
     "bert": ("bert", WORDS, {"pooler"}),
     "electra": ("bert", {**WORDS, "embedding": 4, "pooler": False}, set()),
     "gpt2": ("gpt2", WORDS, {"encoder/norm"}),

@@ -19,6 +19,7 @@ CONFIGS = {
     "norm of the pooled": models.ViTConfig(**VIT, pool="mean", norm_pooled=True),
     "distilled": models.ViTConfig(**VIT, distilled=True, registers=3),
     "resnet": models.ResNetConfig(image=(16, 16), stem=4, widths=(8, 8), depths=(2, 1)),
+    "convnext": models.ConvNextConfig(image=(16, 16), widths=(8, 8), depths=(2, 1)),
     "bert": models.BertConfig(**WORDS),
     "distilbert": models.BertConfig(**WORDS, types=0, pooler=False),
     "roberta": models.BertConfig(**WORDS, shifted=True, padding=1),

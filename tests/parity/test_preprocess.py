@@ -149,7 +149,7 @@ def test_images_of_every_mode_become_colours_on_white_as_those_of_transformers(k
     np.testing.assert_array_equal(of_images(tmp_path, theirs.shape[1:])(odd)["pixel_values"], theirs)
 
 
-@pytest.mark.parametrize("model_type", ["vit", "vit_mae", "deit", "dinov2", "clip", "siglip", "resnet"])
+@pytest.mark.parametrize("model_type", ["vit", "vit_mae", "deit", "dinov2", "clip", "siglip", "resnet", "convnext"])
 def test_a_file_that_names_no_type_has_that_of_its_model(model_type, photos, tmp_path):
     size = {"height": 40, "width": 40} if model_type in ("vit", "vit_mae", "deit", "siglip") else {"shortest_edge": 40}
     write(tmp_path, preprocessor_config={"size": size, "crop_size": 32}, config={"model_type": model_type})

@@ -1,6 +1,6 @@
 """The architectures of Hugging Face that load here, one file per family."""
 
-from jtransfer.checkpoints.families import bert, clip, dinov2, gpt2, resnet, vit
+from jtransfer.checkpoints.families import bert, clip, convnext, dinov2, gpt2, resnet, vit
 from jtransfer.checkpoints.families.family import Family
 
 __all__ = ["FAMILIES", "Family"]
@@ -8,6 +8,7 @@ __all__ = ["FAMILIES", "Family"]
 FAMILIES: dict[str, Family] = {
     **bert.FAMILIES,
     **clip.FAMILIES,
+    **convnext.FAMILIES,
     **dinov2.FAMILIES,
     **gpt2.FAMILIES,
     **resnet.FAMILIES,

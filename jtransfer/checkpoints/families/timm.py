@@ -62,7 +62,7 @@ def describe(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Descri
         if not re.fullmatch(TOLD, key):
             raise InputError(f"model_args: '{key}' means a ViT that is none of ours")
     shapes = {name: x.shape for name, x in tensors.items()}
-    said = sides(args, "img_size", 0) if args.get("img_size") else (_input_size(pretrained) or (0, 0, 0))[1:]
+    said = sides(args, "img_size", 0) if args.get("img_size") else (input_size(pretrained) or (0, 0, 0))[1:]
     config, leading = _config(shapes, values, args, said)
     reads = "distilled" if "head_dist.weight" in shapes else "pooler_output" if config.pooler else "features"
     labels = values.get("label_names")
@@ -71,7 +71,7 @@ def describe(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Descri
         Head(shapes["head.weight"][0], reads) if "head.weight" in shapes else None,
         Names(_rows(config, shapes, leading), ignored=IGNORED),
         tensors,
-        _preprocessor(pretrained) if pretrained else {},
+        preprocessing(pretrained) if pretrained else {},
         tuple(map(str, labels)) if isinstance(labels, list) else (),
     )
 
@@ -213,9 +213,9 @@ def _in_block(ours):
     return tuple(f"encoder/block_{{}}/{path}" for path in ((ours,) if isinstance(ours, str) else ours))
 
 
-def _preprocessor(pretrained):
+def preprocessing(pretrained):
     """timm's evaluation transform; empty where its images are not resized and cropped to a square."""
-    _, height, width = _input_size(pretrained) or (3, 224, 224)
+    _, height, width = input_size(pretrained) or (3, 224, 224)
     mode = typed(pretrained, "crop_mode", "center")
     if height != width or mode not in ("center", "squash"):
         return {}
@@ -228,7 +228,7 @@ def _preprocessor(pretrained):
     return preprocessor(size, height, typed(pretrained, "interpolation", "bicubic"), mean, std)
 
 
-def _input_size(pretrained):
+def input_size(pretrained):
     """Channels, height and width of images; empty where nothing is said."""
     found = typed(pretrained, "input_size", ()) if pretrained.get("input_size") else ()
     if len(found) not in (0, 3):
