@@ -100,7 +100,7 @@ FOREIGN = {
 }
 """Layouts that the tensors describe by their names and shapes, beside Hugging Face's and our own."""
 
-DESCRIBED = {"npz": ("vit",), "timm": ("vit", "convnext"), "open_clip": ("clip",)}
+DESCRIBED = {"npz": ("vit",), "open_clip": ("clip",), "timm": ("vit",), "timm_convnext": ("convnext",)}
 """The architectures, keys of `MODELS`, that are read from each of these."""
 
 KNOWN = (

@@ -95,7 +95,27 @@ def _in_npz():
     return shapes | {f"{norm}/{end}": (8,) for norm in norms for end in ("scale", "bias")}, {}
 
 
-FOREIGN = {("timm", "vit"): _in_timm, ("open_clip", "clip"): _in_open_clip, ("npz", "vit"): _in_npz}
+def _convnext_in_timm():
+    kernels = {"stem.0": (4, 3, 4, 4), "stages.1.downsample.1": (8, 4, 2, 2), "head.fc": (3, 8)}
+    norms = {"stem.1": 4, "stages.1.downsample.0": 4, "head.norm": 8}
+    shapes = {}
+    for b, width in (("stages.0.blocks.0.", 4), ("stages.1.blocks.0.", 8)):
+        kernels |= {
+            f"{b}conv_dw": (width, 1, 7, 7),
+            f"{b}mlp.fc1": (4 * width, width),
+            f"{b}mlp.fc2": (width, 4 * width),
+        }
+        norms[f"{b}norm"], shapes[f"{b}gamma"] = width, (width,)
+    shapes |= {f"{norm}.{end}": (width,) for norm, width in norms.items() for end in ("weight", "bias")}
+    return shapes | _dense(**kernels), {"architecture": "convnext_tiny", "pretrained_cfg": {"input_size": [3, 16, 16]}}
+
+
+FOREIGN = {
+    ("timm", "vit"): _in_timm,
+    ("timm_convnext", "convnext"): _convnext_in_timm,
+    ("open_clip", "clip"): _in_open_clip,
+    ("npz", "vit"): _in_npz,
+}
 
 
 @pytest.fixture(scope="session")
