@@ -206,26 +206,47 @@ class BatchNorm(nn.Module):
         return y.astype(self.dtype)
 
 
-def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Turn queries or keys by angles that tell the place of a token (Su et al. 2021, arXiv:2104.09864, section 3.2).
+
+    Args:
+        x: `[batch, tokens, heads, head width]`, of which unit i and unit i + half the width are one plane.
+        cos: Of the angles of the last `n` tokens, `[n, 1, half the head width]`, and so is `sin`. Tokens before these,
+            as a class token, stay as they are.
+
+    Returns:
+        Of the shape of `x`.
+    """
+    others, placed = x[:, : -len(cos)], x[:, -len(cos) :]
+    one, other = jnp.split(placed, 2, axis=-1)
+    turned = jnp.concatenate([one * cos - other * sin, other * cos + one * sin], axis=-1)
+    return jnp.concatenate([others, turned], axis=1)
+
+
+def attend(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None = None, bias: jax.Array | None = None
+) -> jax.Array:
     """Scaled dot-product attention.
 
     Args:
         query: `[batch, tokens, heads, head width]`; `key` and `value` may have another number of tokens.
         mask: `[batch or 1, heads or 1, tokens, key tokens]`, true where attention may look; None for everywhere.
+        bias: `[heads, tokens, key tokens]`, added to the scaled scores; None for nothing.
 
     Returns:
         `[batch, tokens, heads, head width]`.
     """
     if platform() == "cpu" or _drop.get():  # the fused kernels have no dropout
-        return _attend_batched(query, key, value, mask)
+        return _attend_batched(query, key, value, mask, bias)
     # cuDNN's kernel has to be asked for, and takes half precision only.
     half = query.dtype in (jnp.bfloat16, jnp.float16) and query.shape[-1] % 8 == 0 and query.shape[-1] <= 128
     even = mask is None or query.shape[1] % 2 == key.shape[1] % 2 == 0  # its gradient takes no other with a mask
-    implementation = "cudnn" if half and even and platform() == "gpu" else None
-    return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=implementation)
+    implementation = "cudnn" if half and even and bias is None and platform() == "gpu" else None
+    bias = None if bias is None else bias[None].astype(query.dtype)
+    return jax.nn.dot_product_attention(query, key, value, bias, mask, implementation=implementation)
 
 
-def _attend_batched(query, key, value, mask):
+def _attend_batched(query, key, value, mask, bias):
     """`attend` as batched products of three dimensions, which XLA's CPU backend runs half again as fast."""
     batch, tokens, heads, width = query.shape
 
@@ -233,6 +254,8 @@ def _attend_batched(query, key, value, mask):
         return x.transpose(0, 2, 1, 3).reshape(batch * heads, -1, width)
 
     scores = jnp.einsum("btd,bsd->bts", rows(query), rows(key), preferred_element_type=jnp.float32) * width**-0.5
+    if bias is not None:
+        scores = (scores.reshape(batch, *bias.shape) + bias).reshape(scores.shape)
     if mask is not None:
         mask = jnp.broadcast_to(mask, (batch, heads, *scores.shape[1:])).reshape(scores.shape)
         scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)

@@ -2,17 +2,20 @@
 
     block_0/{norm_1, attention/{query, key, value, out}, scale_1, norm_2, mlp/{up, gate, down}, scale_2}
     block_0/attention/{qkv, out}    where query, key and value are one layer
+    block_0/attention/positions     where the tokens are those of a window
     norm
 
 Methods reach in from outside through the small named functions `tokens`, `residual`, `attend` and `activate`.
 """
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jtransfer.errors import InputError, nearest
 from jtransfer.models import layers
@@ -28,14 +31,15 @@ class Stack:
         norm: "pre" (each branch behind a LayerNorm, one more after the last block if `last_norm`) or "post" (a
             LayerNorm after each residual sum, as in BERT).
         last_norm: Whether a LayerNorm follows the last block.
-        qkv_bias: Whether query, key and value have a bias.
+        unbiased: Names of the dense layers of a block that have no bias, as "key".
         fused_qkv: Whether query, key and value are one dense layer, as low-rank updates of GPT-2 expect.
         score_factor: Factor on the attention scores, beside `1 / sqrt(head width)`.
         score_by_depth: Whether the scores of block i are also divided by i + 1.
         gated: Whether the MLP is `down(activation(gate(x)) * up(x))` (Shazeer 2020, arXiv:2002.05202).
         layer_scale: Start of a learned scale on each branch (Touvron et al. 2021, arXiv:2103.17239); 0 for none.
         dropout: Rate on both branches; `attention_dropout` on the attention weights.
-        drop_path: Stochastic depth: rate of the last block, growing linearly from 0 at the first.
+        drop_path: Stochastic depth: rate of the last block, growing linearly from 0 at the first if `drop_path_grows`,
+            and else of every block.
         remat: Recompute each block in the backward pass.
         dtype: Type in which the model computes; its parameters have the type `param_dtype`.
     """
@@ -48,7 +52,7 @@ class Stack:
     epsilon: float = 1e-6
     norm: str = "pre"
     last_norm: bool = True
-    qkv_bias: bool = True
+    unbiased: tuple[str, ...] = ()
     fused_qkv: bool = False
     score_factor: float = 1.0
     score_by_depth: bool = False
@@ -57,6 +61,7 @@ class Stack:
     dropout: float = 0.0
     attention_dropout: float = 0.0
     drop_path: float = 0.0
+    drop_path_grows: bool = True
     remat: bool = False
     dtype: str = "float32"
     param_dtype: str = "float32"
@@ -79,15 +84,17 @@ class Stack:
         """
         shared = {field.name for field in fields(cls)} & {field.name for field in fields(config)}
         options = {name: getattr(config, name) for name in shared}
-        return cls(**options | {"hidden": config.hidden or 4 * config.width} | own)
+        hidden = {} if "hidden" in own else {"hidden": config.hidden or 4 * config.width}
+        return cls(**options | hidden | own)
 
     def dense(self, features, **kwargs):
         """A dense layer in this precision."""
         return layers.Dense(features, dtype=self.dtype, param_dtype=self.param_dtype, **kwargs)
 
-    def layer_norm(self, **kwargs):
-        """A LayerNorm in this precision."""
-        return nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype, param_dtype=self.param_dtype, **kwargs)
+    def layer_norm(self, epsilon=None, **kwargs):
+        """A LayerNorm in this precision, with this epsilon or another."""
+        epsilon = self.epsilon if epsilon is None else epsilon
+        return nn.LayerNorm(epsilon, dtype=self.dtype, param_dtype=self.param_dtype, **kwargs)
 
 
 class Past(NamedTuple):
@@ -114,21 +121,42 @@ class Past(NamedTuple):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention on `[batch, tokens, width]`; with a `past`, the output and the longer past."""
+    """Multi-head self-attention on `[batch, tokens, width]`; with a `past`, the output and the longer past.
+
+    With a `rotation`, as `layers.rotate` takes it, queries and keys of the last tokens are turned. With a `window`, the
+    tokens are those of a square of at most so many rows and columns, row by row, and `bias` is added to the scores.
+    """
 
     config: Stack
     factor: float = 1.0
+    window: int = 0
 
     def attend(self, query, key, value, mask):
         """`[batch, tokens, heads, head width]`, three of them, to one."""
-        return layers.attend(query, key, value, mask)
+        bias = self.bias(query.shape[1], key.shape[1]) if self.window else None
+        return layers.attend(query, key, value, mask, bias)
+
+    def bias(self, tokens, keys):
+        """The learned bias for what lies between two places (Liu et al. 2021, arXiv:2103.14030, equation 4).
+
+        Returns:
+            `[heads, tokens, keys]`; 0 for keys before those of the tokens, which a method may have put there.
+        """
+        side, across = math.isqrt(tokens), 2 * self.window - 1
+        table = self.param(
+            "positions", nn.initializers.normal(0.02), (across**2, self.config.heads), self.config.param_dtype
+        )
+        places = np.argwhere(np.ones((side, side)))
+        rows, columns = np.moveaxis(places[:, None] - places + self.window - 1, -1, 0)
+        bias = jnp.asarray(table)[rows * across + columns].transpose(2, 0, 1)
+        return jnp.pad(bias, ((0, 0), (0, 0), (keys - tokens, 0)))
 
     @nn.compact
-    def __call__(self, x, mask, train, past=None):
+    def __call__(self, x, mask, train, past=None, rotation=None):
         c = self.config
 
         def project(name, number=1):
-            y = c.dense(number * c.width, use_bias=c.qkv_bias, name=name)(x)
+            y = c.dense(number * c.width, use_bias=name not in c.unbiased, name=name)(x)
             return y.reshape(*x.shape[:-1], number * c.heads, -1)
 
         if c.fused_qkv:
@@ -136,6 +164,8 @@ class Attention(nn.Module):
         else:
             query, key, value = project("query"), project("key"), project("value")
         query = query * self.factor if self.factor != 1 else query
+        if rotation is not None:
+            query, key = layers.rotate(query, *rotation), layers.rotate(key, *rotation)
         if past is not None:
             past = past.then(key, value)
             key, value = past.key, past.value
@@ -145,7 +175,7 @@ class Attention(nn.Module):
                 out = self.attend(query, key, value, mask)
         else:
             out = self.attend(query, key, value, mask)
-        out = c.dense(c.width, name="out")(out.reshape(x.shape))
+        out = c.dense(c.width, use_bias="out" not in c.unbiased, name="out")(out.reshape(x.shape))
         return out if past is None else (out, past)
 
 
@@ -161,9 +191,13 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x):
         c = self.config
-        h = c.dense(c.hidden, name="up")(x)
-        h = self.activate(c.dense(c.hidden, name="gate")(x)) * h if c.gated else self.activate(h)
-        return c.dense(c.width, name="down")(h)
+
+        def dense(features, name):
+            return c.dense(features, use_bias=name not in c.unbiased, name=name)
+
+        h = dense(c.hidden, "up")(x)
+        h = self.activate(dense(c.hidden, "gate")(x)) * h if c.gated else self.activate(h)
+        return dense(c.width, "down")(h)
 
 
 class Block(nn.Module):
@@ -178,7 +212,7 @@ class Block(nn.Module):
         return x + y
 
     @nn.compact
-    def __call__(self, x, mask, train, past=None):
+    def __call__(self, x, mask, train, past=None, rotation=None):
         c = self.config
 
         def finish(y, number):
@@ -193,7 +227,7 @@ class Block(nn.Module):
 
         def attend(x):
             nonlocal past
-            y = attention(x, mask, train, past)
+            y = attention(x, mask, train, past, rotation)
             y, past = (y, None) if past is None else y
             return finish(y, 1)
 
@@ -210,7 +244,7 @@ class Encoder(nn.Module):
     """The stack of blocks: `x [batch, tokens, width]` to the last state and the list of all `depth + 1` states.
 
     The first of the list is `x` itself, the others follow the blocks; the last LayerNorm, if any, is in none of them.
-    With `past`, one `Past` for each block, the longer ones come as a third output.
+    With `past`, one `Past` for each block, the longer ones come as a third output. Every attention gets the `rotation`.
     """
 
     config: Stack
@@ -220,16 +254,17 @@ class Encoder(nn.Module):
         return x, mask
 
     @nn.compact
-    def __call__(self, x, mask, train, past=None):
+    def __call__(self, x, mask, train, past=None, rotation=None):
         c = self.config
         x, mask = self.tokens(x, mask)
         hidden_states, seen = [x], []
         block = nn.remat(Block, static_argnums=(3,)) if c.remat else Block  # argument 0 is the module, 3 is `train`
         for i in range(c.depth):
             factor = c.score_factor / (i + 1 if c.score_by_depth else 1)
-            layer = block(c, c.drop_path * i / max(c.depth - 1, 1), factor, name=f"block_{i}")
+            drop_path = c.drop_path * (i / max(c.depth - 1, 1) if c.drop_path_grows else 1)
+            layer = block(c, drop_path, factor, name=f"block_{i}")
             if past is None:
-                x = layer(x, mask, train)
+                x = layer(x, mask, train, None, rotation)
             else:
                 x, longer = layer(x, mask, train, past[i])
                 seen.append(longer)

@@ -121,7 +121,48 @@ class ViTConfig(Architecture):
     @property
     def stack(self) -> Stack:
         """The blocks."""
-        return Stack.of(self, last_norm=not self.norm_pooled)
+        unbiased = () if self.qkv_bias else ("query", "key", "value")
+        return Stack.of(self, last_norm=not self.norm_pooled, unbiased=unbiased)
+
+
+def patches(pixel_values: jax.Array, config: Architecture, what: str) -> jax.Array:
+    """The pixels of each patch, row by row.
+
+    What is left over at the bottom and on the right is not seen, and where `config.grid` has a patch for it, that
+    patch is filled up with zeros.
+
+    Args:
+        pixel_values: `[batch, height, width, channels]`.
+        config: With `image`, `channels`, `patch` and `grid`.
+        what: Name of the architecture, for the error.
+
+    Returns:
+        `[batch, patches, patch * patch * channels]`.
+
+    Raises:
+        InputError: images of another shape than the model takes.
+    """
+    c = config
+    if pixel_values.shape[1:] != (*c.image, c.channels):
+        found, expected = ("x".join(map(str, sides)) for sides in (pixel_values.shape[1:], (*c.image, c.channels)))
+        fits = pixel_values.ndim == 4 and pixel_values.shape[-1] == c.channels
+        resized = (
+            f"a checkpoint is resized as it is loaded, with image=({', '.join(map(str, pixel_values.shape[1:3]))})"
+        )
+        advice = resized if fits else "the axes are [batch, height, width, channels]"
+        raise InputError(f"{what}: pixel_values are {found}, the model takes {expected}; {advice}")
+    rows, columns = c.grid
+    over = (max(0, number * c.patch - side) for number, side in zip(c.grid, c.image, strict=True))
+    whole = jnp.pad(pixel_values, ((0, 0), *((0, more) for more in over), (0, 0)))
+    seen = whole[:, : rows * c.patch, : columns * c.patch]
+    grid = seen.reshape(-1, rows, c.patch, columns, c.patch, c.channels)
+    return grid.transpose(0, 1, 3, 2, 4, 5).reshape(-1, rows * columns, c.patch * c.patch * c.channels)
+
+
+def prepend(module: nn.Module, name: str, number: int, x: jax.Array, std: float = 0.0) -> jax.Array:
+    """Put `number` learned tokens, a parameter of `module`, before those of `x [batch, tokens, width]`."""
+    tokens = module.param(name, nn.initializers.normal(std), (1, number, x.shape[-1]), module.config.param_dtype)
+    return jnp.concatenate([jnp.broadcast_to(tokens.astype(x.dtype), (len(x), number, x.shape[-1])), x], axis=1)
 
 
 class ViTEmbeddings(nn.Module):
@@ -132,27 +173,10 @@ class ViTEmbeddings(nn.Module):
     def embed(self, pixel_values):
         """`[batch, height, width, channels]` to `[batch, tokens, width]`, before positions."""
         c = self.config
-        if pixel_values.shape[1:] != (*c.image, c.channels):
-            found, expected = ("x".join(map(str, sides)) for sides in (pixel_values.shape[1:], (*c.image, c.channels)))
-            fits = pixel_values.ndim == 4 and pixel_values.shape[-1] == c.channels
-            resized = (
-                f"a checkpoint is resized as it is loaded, with image=({', '.join(map(str, pixel_values.shape[1:3]))})"
-            )
-            advice = resized if fits else "the axes are [batch, height, width, channels]"
-            raise InputError(f"vit: pixel_values are {found}, the model takes {expected}; {advice}")
-        rows, columns = c.grid
-        seen = pixel_values[:, : rows * c.patch, : columns * c.patch]
-        grid = seen.reshape(-1, rows, c.patch, columns, c.patch, c.channels)
-        patches = grid.transpose(0, 1, 3, 2, 4, 5).reshape(-1, rows * columns, c.patch * c.patch * c.channels)
-        x = c.stack.dense(c.width, use_bias=c.patch_bias, name="patch")(patches)
+        x = c.stack.dense(c.width, use_bias=c.patch_bias, name="patch")(patches(pixel_values, c, "vit"))
         if c.distilled:
-            x = self.prepend("distillation", 1, x)
-        return self.prepend("cls", 1, x) if c.cls else x
-
-    def prepend(self, name, number, x, std=0.0):
-        """Put `number` learned tokens before those of `x [batch, tokens, width]`."""
-        tokens = self.param(name, nn.initializers.normal(std), (1, number, x.shape[-1]), self.config.param_dtype)
-        return jnp.concatenate([jnp.broadcast_to(tokens.astype(x.dtype), (len(x), number, x.shape[-1])), x], axis=1)
+            x = prepend(self, "distillation", 1, x)
+        return prepend(self, "cls", 1, x) if c.cls else x
 
     def positions(self, x):
         """Add the learned positions to `x [batch, tokens, width]`."""
@@ -164,8 +188,8 @@ class ViTEmbeddings(nn.Module):
         c = self.config
         x = self.positions(self.embed(pixel_values.astype(c.dtype)))
         if c.registers:  # which start apart, as no positions tell them from each other
-            patches = self.prepend("registers", c.registers, x[:, c.leading :], 0.02)
-            x = jnp.concatenate([x[:, : c.leading], patches], axis=1)
+            others = prepend(self, "registers", c.registers, x[:, c.leading :], 0.02)
+            x = jnp.concatenate([x[:, : c.leading], others], axis=1)
         x = c.stack.layer_norm(name="norm")(x) if c.embedding_norm else x
         return nn.Dropout(c.dropout)(x, deterministic=not train)
 

@@ -77,6 +77,18 @@ def sides(values: Mapping[str, Any], key: str, default: int | tuple[int, int]) -
     return tuple(both)
 
 
+def side_of(values: Mapping[str, Any], key: str, default: int) -> int:
+    """Side of a square, which a file says as one number or as two alike.
+
+    Raises:
+        InputError: something else.
+    """
+    found = sides(values, key, default)
+    if found[0] != found[1]:
+        raise InputError(f"config.json: {key} is {list(found)}; expected a square {key.removesuffix('_size')}")
+    return found[0]
+
+
 def colours(values: Mapping[str, Any], key: str, default: tuple[float, ...]) -> tuple[float, ...]:
     """One number for each of three colours.
 

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from jtransfer.checkpoints.families.family import THEIR_ACTIVATIONS, Family, activation
-from jtransfer.checkpoints.families.values import sides, typed
+from jtransfer.checkpoints.families.values import side_of, sides, typed
 from jtransfer.checkpoints.names import DENSE, LEAF, NORM, Names, Row, patches
 from jtransfer.errors import InputError
 from jtransfer.kinds import shown
@@ -69,13 +69,10 @@ def read(values: Mapping[str, Any], patch: int, epsilon: float, **own: Any) -> V
     Raises:
         InputError: a value of another type than its default, or one that means a model that is not ours.
     """
-    patches = sides(values, "patch_size", patch)
-    if patches[0] != patches[1]:
-        raise InputError(f"config.json: patch_size is {list(patches)}; expected a square patch")
     return ViTConfig(
         **{ours: typed(values, theirs, default) for ours, theirs, default in OPTIONS},
         image=sides(values, "image_size", 224),
-        patch=patches[0],
+        patch=side_of(values, "patch_size", patch),
         epsilon=typed(values, "layer_norm_eps", epsilon),
         **own,
     )
