@@ -2,7 +2,8 @@
 
 The values of such a file, and the defaults of the class that it names for those it leaves out, become steps on PIL
 images (resize, crop) and three numbers for each channel (rescale, normalise). Both do what the PIL-backed processors of
-transformers 5 do, to the bit.
+transformers 5 do, to the bit; DINOv3's has no such backend and resizes floats, so that pixels here, whole numbers until
+they are normalised, are off by less than one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,8 @@ from jtransfer.data.pictures import to_pil
 from jtransfer.errors import InputError, nearest
 
 HALF = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+
+IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 
 OPENAI = {
     "image_mean": [0.48145466, 0.4578275, 0.40821073],
@@ -42,6 +45,7 @@ TYPES: dict[str, dict[str, Any]] = {
     "ViTImageProcessor": HALF | {"size": 224, "resample": Image.Resampling.BILINEAR},
     "DeiTImageProcessor": HALF | {"size": 256, "do_center_crop": True, "crop_size": 224},
     "BitImageProcessor": OPENAI,
+    "DINOv3ViTImageProcessor": IMAGENET | {"size": 224, "resample": Image.Resampling.BILINEAR},
     "CLIPImageProcessor": OPENAI,
     "SiglipImageProcessor": HALF | {"size": [224, 224], "default_to_square": False},
     "ConvNextImageProcessor": HALF | {"size": 384, "default_to_square": False, "crop_pct": 224 / 256},
@@ -57,6 +61,7 @@ OF_MODELS = {
     "convnextv2": "ConvNextImageProcessor",
     "dinov2": "BitImageProcessor",
     "dinov2_with_registers": "BitImageProcessor",
+    "dinov3_vit": "DINOv3ViTImageProcessor",
     "clip": "CLIPImageProcessor",
     "clip_vision_model": "CLIPImageProcessor",
     "siglip": "SiglipImageProcessor",

@@ -5,6 +5,7 @@ from typing import Any
 
 import flax.linen as nn
 
+from jtransfer.models.dinov3 import PatchPlaces
 from jtransfer.models.layers import BatchNorm
 from jtransfer.tree import FROZEN
 
@@ -24,7 +25,7 @@ def evaluation_mode(rates: Mapping[str, float]) -> Callable[..., Any]:
     return evaluating(DROPOUTS | BATCH_NORMS, frozen)
 
 
-DROPOUTS = {nn.Dropout: "deterministic"}
+DROPOUTS = {nn.Dropout: "deterministic", PatchPlaces: "deterministic"}
 BATCH_NORMS = {nn.BatchNorm: "use_running_average", BatchNorm: "use_running_average"}
 """Layers that differ in training, and what switches each to evaluation."""
 

@@ -16,6 +16,7 @@ from jtransfer.models.architecture import Architecture
 from jtransfer.models.bert import Bert, BertConfig
 from jtransfer.models.clip import CLIP, CLIPConfig, CLIPText, CLIPTextConfig
 from jtransfer.models.convnext import ConvNext, ConvNextConfig
+from jtransfer.models.dinov3 import DINOv3ViT, DINOv3ViTConfig
 from jtransfer.models.gpt2 import GPT2, GPT2Config
 from jtransfer.models.heads import SOURCE_HEAD, Classifier, Head, Headed, Heads
 from jtransfer.models.pixels import Pixels, PixelsConfig
@@ -38,6 +39,8 @@ __all__ = [
     "Classifier",
     "ConvNext",
     "ConvNextConfig",
+    "DINOv3ViT",
+    "DINOv3ViTConfig",
     "GPT2Config",
     "Head",
     "Headed",
@@ -64,6 +67,7 @@ MODELS = {
     "clip": (CLIP, CLIPConfig),
     "clip_text": (CLIPText, CLIPTextConfig),
     "convnext": (ConvNext, ConvNextConfig),
+    "dinov3_vit": (DINOv3ViT, DINOv3ViTConfig),
     "gpt2": (GPT2, GPT2Config),
     "resnet": (ResNet, ResNetConfig),
     "vit": (ViT, ViTConfig),

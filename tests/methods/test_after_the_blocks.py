@@ -24,6 +24,7 @@ ARCHITECTURES = {
     "vit with a tanh pooler": ("vit", {**VIT, "pooler": True}, {"encoder/norm", "pooler"}),
     "siglip's tower of images": ("vit", {**VIT, "pool": "map"}, {"encoder/norm", *MAP}),
     "dinov2": ("vit", {**VIT, "registers": 2, "pool": "cls_mean", "layer_scale": 1.0}, {"encoder/norm"}),
+    "dinov3": ("dinov3_vit", {**VIT, "registers": 2}, {"encoder/norm"}),
     "resnet": ("resnet", RESNET, set()),
     "convnext": ("convnext", CONVNEXT, {"norm"}),
     "convnext v2": ("convnext", {**CONVNEXT, "grn": True, "layer_scale": 0.0}, {"norm"}),

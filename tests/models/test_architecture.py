@@ -18,6 +18,7 @@ CONFIGS = {
     "cls": models.ViTConfig(**VIT),
     "norm of the pooled": models.ViTConfig(**VIT, pool="mean", norm_pooled=True),
     "distilled": models.ViTConfig(**VIT, distilled=True, registers=3),
+    "dinov3": models.DINOv3ViTConfig(**VIT, registers=2),
     "resnet": models.ResNetConfig(image=(16, 16), stem=4, widths=(8, 8), depths=(2, 1)),
     "convnext": models.ConvNextConfig(image=(16, 16), widths=(8, 8), depths=(2, 1)),
     "bert": models.BertConfig(**WORDS),
@@ -54,7 +55,7 @@ def outputs(config, *inputs):
     return jax.eval_shape(lambda: models.of_config(config).init_with_output(jax.random.key(0), *zeros)[0])
 
 
-@pytest.mark.parametrize("name", ["cls", "norm of the pooled", "distilled"])
+@pytest.mark.parametrize("name", ["cls", "norm of the pooled", "distilled", "dinov3"])
 def test_the_tokens_are_those_before_the_patches_and_the_patches(name):
     config = CONFIGS[name]
     (rows, columns), states = config.grid, outputs(config, *config.inputs.values())["last_hidden_state"]

@@ -1,5 +1,5 @@
-"""Our ViT, DeiT, DINOv2 and encoder of ViT-MAE are those of transformers: checkpoints in, outputs, gradients and
-checkpoints out."""
+"""Our ViT, DeiT, DINOv2, DINOv3 and encoder of ViT-MAE are those of transformers: checkpoints in, outputs,
+gradients and checkpoints out."""
 
 import json
 from functools import partial
@@ -43,6 +43,26 @@ VARIANTS = {
         "Dinov2WithRegistersForImageClassification",
         {"image_size": 28, "patch_size": 14, "num_register_tokens": 2, "use_swiglu_ffn": True, "mlp_ratio": 2},
     ),
+    "dinov3": (
+        "DINOv3ViTModel",
+        {**ODD, "intermediate_size": 60, "num_register_tokens": 3, "hidden_act": "gelu_pytorch_tanh"},
+    ),
+    "dinov3 gated": (
+        "DINOv3ViTModel",
+        {
+            **ODD,
+            "image_size": (25, 21),
+            "intermediate_size": 28,
+            "num_register_tokens": 0,
+            "hidden_act": "silu",
+            "use_gated_mlp": True,
+            "rope_theta": 30.0,
+            "query_bias": False,
+            "key_bias": True,
+            "value_bias": False,
+            "mlp_bias": False,
+        },
+    ),
     "mae": ("ViTMAEModel", {"intermediate_size": 60, **ODD, "mask_ratio": 0.0, "qkv_bias": False}),
     "mae pre-training": (
         "ViTMAEForPreTraining",
@@ -70,7 +90,7 @@ def build(transformers, architecture, options):
 def their_outputs(torch, peer, pixels):
     """The outputs of a torch model as its user sees them, those of its backbone among them, by name."""
     pixels = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-    backbone = getattr(peer, peer.base_model_prefix, peer)
+    backbone = peer if type(peer).__name__ == "DINOv3ViTModel" else getattr(peer, peer.base_model_prefix, peer)
     # The encoder of ViT-MAE shuffles its patches by noise; in this order they stay where they are.
     kept = {"noise": torch.arange(1e3).expand(len(pixels), -1)[:, : patches(peer)]} if is_mae(peer) else {}
     outputs = dict(backbone(pixels, output_hidden_states=True, **kept))
@@ -157,8 +177,9 @@ def test_the_tree_in_their_names_is_the_file_to_the_bit(case):
     file = load_file(case.directory / "model.safetensors")
     prefixed = any(name.startswith(case.names.prefix) for name in file)
     written = case.names.write(case.backbone.params, case.names.prefix if prefixed else "")
-    assert written.keys() == {name for name in file if not case.names.ignores(name)}
-    for name, tensor in written.items():
+    kept = {name: tensor for name, tensor in written.items() if not case.names.ignores(name)}
+    assert kept.keys() == {name for name in file if not case.names.ignores(name)}
+    for name, tensor in kept.items():
         assert tensor.dtype == file[name].dtype
         np.testing.assert_array_equal(tensor, file[name], err_msg=name)
 
@@ -176,7 +197,9 @@ def test_what_is_written_out_loads_in_transformers_with_the_same_outputs(case, t
     values |= {"id2label": dict(enumerate(backbone.classes))} if backbone.classes else {}
     (tmp_path / "config.json").write_text(json.dumps(values))
     save_file(case.names.write(backbone.params), tmp_path / "model.safetensors", metadata={"format": "pt"})
-    again = getattr(transformers, architecture).from_pretrained(tmp_path).eval()
+    again, info = getattr(transformers, architecture).from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["unexpected_keys"] and not info["mismatched_keys"]
+    assert again.eval().config.model_type != "dinov3_vit" or not info["missing_keys"]
     for _, _, theirs, _, pixels in case.batches:
         outputs = their_outputs(torch, again, pixels)
         assert outputs.keys() == theirs.keys()

@@ -1,6 +1,6 @@
 """The architectures of Hugging Face that load here, one file per family."""
 
-from jtransfer.checkpoints.families import bert, clip, convnext, dinov2, gpt2, resnet, vit
+from jtransfer.checkpoints.families import bert, clip, convnext, dinov2, dinov3, gpt2, resnet, vit
 from jtransfer.checkpoints.families.family import Family
 
 __all__ = ["FAMILIES", "Family"]
@@ -10,6 +10,7 @@ FAMILIES: dict[str, Family] = {
     **clip.FAMILIES,
     **convnext.FAMILIES,
     **dinov2.FAMILIES,
+    **dinov3.FAMILIES,
     **gpt2.FAMILIES,
     **resnet.FAMILIES,
     **vit.FAMILIES,
