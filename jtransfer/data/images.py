@@ -67,6 +67,7 @@ OF_MODELS = {
     "siglip": "SiglipImageProcessor",
     "siglip_vision_model": "SiglipImageProcessor",
     "resnet": "ConvNextImageProcessor",
+    "swin": "ViTImageProcessor",
 }
 """The type of processor by `model_type`, for a file that names none."""
 

@@ -236,6 +236,11 @@ def _normed(backbone, name, x, tree, prefix, config):
     """The final LayerNorm on states of an inner layer."""
     if not config.final_norm:
         raise InputError(f"layer '{name}': backbone '{backbone.name}' has no final normalisation; drop '.normed'")
+    scale, bias = (tree[f"{prefix}{config.final_norm}/{leaf}"] for leaf in ("scale", "bias"))
+    if len(scale) != x.shape[-1]:  # of an early stage
+        raise InputError(
+            f"layer '{name}': these states of backbone '{backbone.name}' are {x.shape[-1]} wide, the final "
+            f"normalisation {len(scale)}; drop '.normed'"
+        )
     x = (x - x.mean(-1, keepdims=True)) * jax.lax.rsqrt(x.var(-1, keepdims=True) + config.epsilon)
-    path = prefix + config.final_norm
-    return x * tree[f"{path}/scale"] + tree[f"{path}/bias"]
+    return x * scale + bias

@@ -21,6 +21,7 @@ from jtransfer.models.gpt2 import GPT2, GPT2Config
 from jtransfer.models.heads import SOURCE_HEAD, Classifier, Head, Headed, Heads
 from jtransfer.models.pixels import Pixels, PixelsConfig
 from jtransfer.models.resnet import ResNet, ResNetConfig
+from jtransfer.models.swin import Swin, SwinConfig
 from jtransfer.models.vit import ViT, ViTConfig
 from jtransfer.tree import Tree, flat, nested, prefixed, select
 
@@ -49,6 +50,8 @@ __all__ = [
     "PixelsConfig",
     "ResNet",
     "ResNetConfig",
+    "Swin",
+    "SwinConfig",
     "ViT",
     "ViTConfig",
     "apply",
@@ -70,6 +73,7 @@ MODELS = {
     "dinov3_vit": (DINOv3ViT, DINOv3ViTConfig),
     "gpt2": (GPT2, GPT2Config),
     "resnet": (ResNet, ResNetConfig),
+    "swin": (Swin, SwinConfig),
     "vit": (ViT, ViTConfig),
     "pixels": (Pixels, PixelsConfig),
 }

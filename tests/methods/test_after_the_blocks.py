@@ -16,6 +16,7 @@ WORDS = {"vocabulary": 11, "positions": 8, "width": 8, "heads": 2, "depth": 2}
 CLIP = {"projection": 4, "text": WORDS}
 RESNET = {"image": (16, 16), "stem": 4, "widths": (8, 8), "depths": (1, 1)}
 CONVNEXT = {"image": (16, 16), "widths": (8, 8), "depths": (1, 1)}
+SWIN = {"image": (8, 8), "patch": 2, "width": 4, "window": 2, "depths": (1, 1), "heads": (1, 2)}
 ATTENTION = ("probe", "attention/query", "attention/key", "attention/value", "attention/out")
 MAP = {f"pooler/{name}" for name in (*ATTENTION, "norm", "mlp/up", "mlp/down")}
 ARCHITECTURES = {
@@ -28,6 +29,7 @@ ARCHITECTURES = {
     "resnet": ("resnet", RESNET, set()),
     "convnext": ("convnext", CONVNEXT, {"norm"}),
     "convnext v2": ("convnext", {**CONVNEXT, "grn": True, "layer_scale": 0.0}, {"norm"}),
+    "swin": ("swin", SWIN, {"norm"}),
     "bert": ("bert", WORDS, {"pooler"}),
     "electra": ("bert", {**WORDS, "embedding": 4, "pooler": False}, set()),
     "gpt2": ("gpt2", WORDS, {"encoder/norm"}),

@@ -27,6 +27,7 @@ CONFIGS = {
     "gpt2": models.GPT2Config(**WORDS),
     "clip": models.CLIPConfig(VIT, WORDS, 4),
     "clip of bert": models.CLIPConfig(VIT, WORDS | {"architecture": "bert"}, 4),
+    "swin": models.SwinConfig((8, 8), patch=2, width=4, window=2, depths=(2, 1), heads=(1, 2)),
     "pixels": models.PixelsConfig((4, 4), 1),
 }
 

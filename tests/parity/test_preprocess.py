@@ -150,9 +150,13 @@ def test_images_of_every_mode_become_colours_on_white_as_those_of_transformers(k
     np.testing.assert_array_equal(of_images(tmp_path, theirs.shape[1:])(odd)["pixel_values"], theirs)
 
 
-@pytest.mark.parametrize("model_type", ["vit", "vit_mae", "deit", "dinov2", "clip", "siglip", "resnet", "convnext"])
+MODEL_TYPES = ("vit", "vit_mae", "deit", "dinov2", "clip", "siglip", "resnet", "convnext", "swin")
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_a_file_that_names_no_type_has_that_of_its_model(model_type, photos, tmp_path):
-    size = {"height": 40, "width": 40} if model_type in ("vit", "vit_mae", "deit", "siglip") else {"shortest_edge": 40}
+    square = model_type in ("vit", "vit_mae", "deit", "siglip", "swin")
+    size = {"height": 40, "width": 40} if square else {"shortest_edge": 40}
     write(tmp_path, preprocessor_config={"size": size, "crop_size": 32}, config={"model_type": model_type})
     peer = transformers.AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
     theirs = peer(photos[:2], return_tensors="np")["pixel_values"].transpose(0, 2, 3, 1)

@@ -1,4 +1,4 @@
-"""Our ViT, DeiT, DINOv2, DINOv3 and encoder of ViT-MAE are those of transformers: checkpoints in, outputs,
+"""Our ViT, DeiT, DINOv2, DINOv3, Swin and encoder of ViT-MAE are those of transformers: checkpoints in, outputs,
 gradients and checkpoints out."""
 
 import json
@@ -26,6 +26,8 @@ SMALL = {
 }
 ODD = {"image_size": (27, 21), "patch_size": 5, "num_channels": 2}
 """No multiple of the patch, not square, neither colours nor grey."""
+STAGES = {"embed_dim": 6, "depths": [2, 2], "num_heads": [1, 3], "window_size": 3, "num_channels": 2, "patch_size": 4}
+"""Of a Swin, which has as many states as the others."""
 
 VARIANTS = {
     "vit": ("ViTForImageClassification", {"intermediate_size": 60, **ODD, "qkv_bias": False}),
@@ -63,6 +65,20 @@ VARIANTS = {
             "mlp_bias": False,
         },
     ),
+    # 10 by 12 patches and 5 by 6: windows and merges are filled up, and each stage has shifted ones.
+    "swin": ("SwinForImageClassification", {**STAGES, "image_size": (37, 45), "mlp_ratio": 2.5, "qkv_bias": False}),
+    # 8 by 8 patches, which shift, and 4 by 4, of which a window is the whole.
+    "swin with positions": (
+        "SwinModel",
+        {
+            **STAGES,
+            "depths": [2, 1],
+            "image_size": 32,
+            "window_size": 4,
+            "use_absolute_embeddings": True,
+            "hidden_act": "gelu_new",
+        },
+    ),
     "mae": ("ViTMAEModel", {"intermediate_size": 60, **ODD, "mask_ratio": 0.0, "qkv_bias": False}),
     "mae pre-training": (
         "ViTMAEForPreTraining",
@@ -84,7 +100,8 @@ VARIANTS = {
 def build(transformers, architecture, options):
     """A model of transformers with the config of its model type."""
     model = getattr(transformers, architecture)
-    return model(model.config_class(**SMALL | options))
+    small = {"num_labels": CLASSES, "layer_norm_eps": 0.05} if architecture.startswith("Swin") else SMALL
+    return model(model.config_class(**small | options))
 
 
 def their_outputs(torch, peer, pixels):
@@ -151,7 +168,7 @@ def case(request, randomised, tmp_path_factory):
 
 def test_every_output_is_that_of_transformers(case):
     for ours, _, theirs, _, _ in case.batches:
-        assert theirs.keys() - {"hidden_states", "mask", "ids_restore"} <= ours.keys()
+        assert theirs.keys() - {"hidden_states", "reshaped_hidden_states", "mask", "ids_restore"} <= ours.keys()
         for name in ours.keys() & theirs.keys() - {"hidden_states"}:
             np.testing.assert_allclose(ours[name], theirs[name].detach(), **CLOSE, err_msg=name)
 
@@ -160,7 +177,7 @@ def test_hidden_states_are_the_stream_before_the_first_block_and_after_each(case
     for ours, _, theirs, _, _ in case.batches:
         assert len(ours["hidden_states"]) == 1 + 2
         for one, other in zip(ours["hidden_states"], theirs["hidden_states"], strict=True):
-            np.testing.assert_allclose(one, other.detach(), **CLOSE)
+            np.testing.assert_allclose(one.reshape(other.shape), other.detach(), **CLOSE)
 
 
 def test_the_gradient_of_every_weight_is_that_of_transformers(case):
@@ -199,11 +216,11 @@ def test_what_is_written_out_loads_in_transformers_with_the_same_outputs(case, t
     save_file(case.names.write(backbone.params), tmp_path / "model.safetensors", metadata={"format": "pt"})
     again, info = getattr(transformers, architecture).from_pretrained(tmp_path, output_loading_info=True)
     assert not info["unexpected_keys"] and not info["mismatched_keys"]
-    assert again.eval().config.model_type != "dinov3_vit" or not info["missing_keys"]
+    assert again.eval().config.model_type not in ("dinov3_vit", "swin") or not info["missing_keys"]
     for _, _, theirs, _, pixels in case.batches:
         outputs = their_outputs(torch, again, pixels)
         assert outputs.keys() == theirs.keys()
-        for name in theirs.keys() - {"hidden_states"}:
+        for name in theirs.keys() - {"hidden_states", "reshaped_hidden_states"}:
             np.testing.assert_allclose(outputs[name].detach(), theirs[name].detach(), atol=1e-6, rtol=0, err_msg=name)
 
 

@@ -1,6 +1,6 @@
 """The architectures of Hugging Face that load here, one file per family."""
 
-from jtransfer.checkpoints.families import bert, clip, convnext, dinov2, dinov3, gpt2, resnet, vit
+from jtransfer.checkpoints.families import bert, clip, convnext, dinov2, dinov3, gpt2, resnet, swin, vit
 from jtransfer.checkpoints.families.family import Family
 
 __all__ = ["FAMILIES", "Family"]
@@ -13,5 +13,6 @@ FAMILIES: dict[str, Family] = {
     **dinov3.FAMILIES,
     **gpt2.FAMILIES,
     **resnet.FAMILIES,
+    **swin.FAMILIES,
     **vit.FAMILIES,
 }
