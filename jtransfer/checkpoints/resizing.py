@@ -47,10 +47,11 @@ def resize(
     if channels not in (None, source.channels, 1):
         raise InputError(f"channels={channels}: the checkpoint takes {source.channels}, and can be made to take 1")
     sides, patch = _sides(image, source.image), source.patch
-    if image is not None and any(side % patch for side in sides):
-        raise InputError(f"image={list(sides)} is not a multiple of the checkpoint's patches of {patch}x{patch}")
     _check_size(sides, patch, source.channels)
     resized = dataclasses.replace(config, image=sides, channels=channels or source.channels)
+    seen = resized.grid or [side // patch for side in sides]
+    if sides != source.image and any(number * patch < side for number, side in zip(seen, sides, strict=True)):
+        raise InputError(f"image={list(sides)} is not a multiple of the checkpoint's patches of {patch}x{patch}")
     changes: dict[str, Change] = {}
     if resized.channels != source.channels:
         patched = source.grid is not None

@@ -98,16 +98,17 @@ def test_stochastic_depth_drops_the_attention_branch_and_leaves_the_mlp_as_in_tr
     np.testing.assert_allclose(trained, theirs(peer.train(), images), **CLOSE)
 
 
-def test_images_of_another_size_are_those_of_transformers(peer, directory):
-    images = pixels(24, 32)
-    loaded = jt.load(str(directory), image=(24, 32))
+@pytest.mark.parametrize("sides", [(24, 32), (25, 31)])
+def test_images_of_another_size_are_those_of_transformers_filled_up_to_whole_patches(sides, peer, directory):
+    images = pixels(*sides)
+    loaded = jt.load(str(directory), image=sides)
     np.testing.assert_allclose(loaded({"pixel_values": images})["logits"], theirs(peer, images), **CLOSE)
 
 
 def test_images_of_another_size_have_positions_resized_as_transformers_interpolates(make, tmp_path):
     peer, images = make(use_absolute_embeddings=True, image_size=32), pixels(24, 40)
     peer.save_pretrained(tmp_path)
-    loaded = jt.load(str(tmp_path), image=(24, 40), positions="bicubic_torch")
+    loaded = jt.load(str(tmp_path), image=(24, 40))
     with torch.no_grad():
         expected = peer(torch.from_numpy(images).permute(0, 3, 1, 2), interpolate_pos_encoding=True).logits
     np.testing.assert_allclose(loaded({"pixel_values": images})["logits"], expected, **CLOSE)
@@ -165,6 +166,19 @@ def test_a_low_rank_path_beside_every_dense_layer_merges_into_the_kernels(backbo
     apart = logits(adapted.model, tree, images)
     merged = logits(model, methods.lora(rank=2, target=target).merge(tree), images)
     np.testing.assert_allclose(merged, apart, **CLOSE)
+
+
+def test_an_adapter_of_peft_gives_its_outputs(directory, backbone, tmp_path):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "fc1", "reduction"], init_lora_weights=False)
+    base = transformers.SwinForImageClassification.from_pretrained(directory)
+    adapted = peft.get_peft_model(base, config).eval()
+    adapted.save_pretrained(tmp_path)
+    ours = jt.load_adapter(backbone, str(tmp_path))
+    images = pixels(37, 26)
+    expected = theirs(adapted, images)
+    assert np.abs(expected - backbone({"pixel_values": images})["logits"]).max() > 0.01
+    np.testing.assert_allclose(ours({"pixel_values": images})["logits"], expected, **CLOSE)
 
 
 def test_the_last_norm_of_states_of_another_width_is_refused(backbone):
