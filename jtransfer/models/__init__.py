@@ -17,6 +17,7 @@ from jtransfer.models.bert import Bert, BertConfig
 from jtransfer.models.clip import CLIP, CLIPConfig, CLIPText, CLIPTextConfig
 from jtransfer.models.convnext import ConvNext, ConvNextConfig
 from jtransfer.models.dinov3 import DINOv3ViT, DINOv3ViTConfig
+from jtransfer.models.efficientnet import EfficientNet, EfficientNetConfig
 from jtransfer.models.gpt2 import GPT2, GPT2Config
 from jtransfer.models.heads import SOURCE_HEAD, Classifier, Head, Headed, Heads
 from jtransfer.models.pixels import Pixels, PixelsConfig
@@ -42,6 +43,8 @@ __all__ = [
     "ConvNextConfig",
     "DINOv3ViT",
     "DINOv3ViTConfig",
+    "EfficientNet",
+    "EfficientNetConfig",
     "GPT2Config",
     "Head",
     "Headed",
@@ -71,6 +74,7 @@ MODELS = {
     "clip_text": (CLIPText, CLIPTextConfig),
     "convnext": (ConvNext, ConvNextConfig),
     "dinov3_vit": (DINOv3ViT, DINOv3ViTConfig),
+    "efficientnet": (EfficientNet, EfficientNetConfig),
     "gpt2": (GPT2, GPT2Config),
     "resnet": (ResNet, ResNetConfig),
     "swin": (Swin, SwinConfig),

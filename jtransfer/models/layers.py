@@ -19,6 +19,7 @@ ACTIVATIONS: dict[str, Callable] = {
     "gelu_tanh": partial(nn.gelu, approximate=True),
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
     "relu": nn.relu,
+    "relu6": nn.relu6,
     "silu": nn.silu,
     "tanh": nn.tanh,
 }
@@ -142,6 +143,24 @@ def _depthwise_backward(strides, padding, kept, dy):
 
 
 _depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+def pointwise(lhs, rhs, window_strides, padding, feature_group_count=1, **kwargs):
+    """`lax.conv_general_dilated`, of which a 1x1 convolution is a product of matrices on the CPU.
+
+    Args:
+        lhs: `[batch, height, width, channels]`.
+        rhs: `[kernel height, kernel width, channels, features]`; any but a 1x1 is left to XLA.
+        window_strides: Along height and width; a stride is left to XLA.
+        padding: What is added before and behind, along height and width.
+        feature_group_count: More than one group is left to XLA.
+        **kwargs: As for `lax.conv_general_dilated`.
+    """
+    alone = feature_group_count == 1 and rhs.shape[:2] == tuple(window_strides) == (1, 1)
+    if platform() != "cpu" or not alone or isinstance(padding, str) or any(map(any, padding)):
+        options = {"feature_group_count": feature_group_count, **kwargs}
+        return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
+    return flat_dot_general(lhs, rhs[0, 0], (((3,), (0,)), ((), ())), kwargs.get("precision"))
 
 
 class Embed(nn.Module):

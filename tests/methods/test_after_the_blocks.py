@@ -17,6 +17,8 @@ CLIP = {"projection": 4, "text": WORDS}
 RESNET = {"image": (16, 16), "stem": 4, "widths": (8, 8), "depths": (1, 1)}
 CONVNEXT = {"image": (16, 16), "widths": (8, 8), "depths": (1, 1)}
 SWIN = {"image": (8, 8), "patch": 2, "width": 4, "window": 2, "depths": (1, 1), "heads": (1, 2)}
+EFFICIENTNET = {"image": (16, 16), "stem": 4, "widths": (4, 6), "depths": (1, 1), "sides": (3, 3), "strides": (1, 2)}
+EFFICIENTNET |= {"expanded": (0, 8), "squeezed": (2, 2), "top": 8}
 ATTENTION = ("probe", "attention/query", "attention/key", "attention/value", "attention/out")
 MAP = {f"pooler/{name}" for name in (*ATTENTION, "norm", "mlp/up", "mlp/down")}
 ARCHITECTURES = {
@@ -30,6 +32,8 @@ ARCHITECTURES = {
     "convnext": ("convnext", CONVNEXT, {"norm"}),
     "convnext v2": ("convnext", {**CONVNEXT, "grn": True, "layer_scale": 0.0}, {"norm"}),
     "swin": ("swin", SWIN, {"norm"}),
+    "efficientnet": ("efficientnet", EFFICIENTNET, {"top/conv", "top/norm"}),
+    "mobilenet v3": ("efficientnet", {**EFFICIENTNET, "pooler": 6}, {"top/conv", "top/norm", "pooler"}),
     "bert": ("bert", WORDS, {"pooler"}),
     "electra": ("bert", {**WORDS, "embedding": 4, "pooler": False}, set()),
     "gpt2": ("gpt2", WORDS, {"encoder/norm"}),

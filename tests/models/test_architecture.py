@@ -21,6 +21,7 @@ CONFIGS = {
     "dinov3": models.DINOv3ViTConfig(**VIT, registers=2),
     "resnet": models.ResNetConfig(image=(16, 16), stem=4, widths=(8, 8), depths=(2, 1)),
     "convnext": models.ConvNextConfig(image=(16, 16), widths=(8, 8), depths=(2, 1)),
+    "efficientnet": models.EfficientNetConfig(image=(32, 32)),
     "bert": models.BertConfig(**WORDS),
     "distilbert": models.BertConfig(**WORDS, types=0, pooler=False),
     "roberta": models.BertConfig(**WORDS, shifted=True, padding=1),

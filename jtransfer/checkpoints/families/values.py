@@ -17,9 +17,20 @@ LONGEST = 200
 """Characters of a word, as the name of a class or an activation."""
 
 MAY_BE_ZERO = frozenset(
-    {"type_vocab_size", "pad_token_id", "eos_token_id", "eos_tokens", "eos_id", "num_register_tokens"}
+    {
+        "type_vocab_size",
+        "pad_token_id",
+        "eos_token_id",
+        "eos_tokens",
+        "eos_id",
+        "num_register_tokens",
+        "expanded",
+        "squeezed",
+        "even",
+        "depthwise_padding",
+    }
 )
-MAY_BE_EMPTY = frozenset({"eos_tokens"})
+MAY_BE_EMPTY = frozenset({"eos_tokens", "even", "depthwise_padding"})
 MAY_BE_NULL = frozenset({"pad_token_id", "padding", "pad_token", "logit_bias"})
 
 SIZE = whole(1, MOST)
