@@ -110,9 +110,24 @@ def _convnext_in_timm():
     return shapes | _dense(**kernels), {"architecture": "convnext_tiny", "pretrained_cfg": {"input_size": [3, 16, 16]}}
 
 
+def _efficientnet_in_timm():
+    convolutions = {"conv_stem": (4, 3, 3, 3), "blocks.0.0.conv_dw": (4, 1, 3, 3), "blocks.0.0.conv_pw": (4, 4, 1, 1)}
+    norms = {"bn1": 4, "blocks.0.0.bn1": 4, "blocks.0.0.bn2": 4, "bn2": 6}
+    for b in (f"blocks.{i}.0." for i in range(1, 7)):
+        sizes = {"conv_pw": (8, 4, 1, 1), "conv_dw": (8, 1, 3, 3), "conv_pwl": (4, 8, 1, 1)}
+        convolutions |= {b + name: size for name, size in sizes.items()}
+        norms |= {f"{b}bn1": 8, f"{b}bn2": 8, f"{b}bn3": 4}
+    convolutions["conv_head"] = (6, 4, 1, 1)
+    shapes = {f"{name}.weight": size for name, size in convolutions.items()} | _dense(classifier=(3, 6))
+    ends = ("weight", "bias", "running_mean", "running_var")
+    shapes |= {f"{norm}.{end}": (width,) for norm, width in norms.items() for end in ends}
+    return shapes, {"architecture": "efficientnet_lite0", "pretrained_cfg": {"input_size": [3, 8, 8]}}
+
+
 FOREIGN = {
     ("timm", "vit"): _in_timm,
     ("timm_convnext", "convnext"): _convnext_in_timm,
+    ("timm_efficientnet", "efficientnet"): _efficientnet_in_timm,
     ("open_clip", "clip"): _in_open_clip,
     ("npz", "vit"): _in_npz,
 }

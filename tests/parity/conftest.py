@@ -2,11 +2,14 @@
 
 import re
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jtransfer import models
 from jtransfer.checkpoints.families import FAMILIES
+from jtransfer.tree import flat
 
 CLASSES, BLOCKS, IMAGE, PATCH = 5, 2, (40, 24), 8
 
@@ -90,3 +93,51 @@ def batch():
     """Four random images `[4, height, width, 3]` with labels."""
     images = np.random.default_rng(1).standard_normal((4, *IMAGE, 3)).astype(np.float32)
     return {"inputs": images, "labels": np.array([3, 0, 4, 1])}
+
+
+@pytest.fixture(scope="session")
+def compute():
+    """`compute(backbone, images, labels, train)`: outputs, and gradients and statistics after them, by path."""
+
+    def run(backbone, images, labels, train):
+        def loss(params):
+            options = {"train": train, "output_hidden_states": True, "mutable": ["batch_stats"]}
+            outputs, updated = models.apply(backbone.whole, params | backbone.state, images, **options)
+            picked = jax.nn.log_softmax(outputs["logits"])[jnp.arange(len(labels)), labels]
+            return -picked.mean(), (outputs, flat(updated))
+
+        (_, (outputs, updated)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(dict(backbone.params))
+        return outputs, grads, updated
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def as_paths():
+    """`translate(names, {torch name: tensor})`: leaves by our paths, by the table that loads files."""
+
+    def translate(names, tensors):
+        return {
+            target.path: target.layout.load(x.detach().numpy().copy())[target.part]
+            for name, x in tensors.items()
+            for target in names.targets(name)
+        }
+
+    return translate
+
+
+@pytest.fixture(scope="session")
+def assert_gradients():
+    """`check(ours, theirs)`: each leaf to a thousandth of its largest value, or of a thousandth of the largest of all.
+
+    Before a norm that uses the statistics of the batch, a bias has no gradient but for rounding.
+    """
+
+    def check(ours, theirs):
+        assert ours.keys() == theirs.keys()
+        largest = max(np.abs(x).max() for x in theirs.values())
+        for path, expected in theirs.items():
+            scale = max(np.abs(expected).max(), 1e-3 * largest)
+            np.testing.assert_allclose(ours[path], expected, atol=1e-3 * scale, rtol=0, err_msg=path)
+
+    return check
