@@ -20,6 +20,7 @@ DIALECTS = {
     "bert": ("bert", "roberta", "distilbert", "electra"),
     "clip": ("clip", "siglip"),
     "convnext": ("convnext", "convnextv2"),
+    "efficientnet": ("efficientnet", "mobilenet_v2"),
     "vit": ("vit", "deit", "dinov2", "dinov2_with_registers", "siglip", "siglip_vision_model", "clip_vision_model"),
     "clip_text": ("clip_text_model", "siglip_text_model"),
 }

@@ -49,6 +49,9 @@ TYPES: dict[str, dict[str, Any]] = {
     "CLIPImageProcessor": OPENAI,
     "SiglipImageProcessor": HALF | {"size": [224, 224], "default_to_square": False},
     "ConvNextImageProcessor": HALF | {"size": 384, "default_to_square": False, "crop_pct": 224 / 256},
+    "EfficientNetImageProcessor": HALF | {"size": 346, "crop_size": 289, "include_top": True},
+    "MobileNetV2ImageProcessor": HALF
+    | {"size": {"shortest_edge": 256}, "resample": 2, "do_center_crop": True, "crop_size": 224},
 }
 """What each type of processor does where its file does not say, beside `COMMON`."""
 
@@ -66,6 +69,8 @@ OF_MODELS = {
     "clip_vision_model": "CLIPImageProcessor",
     "siglip": "SiglipImageProcessor",
     "siglip_vision_model": "SiglipImageProcessor",
+    "efficientnet": "EfficientNetImageProcessor",
+    "mobilenet_v2": "MobileNetV2ImageProcessor",
     "resnet": "ConvNextImageProcessor",
     "swin": "ViTImageProcessor",
 }
@@ -364,9 +369,13 @@ def _scaled(step, new, old):
 
 def _normalisation(settings, channels):
     """Mean and standard deviation of each channel; 0 and 1 leave a float as it is, to the bit."""
-    if not settings["do_normalize"]:
-        return np.zeros(channels, np.float32), np.ones(channels, np.float32)
-    mean, std = (_per_channel(settings[key], key, channels) for key in ("image_mean", "image_std"))
+    mean, std = np.zeros(channels, np.float32), np.ones(channels, np.float32)
+    if settings["do_normalize"]:
+        mean, std = (_per_channel(settings[key], key, channels) for key in ("image_mean", "image_std"))
+    if settings.get(
+        "include_top"
+    ):  # EfficientNet's processor divides once more: its file has the root of what is meant
+        std = std * _per_channel(settings["image_std"], "image_std", channels)
     if not (np.isfinite(mean).all() and (std > 0).all()):
         raise InputError(f"'image_mean' is {settings['image_mean']}, 'image_std' is {settings['image_std']}")
     return mean, std

@@ -1,6 +1,6 @@
 """The architectures of Hugging Face that load here, one file per family."""
 
-from jtransfer.checkpoints.families import bert, clip, convnext, dinov2, dinov3, gpt2, resnet, swin, vit
+from jtransfer.checkpoints.families import bert, clip, convnext, dinov2, dinov3, efficientnet, gpt2, resnet, swin, vit
 from jtransfer.checkpoints.families.family import Family
 
 __all__ = ["FAMILIES", "Family"]
@@ -11,6 +11,7 @@ FAMILIES: dict[str, Family] = {
     **convnext.FAMILIES,
     **dinov2.FAMILIES,
     **dinov3.FAMILIES,
+    **efficientnet.FAMILIES,
     **gpt2.FAMILIES,
     **resnet.FAMILIES,
     **swin.FAMILIES,
