@@ -30,6 +30,8 @@ ACTIVATIONS = layers.ACTIVATIONS | {"hard_swish": nn.hard_swish}
 GATES = {"sigmoid": nn.sigmoid, "hard_sigmoid": nn.hard_sigmoid}
 PADDINGS = ("same", "both", "after")
 STEM_SIDE, STEM_STRIDE = 3, 2
+MOST = 1_000_000_000
+"""The largest size."""
 
 
 class Shape(NamedTuple):
@@ -114,8 +116,10 @@ class EfficientNetConfig(Architecture):
             if (value := getattr(self, name)) not in known:
                 raise InputError(f"efficientnet: unknown {name} '{value}'; {nearest(str(value), known)}")
         sizes = (*self.image, self.channels, self.stem, self.top, *self.depths, *self.widths)
-        if not all(isinstance(size, int) and size >= 1 for size in sizes):
-            raise InputError("efficientnet: image, channels, stem, top, depths and widths must be at least 1")
+        if not all(isinstance(size, int) and 1 <= size <= MOST for size in sizes):
+            raise InputError(f"efficientnet: image, channels, stem, top, depths and widths must be from 1 to {MOST:,}")
+        if not all(0 <= size <= MOST for size in (*self.expanded, *self.squeezed, self.pooler)):
+            raise InputError(f"efficientnet: expanded, squeezed and pooler must be from 0 to {MOST:,}")
         stages, blocks = len(self.depths), self.depth
         for name, expected in (("widths", stages), ("sides", stages), ("strides", stages)):
             if (found := len(getattr(self, name))) != expected or not stages:

@@ -234,6 +234,8 @@ def test_at_full_size_the_table_fills_every_leaf_in_its_shape_and_the_config_com
         ("efficientnet", {"strides": [1, 3, 2]}, "strides [1, 3, 2]; expected 1 or 2"),
         ("efficientnet", {"kernel_sizes": [3, 4, 3]}, "sides [3, 4, 3]; expected odd numbers"),
         ("efficientnet", {"depth_coefficient": 1e9}, "blocks; expected 1 to 1000"),
+        ("efficientnet", {"squeeze_expansion_ratio": 1e300}, "expanded, squeezed and pooler must be from 0 to"),
+        ("efficientnet", {"width_coefficient": 1e12}, "hidden_dim is 320; expected"),
         ("efficientnet", {"image_size": [2, 8]}, "images of 2x8 are too small"),
         ("efficientnet", {"hidden_act": "swich"}, "unknown activation 'swich'; did you mean 'swish'?"),
         ("mobilenet", {"output_stride": 16}, "output_stride is 16; only 32 is supported"),

@@ -1,6 +1,5 @@
 """EfficientNet and MobileNetV2 in Hugging Face's layout: their configs say multipliers, ours the table that results."""
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -48,7 +47,10 @@ def _read(values, names):
     def widths(key, default):
         return tuple(rounded(width * coefficient, divisor, divisor) for width in typed(values, key, default))
 
-    outs, ins = widths("out_channels", (16, 24, 40, 80, 112, 192, 320)), widths("in_channels", _INS)
+    outs, ins = (
+        widths("out_channels", (16, 24, 40, 80, 112, 192, 320)),
+        widths("in_channels", (32, 16, 24, 40, 80, 112, 192)),
+    )
     stem, top = (rounded(width * coefficient, divisor, divisor) for width in (32, 1280))
     if ins != (follow := (stem, *outs[:-1])):
         raise InputError(f"config.json: in_channels are {list(ins)} when scaled; expected {list(follow)}, as they join")
@@ -96,9 +98,6 @@ def _read(values, names):
     )
 
 
-_INS = (32, 16, 24, 40, 80, 112, 192)
-
-
 def _written(config) -> Iterator[dict[str, Any]]:
     """Values of `config.json` that may mean a config: what is scaled and rounded there can be said in several ways."""
     before = (config.stem, *config.widths[:-1])
@@ -109,22 +108,17 @@ def _written(config) -> Iterator[dict[str, Any]]:
         for i in range(depth)
     ]
     shares = (0.25, max(squeezed / width for squeezed, width in zip(config.squeezed, inputs, strict=True)))
+    coefficient = config.top / 1280
     for divisor, share in product((8, 4, 2, 1), shares):
-        coefficient = config.top / 1280
-        unscaled = {
-            rounded(width * coefficient, divisor, divisor): width
-            for width in range(1, 1 + math.ceil(2 * max(*config.widths, *before) / coefficient))
-        }
         yield {
-            "model_type": "efficientnet",
             "image_size": list(config.image),
             "num_channels": config.channels,
             "width_coefficient": coefficient,
             "depth_coefficient": 1.0,
             "depth_divisor": divisor,
             "kernel_sizes": list(config.sides),
-            "in_channels": [32, *(unscaled.get(width, width) for width in config.widths[:-1])],
-            "out_channels": [unscaled.get(width, width) for width in config.widths],
+            "in_channels": [32, *(round(width / coefficient) for width in config.widths[:-1])],
+            "out_channels": [round(width / coefficient) for width in config.widths],
             "depthwise_padding": list(config.even),
             "strides": list(config.strides),
             "num_block_repeats": list(config.depths),
@@ -190,7 +184,6 @@ def _written_mobile(config) -> Iterator[dict[str, Any]]:
     roundings = ((8, 8), (4, 8), (4, 4), (2, 2), (1, 1))
     for multiplier, (divisor, least), expansion, keeps in product(multipliers, roundings, expansions, (True, False)):
         yield {
-            "model_type": "mobilenet_v2",
             "image_size": list(config.image),
             "num_channels": config.channels,
             "depth_multiplier": multiplier,
@@ -207,28 +200,28 @@ def _written_mobile(config) -> Iterator[dict[str, Any]]:
 
 
 def _write(
-    config: EfficientNetConfig, ways: Callable[..., Iterable[Mapping]], again: Callable[..., EfficientNetConfig]
+    config: EfficientNetConfig,
+    ways: Callable[..., Iterable[Mapping[str, Any]]],
+    again: Callable[..., EfficientNetConfig],
+    model_type: str,
 ) -> dict[str, Any]:
     """The first of some ways to say a config that is read as this config again.
 
     Raises:
         InputError: there is none, with the options in which the nearest differs.
     """
-    least: list[str] | None = None
-    mine = vars(config)
+    mine, nearest = vars(config), None
+    unread = () if any(config.squeezed) else ("gate", "squeeze_activation")
     for values in ways(config):
         try:
             back = vars(again(values, {}))
         except InputError:
             continue
-        differs = [key for key in mine if key not in ONLY_HERE and mine[key] != back[key]]
-        if config.squeezed == (0,) * config.depth:  # nothing reads it
-            differs = [key for key in differs if key not in ("gate", "squeeze_activation")]
+        differs = [key for key in mine if key not in (*ONLY_HERE, *unread) and mine[key] != back[key]]
         if not differs:
-            return dict(values)
-        least = differs if least is None or len(differs) < len(least) else least
-    said = ", ".join(f"{key}={mine[key]!r}" for key in least or ("widths",))
-    model_type = next(iter(ways(dataclasses.replace(EfficientNetConfig()))))["model_type"]
+            return {"model_type": model_type, **values}
+        nearest = differs if nearest is None or len(differs) < len(nearest) else nearest
+    said = ", ".join(f"{key}={mine[key]!r}" for key in nearest or ("stem", "widths", "top"))
     raise InputError(f"a model with {said} cannot be written as model_type '{model_type}'")
 
 
@@ -284,7 +277,7 @@ FAMILIES = {
         read=_read,
         head=_head,
         names=_names,
-        write=partial(_write, ways=_written, again=_read),
+        write=partial(_write, ways=_written, again=_read, model_type="efficientnet"),
         interpolates="bicubic",  # it has no positions, and takes what its processor gives
     ),
     "mobilenet_v2": Family(
@@ -292,7 +285,7 @@ FAMILIES = {
         read=_read_mobile,
         head=_head,
         names=_mobile_names,
-        write=partial(_write, ways=_written_mobile, again=_read_mobile),
+        write=partial(_write, ways=_written_mobile, again=_read_mobile, model_type="mobilenet_v2"),
         interpolates="bicubic",
     ),
 }
