@@ -182,7 +182,7 @@ class EfficientNetConfig(Architecture):
         return True
 
 
-class ConvNorm(nn.Module):
+class NormedConv(nn.Module):
     """A convolution with its norm, and the activation where there is one."""
 
     config: EfficientNetConfig
@@ -246,16 +246,16 @@ class Bottleneck(nn.Module):
     def __call__(self, x, train):
         c, s, y = self.config, self.shape, x
         if s.expanded:
-            y = ConvNorm(c, s.expanded, 1, activation=s.activation, name="expand")(y, train)
+            y = NormedConv(c, s.expanded, 1, activation=s.activation, name="expand")(y, train)
         filters = {"depthwise": True, "activation": s.activation, "even": s.even}
-        y = ConvNorm(c, y.shape[-1], s.side, s.stride, **filters, name="depthwise")(y, train)
+        y = NormedConv(c, y.shape[-1], s.side, s.stride, **filters, name="depthwise")(y, train)
         if s.squeezed:
             y = SqueezeExcite(c, s.squeezed, name="squeeze")(y)
-        y = ConvNorm(c, s.width, 1, name="project")(y, train)
+        y = NormedConv(c, s.width, 1, name="project")(y, train)
         return self.residual(x, y, "convolutions") if s.stride == 1 and x.shape == y.shape else y
 
 
-class Stage(nn.Module):
+class EfficientNetStage(nn.Module):
     """Blocks of one width, of which the first may halve the resolution; gives the output of each."""
 
     config: EfficientNetConfig
@@ -288,11 +288,11 @@ class EfficientNet(nn.Module):
         self, pixel_values: jax.Array, train: bool = False, output_hidden_states: bool = False
     ) -> dict[str, jax.Array]:
         c = self.config
-        stem = ConvNorm(c, c.stem, STEM_SIDE, STEM_STRIDE, activation=c.activation, name="stem")
+        stem = NormedConv(c, c.stem, STEM_SIDE, STEM_STRIDE, activation=c.activation, name="stem")
         hidden_states = [stem(pixel_values.astype(c.dtype), train)]
         for i, shapes in enumerate(c.table):
-            hidden_states += Stage(c, shapes, name=f"stage_{i}")(hidden_states[-1], train)
-        x = ConvNorm(c, c.top, 1, activation=c.activation, name="top")(hidden_states[-1], train)
+            hidden_states += EfficientNetStage(c, shapes, name=f"stage_{i}")(hidden_states[-1], train)
+        x = NormedConv(c, c.top, 1, activation=c.activation, name="top")(hidden_states[-1], train)
         pooled = x.mean((1, 2))
         if c.pooler:
             dense = layers.Dense(c.pooler, dtype=c.dtype, param_dtype=c.param_dtype, name="pooler")
