@@ -45,6 +45,7 @@ class Shape(NamedTuple):
         squeezed: Channels between the two layers of squeeze-and-excite; 0 for none.
         activation: Behind the first two norms, a key of `ACTIVATIONS`.
         even: Whether a convolution with a stride is padded on both sides alike, whatever the config's padding.
+        dropped: Probability, in training, that an example skips the block.
     """
 
     width: int
@@ -54,6 +55,7 @@ class Shape(NamedTuple):
     squeezed: int
     activation: str
     even: bool
+    dropped: float
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ class EfficientNetConfig(Architecture):
         padding: Of a convolution with a stride: "same" (TensorFlow's: what the size asks for, the odd one right and
             below), "both" (PyTorch's: on both sides alike), or "after" (as "same" of an even size, whatever the size).
         even: The blocks, counted through all stages, that are padded on both sides alike all the same.
+        drop_path: Stochastic depth (Huang et al. 2016, arXiv:1603.09382): an example skips block i, which adds to its
+            input, with the probability `drop_path * i / depth`, as in timm. Transformers drops single numbers instead.
         epsilon: Of every BatchNorm.
         momentum: What a step of training keeps of the running statistics.
         dtype: Type in which the model computes; its parameters have the type `param_dtype`, its statistics float32.
@@ -101,6 +105,7 @@ class EfficientNetConfig(Architecture):
     squeeze_activation: str = "silu"
     padding: str = "same"
     even: tuple[int, ...] = ()
+    drop_path: float = 0.0
     epsilon: float = 1e-3
     momentum: float = 0.9
     dtype: str = "float32"
@@ -155,9 +160,9 @@ class EfficientNetConfig(Architecture):
             for i in range(depth):
                 stride = 1 if i else self.strides[stage]
                 inside = self.expanded[number], self.squeezed[number]
-                rows.append(
-                    Shape(self.widths[stage], self.sides[stage], stride, *inside, activation, number in self.even)
-                )
+                outside = self.widths[stage], self.sides[stage], stride
+                dropped = self.drop_path * number / self.depth
+                rows.append(Shape(*outside, *inside, activation, number in self.even, dropped))
                 number += 1
             stages.append(tuple(rows))
         return tuple(stages)
@@ -252,7 +257,10 @@ class Bottleneck(nn.Module):
         if s.squeezed:
             y = SqueezeExcite(c, s.squeezed, name="squeeze")(y)
         y = NormedConv(c, s.width, 1, name="project")(y, train)
-        return self.residual(x, y, "convolutions") if s.stride == 1 and x.shape == y.shape else y
+        if s.stride != 1 or x.shape != y.shape:
+            return y
+        y = nn.Dropout(s.dropped, broadcast_dims=(1, 2, 3))(y, deterministic=not train)
+        return self.residual(x, y, "convolutions")
 
 
 class EfficientNetStage(nn.Module):

@@ -130,9 +130,8 @@ def test_what_no_shape_tells_can_be_among_the_arguments_and_preprocessing_is_tim
     }
     write(tmp_path, random_like(shapes_of()), model_args=args, pretrained_cfg=own, label_names=list("abcde"))
     backbone = checkpoints.load(str(tmp_path), sharding="host")
-    expected = ConvNextConfig(
-        (16, 16), widths=WIDTHS, depths=DEPTHS, activation="silu", epsilon=1e-3, inner_epsilon=1e-3
-    )
+    options = {"activation": "silu", "epsilon": 1e-3, "inner_epsilon": 1e-3, "drop_path": 0.1}
+    expected = ConvNextConfig((16, 16), widths=WIDTHS, depths=DEPTHS, **options)
     assert backbone.config == expected and backbone.classes == tuple("abcde")
     values = backbone.origin.values["preprocessor"]
     assert (values["size"], values["crop_size"], values["resample"]) == ({"shortest_edge": 16}, 16, 3)

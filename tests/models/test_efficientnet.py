@@ -3,6 +3,7 @@
 import re
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,6 +56,32 @@ def test_a_depthwise_convolution_and_its_gradients_are_those_of_xla(form):
     for one, other in zip(*results, strict=True):
         assert one.shape == other.shape
         np.testing.assert_allclose(one, other, atol=1e-5 * float(jnp.abs(one).max()), rtol=0)
+
+
+def test_in_training_an_example_skips_a_block_at_a_rate_that_grows_with_the_depth():
+    """Of three blocks the first and the last add to their input; what is kept makes up for what is not."""
+    model = models.build("efficientnet", **TINY, drop_path=0.9)
+    seen = {}
+
+    def watch(call, args, kwargs, context):
+        y = call(*args, **kwargs)
+        if isinstance(context.module, nn.Dropout):
+            seen[context.module.path[:2]] = context.module.rate, args[0], y
+        return y
+
+    images = jax.random.normal(jax.random.key(1), (8, 16, 16, 2))
+    tree = models.complete(model, jax.random.key(0), {}, model.config.inputs)
+    with nn.intercept_methods(watch):
+        models.apply(model, tree, images, train=True, rngs={"dropout": jax.random.key(2)}, mutable=["batch_stats"])
+    rates = {path: rate for path, (rate, *_) in seen.items()}
+    assert rates == {("stage_0", "block_0"): 0.0, ("stage_1", "block_1"): pytest.approx(0.6)}
+    _, before, after = seen["stage_1", "block_1"]
+    kept = np.asarray(after).any((1, 2, 3))
+    assert 0 < kept.sum() < 8
+    np.testing.assert_allclose(after, before * kept[:, None, None, None] / 0.4, rtol=1e-5)
+    with nn.intercept_methods(watch):
+        models.apply(model, tree, images)
+    np.testing.assert_array_equal(*seen["stage_1", "block_1"][1:])
 
 
 def test_on_the_cpu_no_convolution_is_left_but_the_stem_s_and_elsewhere_all_are():

@@ -251,3 +251,12 @@ def test_a_config_that_cannot_be_is_refused_in_one_line(both, wrong, message, tm
     with pytest.raises(InputError) as refused:
         jt.load(str(tmp_path))
     assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_stochastic_depth_is_the_drop_connect_rate_of_a_config_and_goes_back():
+    family = FAMILIES["efficientnet"]
+    base = {"width_coefficient": 1.0, "depth_coefficient": 1.0, "hidden_dim": 1280}
+    for values, rate in (({}, 0.2), ({"drop_connect_rate": 0.5}, 0.5)):  # transformers' default comes first
+        config = family.read(base | values, {})
+        assert config.drop_path == rate
+        assert family.write(config)["drop_connect_rate"] == rate

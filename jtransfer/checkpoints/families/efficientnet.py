@@ -92,6 +92,7 @@ def _read(values, names):
         squeeze_activation=act,
         padding="after",
         even=tuple(block for block in typed(values, "depthwise_padding", ()) if block < len(of_blocks)),
+        drop_path=typed(values, "drop_connect_rate", 0.2),
         epsilon=typed(values, "batch_norm_eps", 1e-3),
         # TensorFlow's momentum, what is kept. Transformers gives the number to PyTorch, where it is what is replaced.
         momentum=typed(values, "batch_norm_momentum", 0.99),
@@ -129,6 +130,7 @@ def _written(config) -> Iterator[dict[str, Any]]:
             "hidden_act": THEIR_ACTIVATIONS.get(config.activation, ""),
             "hidden_dim": config.top,
             "pooling_type": "mean",
+            "drop_connect_rate": config.drop_path,
             "batch_norm_eps": config.epsilon,
             "batch_norm_momentum": config.momentum,
         }

@@ -123,6 +123,7 @@ def _config(shapes, architecture, args, image):
         layer_scale=1e-6 if "stages.0.blocks.0.gamma" in shapes else 0.0,
         epsilon=epsilon,
         inner_epsilon=epsilon,
+        drop_path=typed(args, "drop_path_rate", 0.0),
     )
 
 

@@ -119,6 +119,7 @@ def _config(shapes, architecture, args, image):
         top=_shape(shapes, f"{_top(shapes, len(strides))}.weight")[0],
         pooler=_shape(shapes, "conv_head.weight")[0] if "bn2.weight" not in shapes else 0,
         padding=padding or "both",
+        drop_path=typed(args, "drop_path_rate", 0.0),
         epsilon=typed(args, "bn_eps", 1e-3 if tensorflow else 1e-5),
         momentum=1 - typed(args, "bn_momentum", 0.1),
         **options,
