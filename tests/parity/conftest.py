@@ -14,6 +14,15 @@ from jtransfer.tree import flat
 CLASSES, BLOCKS, IMAGE, PATCH = 5, 2, (40, 24), 8
 
 
+@pytest.fixture(scope="module")
+def no_onednn():
+    """PyTorch 2.13's oneDNN crashes in the backward pass of a convolution once JAX has run in the same process."""
+    torch = pytest.importorskip("torch")
+    torch.backends.mkldnn.enabled = False
+    yield
+    torch.backends.mkldnn.enabled = True
+
+
 @pytest.fixture(scope="session")
 def randomised():
     """`randomised(torch module)`, in evaluation mode: no norm, scale or bias hides behind its ones or zeros."""

@@ -18,6 +18,7 @@ from jtransfer.errors import InputError
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.usefixtures("no_onednn")
 
 CLOSE = {"atol": 1e-4, "rtol": 0}
 CLASSES = 5
@@ -125,14 +126,6 @@ def assert_equal(ours, theirs):
         largest = np.abs(leaf).max()
         assert largest > 1e-4, path
         np.testing.assert_allclose(grads[path], leaf, atol=1e-3 * largest, rtol=0, err_msg=path)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_onednn():
-    """PyTorch 2.13's oneDNN crashes in the backward pass of a convolution once JAX has run in the same process."""
-    torch.backends.mkldnn.enabled = False
-    yield
-    torch.backends.mkldnn.enabled = True
 
 
 @pytest.fixture(scope="module", params=VARIANTS)

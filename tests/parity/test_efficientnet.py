@@ -14,6 +14,7 @@ from jtransfer.errors import InputError
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.usefixtures("no_onednn")
 
 CLASSES, CHANNELS = 5, 2
 EFFICIENT = {
@@ -103,14 +104,6 @@ class Both:
 
 def channels_last(x):
     return x.permute(0, 2, 3, 1).detach().numpy()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_onednn():
-    """PyTorch 2.13's oneDNN crashes in the backward pass of a convolution once JAX has run in the same process."""
-    torch.backends.mkldnn.enabled = False
-    yield
-    torch.backends.mkldnn.enabled = True
 
 
 @pytest.fixture(scope="module", params=VARIANTS)

@@ -17,6 +17,7 @@ from jtransfer.tree import flat
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.usefixtures("no_onednn")
 
 CLOSE = {"atol": 1e-4, "rtol": 0}
 CLASSES = 5
@@ -128,14 +129,6 @@ class Both:
             for name, x in tensors.items()
             for target in self.names.targets(name)
         }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_onednn():
-    """PyTorch 2.13's oneDNN crashes in the backward pass of a convolution once JAX has run in the same process."""
-    torch.backends.mkldnn.enabled = False
-    yield
-    torch.backends.mkldnn.enabled = True
 
 
 @pytest.fixture(scope="module", params=VARIANTS)

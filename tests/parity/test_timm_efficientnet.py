@@ -22,6 +22,7 @@ from jtransfer.checkpoints import hub, layouts
 from jtransfer.errors import InputError
 
 torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.usefixtures("no_onednn")
 f = torch.nn.functional
 
 CLASSES, CHANNELS = 5, 2
@@ -144,14 +145,6 @@ def write(directory, tensors, values):
     """A checkpoint as timm saves it."""
     save_file(tensors, directory / "model.safetensors")
     (directory / "config.json").write_text(json.dumps(values))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_onednn():
-    """PyTorch 2.13's oneDNN crashes in the backward pass of a convolution once JAX has run in the same process."""
-    torch.backends.mkldnn.enabled = False
-    yield
-    torch.backends.mkldnn.enabled = True
 
 
 class Checkpoint(NamedTuple):
