@@ -63,6 +63,10 @@ class Examples:
         """Shape and dtype of one example of each input, `[1, ...]`; only one row is made ready to tell them."""
         return inputs.example(self.prepare(self.dataset.inputs[self.rows[:1]]))
 
+    def shapes(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shape and dtype of the inputs of `batch` examples."""
+        return {name: jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype) for name, x in self.example.items()}
+
     @cached_property
     def cut(self) -> int:
         """How many texts among `rows` are longer than the backbone's inputs, and are cut; only of texts."""

@@ -41,9 +41,8 @@ class Fitted(Arm):
         examples, backbone, features = self.examples, self.backbone, self.features
         tree, labels = backbone.params | backbone.state, examples.on_device["labels"]
         test = examples.places(examples.test)
-        shapes = {k: jax.ShapeDtypeStruct((self.batch, *x.shape[1:]), x.dtype) for k, x in examples.example.items()}
         trainable = (features.shape[1] + 1) * len(examples.dataset.classes)
-        flops = costs.forward_flops(backbone.model, tree, shapes)
+        flops = costs.forward_flops(backbone.model, tree, examples.shapes(self.batch))
 
         @jax.jit
         def tested(kernels, biases):

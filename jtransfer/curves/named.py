@@ -48,8 +48,6 @@ class ZeroShotArm(Arm):
         def read(tree, inputs):
             return trials.in_blocks(lambda some: models.apply(whole, tree, some)[output], inputs, test)
 
-        shapes = {k: jax.ShapeDtypeStruct((self.batch, *x.shape[1:]), x.dtype) for k, x in examples.example.items()}
-
         def cell(shots, seeds):
             started = time.perf_counter()
             outputs = np.asarray(read(tree, examples.on_device["inputs"]))
@@ -59,7 +57,8 @@ class ZeroShotArm(Arm):
                 logits = outputs[:, source_columns(ZERO_SHOT, examples.dataset, backbone)]
             if not np.isfinite(logits).all():
                 raise InputError(f"{ZERO_SHOT}: outputs of {backbone.name} hold NaN or infinite values")
-            measured, flops = examples.measured(logits, labels), costs.forward_flops(whole, tree, shapes)
+            measured = examples.measured(logits, labels)
+            flops = costs.forward_flops(whole, tree, examples.shapes(self.batch))
             return [self.row(0, 0, {}, None, measured, 0, flops, time.perf_counter() - started)]
 
         return cell
