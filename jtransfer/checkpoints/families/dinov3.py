@@ -3,7 +3,7 @@
 import numpy as np
 
 from jtransfer.checkpoints.families.family import THEIR_ACTIVATIONS, Family, activation
-from jtransfer.checkpoints.families.values import side_of, sides, typed
+from jtransfer.checkpoints.families.values import side_of, sides, typed, written_sides
 from jtransfer.checkpoints.names import DENSE, LEAF, NORM, Names, Row, patches
 from jtransfer.models import DINOv3ViTConfig, Head
 
@@ -75,10 +75,9 @@ def _read(values, names):
 
 
 def _write(config):
-    height, width = config.image
     return {
         "model_type": "dinov3_vit",
-        "image_size": height if height == width else [height, width],
+        "image_size": written_sides(config.image),
         "patch_size": config.patch,
         "hidden_act": THEIR_ACTIVATIONS[config.activation],
         **{theirs: getattr(config, ours) for ours, theirs, _ in OPTIONS},

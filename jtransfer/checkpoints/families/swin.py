@@ -1,7 +1,7 @@
 """Swin Transformer in Hugging Face's layout."""
 
 from jtransfer.checkpoints.families.family import THEIR_ACTIVATIONS, Family, activation
-from jtransfer.checkpoints.families.values import side_of, sides, typed
+from jtransfer.checkpoints.families.values import side_of, sides, typed, written_sides
 from jtransfer.checkpoints.names import DENSE, LEAF, NORM, Names, Row, patches
 from jtransfer.models import Head, SwinConfig
 
@@ -64,10 +64,9 @@ def _read(values, names):
 
 
 def _write(config):
-    height, width = config.image
     return {
         "model_type": "swin",
-        "image_size": height if height == width else [height, width],
+        "image_size": written_sides(config.image),
         "patch_size": config.patch,
         "hidden_act": THEIR_ACTIVATIONS[config.activation],
         **{theirs: getattr(config, ours) for ours, theirs, _ in OPTIONS},

@@ -88,6 +88,12 @@ def sides(values: Mapping[str, Any], key: str, default: int | tuple[int, int]) -
     return tuple(both)
 
 
+def written_sides(image: tuple[int, int]) -> int | list[int]:
+    """Height and width as a config of Hugging Face has them: the side of a square, or both."""
+    height, width = image
+    return height if height == width else [height, width]
+
+
 def side_of(values: Mapping[str, Any], key: str, default: int) -> int:
     """Side of a square, which a file says as one number or as two alike.
 

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from jtransfer.checkpoints.families.family import THEIR_ACTIVATIONS, Family, activation
-from jtransfer.checkpoints.families.values import side_of, sides, typed
+from jtransfer.checkpoints.families.values import side_of, sides, typed, written_sides
 from jtransfer.checkpoints.names import DENSE, LEAF, NORM, Names, Row, patches
 from jtransfer.errors import InputError
 from jtransfer.kinds import shown
@@ -90,10 +90,9 @@ def write(config: ViTConfig, again: Callable[..., ViTConfig], model_type: str, *
     Raises:
         InputError: a model that is none of this type, with the options that differ.
     """
-    height, width = config.image
     values = {
         "model_type": model_type,
-        "image_size": height if height == width else [height, width],
+        "image_size": written_sides(config.image),
         "patch_size": config.patch,
         "layer_norm_eps": config.epsilon,
         **{theirs: getattr(config, ours) for ours, theirs, _ in OPTIONS},
