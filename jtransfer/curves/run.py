@@ -25,6 +25,8 @@ from jtransfer.curves.named import ZERO_SHOT
 from jtransfer.curves.trained import PIXELS
 from jtransfer.curves.worth import worth
 from jtransfer.data import sources, splits
+from jtransfer.data.dataset import FOUND, LABELS
+from jtransfer.data.marks import KINDS
 from jtransfer.data.subsets import few_shot, validation_rows, validation_shots
 from jtransfer.errors import InputError, Unfinished, first_line, nearest
 from jtransfer.evaluate import zero_shot as by_names
@@ -109,13 +111,13 @@ def prepare(config, dataset: sources.Dataset | None = None) -> Curve:
     for name in config.metrics:
         own |= expressions.modules(name, "metric")
     methods.check_needs(learned.values(), ["teacher"] if config.teacher else [])
-    dataset = dataset or sources.load(config.data, config.data_dir, ("classes", "labels", "values"))
+    dataset = dataset or sources.load(config.data, config.data_dir, (*LABELS, *KINDS))
     own |= sources.modules(config.data)
     objectives.check_reads(objective, config.objective, dataset)
-    if objective.reads == "texts":
+    if objective.reads not in LABELS:
         raise InputError(
-            f"config.objective '{config.objective}' learns from texts without labels, and a curve draws rows by their "
-            "labels; use jtransfer train"
+            f"config.objective '{config.objective}' learns from {FOUND[objective.reads]}, and a curve draws rows "
+            "by the label of each; use jtransfer train"
         )
     chosen = metrics.chosen(config.metrics, dataset, objective)
     metrics.choosing(chosen, dataset, config.objective)

@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 
 from jtransfer import kinds
+from jtransfer.data import marks
 from jtransfer.errors import InputError
 from jtransfer.storage.arrays import NpzRows
 
 CLASSES = ("classes", "labels")
 """The default of `reads`: one class a row, or several."""
+LABELS = (*CLASSES, "values")
+"""What a row as a whole may be labelled with."""
 
 BLOCK = 1 << 20
 """Values of an array that are read at a time, so that no array is copied or converted as a whole."""
@@ -29,7 +32,8 @@ class Context:
     Attributes:
         name: The whole name, as the config writes it: the dataset's own, with which errors begin.
         reads: What is asked of the data, any of: "classes" (one a row), "labels" (several classes a row), "values"
-            (numbers), "texts" (whatever their labels) or "pairs" (images and captions, whatever their labels).
+            (numbers), "tags" (a class for every word of a text), "spans" (answers in texts), "texts" (whatever their
+            labels) or "pairs" (images and captions, whatever their labels).
         data_dir: Where prepared datasets lie; empty for the environment's `TFDS_DATA_DIR`, or TFDS's own directory.
         batch: Examples of a training step, over all processes.
         seed: Of the order of the examples, and of random draws.
@@ -137,7 +141,8 @@ class Dataset:
         inputs: Indexed by row numbers: images [n, height, width, channels] float32, 0 (background) to 1, as an array or
             as `Images`; or images of any sizes or texts as `Lazy`.
         labels: [n] int32, an index into `classes`; or [n, classes] of 0 and 1, several classes a row; or [n] or
-            [n, values] float32, numbers to predict; or [n, 0], no labels.
+            [n, values] float32, numbers to predict; or [n, words, 3] or [n, answers, 2] int32, of parts of texts: see
+            `data.marks`; or [n, 0], no labels.
         classes: One name per class, or per value if the values have names; else empty.
         pool: [p] row numbers that training and validation may use.
         test: [t] row numbers for the final report only.
@@ -193,18 +198,20 @@ class Dataset:
 
 
 def targets(labels: np.ndarray) -> str:
-    """What labels are: "classes" (one a row), "labels" (several a row), "values" (numbers), or "" for none.
+    """What labels are: one of the names in `FOUND`, or "" for none.
 
     Args:
         labels: As those of a `Dataset`.
     """
     if labels.dtype.kind == "f":
         return "values"
+    if labels.ndim == 3:
+        return "spans" if labels.shape[2] == 2 else "tags"
     return "classes" if labels.ndim == 1 else "labels" if labels.shape[1] else ""
 
 
 def outputs(labels: np.ndarray, classes: Sequence[str]) -> int:
-    """How many numbers predict the labels of a row: one for each class or value, 0 where there are no labels."""
+    """How many numbers predict the labels of a row, or of a token: one for each class or value; 0 without labels."""
     return len(classes) or (1 if labels.ndim == 1 else labels.shape[1])
 
 
@@ -216,13 +223,13 @@ def wrong_labels(labels: Any, rows: int, classes: Sequence[str]) -> str:
         rows: How many inputs there are.
         classes: One name per class.
     """
-    if not isinstance(labels, np.ndarray) or labels.ndim not in (1, 2) or labels.dtype.kind not in "iuf":
+    if not isinstance(labels, np.ndarray) or labels.ndim not in (1, 2, 3) or labels.dtype.kind not in "iuf":
         return f"labels {kinds.shown(labels)}; expected an array [n] or [n, k] of whole numbers or floats"
     if len(labels) != rows:
         return f"{rows} inputs and {len(labels)} labels; expected as many"
     if targets(labels) == "classes" and rows and not 0 <= labels.min() <= labels.max() < len(classes):
         return f"labels from {labels.min()} to {labels.max()}; expected 0..{len(classes) - 1}, of its classes"
-    return ""
+    return marks.wrong(labels, classes) if labels.ndim == 3 else ""
 
 
 FOUND = {
@@ -231,7 +238,7 @@ FOUND = {
     "values": "numbers as labels",
     "texts": "texts",
     "pairs": "images with captions",
-    "tags": "a class for every token",
+    "tags": "a class for every word",
     "spans": "answers in texts",
     "": "no labels",
 }

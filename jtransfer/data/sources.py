@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 
 from jtransfer import expressions, files, kinds
-from jtransfer.data import folder, lines, npz, pairs, streams, tfds, users
+from jtransfer.data import folder, lines, marked, npz, pairs, streams, tfds, users
 from jtransfer.data.dataset import CLASSES, Context, Dataset, Images, Lazy, check_targets, fingerprint
 from jtransfer.data.pairs import PairStream
 from jtransfer.data.streams import Stream
@@ -54,14 +54,18 @@ READERS: dict[str, Callable[[str, Context], Data]] = {
     "folder": folder.read,
     "tfds": tfds.read,
     "texts": lines.read,
+    "conll": marked.conll,
+    "squad": marked.squad,
 }
 """Readers by the name, or by what precedes the colon; each is called with what follows the colon and a `Context`."""
 
 LABELLED = ("digits", "npz:FILE", "folder:DIR", "tfds:NAME")
 STREAMED = ("glyphs", "letters", *LABELLED)
+MARKED = ("conll:FILE", "squad:FILE")
 TEXTS = ("texts:FILE", "npz:FILE", "tfds:NAME")
 PAIRED = ("glyph_captions", "letter_captions", "tfds:NAME?caption=FEATURE", "npz:FILE")
-"""The names that have labels, batches, texts and pairs; FILE, DIR, NAME and FEATURE stand for the user's own."""
+"""The names that have labels, batches, labels of parts of texts, texts and pairs; FILE, DIR, NAME and FEATURE stand for
+the user's own."""
 
 
 def load(name: str, data_dir: str = "", reads: Sequence[str] = CLASSES) -> Dataset:
@@ -74,6 +78,8 @@ def load(name: str, data_dir: str = "", reads: Sequence[str] = CLASSES) -> Datas
     | `folder:DIR` | images below `DIR/CLASS/`, or below `DIR/train/CLASS/` and `DIR/test/CLASS/` (or `val`) |
     | `tfds:NAME[:VERSION][?OPTIONS]` | prepared by TensorFlow Datasets, as `tfds:glue/rte?test=validation` |
     | `texts:FILE` | a text on every line, without labels; blank lines do not count |
+    | `conll:FILE` | a word and its tag on every line, in a file or a directory: see `marked.conll` |
+    | `squad:FILE` | questions, passages and answers in a JSON file or a directory: see `marked.squad` |
     | `my_data.shards:DIR` | what the function `shards` of your `my_data.py` returns for `DIR`: see docs/data.md |
 
     A folder's images end in `.bmp`, `.gif`, `.jpeg`, `.jpg`, `.png`, `.tif`, `.tiff` or `.webp`; they may lie in
@@ -218,7 +224,7 @@ def _read(context: Context, known: Sequence[str]) -> Data:
 
 
 def _texts(reads: Sequence[str]) -> Sequence[str]:
-    return TEXTS if "texts" in reads else ()
+    return (*MARKED, *(TEXTS if "texts" in reads else ()))
 
 
 def _directory(data_dir: str) -> str:

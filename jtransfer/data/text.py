@@ -6,17 +6,17 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import tokenizers
 from etils import epath
-from tokenizers import decoders, models, normalizers
+from tokenizers import models
 
 from jtransfer.data import keys, preprocess
 from jtransfer.data import tokenizer_bounds as bounds
+from jtransfer.data import tokenizer_calls as calls
 from jtransfer.data.cleaning import cleaner
+from jtransfer.data.tokenizer_calls import Decode, Encode, Encoded, Locate
 from jtransfer.data.tokenizer_files import content, one_line, read, sentence_settings
 from jtransfer.errors import InputError, Once, first_line, nearest
 from jtransfer.files import read as read_bytes
@@ -52,22 +52,13 @@ def files_in(directory: epath.Path) -> dict[str, bytes]:
     return found
 
 
-Encoded = tuple[list[int], list[int], bool]
-"""Ids and types of the tokens of a text (or pair), and whether some were cut off."""
-
-Encode = Callable[[Sequence[str], Sequence[str] | None, int], list[Encoded]]
-"""From texts, their pairs or None, and the most tokens that are kept of each."""
-
-Decode = Callable[[list[list[int]]], list[str]]
-"""From ids to texts, without special tokens."""
-
-
 @dataclass(frozen=True, eq=False)
 class Tokenizer:
     """A checkpoint's tokenizer: texts become arrays of ids, which are cut and padded.
 
     Attributes:
         encode: Texts to tokens, cut and not padded.
+        place: Texts to the characters that each token is of; raises an InputError where the tokenizer does not tell.
         back: Ids to texts.
         words: Gives the id of each token in the vocabulary.
         names: Of the arrays that a call returns, `input_ids` among them.
@@ -86,6 +77,7 @@ class Tokenizer:
     """
 
     encode: Encode
+    place: Locate
     back: Decode
     words: Callable[[], Mapping[str, int]]
     names: tuple[str, ...]
@@ -167,6 +159,25 @@ class Tokenizer:
         if any(len(ids) < limit for ids, _, _ in rows):
             self._check("padding", "input_ids", [self.pad])
         return {name: arrays[name] for name in self.names}, np.array([was_cut for _, _, was_cut in rows])
+
+    def places(self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, length: int) -> np.ndarray:
+        """The characters of each token that a call gives, `[n, length, 2]` int32: the first, and one after the last.
+
+        They are counted in the last text of a row, a pair's second. A token of another text, or a special one, has
+        (-1, -1); padding has (-2, -2).
+
+        Raises:
+            InputError: as a call, or a tokenizer that does not tell.
+        """
+        start = "" if pairs else self._start(None)
+        with one_line(lambda: f"{self.where}: the texts cannot be tokenized"):
+            rows = self.place([start + text for text in texts] if start else texts, pairs, length)
+        found = np.full((len(rows), length, 2), -2, np.int32)
+        for row, places in enumerate(rows):
+            own = [(-1, -1) if place is None or place[1] <= len(start) else place for place in places]
+            at = slice(length - len(own), None) if self.side == "left" else slice(len(own))
+            found[row, at] = np.array(own, np.int32).reshape(-1, 2)
+        return np.where(found < 0, found, np.maximum(found - len(start), 0))
 
     def rows(self, texts, pairs=None, limit=None, prompt=None, first=0) -> list[Encoded]:
         """The tokens of each text (or pair), at most `limit`, without padding; errors number the texts from `first` on.
@@ -276,20 +287,24 @@ def tokenizer(
     sentences, prompts, prompt = sentence_settings(directory)
     clean = clean or settings.get("clean") or ""
     if ours is None:
-        encode, back, words, pad, typed, special = _by_transformers(directory, settings, sentences)
+        encode, place, back, words, pad, typed, special = _by_transformers(directory, settings, sentences)
     else:
         if clean == "lower":
             ours.normalizer = None  # all of it is done by the cleaner
         if sentences.get("do_lower_case"):
-            ours.normalizer = _lowered(ours.normalizer)
-        encode, back = _by_tokenizers(ours, settings.get("truncation_side", "right")), _decoded(ours, settings)
+            ours.normalizer = calls.lowered(ours.normalizer)
+        encode, place = calls.by_tokenizers(ours, settings.get("truncation_side", "right"))
+        back = calls.decoded(ours, bool(settings.get("clean_up_tokenization_spaces")))
         words, pad, typed = ours.get_vocab, ours.token_to_id, isinstance(ours.model, models.WordPiece)
         special = {token.content: i for i, token in ours.get_added_tokens_decoder().items() if token.special}
+    if clean:
+        encode, place = calls.cleaned(encode, cleaner(clean), str(file))
     given = settings.get("model_input_names") or ["input_ids", "attention_mask", *(["token_type_ids"] if typed else [])]
     limit = sentences.get("max_seq_length") or settings.get("model_max_length")
     limit = int(min(longest, limit)) if isinstance(limit, int | float) and limit >= 1 else longest
     return Tokenizer(
-        _cleaned(encode, cleaner(clean)) if clean else encode,
+        encode,
+        place,
         back,
         words,
         tuple(name for name in names if name in given and not (whole and name != "input_ids")),
@@ -307,38 +322,6 @@ def tokenizer(
     )
 
 
-def _lowered(normalizer):
-    return normalizers.Sequence([normalizers.Lowercase(), *([normalizer] if normalizer else [])])
-
-
-def _cleaned(encode, clean) -> Encode:
-    def cleaned(texts, pairs, limit):
-        return encode([clean(x) for x in texts], pairs and [clean(x) for x in pairs], limit)
-
-    return cleaned
-
-
-JOINED = {" .": ".", " ?": "?", " !": "!", " ,": ",", " ' ": "'", " n't": "n't", " 'm": "'m", " 's": "'s"}
-JOINED |= {" 've": "'ve", " 're": "'re"}
-"""What `clean_up_tokenization_spaces` replaces in a decoded text, in this order."""
-
-
-def _decoded(tokenizer, settings) -> Decode:
-    end = getattr(tokenizer.model, "end_of_word_suffix", None)
-    # BPE keeps spaces as they were, and transformers leaves them.
-    tidy = settings.get("clean_up_tokenization_spaces") and not isinstance(tokenizer.model, models.BPE)
-
-    def back(rows):
-        texts = tokenizer.decode_batch(rows)
-        if end and isinstance(tokenizer.decoder, decoders.ByteLevel):  # CLIP's, whose words end with a mark
-            texts = [text.replace(end, " ").strip() for text in texts]
-        for apart, together in JOINED.items() if tidy else ():
-            texts = [text.replace(apart, together) for text in texts]
-        return texts
-
-    return back
-
-
 def _pad(to_id, settings, file):
     names = _named(settings, "pad_token", PADS)
     found = next((i for i in map(to_id, names) if i is not None), None)
@@ -353,22 +336,6 @@ def _named(settings, key, otherwise):
     return (named,) if named else otherwise
 
 
-def _by_tokenizers(tokenizer, side) -> Encode:
-    @lru_cache(maxsize=4)
-    def cutting(limit):
-        own = tokenizers.Tokenizer.from_str(tokenizer.to_str())  # limits are state, and calls may run side by side
-        own.encode_special_tokens = tokenizer.encode_special_tokens  # which is not written
-        own.no_padding()
-        own.enable_truncation(limit, direction=side)
-        return own
-
-    def encode(texts, pairs, limit):
-        inputs = texts if pairs is None else list(zip(texts, pairs, strict=True))
-        return [(e.ids, e.type_ids, bool(e.overflowing)) for e in cutting(limit).encode_batch(inputs)]
-
-    return encode
-
-
 def _by_transformers(directory, settings, sentences):
     files_in(directory)  # a pipe would keep transformers waiting
     try:
@@ -376,7 +343,7 @@ def _by_transformers(directory, settings, sentences):
 
         theirs = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False, local_files_only=True)
         if sentences.get("do_lower_case"):
-            theirs.backend_tokenizer.normalizer = _lowered(theirs.backend_tokenizer.normalizer)
+            theirs.backend_tokenizer.normalizer = calls.lowered(theirs.backend_tokenizer.normalizer)
     except Exception as error:  # any of its many optional dependencies
         kind = settings.get("tokenizer_class", "the tokenizer")
         raise InputError(
@@ -384,15 +351,10 @@ def _by_transformers(directory, settings, sentences):
             f"({first_line(error)})"
         ) from None
 
-    def encode(texts, pairs, limit):
-        found = theirs(texts, pairs, truncation=True, max_length=limit, return_token_type_ids=True)
-        whole = theirs(texts, pairs, verbose=False)["input_ids"]
-        rows = zip(found["input_ids"], found["token_type_ids"], whole, strict=True)
-        return [(ids, types, len(ids) < len(all_ids)) for ids, types, all_ids in rows]
-
     def back(rows):
         return theirs.batch_decode(rows, skip_special_tokens=True)
 
     special = dict(zip(theirs.all_special_tokens, theirs.all_special_ids, strict=True))
     typed = "token_type_ids" in theirs.model_input_names
-    return encode, back, theirs.get_vocab, lambda _: theirs.pad_token_id, typed, special
+    own = calls.by_transformers(theirs, str(directory))
+    return *own, back, theirs.get_vocab, lambda _: theirs.pad_token_id, typed, special

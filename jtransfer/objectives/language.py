@@ -10,12 +10,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jtransfer.data.marks import LEFT_OUT
 from jtransfer.errors import InputError
 from jtransfer.models import Architecture, Head
 from jtransfer.objectives.objective import WEIGHT, Batch, Metrics, Objective, Outputs
-
-LEFT_OUT = -100
-"""The label of a token that does not count, as in PyTorch."""
 
 Asked = Callable[[Outputs, Batch], tuple[jax.Array, jax.Array]]
 """From outputs and their batch to logits `[n, tokens, outputs]` and labels `[n, tokens]`."""
@@ -106,10 +104,11 @@ def tokens() -> Objective:
 
 
 def spans() -> Objective:
-    """The mean cross-entropy of the first and of the last token of an answer, `labels [n, 2]`, half of each.
+    """The mean cross-entropy of the first and of the last token of an answer, half of each.
 
-    A place outside the text, as of an answer that was cut off, does not count (Devlin et al. 2019, section 4.2, and
-    transformers' BertForQuestionAnswering). `accuracy` is of both places together.
+    The labels are `[n, 2]`, or `[n, answers, 2]` of which the first is learned. A place outside the text, as of an
+    answer that was cut off, does not count (Devlin et al. 2019, section 4.2, and transformers'
+    BertForQuestionAnswering). `accuracy` is the share of examples in which both places are those of an answer.
 
     Raises:
         InputError: in a call of `head`, for a model that is not of texts alone.
@@ -117,9 +116,9 @@ def spans() -> Objective:
 
     def places(outputs, batch):
         logits = jnp.stack([outputs["start_logits"], outputs["end_logits"]], 1)
-        there = (batch["labels"] >= 0) & (batch["labels"] < logits.shape[-1])
-        labels = jnp.where(there, batch["labels"], LEFT_OUT)
-        return logits, labels, *losses(logits, labels)
+        labels = batch["labels"].reshape(len(logits), -1, 2)
+        labels = jnp.where((labels >= 0) & (labels < logits.shape[-1]), labels, LEFT_OUT)
+        return logits, labels, *losses(logits, labels[:, 0])
 
     def score(params, outputs, batch):
         _, _, values, counts = places(outputs, batch)
@@ -127,7 +126,7 @@ def spans() -> Objective:
 
     def measure(outputs, batch) -> Metrics:
         logits, labels, values, counts = places(outputs, batch)
-        right = (logits.argmax(-1) == labels).all(1)
+        right = (logits.argmax(-1)[:, None] == labels).all(-1).any(1)
         return {"loss": mean(values, counts, 1), "accuracy": right, WEIGHT: counts.mean(1)}
 
     def head(architecture: Architecture, outputs: int) -> Head:

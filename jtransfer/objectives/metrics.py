@@ -338,11 +338,22 @@ def chosen(names: Sequence[str], data: Any, objective: Any) -> dict[str, Metric]
     """
     found = dict(map(parse, names or ((data.metric,) if data.metric else objective.metrics)))
     for name, metric in found.items():
-        if objective.reads in KINDS:
-            check(name, metric, data.targets, data.outputs)
-        elif name != PERPLEXITY:
-            raise InputError(f"config.metrics: '{name}' is of rows with labels; expected '{PERPLEXITY}', or nothing")
+        if of_whole_set(name, objective.reads):
+            check(name, metric, "classes" if objective.reads == "tags" else data.targets, data.outputs)
+        elif name not in (PERPLEXITY if objective.reads == "texts" else "", *objective.metrics):
+            fits = " or ".join(map(repr, objective.metrics or (PERPLEXITY,)))
+            raise InputError(f"config.metrics: '{name}' is of rows with labels; expected {fits}, or nothing")
     return found
+
+
+def of_whole_set(name: str, reads: str) -> bool:
+    """Whether a metric is computed of the predictions of a whole set, and not from means over examples.
+
+    Args:
+        name: Of the metric.
+        reads: What the objective reads; of tags the tokens that count are the rows of the set.
+    """
+    return name != PERPLEXITY and reads in (*KINDS, "tags")
 
 
 def choosing(found: Mapping[str, Metric], data: Any, objective: str) -> tuple[str, Metric]:

@@ -61,7 +61,8 @@ class Objective:
         metrics: Names of what is measured of a whole set (see `metrics.METRICS`). The first chooses between runs, and
             is what a curve shows.
         reads: What the data must have: "classes" (one a row), "labels" (several a row), "values", "tags" (a class for
-            every token), "spans" (where answers start and end), "texts" or "pairs".
+            every word, of which each token gets one, `[n, tokens]`), "spans" (where answers start and end), "texts" or
+            "pairs".
         limits: The least and the largest value of some leaves, by path, which every step keeps to.
         notice: From a row of training metrics to what is to be said of it, empty for nothing; it is said once.
     """

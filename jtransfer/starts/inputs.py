@@ -11,9 +11,9 @@ import jax
 import numpy as np
 
 from jtransfer.checkpoints.backbone import Backbone, load
-from jtransfer.data import preprocess
+from jtransfer.data import marks, preprocess
 from jtransfer.data.coded import Coded, Scale
-from jtransfer.data.dataset import each
+from jtransfer.data.dataset import FOUND, each
 from jtransfer.errors import InputError
 from jtransfer.models import check_images
 from jtransfer.storage.arrays import aligned
@@ -74,6 +74,25 @@ class Texts:
         """Arrays `[n, tokens]` by the names of the model's inputs, of n texts or pairs of texts."""
         return self.tokenizer.read(*_columns(inputs), length=self.tokens)[0]
 
+    def labels(self, inputs: list, labels: np.ndarray, where: str) -> np.ndarray:
+        """Labels of words or answers in n texts, or second texts of pairs, as labels of their tokens.
+
+        Args:
+            inputs: n texts or pairs of texts.
+            labels: `[n, words, 3]` or `[n, answers, 2]`; see `data.marks`.
+            where: The data, for errors.
+
+        Returns:
+            `[n, tokens]` or `[n, answers, 2]` int32.
+
+        Raises:
+            InputError: a label outside its text, or a tokenizer that does not tell of which characters its tokens are.
+        """
+        columns = _columns(inputs)
+        marks.check(where, columns[1] or columns[0], labels)
+        places = self.tokenizer.places(*columns, length=self.tokens)
+        return (marks.spans_of_tokens if labels.shape[2] == 2 else marks.tags_of_tokens)(places, labels)
+
     def cut(self, inputs: list) -> int:
         """How many of some texts are longer than `tokens`."""
         return sum(was_cut for _, _, was_cut in self.tokenizer.rows(*_columns(inputs), self.tokens))
@@ -122,6 +141,33 @@ def prepare_for(backbone: Backbone, options: Mapping[str, Any], data: Any) -> Pr
     if data.kind == "text":
         return _for_texts(backbone, data, options.get("tokens", 0))
     return _for_images(backbone, data)
+
+
+def labelling(prepare: Prepare, data: Any) -> Callable[[Any, np.ndarray], np.ndarray]:
+    """What makes the labels of a batch, for inputs by rows `[n]` and their labels: those of parts of texts become those
+    of tokens, and others stay as they are.
+
+    Args:
+        prepare: Makes the model's inputs of these inputs.
+        data: An object with `name`, `kind` and `targets`.
+
+    Raises:
+        InputError: labels of parts of texts, for inputs that are no texts. A call raises it as `Texts.labels` does.
+    """
+    if data.targets not in marks.KINDS:
+        return lambda inputs, labels: labels
+    if not isinstance(prepare, Texts):
+        raise InputError(f"config.data: {data.name} has {FOUND[data.targets]}, and holds {data.kind}s; expected texts")
+
+    def of_tokens(inputs, labels):
+        form = (prepare.tokens,) if data.targets == "tags" else labels.shape[1:]
+        found = np.empty((len(labels), *form), np.int32)
+        for start in range(0, len(labels), BLOCK):
+            rows = np.arange(start, min(start + BLOCK, len(labels)))
+            found[rows] = prepare.labels(inputs[rows], labels[rows], data.name)
+        return found
+
+    return of_tokens
 
 
 def options_of(section: Mapping[str, Any]) -> dict[str, Any]:

@@ -60,12 +60,11 @@ def of(name: str, data: Any, trust: Iterable[str] = ()) -> Teacher:
     return Teacher(backbone, prepare, np.array(source_columns("config.teacher", data, backbone)))
 
 
-def parts(data: Any, teacher: Teacher | None = None) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shape and dtype of one example of what batches of a stream have beside `inputs`.
+def parts(labels: np.ndarray, teacher: Teacher | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and dtype of one example of what batches with such labels have beside `inputs`.
 
     They are `labels`, and `teacher [1, classes]` if a teacher is given.
     """
-    labels = data.held_out[2]
     found = {"labels": jax.ShapeDtypeStruct((1, *labels.shape[1:]), labels.dtype)}
     return found | ({"teacher": jax.ShapeDtypeStruct((1, len(teacher.columns)), jnp.float32)} if teacher else {})
 

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jtransfer import models, objectives
+from jtransfer.data.marks import LEFT_OUT
 from jtransfer.data.pairs import PairStream
 from jtransfer.data.streams import Rows, Stream, ahead
 from jtransfer.devices import sharding
@@ -17,7 +18,7 @@ from jtransfer.evaluate import zero_shot
 from jtransfer.evaluate.retrieval import ranks
 from jtransfer.evaluate.similarity import alignment, uniformity
 from jtransfer.methods import Adapted
-from jtransfer.objectives.metrics import PERPLEXITY, Metric
+from jtransfer.objectives.metrics import PERPLEXITY, Metric, of_whole_set
 from jtransfer.objectives.objective import WEIGHT, Objective
 from jtransfer.starts.inputs import Prepare, gathered, within
 from jtransfer.tree import Tree, merge
@@ -32,6 +33,7 @@ Evaluate = Callable[[Any, Tree], dict[str, float]]
 def rows(
     task: str,
     stream: Stream,
+    labels: np.ndarray,
     prepare: Prepare,
     objective: Objective,
     named: Mapping[str, Metric],
@@ -47,6 +49,7 @@ def rows(
     Args:
         task: Name of the task whose head predicts; "" where there is one head.
         stream: Has the held-out examples.
+        labels: What they are labelled with, as the objective takes it.
         prepare: Makes the model's inputs of their inputs.
         objective: Measures each example.
         named: Metrics of the whole set, by name.
@@ -54,9 +57,9 @@ def rows(
         mesh: The devices.
         adapted: The model under a method.
     """
-    name, inputs, labels = stream.held_out
+    name, inputs, _ = stream.held_out
     block = within({**one, **of_every_token(adapted, one, task)}, BLOCK, BYTES)
-    whole = {key: metric for key, metric in named.items() if key != PERPLEXITY}
+    whole = {key: metric for key, metric in named.items() if of_whole_set(key, objective.reads)}
 
     @partial(jax.jit, out_shardings=sharding.everywhere(mesh))  # so that every process can read the whole
     def look(state, frozen, key, batch):
@@ -81,12 +84,25 @@ def rows(
         means = {key: float(np.average(x.astype(float), weights=weight)) for key, x in first}
         if PERPLEXITY in named:
             means[PERPLEXITY] = math.exp(means["loss"])
-        counts = np.ones(len(labels), np.float32)
-        means |= {key: float(metric(logits, labels, counts)) for key, metric in whole.items() if key not in means}
+        if left := {key: metric for key, metric in whole.items() if key not in means}:
+            asked = _of_rows(logits, labels)
+            means |= {key: float(metric(*asked)) for key, metric in left.items()}
         said = f"{task}_{name}" if task else name
         return {f"{said}_{key}": value for key, value in means.items()}
 
     return evaluate
+
+
+def _of_rows(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Predictions, targets and weights as a metric takes them; every token of a text that has a class is a row.
+
+    Args:
+        logits: `[n, ...]`, or `[n, tokens, classes]`.
+        labels: `[n, ...]`, or `[n, tokens]`, of which `LEFT_OUT` do not count.
+    """
+    if logits.ndim == 3:
+        logits, labels = logits[labels != LEFT_OUT], labels[labels != LEFT_OUT]
+    return logits, labels, np.ones(len(labels), np.float32)
 
 
 def of_every_token(

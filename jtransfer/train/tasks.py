@@ -4,6 +4,7 @@ A task is data, a start and an objective, with everything checked and nothing co
 functions here make a task from the keys of a config.
 """
 
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from jax.sharding import Mesh
 from jtransfer import checkpoints, methods, objectives
 from jtransfer.checkpoints.beside import tokenizer_files
 from jtransfer.checkpoints.headed import headed, headed_by_task
+from jtransfer.data.dataset import LABELS
+from jtransfer.data.marks import KINDS, LEFT_OUT
 from jtransfer.data.pairs import PairStream
 from jtransfer.data.sources import open_pairs, open_stream
 from jtransfer.data.streams import Joined, Rows, Stream
@@ -28,12 +31,14 @@ from jtransfer.models import Heads, build
 from jtransfer.objectives import metrics
 from jtransfer.solvers.few_shot import Fit
 from jtransfer.starts import pairs, teachers
-from jtransfer.starts.inputs import as_they_are, example, gathered, load_for, prepare_for
+from jtransfer.starts.inputs import as_they_are, example, gathered, labelling, load_for, prepare_for
 from jtransfer.starts.start import Start
 from jtransfer.train import measured, solved
 from jtransfer.train.combine import Combine, mean, weighted
 from jtransfer.train.measured import Evaluate
 from jtransfer.tree import Tree, select
+
+log = logging.getLogger("jtransfer")
 
 
 @dataclass(frozen=True)
@@ -109,22 +114,23 @@ def _of_rows(config, settings, mesh, stream) -> Task:
     whole, prepare = _backbone(config, stream)
     objective, named, one = _asked(config, settings, stream, prepare)
     model, params, head = headed(whole, objective, stream.outputs)
+    labels, held_out = _labels(prepare, stream)
     objectives.check_mixup(config.mixup, one)
     taught = teachers.of(config.teacher, stream, config.load.trust) if config.teacher else None
 
     def ready(batch):
         inputs = batch["inputs"]
         own = {"teacher": taught(inputs, np.arange(len(inputs)))} if taught else {}
-        return _with_inputs(prepare, batch) | own
+        return _ready(prepare, labels, batch) | own
 
-    evaluate = partial(measured.rows, "", stream, prepare, objective, named, one, mesh)
+    evaluate = partial(measured.rows, "", stream, held_out, prepare, objective, named, one, mesh)
     solve = None
     if methods.parse(config.method).solves:
         chooses = metrics.choosing(named, stream, config.objective)
         solve = partial(solved.head, stream, prepare, chooses, whole.model, mesh, config.batch)
     start = _start(config, whole, stream)
     return Task(
-        TaskData(stream, ready, one, evaluate, teachers.parts(stream, taught), solve),
+        TaskData(stream, ready, one, evaluate, teachers.parts(held_out, taught), solve),
         replace(
             start,
             model=model,
@@ -161,13 +167,14 @@ def _of_several(config, mesh, joined) -> Task:
             if stream is not first:
                 prepare = prepare_for(whole, config.load, stream) if whole.name else as_they_are(whole.model, stream)
             objective, named, one = _asked(sections[name], {}, stream, prepare)
-        asked[name] = objectives.of_task(name, objective), named, one, prepare
-        ready[name] = partial(_with_inputs, prepare)
+            labels, held_out = _labels(prepare, stream)
+        asked[name] = objectives.of_task(name, objective), named, one, prepare, held_out
+        ready[name] = partial(_ready, prepare, labels)
     objective = {name: own for name, (own, *_) in asked.items()}
     model, params, heads = headed_by_task(whole, objective, {name: x.outputs for name, x in streams.items()})
     each = [
-        partial(measured.rows, name, streams[name], prepare, own, named, one, mesh)
-        for name, (own, named, one, prepare) in asked.items()
+        partial(measured.rows, name, streams[name], held_out, prepare, own, named, one, mesh)
+        for name, (own, named, one, prepare, held_out) in asked.items()
     ]
 
     def evaluate(adapted):
@@ -179,7 +186,7 @@ def _of_several(config, mesh, joined) -> Task:
         lambda batch: {name: own(select(batch, f"{name}/")) for name, own in ready.items()},
         asked[next(iter(asked))][2],
         evaluate,
-        {name: {"inputs": one} | teachers.parts(streams[name]) for name, (_, _, one, _) in asked.items()},
+        {name: {"inputs": one} | teachers.parts(held_out) for name, (_, _, one, _, held_out) in asked.items()},
     )
     classes = tuple(_classes(streams[name], own) for name, own in objective.items())
     start = replace(_start(config, whole, first), model=model, params=params, head=Heads(tuple(heads.items()), classes))
@@ -198,7 +205,7 @@ def _in_task(name: str) -> Iterator[None]:
 
 
 def _opened(config, data, objective, mesh) -> Stream:
-    every = tuple(dict.fromkeys((objective.reads, *("classes", "labels", "values"))))
+    every = tuple(dict.fromkeys((objective.reads, *LABELS, *KINDS)))
     return open_stream(data, config.batch, config.seed, sharding.rows(mesh, config.batch), config.data_dir, every)
 
 
@@ -221,12 +228,26 @@ def _asked(section, settings, stream, prepare):
 
 
 def _classes(stream, objective):
-    return stream.classes if objective.reads in ("classes", "labels") else ()
+    return stream.classes if objective.reads in ("classes", "labels", "tags") else ()
 
 
-def _with_inputs(prepare, batch):
+def _labels(prepare, stream):
+    """What makes the labels of a batch, and those of the examples held out; says how many of these have none."""
+    labels, (name, *held_out) = labelling(prepare, stream), stream.held_out
+    found = labels(*held_out)
+    if found is not held_out[1] and (lost := int((found == LEFT_OUT).all(tuple(range(1, found.ndim))).sum())):
+        what = "answer" if stream.targets == "spans" else "word"
+        log.warning(
+            "%s: %d of the %d texts of '%s' have no whole %s among the %d tokens that are read, and are not measured",
+            *(stream.name, lost, len(found), name, what, prepare.tokens),
+        )
+    return labels, found
+
+
+def _ready(prepare, labels, batch):
     inputs = batch["inputs"]
-    return batch | {"inputs": gathered(prepare, inputs, np.arange(len(inputs)))}
+    prepared = {"inputs": gathered(prepare, inputs, np.arange(len(inputs)))}
+    return batch | prepared | {"labels": labels(inputs, batch["labels"])}
 
 
 def _start(config, whole, stream):

@@ -361,7 +361,7 @@ def test_a_damaged_image_is_named_before_anything_is_written(file, tmp_path):
         (["methods=probe", "mixup=0.2"], "mixup is 0.2, but attention_mask, input_ids, .* are whole numbers"),
         (
             ["methods=probe", "objective=masked_lm"],
-            "objective 'masked_lm' learns from texts without labels, .*; use jtransfer train",
+            "objective 'masked_lm' learns from texts, and a curve draws rows by the label of each; use jtransfer train",
         ),
         (["methods=probe", "backbone=glyphs-vit"], "tfds:reviews holds texts, the model takes pixel_values"),
         (["methods=probe", "parallel=-1"], "config.parallel: expected a whole number from 0 to .*, found -1"),
