@@ -124,7 +124,7 @@ def _computes(backbone, family, kind, head):
         return False
     pooler = {"pooler.dense.weight": None} if config.pooler else {}
     back = as_their_class_reads(family, kind, family.write(config), pooler)
-    same = (back.pool, back.pooler) == (config.pool, config.pooler)
+    same = head.reads == "last_hidden_state" or (back.pool, back.pooler) == (config.pool, config.pooler)
     reads = theirs.reads
     if reads == "patches" and config.pool == "mean" and not config.norm_pooled:
         reads = "features"  # are the mean of the patches here
