@@ -36,6 +36,8 @@ SAME = Layout(lambda x: (x,), lambda x: x)
 TRANSPOSED = Layout(lambda x: (x.T,), lambda x: x.T)
 CONVOLUTION = Layout(lambda x: (x.transpose(2, 3, 1, 0),), lambda x: x.transpose(3, 2, 0, 1))
 """PyTorch's `[out, in, height, width]` and `[height, width, in, out]`."""
+ONE_BY_ONE = Layout(lambda x: (x.reshape(x.shape[:2]).T,), lambda x: x.T[:, :, None, None])
+"""A 1x1 convolution as our dense layer: `[out, in, 1, 1]` and `[in, out]`."""
 
 LayerKind = Mapping[str, tuple[str, Layout]]
 LEAF: LayerKind = {"": ("{}", SAME)}
@@ -43,16 +45,7 @@ DENSE: LayerKind = {".weight": ("{}/kernel", TRANSPOSED), ".bias": ("{}/bias", S
 NORM: LayerKind = {".weight": ("{}/scale", SAME), ".bias": ("{}/bias", SAME)}
 EMBED: LayerKind = {".weight": ("{}/embedding", SAME)}
 CONV: LayerKind = {".weight": ("{}/kernel", CONVOLUTION), ".bias": ("{}/bias", SAME)}
-
-
-POINTWISE: LayerKind = {
-    ".weight": (
-        "{}/kernel",
-        Layout(lambda x: (x.reshape(x.shape[:2]).T,), lambda x: x.T[:, :, None, None]),
-    ),
-    ".bias": ("{}/bias", SAME),
-}
-"""A 1x1 convolution as our dense layer: `[out, in, 1, 1]` and `[in, out]`."""
+POINTWISE: LayerKind = {".weight": ("{}/kernel", ONE_BY_ONE), ".bias": ("{}/bias", SAME)}
 
 
 def patches(patch: int, channels: int) -> LayerKind:

@@ -17,8 +17,9 @@ from jtransfer.checkpoints import hub, peft_config, pooled, recognition, tensors
 from jtransfer.checkpoints.adapter import HEAD, Adapter
 from jtransfer.checkpoints.backbone import Backbone
 from jtransfer.checkpoints.huggingface import architecture_of, as_their_class_reads, family_of, kind_of, values_of
-from jtransfer.checkpoints.names import SAME, TRANSPOSED, Names, Row, SourceTensor, assign
+from jtransfer.checkpoints.names import SAME, SourceTensor, assign
 from jtransfer.checkpoints.peft_config import by_pattern, is_adapted
+from jtransfer.checkpoints.peft_names import is_dense, table
 from jtransfer.errors import InputError, nearest
 from jtransfer.methods.lora import LoRA
 from jtransfer.models import SOURCE_HEAD, Head, Headed, shapes_of
@@ -30,12 +31,6 @@ BASE = "base_model.model."
 
 TASKS = {"sequence": "SEQ_CLS", "token": "TOKEN_CLS", "span": "QUESTION_ANS", "causal_lm": "CAUSAL_LM"}
 """PEFT's `task_type` for kinds of heads."""
-
-SIDE = {".lora_A.weight": ("{}/lora/a", TRANSPOSED), ".lora_B.weight": ("{}/lora/b", TRANSPOSED)}
-COPIES = (
-    (r".*\.original_module\..*", "the head of the base, saved for want of care with bias='all'"),
-    (r".*\.modules_to_save\..*", "a second copy, likewise"),
-)
 
 
 def load_adapter(
@@ -65,9 +60,9 @@ def load_adapter(
     kind = _kind(where, backbone, config, head)
     saved = peft_config.saved(config)
     backbone, found = tying.settle(
-        where, backbone, kind, found, _table, lambda names, path: any(map(saved, _modules(names, path)))
+        where, backbone, kind, found, table, lambda names, path: any(map(saved, _modules(names, path)))
     )
-    names = _table(family_of(backbone)[1].names(backbone.config, kind))
+    names = table(family_of(backbone)[1].names(backbone.config, kind))
     own, borrowed = _own_head(where, backbone, kind, names, found)
     shapes = _shapes(backbone, own)
     layers = _layers(config, names, shapes)
@@ -76,8 +71,8 @@ def load_adapter(
     whole_head = {path for path in shapes if own and path.startswith(SOURCE_HEAD)} - borrowed.keys()
     wanted = filled | whole_head | _expected(config, names, shapes, layers, filled)
     for layer, (rank, _) in layers.items():
-        wide, high = shapes[f"{layer}/kernel"].shape
-        shapes |= {f"{layer}/lora/a": _shape(wide, rank), f"{layer}/lora/b": _shape(rank, high)}
+        *wide, high = shapes[f"{layer}/kernel"].shape
+        shapes |= {f"{layer}/lora/a": _shape(*wide, rank), f"{layer}/lora/b": _shape(rank, high)}
     wanted = {path: shapes[path] for path in shapes if path in wanted}
     sources = assign(names, found, wanted, where, lambda path: False, f"backbone '{backbone.name}'")
     used = {source.name for source in sources.values()}
@@ -137,7 +132,7 @@ def to_peft(adapter: Adapter) -> tuple[dict[str, Any], Tree]:
     model_type, family = family_of(backbone)
     kind = kind_of(backbone, head)
     plain = family.names(backbone.config, kind)
-    names = _table(plain)
+    names = table(plain)
     params = _without_known_head({_renamed(path, HEAD, SOURCE_HEAD): x for path, x in adapter.params.items()}, backbone)
     if head and head.tied and any(path.startswith(SOURCE_HEAD) and "/lora/" not in path for path in params):
         raise InputError("peft: a head that is tied to the word embeddings cannot be saved with an adapter")
@@ -197,8 +192,6 @@ def _read_tensors(where):
     found = tensors.read_safetensors(where / WEIGHTS)
     offenders = [f"'{name}' (expected {BASE}...)" for name in found if not name.startswith(BASE)]
     offenders += [f"'{name}' (of an embedding)" for name in found if ".lora_embedding_" in name]
-    sides = {name: x for name, x in found.items() if re.search(r"\.lora_[AB]\.", name)}
-    offenders += [f"'{name}' (of a convolution)" for name, x in sides.items() if len(x.shape) > 2]
     if offenders:
         raise InputError(f"{where / WEIGHTS}: not supported: {tensors.some(offenders)}")
     return {name.removeprefix(BASE): tensor for name, tensor in found.items()}
@@ -216,19 +209,6 @@ def _kind(where, backbone, config, head):
     by_task = {task: kind for kind, task in TASKS.items() if kind in kinds}.get(config.get("task_type"))
     own = backbone.origin.kind if backbone.origin and values_of(backbone) else None
     return next((kind for kind in (family.heads.get(trained), by_task, own) if kind is not None), "")
-
-
-def _table(names: Names) -> Names:
-    """The table of the base with A and B beside every dense layer, and by the names of modules in memory."""
-
-    def row(base):
-        kind = dict(base.kind)
-        if len(base.paths) == 1 and base.kind.get(".weight") in (("{}/kernel", TRANSPOSED), ("{}/kernel", SAME)):
-            kind |= SIDE | {f".base_layer{end}": place for end, place in base.kind.items()}
-        first, *others = (*base.also, base.theirs)
-        return Row(first, base.ours, kind, tuple(others))
-
-    return Names(tuple(map(row, names.rows)), names.prefix, COPIES)
 
 
 def _own_head(where, backbone, kind, names, found):
@@ -312,11 +292,17 @@ def _expected(config, names, shapes, layers, filled):
         layer
         for layer in layers
         if {f"{layer}/lora/a", f"{layer}/lora/b"} & filled
-        or ("/block_" in layer and any(is_adapted(config, module) for module in _modules(names, f"{layer}/kernel")))
+        or ("/block_" in layer and _is_adapted(config, names, f"{layer}/kernel"))
     }
     saved = peft_config.saved(config)
     sides = {f"{layer}/lora/{side}" for layer in adapted for side in "ab"}
     return sides | {path for path in shapes if any(map(saved, _modules(names, path)))}
+
+
+def _is_adapted(config, names, path):
+    every = str(config.get("target_modules")).lower() == "all-linear"
+    modules = _modules(names, path) if is_dense(names, path) or not every else []
+    return any(is_adapted(config, module) for module in modules)
 
 
 def _in_head(layer):

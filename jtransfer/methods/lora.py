@@ -2,9 +2,10 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from functools import partial
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
@@ -22,9 +23,14 @@ TARGET = r".*attention/(query|value|qkv)"
 
 
 class LowRank(nn.Module):
-    """The side path, `[..., in]` to `[..., out]`.
+    """The side path of a dense layer, `[..., in]` to `[..., out]`, or of a convolution of one group.
 
-    A `[in, rank]` starts as U(-1/sqrt(in), 1/sqrt(in)) (PEFT), and B `[rank, out]` at zero: at first it adds nothing.
+    A `[*window, in, rank]` has the window of the layer's kernel, which a dense layer's lacks; B is `[rank, out]`. Where
+    an output of A is the sum of n products, A starts as U(-1/sqrt(n), 1/sqrt(n)) (PEFT), and B at zero: at first the
+    path adds nothing.
+
+    Attributes:
+        convolve: From inputs and A to `[..., rank]`; None for the product.
     """
 
     rank: int
@@ -33,18 +39,44 @@ class LowRank(nn.Module):
     dropout: float
     dtype: jnp.dtype | None
     param_dtype: jnp.dtype
+    window: tuple[int, ...] = ()
+    convolve: Callable[[jax.Array, jax.Array], jax.Array] | None = None
 
     @nn.compact
     def __call__(self, x):
         init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-        a = self.param("a", init, (x.shape[-1], self.rank), self.param_dtype)
+        a = self.param("a", init, (*self.window, x.shape[-1], self.rank), self.param_dtype)
         b = self.param("b", nn.initializers.zeros, (self.rank, self.features), self.param_dtype)
         if self.dropout and self.has_rng("dropout"):  # a layer is not told of training, but only training has this key
             kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.dropout, x.shape)
             x = jnp.where(kept, x / (1 - self.dropout), 0)
         x, a, b = nn.dtypes.promote_dtype(x, a, b, dtype=self.dtype)
-        last = (((x.ndim - 1,), (0,)), ((), ()))
-        return self.scale * flat_dot_general(flat_dot_general(x, a, last), b, last)
+        low = self.convolve(x, a) if self.convolve else _product(x, a)
+        return self.scale * _product(low, b)
+
+
+def _product(x, kernel):
+    return flat_dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
+
+
+def _convolving(layer: nn.Conv) -> dict[str, Any]:
+    """The options of `LowRank` that make its A a convolution as the layer is one, but for the number of outputs."""
+    window = tuple(layer.kernel_size)
+
+    def each(value):
+        return (value or 1,) * len(window) if isinstance(value, int | None) else tuple(value)
+
+    padding = layer.padding
+    if not isinstance(padding, str):
+        padding = [(side, side) if isinstance(side, int) else tuple(side) for side in each(padding)]
+    convolve = partial(
+        layer.conv_general_dilated or jax.lax.conv_general_dilated,
+        window_strides=each(layer.strides),
+        padding=padding,
+        rhs_dilation=each(layer.kernel_dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    return {"window": window, "convolve": convolve}
 
 
 @dataclass(frozen=True)
@@ -86,9 +118,12 @@ def lora(
     ranks: Annotated[Mapping[str, int], by_name(RANK)] | None = None,
     alphas: Mapping[str, float] | None = None,
 ) -> Method:
-    """A low-rank path beside every dense layer that `target` names; it and the head learn.
+    """A low-rank path beside every dense layer and every convolution that `target` names; it and the head learn.
 
-    The path of `LAYER/kernel [in, out]` is `LAYER/lora/a [in, rank]` and `LAYER/lora/b [rank, out]`.
+    The path of `LAYER/kernel [in, out]` is `LAYER/lora/a [in, rank]` and `LAYER/lora/b [rank, out]`. That of a
+    convolution's `[height, width, in, out]` is a convolution `a [height, width, in, rank]` with the same stride and
+    padding, and `b [rank, out]` (as in PEFT). Convolutions in groups, as depthwise ones, have none: their kernels are
+    small already.
 
     Args:
         rank: Of the update; the defaults of `rank` and `alpha` are PEFT's.
@@ -101,7 +136,7 @@ def lora(
 
     Raises:
         InputError: an option out of its range, or a pattern that is none; and, of a model, a `target` that matches no
-            dense layer, or a pattern of `ranks` or `alphas` that matches none of those with a low-rank path.
+            such layer, or a pattern of `ranks` or `alphas` that matches none of those with a low-rank path.
     """
     rules = (*(ranks or {}).items(), (".*", rank)), (*(alphas or {}).items(), (".*", alpha))
     options = LoRA(target, *rules, rs, dropout)
@@ -111,19 +146,21 @@ def lora(
     def interceptor(call, args, kwargs, context):
         y, layer = call(*args, **kwargs), context.module
         path = "/".join(layer.path)
-        if isinstance(layer, nn.Dense) and context.method_name == "__call__" and re.fullmatch(target, path):
+        takes = isinstance(layer, nn.Dense) or (isinstance(layer, nn.Conv) and layer.feature_group_count == 1)
+        if takes and context.method_name == "__call__" and re.fullmatch(target, path):
             shape = options.of(path)[0], layer.features
             types = layer.dtype, layer.param_dtype
-            y += LowRank(*shape, options.scale(path), dropout, *types, parent=layer, name="lora")(args[0])
+            more = _convolving(layer) if isinstance(layer, nn.Conv) else {}
+            y += LowRank(*shape, options.scale(path), dropout, *types, **more, parent=layer, name="lora")(args[0])
         return y
 
     def learns(paths):
         adapted = [path.removesuffix("/lora/a") for path in paths if path.endswith("/lora/a")]
         if not adapted:
             layers = [path.removesuffix("/kernel") for path in paths if path.endswith("/kernel")]
-            dense = {re.sub(r"\d+", "0", layer) for layer in layers if not re.fullmatch(CONVOLUTION, layer)}
-            found = f"there are {', '.join(sorted(dense))}" if dense else "the model has convolutions alone"
-            raise InputError(f"lora: target '{target}' matches no dense layer; {found}")
+            there = ", ".join(sorted({re.sub(r"\d+", "0", layer) for layer in layers}))
+            either = " and no convolution of one group" if any(map(re.compile(CONVOLUTION).fullmatch, layers)) else ""
+            raise InputError(f"lora: target '{target}' matches no dense layer{either}; there are {there}")
         for rules in (options.ranks, options.alphas):
             label(adapted, rules)  # refuses a pattern that matches none of them
         return learn(HEAD, (r".*/lora/[ab]", 1.0))(paths)

@@ -195,7 +195,7 @@ def test_methods_that_do_not_fit_a_resnet_say_what_there_is(adapt):
     for text, message in {
         "top_blocks(4)": "top_blocks: k=4 is more than the 3 blocks of the model",
         "frozen_norm": "'frozen_norm': nothing learns; add what does, as in 'finetune . frozen_norm'",
-        "lora": "lora: target '.*' matches no dense layer; there are head$",
+        "lora": "lora: target '.*' matches no dense layer and no convolution of one group; there are .*conv",
     }.items():
         with pytest.raises(InputError, match=message.replace("(", r"\(")):
             adapt(text)

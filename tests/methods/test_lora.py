@@ -91,3 +91,45 @@ def test_a_pattern_that_matches_no_adapted_layer_is_refused(vit, backbone):
 def test_patterns_can_be_written_in_a_config(vit, backbone):
     method = methods.parse("lora(rank=2, ranks={'.*query': 3}, rs=True) + bitfit")
     assert method.parts[0].of("encoder/block_0/attention/query") == (3, 8.0) and method.parts[0].rs
+
+
+SIZES = {"image": (16, 16), "channels": 2, "stem": 4, "depths": (1, 1), "widths": (4, 6), "sides": (3, 5), "top": 8}
+SIZES |= {"strides": (1, 2), "expanded": (0, 8), "squeezed": (0, 2)}
+
+
+def test_a_convolution_has_a_path_of_its_window_and_one_in_groups_none():
+    """With the padding of TensorFlow, a stride and dropout's key; merged, the plain model computes the same."""
+    network = models.Classifier(models.build("efficientnet", **SIZES), 3)
+    base = models.complete(network, jax.random.key(0), {}, network.backbone.config.inputs)
+    method = methods.lora(rank=2, alpha=3, target=".*(conv|conv_1)")
+    adapted = methods.adapt(method, network, base, network.backbone.config.inputs)
+    added = {path.removesuffix("/lora/a"): x.shape for path, x in adapted.shapes.items() if path.endswith("/lora/a")}
+    assert added == {
+        "stem/conv": (3, 3, 2, 2),
+        "stage_0/block_0/project/conv": (1, 1, 4, 2),
+        "stage_1/block_0/expand/conv": (1, 1, 4, 2),
+        "stage_1/block_0/project/conv": (1, 1, 8, 2),
+        "top/conv": (1, 1, 6, 2),
+    }
+    assert any(path.endswith("depthwise/conv/kernel") for path in base)
+    rng = np.random.default_rng(0)
+    tree = {path: rng.normal(size=x.shape).astype("f") for path, x in adapted.shapes.items() if "/lora/" in path}
+    images = rng.normal(size=(2, 16, 16, 2)).astype("f")
+    base |= {"head/kernel": rng.normal(size=(8, 3)).astype("f")}
+
+    @jax.jit
+    def logits(tree):
+        off = {path: x * (not path.endswith("/lora/b")) for path, x in tree.items()}
+        run = [(network, base), (adapted.model, base | off), (adapted.model, base | tree)]
+        return [apply(*one, images)["logits"] for one in [*run, (network, method.merge(base | tree))]]
+
+    plain, off, on, merged = logits(tree)
+    np.testing.assert_allclose(off, plain, atol=1e-6)
+    np.testing.assert_allclose(merged, on, rtol=1e-5, atol=1e-5)
+    assert np.abs(on - plain).max() > 0.1
+
+
+def test_a_target_of_nothing_but_convolutions_in_groups_is_refused():
+    network = models.Classifier(models.build("efficientnet", **SIZES), 3)
+    with pytest.raises(InputError, match="matches no dense layer and no convolution of one group; there are"):
+        methods.adapt(methods.lora(target=".*depthwise.*"), network, {}, network.backbone.config.inputs)

@@ -71,6 +71,23 @@ PEERS = {
             "fan_in_fan_out": True,
         },
     ),
+    "resnet": (
+        "ResNetForImageClassification",
+        {
+            "embedding_size": 6,
+            "hidden_sizes": [12, 20],
+            "depths": [1, 2],
+            "layer_type": "bottleneck",
+            "hidden_act": "gelu",
+            "num_labels": CLASSES,
+        },
+        {
+            "target_modules": r".*(layer\.\d\.convolution|embedder\.convolution)",
+            "modules_to_save": ["classifier"],
+            "rank_pattern": {r"layers\.1\.layer\.1\.convolution": 3},
+            "alpha_pattern": {r"stages\.1.*convolution": 3},
+        },
+    ),
     "clip": (
         "CLIPModel",
         {
@@ -114,11 +131,11 @@ def adapt(peer, directory, **options):
 def batch_of(family):
     """Arrays by Hugging Face's names; images with channels last."""
     rng = np.random.default_rng(2)
-    sizes = {"vit": (24, 16), "clip": (16, 16)}
+    sizes = {"vit": (24, 16), "clip": (16, 16), "resnet": (24, 24)}
     batch = {}
     if family in sizes:
         batch["pixel_values"] = rng.standard_normal((3, *sizes[family], 3)).astype(np.float32)
-    if family != "vit":
+    if family not in ("vit", "resnet"):
         real = np.arange(TOKENS) < np.array([[TOKENS], [6], [3]])
         batch["input_ids"] = np.where(real, rng.integers(3, VOCABULARY, (3, TOKENS)), 0)
         batch["attention_mask"] = real.astype(np.int64)
@@ -190,7 +207,7 @@ def with_gradients(adapter, batch):
     model = Intercepted(adapter.model, adapter.method.adds)
 
     def loss(params):
-        outputs = ours_of(apply(model, adapter.backbone.params | params, batch, train=False))
+        outputs = ours_of(apply(model, adapter.backbone.params | adapter.backbone.state | params, batch, train=False))
         return jnp.square(outputs).mean(), outputs
 
     (_, outputs), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(adapter.params)
@@ -215,7 +232,7 @@ def test_what_we_write_gives_the_same_outputs_in_peft_heads_included(both, tmp_p
 
 def test_the_method_of_a_loaded_adapter_has_exactly_its_leaves_and_they_learn(both):
     ours, backbone = both["ours"], both["ours"].backbone
-    adapted = methods.adapt(ours.method, ours.model, backbone.params, backbone.config.inputs)
+    adapted = methods.adapt(ours.method, ours.model, backbone.params | backbone.state, backbone.config.inputs)
     added = {path: x.shape for path, x in adapted.shapes.items() if path not in backbone.params}
     assert added == {path: x.shape for path, x in ours.params.items()}
     assert {path for path, rate in adapted.rates.items() if rate != FROZEN} == added.keys()
@@ -231,10 +248,13 @@ def test_gradients_of_a_and_b_and_of_the_head_are_those_of_peft(both):
         "bert": ("bert.encoder.layer.1.attention.self.query", "encoder/block_1/attention/query"),
         "gpt2": ("transformer.h.1.attn.c_attn", "encoder/block_1/attention/qkv"),
         "clip": ("vision_model.encoder.layers.1.self_attn.q_proj", "vision/encoder/block_1/attention/query"),
+        "resnet": ("resnet.encoder.stages.1.layers.1.layer.1.convolution", "stage_1/block_1/conv_2"),
     }
     name, layer = of_block_1[both["family"]]
     for theirs_side, side in (("lora_A", "a"), ("lora_B", "b")):
-        expected = theirs[f"base_model.model.{name}.{theirs_side}.default.weight"].T
+        expected = theirs[f"base_model.model.{name}.{theirs_side}.default.weight"]
+        expected = expected.transpose(2, 3, 1, 0) if expected.ndim == 4 else expected.T
+        expected = expected.reshape(found[f"{layer}/lora/{side}"].shape)
         bound = 1e-3 * np.abs(expected).max()
         np.testing.assert_allclose(found[f"{layer}/lora/{side}"], expected, atol=bound, rtol=0)
 
@@ -485,7 +505,7 @@ def test_every_tensor_that_does_not_fit_is_listed_in_one_line(refused):
             lambda c, t: t.update(
                 {"base_model.model.vit.embeddings.patch_embeddings.projection.lora_A.weight": np.zeros((2, 3, 8, 8))}
             ),
-            "projection.lora_A.weight' (of a convolution)",
+            "has no place for 'vit.embeddings.patch_embeddings.projection.lora_A.weight'",
         ),
     ],
 )
