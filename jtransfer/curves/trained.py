@@ -16,6 +16,7 @@ from jtransfer.curves import fitted
 from jtransfer.curves.arms import Arm, Cell, Examples, Training, family
 from jtransfer.data.subsets import batches
 from jtransfer.methods.method import SOLVED
+from jtransfer.methods.statistics import moving
 from jtransfer.models import Pixels, PixelsConfig
 from jtransfer.objectives import Objective
 from jtransfer.storage.cells import ResultRow, value
@@ -141,7 +142,15 @@ class Trained(Arm):
         steps = " + ".join(map(str, self.plan.steps))
         before = "".join(f"the head starts at the optimum of {one.fit.how}; " for one in self.solved)
         how = f"{before}{steps} steps of {self.batch}, {self.optimiser.name}, {self.optimiser.schedule}"
-        return [*said, f"{self.name}: {how}, {grid}{edge}."]
+        return [*said, f"{self.name}: {how}, {grid}{edge}{self._statistics()}."]
+
+    def _statistics(self) -> str:
+        """How many batch normalisations move their running statistics; empty for a model without any."""
+        if not self.adapted.state:
+            return ""
+        norms = {path.rpartition("/")[0] for path in self.adapted.state}
+        moved = {path.rpartition("/")[0] for phase in self.adapted.phases for path in moving(phase)}
+        return f"; batch statistics of {len(moved) or 'none'} of {len(norms)} norms move"
 
     def training(self) -> list[Training]:
         """The phases of the method, each with its step."""

@@ -12,6 +12,7 @@ import jtransfer as jt
 from jtransfer import checkpoints, methods, models
 from jtransfer.devices import sharding
 from jtransfer.errors import InputError
+from jtransfer.methods.statistics import moving
 from jtransfer.models.layers import BatchNorm
 from jtransfer.objectives import classification, make_loss
 from jtransfer.train import Optimiser, TrainState, make_step, make_trial, plan, predict
@@ -247,3 +248,15 @@ def test_initialising_leaves_the_statistics_at_zero_and_one(resnet):
     assert {f"batch_stats/{path}" for path in flat(variables["batch_stats"])} == resnet.state.keys()
     made = BatchNorm(False).init(jax.random.key(0), jnp.arange(6.0).reshape(3, 2))
     assert (made["batch_stats"]["mean"] == 0).all() and (made["batch_stats"]["var"] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "prefix"),
+    [("probe", None), ("finetune", ""), ("top_blocks(1)", "stage_1/block_0/"), ("finetune + frozen_norm", None)],
+)
+def test_which_statistics_a_step_moves_is_told_without_running_one(text, prefix, adapt, train):
+    adapted = adapt(text)
+    expected = {path for path in adapted.state if prefix is not None and path.startswith(f"batch_stats/{prefix}")}
+    assert {*moving(adapted)} == expected
+    (_, before), (_, after) = train(text)
+    assert changed(before, after) == expected
