@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from jtransfer import expressions, kinds
 from jtransfer.errors import InputError
-from jtransfer.methods.freezing import bitfit, finetune, frozen_norm, probe, rules, scratch, top_blocks
+from jtransfer.methods.freezing import bitfit, finetune, frozen_norm, layerwise, probe, rules, scratch, top_blocks
 from jtransfer.methods.lora import lora
 from jtransfer.methods.method import Adapted, Method, Phase, adapt, learn
 from jtransfer.methods.penalties import l2sp
@@ -26,6 +26,7 @@ __all__ = [
     "finetune",
     "frozen_norm",
     "l2sp",
+    "layerwise",
     "learn",
     "lora",
     "named_phases",
@@ -41,6 +42,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "finetune": finetune,
     "scratch": scratch,
     "top_blocks": top_blocks,
+    "layerwise": layerwise,
     "bitfit": bitfit,
     "frozen_norm": frozen_norm,
     "lora": lora,

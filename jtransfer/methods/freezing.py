@@ -1,6 +1,7 @@
 """Methods that add no leaves: they differ only in what learns, at which rate, and in which statistics move."""
 
 import re
+from collections.abc import Iterable
 from typing import Annotated
 
 from jtransfer.errors import InputError
@@ -8,6 +9,9 @@ from jtransfer.kinds import PATTERN, check, checked, number, whole
 from jtransfer.methods.method import HEAD, Method, learn
 from jtransfer.methods.modes import BATCH_NORMS, evaluating
 from jtransfer.models.architecture import BEFORE_BLOCKS
+
+BLOCK = r"(.*/)?block_\d+(?=/)"
+"""What the paths of the leaves of a block begin with."""
 
 
 def probe() -> Method:
@@ -71,18 +75,59 @@ def top_blocks(k: Annotated[int, whole(1)]) -> Method:
     """
 
     def learns(paths):
-        blocks = {found[0] for path in paths if (found := re.match(r"(.*/)?block_\d+(?=/)", path))}
-        towers: dict[str, list[str]] = {}
-        for block in sorted(blocks, key=lambda block: [int(part) for part in re.findall(r"\d+", block)]):
-            towers.setdefault(re.sub(r"\d+", "", block), []).append(block)
-        depth = min(map(len, towers.values()), default=0)
+        towers = blocks_of(paths)
+        depth = min(map(len, towers), default=0)
         if k > depth:
             raise InputError(f"top_blocks: k={k} is more than the {depth} blocks of the model")
-        top = "|".join(re.escape(block) for tower in towers.values() for block in tower[-k:])
+        top = "|".join(re.escape(block) for tower in towers for block in tower[-k:])
         after = rf"(?!(.*/)?(block_\d+|{'|'.join(BEFORE_BLOCKS)})/).*"
         return learn((rf"({top})/.*|{after}", 1.0))(paths)
 
     return Method("top_blocks", learns)
+
+
+@checked
+def layerwise(decay: Annotated[float, number(above=0)] = 0.75) -> Method:
+    """Everything learns, each block at `decay` times the rate of the one after it.
+
+    Of L blocks, block i (from 0) learns at `decay ** (L - i)`, what comes before the first at `decay ** (L + 1)`, and
+    what comes after the last, as the final norm, at the head's rate: the convention of BEiT (Bao et al. 2022,
+    arXiv:2106.08254) and timm. Blocks and towers are those of `top_blocks`; each tower has its own L. The
+    discriminative rates of ULMFiT (Howard and Ruder 2018, arXiv:1801.06146) are `layerwise(0.385)`, 1 / 2.6.
+
+    Raises:
+        InputError: `decay` is no number above 0; and, of a model, one without blocks.
+    """
+
+    def learns(paths):
+        towers = blocks_of(paths)
+        if not towers:
+            raise InputError("layerwise: the model has no blocks, whose rates could differ")
+        own = {block: decay ** (len(blocks) - i) for blocks in towers for i, block in enumerate(blocks)}
+
+        def rate(path):
+            if block := re.match(BLOCK, path):
+                return own[block[0]]
+            if not (early := re.match(rf"((?:.*/)?)({'|'.join(BEFORE_BLOCKS)})/", path)):
+                return 1.0
+            return decay ** (1 + next(len(blocks) for blocks in towers if blocks[0].startswith(early[1])))
+
+        return {path: rate(path) for path in paths}
+
+    return Method("layerwise", learns)
+
+
+def blocks_of(paths: Iterable[str]) -> list[list[str]]:
+    """The blocks of each tower in their order, by the prefixes of their paths.
+
+    >>> blocks_of(["stage_1/block_0/conv/kernel", "stage_0/block_1/conv/kernel", "stage_0/block_0/conv/kernel"])
+    [["stage_0/block_0", "stage_0/block_1", "stage_1/block_0"]]
+    """
+    blocks = {found[0] for path in paths if (found := re.match(BLOCK, path))}
+    towers: dict[str, list[str]] = {}
+    for block in sorted(blocks, key=lambda block: [int(part) for part in re.findall(r"\d+", block)]):
+        towers.setdefault(re.sub(r"\d+", "", block), []).append(block)
+    return [*towers.values()]
 
 
 def bitfit() -> Method:

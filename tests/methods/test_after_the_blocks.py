@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from jtransfer import methods, models
+from jtransfer.errors import InputError
 from jtransfer.models import architecture
 from jtransfer.tree import FROZEN
 
@@ -109,3 +110,33 @@ def test_a_leaf_is_frozen_just_where_what_enters_a_last_block_depends_on_it(case
     # Not a number in a leaf makes one of all that is computed from it, which a gradient of 0 would hide.
     reached = {path for path in tree if jnp.isnan(entering({**tree, path: jnp.full_like(tree[path], jnp.nan)}))}
     assert reached == tree.keys() - learning(adapted)
+
+
+def test_layerwise_halves_the_rate_from_block_to_block_and_once_more_before_the_first(case):
+    """timm's and BEiT's groups: scale ** (layers - layer), with layer 0 before the blocks and the head in the last."""
+    adapted, after = case
+    rates = methods.layerwise(0.5).learns([path for path in adapted.shapes if not path.startswith("source_head")])
+    for path, rate in rates.items():
+        if re.match(rf"{LAST}/", path):
+            assert rate == 0.5, path
+        elif "block_" in path:
+            assert rate == 0.25, path
+        elif any(path == one or path.startswith(f"{one}/") for one in after):
+            assert rate == 1, path
+        else:
+            assert rate == 0.125 and re.match(r"(.*/)?(embeddings|stem)/", path), path
+
+
+def test_layerwise_of_towers_of_other_depths_counts_in_each():
+    towers = [
+        f"{tower}/encoder/block_{i}/kernel" for tower, depth in (("vision", 3), ("text", 2)) for i in range(depth)
+    ]
+    rates = methods.layerwise(0.1).learns([*towers, "vision/embeddings/cls", "text/embeddings/word", "logit_scale"])
+    assert [round(rate, 9) for rate in rates.values()] == [1e-3, 1e-2, 1e-1, 1e-2, 1e-1, 1e-4, 1e-3, 1]
+
+
+def test_layerwise_needs_blocks_and_a_decay_above_nothing():
+    with pytest.raises(InputError, match="layerwise: the model has no blocks, whose rates could differ"):
+        methods.layerwise().learns(["head/kernel"])
+    with pytest.raises(InputError, match="layerwise: decay: expected a number above 0, found 0"):
+        methods.layerwise(0.0)
