@@ -8,6 +8,7 @@ from dataclasses import replace
 from jtransfer import expressions, kinds
 from jtransfer.errors import InputError
 from jtransfer.methods.freezing import bitfit, finetune, frozen_norm, layerwise, probe, rules, scratch, top_blocks
+from jtransfer.methods.ia3 import ia3
 from jtransfer.methods.lora import lora
 from jtransfer.methods.method import Adapted, Method, Phase, adapt, learn
 from jtransfer.methods.penalties import l2sp
@@ -25,6 +26,7 @@ __all__ = [
     "distill",
     "finetune",
     "frozen_norm",
+    "ia3",
     "l2sp",
     "layerwise",
     "learn",
@@ -46,6 +48,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "bitfit": bitfit,
     "frozen_norm": frozen_norm,
     "lora": lora,
+    "ia3": ia3,
     "l2sp": l2sp,
     "distill": distill,
     "rules": rules,

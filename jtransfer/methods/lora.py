@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jtransfer.errors import InputError
 from jtransfer.kinds import PATTERN, SHARE, by_name, check, checked, whole
 from jtransfer.methods.method import HEAD, Method, learn
+from jtransfer.methods.targets import there_are
 from jtransfer.models.architecture import CONVOLUTION
 from jtransfer.models.layers import flat_dot_general
 from jtransfer.tree import Rules, Tree, label
@@ -157,10 +158,9 @@ def lora(
     def learns(paths):
         adapted = [path.removesuffix("/lora/a") for path in paths if path.endswith("/lora/a")]
         if not adapted:
-            layers = [path.removesuffix("/kernel") for path in paths if path.endswith("/kernel")]
-            there = ", ".join(sorted({re.sub(r"\d+", "0", layer) for layer in layers}))
-            either = " and no convolution of one group" if any(map(re.compile(CONVOLUTION).fullmatch, layers)) else ""
-            raise InputError(f"lora: target '{target}' matches no dense layer{either}; there are {there}")
+            convolves = any(re.fullmatch(f"{CONVOLUTION}/kernel", path) for path in paths)
+            either = " and no convolution of one group" if convolves else ""
+            raise InputError(f"lora: target '{target}' matches no dense layer{either}; {there_are(paths)}")
         for rules in (options.ranks, options.alphas):
             label(adapted, rules)  # refuses a pattern that matches none of them
         return learn(HEAD, (r".*/lora/[ab]", 1.0))(paths)

@@ -79,7 +79,7 @@ def make_ours():
 def as_ours(make_ours):
     """`translate({torch name: tensor}) -> flat tree`, its head as that of a new task, by the table that loads files.
 
-    PEFT's wrappers are taken off the names first; its A and B stand beside the kernel that they change.
+    PEFT's wrappers are taken off the names first; its A, B and scales stand beside the kernel that they change.
     """
     names = FAMILIES["vit"].names(make_ours("gelu").backbone.config, "classification")
 
@@ -87,7 +87,10 @@ def as_ours(make_ours):
         tree = {}
         for name, tensor in tensors.items():
             plain = re.sub(r"^base_model\.model\.|\.base_layer|\.modules_to_save|\.default|\.lora_[AB]", "", name)
-            ((path, layout, part),) = names.targets(plain)
+            ((path, layout, part),) = names.targets(plain.replace(".ia3_l", ".weight"))
+            if ".ia3_l." in name:
+                tree[path.replace("kernel", "ia3/scale")] = tensor.detach().numpy().ravel().copy()
+                continue
             if side := re.search(r"\.lora_([AB])\.", name):
                 path = path.replace("kernel", f"lora/{side[1].lower()}")
             tree[path.replace("source_head", "head")] = layout.load(tensor.detach().numpy().copy())[part]

@@ -1,4 +1,4 @@
-"""Our LoRA is PEFT's: same A and B in, same outputs, gradients and merged weights out."""
+"""Our LoRA and (IA)³ are PEFT's: same leaves in, same outputs, gradients and merged weights out."""
 
 import jax
 import numpy as np
@@ -8,17 +8,38 @@ from jtransfer import methods
 from jtransfer.objectives import classification, make_loss
 from jtransfer.tree import FROZEN, merge, nested, partition
 
-METHOD = methods.lora(rank=4, alpha=16)
+METHODS = {
+    "lora": (
+        methods.lora(rank=4, alpha=16),
+        "LoraConfig",
+        {"r": 4, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": False},
+    ),
+    "ia3": (
+        methods.ia3(),
+        "IA3Config",
+        {"target_modules": ["k_proj", "v_proj", "fc2"], "feedforward_modules": ["fc2"], "init_ia3_weights": False},
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def chosen(request):
+    return METHODS[request.param]
 
 
 @pytest.fixture(scope="module")
-def peer(make_peer, as_ours, batch):
-    """PEFT's model with random A and B: its trees, logits and gradients in our names."""
+def method(chosen):
+    return chosen[0]
+
+
+@pytest.fixture(scope="module")
+def peer(chosen, make_peer, as_ours, batch):
+    """PEFT's model with random leaves of its own: its trees, logits and gradients in our names."""
     torch = pytest.importorskip("torch")
     peft = pytest.importorskip("peft")
-    config = peft.LoraConfig(
-        r=4, lora_alpha=16, target_modules=["q_proj", "v_proj"], modules_to_save=["classifier"], init_lora_weights=False
-    )
+    _, config, options = chosen
+    torch.manual_seed(3)
+    config = getattr(peft, config)(**options, modules_to_save=["classifier"])
     model = peft.get_peft_model(make_peer("gelu"), config).eval()
     kept = {name: x for name, x in model.named_parameters() if "original_module" not in name}
     learning = {name: x for name, x in kept.items() if x.requires_grad}
@@ -33,10 +54,10 @@ def peer(make_peer, as_ours, batch):
 
 
 @pytest.fixture(scope="module")
-def ours(peer, make_ours, batch):
+def ours(method, peer, make_ours, batch):
     """Logits and gradients of our adapted model on the peer's weights."""
     plain = make_ours("gelu")
-    adapted = methods.adapt(METHOD, plain, {}, batch["inputs"].shape[1:])
+    adapted = methods.adapt(method, plain, {}, batch["inputs"].shape[1:])
     trainable, frozen = partition(peer["tree"], adapted.rates)
     loss = make_loss(adapted.model, classification())
 
@@ -52,7 +73,7 @@ def ours(peer, make_ours, batch):
             "merged logits": plain.apply({"params": nested(merged)}, batch["inputs"])["logits"],
         }
 
-    return run(trainable, frozen, METHOD.merge(peer["tree"])) | {"adapted": adapted}
+    return run(trainable, frozen, method.merge(peer["tree"])) | {"adapted": adapted}
 
 
 def test_our_tree_and_what_learns_in_it_are_those_of_peft(peer, ours):
@@ -61,19 +82,19 @@ def test_our_tree_and_what_learns_in_it_are_those_of_peft(peer, ours):
     assert {path for path, rate in adapted.rates.items() if rate != FROZEN} == peer["gradients"].keys()
 
 
-def test_the_side_path_scaled_by_alpha_over_rank_gives_the_outputs_of_peft(peer, ours):
+def test_what_is_added_gives_the_outputs_of_peft(peer, ours):
     np.testing.assert_allclose(ours["logits"], peer["logits"], atol=1e-5, rtol=0)
 
 
-def test_the_gradients_of_a_and_b_and_of_the_head_are_those_of_peft(peer, ours):
+def test_the_gradients_of_what_is_added_and_of_the_head_are_those_of_peft(peer, ours):
     assert ours["gradients"].keys() == peer["gradients"].keys()
     for path, gradient in peer["gradients"].items():
         assert np.abs(gradient).max() > 1e-3, path
         np.testing.assert_allclose(ours["gradients"][path], gradient, atol=1e-5, rtol=0, err_msg=path)
 
 
-def test_the_merged_tree_is_that_of_merge_and_unload(peer):
-    merged = METHOD.merge(peer["tree"])
+def test_the_merged_tree_is_that_of_merge_and_unload(method, peer):
+    merged = method.merge(peer["tree"])
     assert merged.keys() == peer["merged"].keys()
     for path, leaf in peer["merged"].items():
         np.testing.assert_allclose(merged[path], leaf, atol=1e-5, rtol=0, err_msg=path)

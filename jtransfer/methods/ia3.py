@@ -1,0 +1,67 @@
+"""(IA)³ (Liu et al. 2022, arXiv:2205.05638): learned scales on keys, values and the hidden units of the MLP."""
+
+import re
+from typing import Annotated
+
+import flax.linen as nn
+
+from jtransfer.errors import InputError
+from jtransfer.kinds import PATTERN, checked
+from jtransfer.methods.method import HEAD, Method, learn
+from jtransfer.methods.targets import there_are
+from jtransfer.tree import Tree
+
+OUTPUTS, INPUTS = r".*attention/(key|value|qkv)", r".*mlp/down"
+
+
+class Scales(nn.Module):
+    """`x [..., features]` times a learned scale of each feature, which starts at 1."""
+
+    @nn.compact
+    def __call__(self, x):
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        return x * scale.astype(x.dtype)
+
+
+@checked
+def ia3(outputs: Annotated[str, PATTERN] = OUTPUTS, inputs: Annotated[str, PATTERN] = INPUTS) -> Method:
+    """Scales of the outputs of some dense layers and of the inputs of others learn, and the head.
+
+    Those of `LAYER/kernel` are `LAYER/ia3/scale`. At first they are 1, and change nothing. As in PEFT all outputs of a
+    fused layer of query, key and value have one, the query's too.
+
+    Args:
+        outputs: Pattern of the whole paths of layers whose outputs are scaled, biases with them.
+        inputs: Pattern of those whose inputs are scaled (PEFT's `feedforward_modules`); a layer of both has the latter.
+
+    Raises:
+        InputError: a pattern that is none; and, of a model, two that match no dense layer.
+    """
+
+    def interceptor(call, args, kwargs, context):
+        layer, path = context.module, "/".join(context.module.path)
+        if not isinstance(layer, nn.Dense) or context.method_name != "__call__":
+            return call(*args, **kwargs)
+        if re.fullmatch(inputs, path):
+            return call(Scales(parent=layer, name="ia3")(args[0]), *args[1:], **kwargs)
+        y = call(*args, **kwargs)
+        return Scales(parent=layer, name="ia3")(y) if re.fullmatch(outputs, path) else y
+
+    def learns(paths):
+        if not any(path.endswith("/ia3/scale") for path in paths):
+            raise InputError(f"ia3: '{outputs}' and '{inputs}' match no dense layer; {there_are(paths)}")
+        return learn(HEAD, (r".*/ia3/scale", 1.0))(paths)
+
+    def merge(tree: Tree) -> Tree:
+        merged = {path: leaf for path, leaf in tree.items() if not path.endswith("/ia3/scale")}
+        for path in tree.keys() - merged.keys():
+            layer, scale = path.removesuffix("/ia3/scale"), tree[path]
+            if re.fullmatch(inputs, layer):
+                merged[f"{layer}/kernel"] = scale[:, None] * tree[f"{layer}/kernel"]
+                continue
+            for name in ("kernel", "bias"):
+                if f"{layer}/{name}" in tree:
+                    merged[f"{layer}/{name}"] = tree[f"{layer}/{name}"] * scale
+        return merged
+
+    return Method("ia3", learns, adds=(interceptor,), merge=merge)
