@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from jtransfer import expressions, kinds
 from jtransfer.errors import InputError
+from jtransfer.methods.bottlenecks import adaptformer, houlsby, pfeiffer
 from jtransfer.methods.freezing import bitfit, finetune, frozen_norm, layerwise, probe, rules, scratch, top_blocks
 from jtransfer.methods.ia3 import ia3
 from jtransfer.methods.lora import lora
@@ -21,11 +22,13 @@ __all__ = [
     "Method",
     "Phase",
     "adapt",
+    "adaptformer",
     "bitfit",
     "check_needs",
     "distill",
     "finetune",
     "frozen_norm",
+    "houlsby",
     "ia3",
     "l2sp",
     "layerwise",
@@ -33,6 +36,7 @@ __all__ = [
     "lora",
     "named_phases",
     "parse",
+    "pfeiffer",
     "probe",
     "rules",
     "scratch",
@@ -49,6 +53,9 @@ METHODS: dict[str, Callable[..., Method]] = {
     "frozen_norm": frozen_norm,
     "lora": lora,
     "ia3": ia3,
+    "houlsby": houlsby,
+    "pfeiffer": pfeiffer,
+    "adaptformer": adaptformer,
     "l2sp": l2sp,
     "distill": distill,
     "rules": rules,
