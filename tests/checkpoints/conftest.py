@@ -124,10 +124,40 @@ def _efficientnet_in_timm():
     return shapes, {"architecture": "efficientnet_lite0", "pretrained_cfg": {"input_size": [3, 8, 8]}}
 
 
+def _swin_in_timm():
+    shapes = _dense(**{"patch_embed.proj": (4, 3, 4, 4), "head.fc": (3, 8)})
+    shapes["layers.1.downsample.reduction.weight"] = (8, 16)
+    norms = {"patch_embed.norm": 4, "layers.1.downsample.norm": 16, "norm": 8}
+    for b, width in (("layers.0.blocks.0.", 4), ("layers.1.blocks.0.", 8)):
+        sizes = {"attn.qkv": (3 * width, width), "attn.proj": (width, width)}
+        sizes |= {"mlp.fc1": (4 * width, width), "mlp.fc2": (width, 4 * width)}
+        shapes |= _dense(**{b + name: size for name, size in sizes.items()})
+        shapes[f"{b}attn.relative_position_bias_table"], norms[f"{b}norm1"], norms[f"{b}norm2"] = (9, 2), width, width
+    shapes |= {f"{norm}.{end}": (width,) for norm, width in norms.items() for end in ("weight", "bias")}
+    return shapes, {"architecture": "swin_tiny_patch4_window7_224", "pretrained_cfg": {"input_size": [3, 16, 16]}}
+
+
+def _dinov3_in_timm():
+    shapes = {"cls_token": (1, 1, 8), "reg_token": (1, 2, 8), "norm.weight": (8,), "norm.bias": (8,)}
+    shapes |= _dense(**{"patch_embed.proj": (8, 3, 4, 4), "head": (3, 8)})
+    for b in ("blocks.0.", "blocks.1."):
+        shapes |= {f"{b}{name}": (8,) for name in ("gamma_1", "gamma_2")}
+        shapes |= {f"{b}{norm}.{end}": (8,) for norm in ("norm1", "norm2") for end in ("weight", "bias")}
+        shapes |= _dense(**{f"{b}attn.proj": (8, 8), f"{b}mlp.fc1": (16, 8), f"{b}mlp.fc2": (8, 16)})
+        shapes[f"{b}attn.qkv.weight"] = (24, 8)
+    return shapes, {
+        "architecture": "vit_small_patch16_dinov3",
+        "model_args": {"num_heads": 2},
+        "pretrained_cfg": {"input_size": [3, 8, 8]},
+    }
+
+
 FOREIGN = {
     ("timm", "vit"): _in_timm,
-    ("timm_convnext", "convnext"): _convnext_in_timm,
-    ("timm_efficientnet", "efficientnet"): _efficientnet_in_timm,
+    ("timm", "convnext"): _convnext_in_timm,
+    ("timm", "dinov3_vit"): _dinov3_in_timm,
+    ("timm", "efficientnet"): _efficientnet_in_timm,
+    ("timm", "swin"): _swin_in_timm,
     ("open_clip", "clip"): _in_open_clip,
     ("npz", "vit"): _in_npz,
 }
@@ -135,16 +165,15 @@ FOREIGN = {
 
 @pytest.fixture(scope="session")
 def write_checkpoint(random_like):
-    """`write(directory, layout)`: a small checkpoint in a layout, a ViT with three classes or in open_clip's a CLIP.
+    """`write(directory, layout, architecture)`: a small checkpoint with three classes, by default a ViT or a CLIP.
 
-    `write.foreign` are the layouts beside Hugging Face's and ours, each with the architecture that is written.
+    `write.foreign` are the layouts beside Hugging Face's and ours, each with an architecture that is written in it.
     """
 
-    def write(directory, layout):
+    def write(directory, layout, architecture=""):
         directory.mkdir(parents=True, exist_ok=True)
-        of_foreign = {name: make for (name, _), make in FOREIGN.items()}
-        if layout in of_foreign:
-            shapes, values = of_foreign[layout]()
+        if make := FOREIGN.get((layout, architecture or ("clip" if layout == "open_clip" else "vit"))):
+            shapes, values = make()
             tensors = random_like(shapes)
         else:
             tree = random_like({p: x.shape for p, x in shapes_of(Headed(ViT(CONFIG), Head(3)), CONFIG.inputs).items()})

@@ -24,21 +24,6 @@ def no_onednn():
 
 
 @pytest.fixture(scope="session")
-def randomised():
-    """`randomised(torch module)`, in evaluation mode: no norm, scale or bias hides behind its ones or zeros."""
-    torch = pytest.importorskip("torch")
-
-    def randomise(peer):
-        torch.manual_seed(0)
-        with torch.no_grad():
-            for name, parameter in peer.named_parameters():
-                parameter.normal_(1.0 if re.search(r"norm\w*\.weight|lambda", name) else 0.0, 0.2)
-        return peer.eval()
-
-    return randomise
-
-
-@pytest.fixture(scope="session")
 def make_peer(randomised):
     """`make(activation) -> ViTForImageClassification` with every parameter random, norms and biases included."""
     transformers = pytest.importorskip("transformers")
