@@ -42,6 +42,11 @@ def resize(
         return dataclasses.replace(config, vision=vision), {f"vision/{path}": f for path, f in changes.items()}
     if "pixel_values" not in source.inputs:
         raise InputError(f"image and channels are sizes of images; this model takes {', '.join(source.inputs)}")
+    if "spatial_shapes" in source.inputs:
+        raise InputError(
+            f"image={image}, channels={channels}: this model takes colour images of any sides as they are; of how many "
+            "patches, max_num_patches in its preprocessor_config.json says"
+        )
     if positions not in RESIZERS:
         raise InputError(f"positions: unknown '{positions}'; {nearest(positions, RESIZERS)}")
     if channels not in (None, source.channels, 1):

@@ -209,7 +209,7 @@ class ViTEmbeddings(nn.Module):
 
 
 class ProbeAttention(nn.Module):
-    """Multi-head attention of `query [batch, 1, width]` to `x [batch, tokens, width]`."""
+    """Multi-head attention of `query [batch, 1, width]` to `x [batch, tokens, width]`, where the mask allows."""
 
     config: Stack
 
@@ -218,13 +218,13 @@ class ProbeAttention(nn.Module):
         return layers.attend(query, key, value, mask)
 
     @nn.compact
-    def __call__(self, query, x):
+    def __call__(self, query, x, mask=None):
         c = self.config
 
         def project(name, tokens):
             return c.dense(c.width, name=name)(tokens).reshape(*tokens.shape[:-1], c.heads, -1)
 
-        out = self.attend(project("query", query), project("key", x), project("value", x), None)
+        out = self.attend(project("query", query), project("key", x), project("value", x), mask)
         return c.dense(c.width, name="out")(out.reshape(query.shape))
 
 
@@ -234,10 +234,10 @@ class AttentionPool(nn.Module):
     config: Stack
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, mask=None):
         c = self.config
         probe = self.param("probe", nn.initializers.normal(0.02), (1, 1, c.width), c.param_dtype).astype(x.dtype)
-        y = ProbeAttention(c, name="attention")(jnp.broadcast_to(probe, (len(x), 1, c.width)), x)
+        y = ProbeAttention(c, name="attention")(jnp.broadcast_to(probe, (len(x), 1, c.width)), x, mask)
         return (y + Mlp(c, name="mlp")(c.layer_norm(name="norm")(y)))[:, 0]
 
 
