@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 import jtransfer as jt
-from jtransfer import checkpoints
+from jtransfer import checkpoints, cli
 from jtransfer.checkpoints import export
-from jtransfer.data import naflex
+from jtransfer.data import naflex, sources
 from jtransfer.errors import InputError
 from jtransfer.evaluate import features
 from jtransfer.models.naflex import resized
@@ -184,3 +184,55 @@ def test_a_config_that_cannot_be_is_refused_in_one_line(directory, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(own))
     with pytest.raises(InputError, match="naflex_vit: 10 learned positions are no square of patches"):
         jt.load(str(tmp_path))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Thirty photographs of three colours, each of its own sides."""
+    rng = np.random.default_rng(0)
+    for channel, name in enumerate(("red", "green", "blue")):
+        (tmp_path / name).mkdir()
+        for i in range(10):
+            pixels = rng.integers(0, 120, (*rng.integers(10, 70, 2), 3))
+            pixels[..., channel] += 100
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / name / f"{i}.png")
+    return f"folder:{tmp_path}"
+
+
+def zero_shot(backbone, folder):
+    """The share of the test rows that the names of classes classify, from outputs of the whole model."""
+    dataset = sources.load(folder)
+    found = backbone.preprocess(
+        images=dataset.inputs[dataset.test], text=[f"a photo of a {x}." for x in dataset.classes]
+    )
+    return (np.asarray(backbone(found)["logits_per_image"]).argmax(1) == dataset.labels[dataset.test]).mean()
+
+
+def test_a_folder_of_any_sides_is_evaluated_by_labels_and_by_names(backbone, directory, folder, tmp_path):
+    config = f"configs/evaluate.py:backbone={directory},data={folder},protocols=prototypes+zero_shot"
+    assert cli.main(["evaluate", f"--config={config}", f"--workdir={tmp_path / 'run'}"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "results.jsonl").read_text().splitlines()]
+    found = {row["protocol"]: row["metrics"]["accuracy"] for row in rows}
+    assert found == {"prototypes": 1.0, "zero_shot": pytest.approx(zero_shot(backbone, folder))}
+
+
+@pytest.mark.slow
+def test_a_curve_on_a_folder_of_any_sides_knows_the_colours(backbone, directory, folder, tmp_path):
+    flags = ["--config.methods=zero_shot,probe,logistic,lora(rank=2)", "--config.shots=2", "--config.seeds=2"]
+    flags += [f"--config.backbone={directory}", f"--config.data={folder}", "--config.steps=20"]
+    assert cli.main(["curve", "--config=configs/quickstart.py", f"--workdir={tmp_path / 'run'}", *flags]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "results.jsonl").read_text().splitlines()]
+    found = {row["method"]: row["test_accuracy"] for row in rows}
+    assert found.pop("zero_shot") == pytest.approx(zero_shot(backbone, folder))
+    assert found.keys() == {"probe", "logistic", "lora(rank=2)"} and min(found.values()) > 0.8
+
+
+def test_raw_pixels_and_pairs_are_refused_in_one_line(directory, folder, tmp_path, capsys):
+    flags = [f"--config.backbone={directory}", f"--workdir={tmp_path / 'run'}"]
+    curve = ["curve", "--config=configs/quickstart.py", *flags, f"--config.data={folder}", "--config.methods=pixels"]
+    curve += ["--config.shots=1"]
+    assert cli.main(curve) == 2
+    assert "'pixels' reads images of one size, but the backbone takes any sides" in capsys.readouterr().err
+    assert cli.main(["train", "--config=configs/clip/glyphs.py", *flags]) == 2
+    assert "a tower of images of any sides (NaFlex) is not trained on pairs" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
