@@ -117,6 +117,13 @@ def _processor_values(origin):
     values = read_json(file).get("image_processor") if file.exists() else None
     if values is None:
         file = origin.directory / "preprocessor_config.json"
+        if not file.exists() and origin.layout == "timm":
+            there = origin.values.get("pretrained_cfg")
+            found = "has no square images, cropped or squashed" if there else "is not there"
+            raise InputError(
+                f"{origin.directory / 'config.json'}: pretrained_cfg, which says how images are preprocessed, {found}; "
+                f"{file.name} may say it instead"
+            )
         if not file.exists():
             raise InputError(f"{file} is not there, which would say how images are preprocessed; copy it from the hub")
         values = read_json(file)

@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 from jtransfer import checkpoints
 from jtransfer.checkpoints import hub, layouts
 from jtransfer.checkpoints.families import FAMILIES
-from jtransfer.models import Head, Headed, ViT, ViTConfig, shapes_of
+from jtransfer.models import ConvNextConfig, Head, Headed, ResNetConfig, SwinConfig, ViTConfig, of_config, shapes_of
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +44,16 @@ def assert_written_back(described):
     return check
 
 
-CONFIG = ViTConfig(image=(8, 8), patch=4, width=8, depth=2, heads=2, hidden=16)
+SMALL = {"image": (16, 16), "widths": (4, 8), "depths": (1, 1)}
+CONFIGS = {
+    "vit": ViTConfig(image=(8, 8), patch=4, width=8, depth=2, heads=2, hidden=16),
+    "convnext": ConvNextConfig(**SMALL),
+    "efficientnet": FAMILIES["efficientnet"].read({"image_size": 64, "depth_coefficient": 0.1}, {}),
+    "mobilenet_v2": FAMILIES["mobilenet_v2"].read({"image_size": 16, "depth_multiplier": 0.5}, {}),
+    "resnet": ResNetConfig(**SMALL, stem=4),
+    "swin": SwinConfig(image=(16, 16), width=4, depths=(1, 1), heads=(2, 2), window=2),
+}
+"""By the model type of Hugging Face in which a small checkpoint is written."""
 
 
 def _dense(**sizes):
@@ -165,27 +174,32 @@ FOREIGN = {
 
 @pytest.fixture(scope="session")
 def write_checkpoint(random_like):
-    """`write(directory, layout, architecture)`: a small checkpoint with three classes, by default a ViT or a CLIP.
+    """`write(directory, layout, kind)`: a small checkpoint with three classes, by default a ViT or a CLIP.
 
-    `write.foreign` are the layouts beside Hugging Face's and ours, each with an architecture that is written in it.
+    `write.foreign` are the layouts beside Hugging Face's and ours, each with an architecture that is written in it;
+    `write.model_types` those of Hugging Face's.
     """
 
-    def write(directory, layout, architecture=""):
+    def write(directory, layout, kind=""):
         directory.mkdir(parents=True, exist_ok=True)
-        if make := FOREIGN.get((layout, architecture or ("clip" if layout == "open_clip" else "vit"))):
+        kind = kind or ("clip" if layout == "open_clip" else "vit")
+        if make := FOREIGN.get((layout, kind)):
             shapes, values = make()
             tensors = random_like(shapes)
         else:
-            tree = random_like({p: x.shape for p, x in shapes_of(Headed(ViT(CONFIG), Head(3)), CONFIG.inputs).items()})
-            tensors = FAMILIES["vit"].names(CONFIG, "classification").write(tree)
-            labels = {"id2label": {"0": "a", "1": "b", "2": "c"}, "architectures": ["ViTForImageClassification"]}
-            values = FAMILIES["vit"].write(CONFIG) | labels
-            processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": 8, "width": 8}}
+            config, family = CONFIGS[kind], FAMILIES[kind]
+            model = of_config(config)
+            tree = random_like({p: x.shape for p, x in shapes_of(Headed(model, Head(3)), config.inputs).items()})
+            tensors = family.names(config, "classification").write(tree)
+            name = next(name for name, head in family.heads.items() if head == "classification")
+            values = family.write(config) | {"id2label": {"0": "a", "1": "b", "2": "c"}, "architectures": [name]}
+            size = {"height": config.image[0], "width": config.image[1]}
+            processor = {"image_processor_type": "ViTImageProcessor", "size": size}
         if layout == "npz":
             np.savez(directory / "vit.npz", **tensors)
             return directory
         if layout == "jtransfer":
-            checkpoints.save(directory, ViT(CONFIG), tree, ("a", "b", "c"))
+            checkpoints.save(directory, model, tree, ("a", "b", "c"))
             (directory / "jtransfer.json").unlink()  # what lies there may be changed
             return directory
         if layout == "huggingface":
@@ -195,7 +209,7 @@ def write_checkpoint(random_like):
         (directory / name).write_text(json.dumps(values))
         return directory
 
-    write.foreign = set(FOREIGN)
+    write.foreign, write.model_types = set(FOREIGN), tuple(CONFIGS)
     return write
 
 
