@@ -42,6 +42,8 @@ def checked(backbone: Any, batch: Any) -> dict[str, Any]:
         raise InputError(f"{what} takes {', '.join(examples)}, not {', '.join(map(repr, unknown))}")
     given = {name: x for name, x in batch.items() if x is not None}
     needed = [name for name, p in parameters(backbone).items() if p.default is p.empty and name in examples]
+    if "spatial_shapes" in examples and given.keys() & SPATIAL.keys():
+        needed += [name for name in SPATIAL if name not in needed]
     if missing := [name for name in needed if name not in given]:
         raise InputError(f"{what} needs {', '.join(missing)}; the batch has {', '.join(given) or 'nothing'}")
     arrays = {name: _array(f"{what}: {name}", x, examples[name]) for name, x in given.items()}
@@ -53,18 +55,19 @@ def checked(backbone: Any, batch: Any) -> dict[str, Any]:
         raise InputError(f"{what}: expected one shape, found {', '.join(f'{k} {v}' for k, v in texts.items())}")
     rows = backbone.config.tables
     for name, x in arrays.items():
-        if isinstance(x, jax.core.Tracer) or (isinstance(x, jax.Array) and not x.is_fully_addressable):
+        if not _readable(x):
             continue  # a number without a row is NaN there
         if name in rows:
             check_ids(what, name, x, rows[name])
         elif name.endswith("attention_mask") and not np.isin(x, (0, 1)).all():
             raise InputError(f"{what}: {name} holds {_strange(x)}; expected 1 for a token, 0 for padding")
     if "spatial_shapes" in given:
-        _check_grids(what, **{name: x for name, x in arrays.items() if name in SPATIAL})
+        _check_grids(what, *(arrays[name] for name in SPATIAL))
     return arrays
 
 
-SPATIAL = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
+SPATIAL = dict.fromkeys(("pixel_values", "pixel_attention_mask", "spatial_shapes"))
+"""What images of any sides are given as, all three."""
 
 
 def _check_grids(what, pixel_values, pixel_attention_mask, spatial_shapes):
@@ -76,7 +79,7 @@ def _check_grids(what, pixel_values, pixel_attention_mask, spatial_shapes):
     ):
         if x.shape != shape:
             raise InputError(f"{what}: {name} have shape {list(x.shape)}; expected {list(shape)}")
-    if not isinstance(spatial_shapes, jax.core.Tracer):
+    if _readable(spatial_shapes) and _readable(pixel_attention_mask):
         grids, counts = np.asarray(spatial_shapes), np.asarray(pixel_attention_mask).sum(1)
         wrong = np.flatnonzero((grids < 1).any(1) | (grids.prod(1) != counts))
         if wrong.size:
@@ -85,6 +88,11 @@ def _check_grids(what, pixel_values, pixel_attention_mask, spatial_shapes):
                 f"{what}: spatial_shapes[{row}] is {grids[row].tolist()}, but pixel_attention_mask counts "
                 f"{counts[row]} patches there"
             )
+
+
+def _readable(x):
+    """Whether values can be looked at: those of a traced array, or of one on several hosts, cannot."""
+    return not isinstance(x, jax.core.Tracer) and (not isinstance(x, jax.Array) or x.is_fully_addressable)
 
 
 def _strange(mask):

@@ -144,9 +144,10 @@ def test_it_goes_out_and_comes_back_to_the_bit_with_its_processor_in_our_layout_
 def test_inputs_that_do_not_go_together_are_refused_in_one_line(change, message, backbone):
     batch = backbone.tower("vision").preprocess(photos(((40, 40),))) | {"spatial_shapes": [[3, 4]]}
     batch["pixel_attention_mask"] = np.ones((1, 12), int)
-    with pytest.raises(InputError) as refused:
-        backbone.tower("vision")(batch | change)
-    assert message in str(refused.value) and "\n" not in str(refused.value)
+    for one in (backbone.tower("vision"), backbone):
+        with pytest.raises(InputError) as refused:
+            one(batch | change)
+        assert message in str(refused.value) and "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
