@@ -102,9 +102,10 @@ FOREIGN = {
 DESCRIBED = {"npz": ("vit",), "open_clip": ("clip",), "timm": tuple(timm.NETWORKS)}
 """The architectures, keys of `MODELS`, that are read from each of these."""
 
+OF_TIMM = "ViT, DINOv3, Swin, ConvNeXt, EfficientNet, MobileNet"
 KNOWN = (
-    "the layouts are those of Hugging Face, jtransfer, timm (ViT, DINOv3, Swin, ConvNeXt, EfficientNet, MobileNet), "
-    "open_clip (CLIP) and the .npz of vision_transformer and big_vision"
+    f"the layouts are those of Hugging Face, jtransfer, timm ({OF_TIMM}), open_clip (CLIP) and the .npz of "
+    "vision_transformer and big_vision"
 )
 
 
@@ -228,8 +229,9 @@ def _described(where, values, tensors, head, classes):
             f"{where / 'config.json'}: unknown architecture '{architecture}'; {nearest(architecture, MODELS)}"
         )
     if "pretrained_cfg" in values:
-        known = ", ".join(sorted(timm.NETWORKS))
-        raise InputError(f"{where / 'config.json'}: of timm, only {known} load, and '{architecture}' is none of these")
+        raise InputError(
+            f"{where / 'config.json'}: of timm, only {OF_TIMM} load, and '{architecture}' is none of these"
+        )
     raise InputError(
         f"{where / 'config.json'}: expected 'model_type' (Hugging Face) or 'architecture' (jtransfer); {KNOWN}"
     )
