@@ -43,9 +43,10 @@ def resize(
     if "pixel_values" not in source.inputs:
         raise InputError(f"image and channels are sizes of images; this model takes {', '.join(source.inputs)}")
     if "spatial_shapes" in source.inputs:
+        asked = f"image={image}" if image is not None else f"channels={channels}"
         raise InputError(
-            f"image={image}, channels={channels}: this model takes colour images of any sides as they are; of how many "
-            "patches, max_num_patches in its preprocessor_config.json says"
+            f"{asked}: this model takes colour images of any sides as they are; how many patches they become is the "
+            "max_num_patches of preprocessor_config.json"
         )
     if positions not in RESIZERS:
         raise InputError(f"positions: unknown '{positions}'; {nearest(positions, RESIZERS)}")

@@ -173,7 +173,7 @@ def test_a_processor_that_cannot_be_is_refused_in_one_line(values, message, dire
 
 def test_another_size_is_refused_with_where_the_number_of_patches_is_said(directory):
     for options in ({"image": 32}, {"channels": 1}):
-        with pytest.raises(InputError, match="images of any sides as they are; .* max_num_patches in its preprocessor"):
+        with pytest.raises(InputError, match="images of any sides as they are; .* max_num_patches of preprocessor"):
             jt.load(str(directory), **options)
 
 
