@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -160,3 +161,18 @@ def bert(tmp_path_factory):
     (directory / "config.json").write_text(json.dumps(FAMILIES["bert"].write(config)))
     (directory / "vocab.txt").write_text("\n".join(WORDS) + "\n")
     return str(directory)
+
+
+@pytest.fixture(scope="session")
+def randomised():
+    """`randomised(torch module)`, in evaluation mode: no norm, scale or bias hides behind its ones or zeros."""
+    torch = pytest.importorskip("torch")
+
+    def randomise(peer):
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for name, parameter in peer.named_parameters():
+                parameter.normal_(1.0 if re.search(r"norm\w*\.weight|lambda", name) else 0.0, 0.2)
+        return peer.eval()
+
+    return randomise

@@ -313,7 +313,8 @@ def load(
     if lacking := [path for path in fresh if path in taken]:
         log.warning("backbone '%s': freshly initialised, as the checkpoint has none that fits: %s", name, lacking)
     if left_out := [path for path in fresh if path not in taken]:
-        log.warning("backbone '%s': freshly initialised, as include='%s' leaves out: %s", name, include, left_out)
+        some = leaves.summed_up(left_out)
+        log.warning("backbone '%s': freshly initialised, as include='%s' leaves out: %s", name, include, some)
     if kind is None and head is None and (left := [x for x in source.tensors if source.names.in_head(x)]):
         log.warning("backbone '%s': the head in the file is left out, name its kind to load it: %s", name, left)
     params = {path: leaf for path, leaf in tree.items() if not path.startswith(STATISTICS)}

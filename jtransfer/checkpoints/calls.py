@@ -42,22 +42,57 @@ def checked(backbone: Any, batch: Any) -> dict[str, Any]:
         raise InputError(f"{what} takes {', '.join(examples)}, not {', '.join(map(repr, unknown))}")
     given = {name: x for name, x in batch.items() if x is not None}
     needed = [name for name, p in parameters(backbone).items() if p.default is p.empty and name in examples]
+    if "spatial_shapes" in examples and given.keys() & SPATIAL.keys():
+        needed += [name for name in SPATIAL if name not in needed]
     if missing := [name for name in needed if name not in given]:
         raise InputError(f"{what} needs {', '.join(missing)}; the batch has {', '.join(given) or 'nothing'}")
     arrays = {name: _array(f"{what}: {name}", x, examples[name]) for name, x in given.items()}
-    texts = {name: list(x.shape) for name, x in arrays.items() if x.ndim == 2}
+    of_texts = backbone.config.text_tower.inputs
+    of_texts = () if "pixel_values" in of_texts else of_texts
+    texts = {name: list(x.shape) for name, x in arrays.items() if x.ndim == 2 and name in of_texts}
     whole = [max(axis) for axis in zip(*texts.values(), strict=True)]
     if any(shape not in (whole, [1, *whole[1:]]) for shape in texts.values()):  # one row may serve the whole batch
         raise InputError(f"{what}: expected one shape, found {', '.join(f'{k} {v}' for k, v in texts.items())}")
     rows = backbone.config.tables
     for name, x in arrays.items():
-        if isinstance(x, jax.core.Tracer) or (isinstance(x, jax.Array) and not x.is_fully_addressable):
+        if not _readable(x):
             continue  # a number without a row is NaN there
         if name in rows:
             check_ids(what, name, x, rows[name])
-        elif name == "attention_mask" and not np.isin(x, (0, 1)).all():
-            raise InputError(f"{what}: attention_mask holds {_strange(x)}; expected 1 for a token, 0 for padding")
+        elif name.endswith("attention_mask") and not np.isin(x, (0, 1)).all():
+            raise InputError(f"{what}: {name} holds {_strange(x)}; expected 1 for a token, 0 for padding")
+    if "spatial_shapes" in given:
+        _check_grids(what, *(arrays[name] for name in SPATIAL))
     return arrays
+
+
+SPATIAL = dict.fromkeys(("pixel_values", "pixel_attention_mask", "spatial_shapes"))
+"""What images of any sides are given as, all three."""
+
+
+def _check_grids(what, pixel_values, pixel_attention_mask, spatial_shapes):
+    """Refuse rows and columns of patches that are not as many as a mask counts, or of other images than the patches."""
+    images, patches = pixel_values.shape[:2]
+    for name, x, shape in (
+        ("pixel_attention_mask", pixel_attention_mask, (images, patches)),
+        ("spatial_shapes", spatial_shapes, (images, 2)),
+    ):
+        if x.shape != shape:
+            raise InputError(f"{what}: {name} have shape {list(x.shape)}; expected {list(shape)}")
+    if _readable(spatial_shapes) and _readable(pixel_attention_mask):
+        grids, counts = np.asarray(spatial_shapes), np.asarray(pixel_attention_mask).sum(1)
+        wrong = np.flatnonzero((grids < 1).any(1) | (grids.prod(1) != counts))
+        if wrong.size:
+            row = wrong[0]
+            raise InputError(
+                f"{what}: spatial_shapes[{row}] is {grids[row].tolist()}, but pixel_attention_mask counts "
+                f"{counts[row]} patches there"
+            )
+
+
+def _readable(x):
+    """Whether values can be looked at: those of a traced array, or of one on several hosts, cannot."""
+    return not isinstance(x, jax.core.Tracer) and (not isinstance(x, jax.Array) or x.is_fully_addressable)
 
 
 def _strange(mask):
@@ -77,8 +112,10 @@ def _array(what, x, example):
     if not any(jax.numpy.issubdtype(x.dtype, kind) for kind in (np.bool_, np.integer if whole else np.number)):
         raise InputError(f"{what} are of {x.dtype}; expected {'integers' if whole else 'numbers'}")
     image = len(example.shape) == 4
-    if x.ndim != len(example.shape) or (image and x.shape[-1] != example.shape[-1]):
-        axes = f"[batch, height, width, {example.shape[-1]}]" if image else "[batch, tokens]"
+    patches = len(example.shape) == 3
+    if x.ndim != len(example.shape) or ((image or patches) and x.shape[-1] != example.shape[-1]):
+        axes = f"[batch, patches, {example.shape[-1]}]" if patches else "[batch, tokens]"
+        axes = f"[batch, height, width, {example.shape[-1]}]" if image else axes
         advice = _advice(x.shape, example.shape[-1]) if image else "the batch axis is missing: x[None]" * (x.ndim == 1)
         raise InputError(f"{what} have shape {list(x.shape)}; expected {axes}{advice and '; ' + advice}")
     return x

@@ -18,11 +18,12 @@ from jtransfer.models import MODELS, Head, Heads, ViTConfig, apply, of_config
 
 DIALECTS = {
     "bert": ("bert", "roberta", "distilbert", "electra"),
-    "clip": ("clip", "siglip"),
+    "clip": ("clip", "siglip", "siglip2"),
     "convnext": ("convnext", "convnextv2"),
     "efficientnet": ("efficientnet", "mobilenet_v2"),
+    "naflex_vit": ("siglip2", "siglip2_vision_model"),
     "vit": ("vit", "deit", "dinov2", "dinov2_with_registers", "siglip", "siglip_vision_model", "clip_vision_model"),
-    "clip_text": ("clip_text_model", "siglip_text_model"),
+    "clip_text": ("clip_text_model", "siglip_text_model", "siglip2_text_model"),
 }
 """Model types of an architecture that is not called as its only one; see `dialects`."""
 
@@ -126,7 +127,7 @@ def _computes(backbone, family, kind, head):
     back = as_their_class_reads(family, kind, family.write(config), pooler)
     same = head.reads == "last_hidden_state" or (back.pool, back.pooler) == (config.pool, config.pooler)
     reads = theirs.reads
-    if reads == "patches" and config.pool == "mean" and not config.norm_pooled:
+    if reads == "patches" and isinstance(config, ViTConfig) and config.pool == "mean" and not config.norm_pooled:
         reads = "features"  # are the mean of the patches here
     return same and _same_output(backbone.model, reads, head.reads)
 

@@ -11,7 +11,7 @@ from etils import epath
 
 from jtransfer.checkpoints import heads, pooled, sentences
 from jtransfer.checkpoints import tensors as files
-from jtransfer.checkpoints.families import FAMILIES, npz, open_clip, timm, timm_convnext, timm_efficientnet
+from jtransfer.checkpoints.families import FAMILIES, npz, open_clip, timm
 from jtransfer.checkpoints.families.values import MAY_BE_NULL, MOST, labels, typed, words
 from jtransfer.checkpoints.names import LEAF, Names, Row
 from jtransfer.checkpoints.resizing import LARGEST_IMAGE
@@ -96,18 +96,16 @@ FOREIGN = {
     "npz": npz.describe,
     "open_clip": open_clip.describe,
     "timm": timm.describe,
-    "timm_convnext": timm_convnext.describe,
-    "timm_efficientnet": timm_efficientnet.describe,
 }
 """Layouts that the tensors describe by their names and shapes, beside Hugging Face's and our own."""
 
-DESCRIBED = {"npz": ("vit",), "open_clip": ("clip",), "timm": ("vit",)}
-DESCRIBED |= {"timm_convnext": ("convnext",), "timm_efficientnet": ("efficientnet",)}
+DESCRIBED = {"npz": ("vit",), "open_clip": ("clip",), "timm": tuple(timm.NETWORKS)}
 """The architectures, keys of `MODELS`, that are read from each of these."""
 
+OF_TIMM = "ViT, DINOv3, Swin, ConvNeXt, EfficientNet, MobileNet"
 KNOWN = (
-    "the layouts are those of Hugging Face, jtransfer, timm (ViT, ConvNeXt, EfficientNet, MobileNet), open_clip (CLIP) "
-    "and the .npz of vision_transformer and big_vision"
+    f"the layouts are those of Hugging Face, jtransfer, timm ({OF_TIMM}), open_clip (CLIP) and the .npz of "
+    "vision_transformer and big_vision"
 )
 
 
@@ -165,11 +163,7 @@ def _layout(file, tensors):
         return "npz"
     if "visual.conv1.weight" in tensors or any(name.startswith("visual.trunk.") for name in tensors):
         return "open_clip"
-    if "stages.0.blocks.0.conv_dw.weight" in tensors:
-        return "timm_convnext"
-    if "conv_stem.weight" in tensors:
-        return "timm_efficientnet"
-    return "timm" if "patch_embed.proj.weight" in tensors else ""
+    return "timm" if timm.network(tensors) else ""
 
 
 def _foreign(file, origin, tensors, head, classes):
@@ -235,8 +229,9 @@ def _described(where, values, tensors, head, classes):
             f"{where / 'config.json'}: unknown architecture '{architecture}'; {nearest(architecture, MODELS)}"
         )
     if "pretrained_cfg" in values:
-        known = "ViTs, ConvNeXts, EfficientNets and MobileNets"
-        raise InputError(f"{where / 'config.json'}: of timm, only {known} load, and '{architecture}' is none")
+        raise InputError(
+            f"{where / 'config.json'}: of timm, only {OF_TIMM} load, and '{architecture}' is none of these"
+        )
     raise InputError(
         f"{where / 'config.json'}: expected 'model_type' (Hugging Face) or 'architecture' (jtransfer); {KNOWN}"
     )

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Callable, Collection
 from functools import lru_cache
 from typing import Any
@@ -22,6 +23,23 @@ Place = Sharding | Callable[[str, tuple[int, ...]], Sharding] | str | None
 
 MOST_FRESH = 1 << 28
 """Values that a head may have that starts anew: a gigabyte in float32."""
+
+
+SHOWN = 10
+"""The most leaves that a line of a log names."""
+
+
+def summed_up(paths: Collection[str]) -> str:
+    """Leaves as a line of a log has them: each by its path, or of many their number in each module.
+
+    >>> summed_up([f"encoder/block_{i}/norm_1/scale" for i in range(30)])
+    'encoder/... (30 leaves); `fresh` of the backbone lists them'
+    """
+    if len(paths) <= SHOWN:
+        return ", ".join(paths)
+    numbers = Counter(path.split("/")[0] for path in paths)
+    each = ", ".join(f"{module}/... ({number} leaves)" for module, number in numbers.items())
+    return f"{each}; `fresh` of the backbone lists them"
 
 
 def expected(where: Any, config: Architecture, head: Head | None) -> Tree:

@@ -121,7 +121,7 @@ def _within(where, names):
 
 
 def _is_model(names):
-    return (MODEL in names and has_weights(names)) or ADAPTER in names
+    return (bool({MODEL, "open_clip_config.json"} & names) and has_weights(names)) or ADAPTER in names
 
 
 def _weights(where, names):

@@ -42,6 +42,12 @@ def resize(
         return dataclasses.replace(config, vision=vision), {f"vision/{path}": f for path, f in changes.items()}
     if "pixel_values" not in source.inputs:
         raise InputError(f"image and channels are sizes of images; this model takes {', '.join(source.inputs)}")
+    if "spatial_shapes" in source.inputs:
+        asked = f"image={image}" if image is not None else f"channels={channels}"
+        raise InputError(
+            f"{asked}: this model takes colour images of any sides as they are; how many patches they become is the "
+            "max_num_patches of preprocessor_config.json"
+        )
     if positions not in RESIZERS:
         raise InputError(f"positions: unknown '{positions}'; {nearest(positions, RESIZERS)}")
     if channels not in (None, source.channels, 1):

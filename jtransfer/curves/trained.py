@@ -15,6 +15,7 @@ from jtransfer.checkpoints.headed import headed
 from jtransfer.curves import fitted
 from jtransfer.curves.arms import Arm, Cell, Examples, Training, family
 from jtransfer.data.subsets import batches
+from jtransfer.errors import InputError
 from jtransfer.methods.method import SOLVED
 from jtransfer.methods.statistics import moving
 from jtransfer.models import Pixels, PixelsConfig
@@ -203,7 +204,9 @@ def build(
     values = {key: tuple(hyper.get(key, (getattr(recipe.optimiser, key),))) for key in SEARCHED}
     grid = [dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())]
     if name == PIXELS:
-        _, height, width, channels = examples.example["pixel_values"].shape
+        if len(shape := examples.example["pixel_values"].shape) != 4:
+            raise InputError(f"config.methods: '{PIXELS}' reads images of one size, but the backbone takes any sides")
+        _, height, width, channels = shape
         backbone, method = (
             checkpoints.Backbone(name, Pixels(PixelsConfig((height, width), channels)), {}),
             methods.probe(),

@@ -268,14 +268,9 @@ def processor(values: Mapping[str, Any], kind: str, shape: tuple[int, int, int])
         if values.get(key):
             raise InputError(f"'{key}' is not supported")
     settings = COMMON | TYPES[name] | dict(values)
-    if shape[-1] not in (1, 3):
-        raise InputError(f"images have 1 or 3 channels, but the model takes {shape[-1]}")
+    factor, mean, std = scaling(settings, shape[-1])
     steps = _steps(settings, with_crop_pct="crop_pct" in TYPES[name])
     resample = Image.Resampling(settings["resample"])
-    factor = float(settings["rescale_factor"]) if settings["do_rescale"] else 1.0
-    mean, std = _normalisation(settings, shape[-1])
-    if not np.isfinite(factor):
-        raise InputError(f"'rescale_factor' is {factor}")
     if steps and isinstance(steps[-1], Shortest):
         raise InputError(
             f"'size' {settings['size']} without 'do_center_crop' gives images of many shapes; the model takes one"
@@ -367,8 +362,17 @@ def _scaled(step, new, old):
     return Shortest(edge, longest)
 
 
-def _normalisation(settings, channels):
-    """Mean and standard deviation of each channel; 0 and 1 leave a float as it is, to the bit."""
+def scaling(settings: Mapping[str, Any], channels: int) -> tuple[float, np.ndarray, np.ndarray]:
+    """What pixels are multiplied by, and mean and standard deviation `[channels]`; 0 and 1 change no float.
+
+    Raises:
+        InputError: other than 1 or 3 channels, or values that are not finite or not of so many channels.
+    """
+    if channels not in (1, 3):
+        raise InputError(f"images have 1 or 3 channels, but the model takes {channels}")
+    factor = float(settings["rescale_factor"]) if settings["do_rescale"] else 1.0
+    if not np.isfinite(factor):
+        raise InputError(f"'rescale_factor' is {factor}")
     mean, std = np.zeros(channels, np.float32), np.ones(channels, np.float32)
     if settings["do_normalize"]:
         mean, std = (_per_channel(settings[key], key, channels) for key in ("image_mean", "image_std"))
@@ -378,7 +382,7 @@ def _normalisation(settings, channels):
         std = std * _per_channel(settings["image_std"], "image_std", channels)
     if not (np.isfinite(mean).all() and (std > 0).all()):
         raise InputError(f"'image_mean' is {settings['image_mean']}, 'image_std' is {settings['image_std']}")
-    return mean, std
+    return factor, mean, std
 
 
 def _per_channel(value, key, channels):

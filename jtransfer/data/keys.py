@@ -235,7 +235,7 @@ GENERATION = Keys(
 
 PREPROCESSOR = Keys(
     done="""image_processor_type feature_extractor_type do_resize size default_to_square resample do_center_crop
-        crop_size crop_pct do_rescale rescale_factor do_normalize image_mean image_std""",
+        crop_size crop_pct do_rescale rescale_factor do_normalize image_mean image_std patch_size max_num_patches""",
     idle="""processor_class return_tensors data_format input_data_format device disable_grouping do_convert_rgb auto_map
         _valid_processor_keys do_reduce_labels image_seq_length model_input_names transformers_version antialias
         max_size do_pad do_flip_channel_order use_square_size rescale_offset size_divisor pad_size _processor_class""",

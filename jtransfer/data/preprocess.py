@@ -28,7 +28,8 @@ def of(name: str, origin: Any, config: Architecture) -> Preprocess:
     A model of images has `preprocess(images)`, as `images.Processor`; a model of text `preprocess(texts, pairs)`, as
     `text.Tokenizer`; a model of both `preprocess(images=..., text=...)`, of which one may be left out, and which reads
     its files when it is called. A backbone in our own layout that keeps no processor has `images.plain`: images are
-    resized and scaled to 0..1, and floats of the model's shape are taken as they are. If it has neither 1 nor 3
+    resized and scaled to 0..1, and floats of the model's shape are taken as they are. A model that takes patches of
+    images of any sides has a `naflex.PatchProcessor`. If it has neither 1 nor 3
     channels, it has `as_they_are`.
 
     Args:
@@ -86,14 +87,17 @@ def own_size(origin: Any, config: Architecture) -> tuple[int, int] | None:
 
 
 def _images(name, origin, config):
-    shape = tuple(config.inputs["pixel_values"].shape[1:])
-    from jtransfer.data import images
+    from jtransfer.data import images, naflex
 
-    if origin.layout == "jtransfer" and not origin.values.get("preprocessor"):
+    shape, tower = tuple(config.inputs["pixel_values"].shape[1:]), config.vision_tower
+    unsaid, any_sides = origin.layout == "jtransfer" and not origin.values.get("preprocessor"), len(shape) == 2
+    if unsaid and not any_sides:
         return images.plain(shape) if shape[-1] in (1, 3) else partial(as_they_are, shape=shape)
-    values, file = _processor_values(origin)
+    values, file = ({}, origin.directory) if unsaid else _processor_values(origin)
     kind = images.OF_MODELS.get(origin.values.get("model_type"), "")
     with _errors_of(file):
+        if any_sides:
+            return naflex.processor(values, tower.patch, tower.channels)
         processor = images.processor(values, kind, shape)
     if processor.own not in (None, shape[:2]):
         (height, width), (own_height, own_width) = shape[:2], processor.own
@@ -113,6 +117,13 @@ def _processor_values(origin):
     values = read_json(file).get("image_processor") if file.exists() else None
     if values is None:
         file = origin.directory / "preprocessor_config.json"
+        if not file.exists() and origin.layout == "timm":
+            there = origin.values.get("pretrained_cfg")
+            found = "has no square images, cropped or squashed" if there else "is not there"
+            raise InputError(
+                f"{origin.directory / 'config.json'}: pretrained_cfg, which says how images are preprocessed, {found}; "
+                f"{file.name} may say it instead"
+            )
         if not file.exists():
             raise InputError(f"{file} is not there, which would say how images are preprocessed; copy it from the hub")
         values = read_json(file)

@@ -69,7 +69,9 @@ def read(
             for what is not supported.
     """
     settings = _settings(directory)
-    named = settings.get("tokenizer_class") or OF_MODELS.get(values.get("model_type"), "")
+    model_type = values.get("model_type")
+    named = settings.get("tokenizer_class") or OF_MODELS.get(model_type, "")
+    named = CORRECTED.get((model_type, str(named).removesuffix("Fast")), named)
     kind = str(named or "CLIPTokenizer").removesuffix("Fast")
     if "AutoTokenizer" in (settings.get("auto_map") or ()) and kind not in (*GENERIC, *SPECIAL):
         where = directory / "tokenizer_config.json"
@@ -366,5 +368,9 @@ OF_MODELS = {
     "electra": "BertTokenizer",
     "roberta": "RobertaTokenizer",
     "gpt2": "GPT2Tokenizer",
+    "siglip2": "Siglip2Tokenizer",
 }
 """The class by `model_type`, if no file names one; CLIP's for all others."""
+
+CORRECTED = {("siglip2", "GemmaTokenizer"): "Siglip2Tokenizer"}
+"""The class that transformers takes for a `model_type` whose files on the hub name another."""

@@ -196,7 +196,8 @@ def _read(backbone, layers, tree, inputs):
             raise InputError(f"layer '{name}': backbone '{backbone.name}' has no class token; choose one of {others}")
         x = _state(backbone, name, layer.index, outputs["hidden_states"]).astype(jnp.float32)
         x = _normed(backbone, name, x, tree, prefix, config) if layer.normed else x
-        found[name] = _POOL[layer.pooling](*_tokens(config, x, inputs.get("attention_mask")))
+        mask = inputs.get("attention_mask", inputs.get("pixel_attention_mask"))
+        found[name] = _POOL[layer.pooling](*_tokens(config, x, mask))
     return found
 
 

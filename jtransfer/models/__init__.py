@@ -20,6 +20,7 @@ from jtransfer.models.dinov3 import DINOv3ViT, DINOv3ViTConfig
 from jtransfer.models.efficientnet import EfficientNet, EfficientNetConfig
 from jtransfer.models.gpt2 import GPT2, GPT2Config
 from jtransfer.models.heads import SOURCE_HEAD, Classifier, Head, Headed, Heads
+from jtransfer.models.naflex import NaFlexViT, NaFlexViTConfig
 from jtransfer.models.pixels import Pixels, PixelsConfig
 from jtransfer.models.resnet import ResNet, ResNetConfig
 from jtransfer.models.swin import Swin, SwinConfig
@@ -49,6 +50,8 @@ __all__ = [
     "Head",
     "Headed",
     "Heads",
+    "NaFlexViT",
+    "NaFlexViTConfig",
     "Pixels",
     "PixelsConfig",
     "ResNet",
@@ -76,6 +79,7 @@ MODELS = {
     "dinov3_vit": (DINOv3ViT, DINOv3ViTConfig),
     "efficientnet": (EfficientNet, EfficientNetConfig),
     "gpt2": (GPT2, GPT2Config),
+    "naflex_vit": (NaFlexViT, NaFlexViTConfig),
     "resnet": (ResNet, ResNetConfig),
     "swin": (Swin, SwinConfig),
     "vit": (ViT, ViTConfig),

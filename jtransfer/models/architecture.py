@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import jax
 
+from jtransfer.errors import InputError
 from jtransfer.models.heads import Head
 
 BEFORE_BLOCKS = ("embeddings", "stem")
@@ -13,6 +14,24 @@ BEFORE_BLOCKS = ("embeddings", "stem")
 
 CONVOLUTION = r"(.*/)?conv(_\d+)?"
 """Paths of the convolutions; every other `kernel` is of a dense layer."""
+
+
+def check_sides(what: str, sides: tuple[int, ...], least: int) -> None:
+    """Refuse an image that is too small for the strides of a network.
+
+    Args:
+        what: Name of the architecture, for the error.
+        sides: Height and width of the image in pixels.
+        least: The smallest side that is taken.
+
+    Raises:
+        InputError: with both.
+    """
+    if min(sides) < least:
+        shown = "x".join(map(str, sides))
+        raise InputError(
+            f"{what}: images of {shown} are too small for its strides; expected at least {least} pixels a side"
+        )
 
 
 class Architecture(Protocol):

@@ -242,9 +242,9 @@ def _tower(config, name):
 class CLIP(nn.Module):
     """The two towers.
 
-    Called with `pixel_values [batch, height, width, channels]`, with `input_ids [batch, tokens]` (and perhaps
-    `attention_mask`), or with both, it returns for each of the two (where the tower of images has been at work already,
-    its `image_features [batch, width]` stand for the pixels):
+    Called with `pixel_values [batch, height, width, channels]` (or with the three inputs of a NaFlex tower), with
+    `input_ids [batch, tokens]` (and perhaps `attention_mask`), or with both, it returns for each of the two (where the
+    tower of images has been at work already, its `image_features [batch, width]` stand for the pixels):
 
     - `image_embeds` or `text_embeds [batch, projection]`, of length 1, in float32;
     - `vision_model_output` or `text_model_output`, the outputs of the tower, but that `pooler_output` is projected, as
@@ -265,10 +265,16 @@ class CLIP(nn.Module):
         train: bool = False,
         output_hidden_states: bool = False,
         image_features: jax.Array | None = None,
+        pixel_attention_mask: jax.Array | None = None,
+        spatial_shapes: jax.Array | None = None,
     ) -> dict[str, jax.Array]:
         c, outputs = self.config, {}
         if pixel_values is not None:
-            tower = _tower(c.vision, "vision")(pixel_values, train=train, output_hidden_states=output_hidden_states)
+            pixels = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
+            pixels = {"pixel_values": pixel_values} | {key: x for key, x in pixels.items() if x is not None}
+            if missing := c.vision.inputs.keys() - pixels.keys():
+                raise InputError(f"clip: {min(missing)} is missing beside pixel_values")
+            tower = _tower(c.vision, "vision")(**pixels, train=train, output_hidden_states=output_hidden_states)
         elif image_features is not None:
             tower = {"features": image_features}
         elif input_ids is None:

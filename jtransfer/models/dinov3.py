@@ -18,7 +18,7 @@ import numpy as np
 from jtransfer.errors import InputError
 from jtransfer.models.architecture import Architecture
 from jtransfer.models.transformer import Encoder, Stack
-from jtransfer.models.vit import patches, prepend
+from jtransfer.models.vit import check_patches, patches, prepend
 
 BIASES = {
     "query_bias": ("query",),
@@ -90,10 +90,7 @@ class DINOv3ViTConfig(Architecture):
     final_norm = "encoder/norm"
 
     def __post_init__(self):
-        if len(self.image) != 2 or min(self.patch, self.channels) < 1 or min(self.image) < self.patch:
-            raise InputError(
-                f"dinov3_vit: image {self.image} of {self.channels} channels has no patch of side {self.patch}"
-            )
+        check_patches(self, "dinov3_vit")
         if self.registers < 0:
             raise InputError("dinov3_vit: registers must not be negative")
         if self.width % (4 * self.heads):

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from jtransfer.errors import InputError, nearest
 from jtransfer.models import layers
-from jtransfer.models.architecture import Architecture
+from jtransfer.models.architecture import Architecture, check_sides
 
 ACTIVATIONS = layers.ACTIVATIONS | {"hard_swish": nn.hard_swish}
 GATES = {"sigmoid": nn.sigmoid, "hard_sigmoid": nn.hard_sigmoid}
@@ -138,13 +138,16 @@ class EfficientNetConfig(Architecture):
             raise InputError(f"efficientnet: strides {list(self.strides)}; expected 1 or 2")
         if any(block >= blocks for block in self.even):
             raise InputError(f"efficientnet: even {list(self.even)}; expected numbers of blocks, 0..{blocks - 1}")
-        if not all(map(self._remains, self.image)):
-            shown = "x".join(map(str, self.image))
-            raise InputError(f"efficientnet: images of {shown} are too small, the strides leave nothing of them")
+        check_sides("efficientnet", self.image, self.least)
 
     @property
     def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
         return {"pixel_values": jax.ShapeDtypeStruct((1, *self.image, self.channels), jnp.float32)}
+
+    @property
+    def least(self) -> int:
+        """The smallest side of an image, in pixels, of which something is left after all strides."""
+        return next(side for side in range(STEM_STRIDE, MOST) if self._remains(side))
 
     @property
     def depth(self) -> int:
@@ -296,6 +299,7 @@ class EfficientNet(nn.Module):
         self, pixel_values: jax.Array, train: bool = False, output_hidden_states: bool = False
     ) -> dict[str, jax.Array]:
         c = self.config
+        check_sides("efficientnet", pixel_values.shape[1:3], c.least)
         stem = NormedConv(c, c.stem, STEM_SIDE, STEM_STRIDE, activation=c.activation, name="stem")
         hidden_states = [stem(pixel_values.astype(c.dtype), train)]
         for i, shapes in enumerate(c.table):

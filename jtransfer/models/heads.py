@@ -172,7 +172,9 @@ class _Several(nn.Module):
 def _predictions(c: Head, name: str, outputs: dict[str, Any], table, skipped: int, keep: int) -> dict[str, jax.Array]:
     """What a head makes of a backbone's outputs; its layers are made in the module that calls this."""
     states = outputs.get("last_hidden_state")
-    read = {"first": lambda: states[:, 0], "distilled": lambda: states, "patches": lambda: states[:, skipped:].mean(1)}
+    read = {"first": lambda: states[:, 0], "distilled": lambda: states}
+    if "patches" not in outputs:
+        read["patches"] = lambda: states[:, skipped:].mean(1)
     x = read.get(c.reads, lambda: outputs[c.reads])()
     if c.reads == "last_hidden_state":
         x = x[:, -keep:]

@@ -16,9 +16,11 @@ import jax.numpy as jnp
 
 from jtransfer.errors import InputError, nearest
 from jtransfer.models import layers
-from jtransfer.models.architecture import Architecture
+from jtransfer.models.architecture import Architecture, check_sides
 
 BLOCKS = ("basic", "bottleneck")
+STEM_STRIDE = 4
+"""Of the stem's convolution and pooling together."""
 REDUCTION = 4
 """Factor by which the 3x3 convolution of a bottleneck is narrower than the bottleneck's output."""
 
@@ -61,6 +63,7 @@ class ResNetConfig(Architecture):
         sizes = (*self.image, self.channels, self.stem, *self.widths, *self.depths)
         if not all(isinstance(size, int) and size >= 1 for size in sizes):
             raise InputError("resnet: image, channels, stem, widths and depths must be whole numbers of at least 1")
+        check_sides("resnet", self.image, STEM_STRIDE)
         if not self.depths or len(self.widths) != len(self.depths):
             raise InputError(f"resnet: {len(self.widths)} widths do not fit the depths of {len(self.depths)} stages")
         if self.block == "bottleneck" and min(self.widths) < REDUCTION:
@@ -176,6 +179,7 @@ class ResNet(nn.Module):
         self, pixel_values: jax.Array, train: bool = False, output_hidden_states: bool = False
     ) -> dict[str, jax.Array]:
         c = self.config
+        check_sides("resnet", pixel_values.shape[1:3], STEM_STRIDE)
         x = ConvNorm(c, c.stem, 7, 2, name="stem")(pixel_values.astype(c.dtype), train)
         x = nn.max_pool(c.activate(x), (3, 3), (2, 2), ((1, 1), (1, 1)))
         hidden_states = [x]

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jtransfer.errors import InputError
-from jtransfer.models.architecture import Architecture
+from jtransfer.models.architecture import Architecture, check_sides
 from jtransfer.models.transformer import Attention, Mlp, Stack
 from jtransfer.models.vit import patches
 
@@ -76,6 +76,7 @@ class SwinConfig(Architecture):
             raise InputError(
                 "swin: image, channels, patch, width, window, depths and heads must be whole numbers of at least 1"
             )
+        check_sides("swin", self.image, self.patch)
         if not self.depths or len(self.heads) != len(self.depths):
             raise InputError(f"swin: heads {self.heads} do not fit the depths of {len(self.depths)} stages")
         if self.absolute and any(side % self.patch for side in self.image):

@@ -85,8 +85,7 @@ class ViTConfig(Architecture):
     def __post_init__(self):
         if self.pool not in POOLS:
             raise InputError(f"vit: unknown pool '{self.pool}'; {nearest(self.pool, POOLS)}")
-        if len(self.image) != 2 or min(self.patch, self.channels) < 1 or min(self.image) < self.patch:
-            raise InputError(f"vit: image {self.image} of {self.channels} channels has no patch of side {self.patch}")
+        check_patches(self, "vit")
         if self.registers < 0 or (self.distilled and not self.cls):
             raise InputError("vit: registers must not be negative, and a distilled model has a class token")
         if (self.pool == "map" and self.pooler) or (self.norm_pooled and (self.pooler or self.pool == "cls_mean")):
@@ -123,6 +122,21 @@ class ViTConfig(Architecture):
         """The blocks."""
         unbiased = () if self.qkv_bias else ("query", "key", "value")
         return Stack.of(self, last_norm=not self.norm_pooled, unbiased=unbiased)
+
+
+def check_patches(config: Architecture, what: str) -> None:
+    """Refuse images without a whole patch.
+
+    Args:
+        config: With `image`, `channels` and `patch`.
+        what: Name of the architecture, for the error.
+
+    Raises:
+        InputError: with all sizes.
+    """
+    c = config
+    if len(c.image) != 2 or min(c.patch, c.channels) < 1 or min(c.image) < c.patch:
+        raise InputError(f"{what}: image {c.image} of {c.channels} channels has no patch of side {c.patch}")
 
 
 def patches(pixel_values: jax.Array, config: Architecture, what: str) -> jax.Array:
@@ -195,7 +209,7 @@ class ViTEmbeddings(nn.Module):
 
 
 class ProbeAttention(nn.Module):
-    """Multi-head attention of `query [batch, 1, width]` to `x [batch, tokens, width]`."""
+    """Multi-head attention of `query [batch, 1, width]` to `x [batch, tokens, width]`, where the mask allows."""
 
     config: Stack
 
@@ -204,13 +218,13 @@ class ProbeAttention(nn.Module):
         return layers.attend(query, key, value, mask)
 
     @nn.compact
-    def __call__(self, query, x):
+    def __call__(self, query, x, mask=None):
         c = self.config
 
         def project(name, tokens):
             return c.dense(c.width, name=name)(tokens).reshape(*tokens.shape[:-1], c.heads, -1)
 
-        out = self.attend(project("query", query), project("key", x), project("value", x), None)
+        out = self.attend(project("query", query), project("key", x), project("value", x), mask)
         return c.dense(c.width, name="out")(out.reshape(query.shape))
 
 
@@ -220,10 +234,10 @@ class AttentionPool(nn.Module):
     config: Stack
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, mask=None):
         c = self.config
         probe = self.param("probe", nn.initializers.normal(0.02), (1, 1, c.width), c.param_dtype).astype(x.dtype)
-        y = ProbeAttention(c, name="attention")(jnp.broadcast_to(probe, (len(x), 1, c.width)), x)
+        y = ProbeAttention(c, name="attention")(jnp.broadcast_to(probe, (len(x), 1, c.width)), x, mask)
         return (y + Mlp(c, name="mlp")(c.layer_norm(name="norm")(y)))[:, 0]
 
 

@@ -198,6 +198,8 @@ def _tower(name, of, options) -> Backbone:
 def _images(preprocessor, crop, stream, module, source):
     """What makes `pixel_values` of images, what makes them of crops, and how in Hugging Face's keys."""
     shape = module.config.vision.inputs["pixel_values"].shape[1:]
+    if len(shape) != 3:
+        raise InputError("a tower of images of any sides (NaFlex) is not trained on pairs; take one of a fixed size")
     values = dict(preprocessor)
     if source is not None and not values:
         values = _kept(source)

@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 from jtransfer import checkpoints
 from jtransfer.checkpoints import hub, layouts
 from jtransfer.checkpoints.families import FAMILIES
-from jtransfer.models import Head, Headed, ViT, ViTConfig, shapes_of
+from jtransfer.models import ConvNextConfig, Head, Headed, ResNetConfig, SwinConfig, ViTConfig, of_config, shapes_of
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +44,16 @@ def assert_written_back(described):
     return check
 
 
-CONFIG = ViTConfig(image=(8, 8), patch=4, width=8, depth=2, heads=2, hidden=16)
+SMALL = {"image": (16, 16), "widths": (4, 8), "depths": (1, 1)}
+CONFIGS = {
+    "vit": ViTConfig(image=(8, 8), patch=4, width=8, depth=2, heads=2, hidden=16),
+    "convnext": ConvNextConfig(**SMALL),
+    "efficientnet": FAMILIES["efficientnet"].read({"image_size": 64, "depth_coefficient": 0.1}, {}),
+    "mobilenet_v2": FAMILIES["mobilenet_v2"].read({"image_size": 16, "depth_multiplier": 0.5}, {}),
+    "resnet": ResNetConfig(**SMALL, stem=4),
+    "swin": SwinConfig(image=(16, 16), width=4, depths=(1, 1), heads=(2, 2), window=2),
+}
+"""By the model type of Hugging Face in which a small checkpoint is written."""
 
 
 def _dense(**sizes):
@@ -124,10 +133,40 @@ def _efficientnet_in_timm():
     return shapes, {"architecture": "efficientnet_lite0", "pretrained_cfg": {"input_size": [3, 8, 8]}}
 
 
+def _swin_in_timm():
+    shapes = _dense(**{"patch_embed.proj": (4, 3, 4, 4), "head.fc": (3, 8)})
+    shapes["layers.1.downsample.reduction.weight"] = (8, 16)
+    norms = {"patch_embed.norm": 4, "layers.1.downsample.norm": 16, "norm": 8}
+    for b, width in (("layers.0.blocks.0.", 4), ("layers.1.blocks.0.", 8)):
+        sizes = {"attn.qkv": (3 * width, width), "attn.proj": (width, width)}
+        sizes |= {"mlp.fc1": (4 * width, width), "mlp.fc2": (width, 4 * width)}
+        shapes |= _dense(**{b + name: size for name, size in sizes.items()})
+        shapes[f"{b}attn.relative_position_bias_table"], norms[f"{b}norm1"], norms[f"{b}norm2"] = (9, 2), width, width
+    shapes |= {f"{norm}.{end}": (width,) for norm, width in norms.items() for end in ("weight", "bias")}
+    return shapes, {"architecture": "swin_tiny_patch4_window7_224", "pretrained_cfg": {"input_size": [3, 16, 16]}}
+
+
+def _dinov3_in_timm():
+    shapes = {"cls_token": (1, 1, 8), "reg_token": (1, 2, 8), "norm.weight": (8,), "norm.bias": (8,)}
+    shapes |= _dense(**{"patch_embed.proj": (8, 3, 4, 4), "head": (3, 8)})
+    for b in ("blocks.0.", "blocks.1."):
+        shapes |= {f"{b}{name}": (8,) for name in ("gamma_1", "gamma_2")}
+        shapes |= {f"{b}{norm}.{end}": (8,) for norm in ("norm1", "norm2") for end in ("weight", "bias")}
+        shapes |= _dense(**{f"{b}attn.proj": (8, 8), f"{b}mlp.fc1": (16, 8), f"{b}mlp.fc2": (8, 16)})
+        shapes[f"{b}attn.qkv.weight"] = (24, 8)
+    return shapes, {
+        "architecture": "vit_small_patch16_dinov3",
+        "model_args": {"num_heads": 2},
+        "pretrained_cfg": {"input_size": [3, 8, 8]},
+    }
+
+
 FOREIGN = {
     ("timm", "vit"): _in_timm,
-    ("timm_convnext", "convnext"): _convnext_in_timm,
-    ("timm_efficientnet", "efficientnet"): _efficientnet_in_timm,
+    ("timm", "convnext"): _convnext_in_timm,
+    ("timm", "dinov3_vit"): _dinov3_in_timm,
+    ("timm", "efficientnet"): _efficientnet_in_timm,
+    ("timm", "swin"): _swin_in_timm,
     ("open_clip", "clip"): _in_open_clip,
     ("npz", "vit"): _in_npz,
 }
@@ -135,28 +174,32 @@ FOREIGN = {
 
 @pytest.fixture(scope="session")
 def write_checkpoint(random_like):
-    """`write(directory, layout)`: a small checkpoint in a layout, a ViT with three classes or in open_clip's a CLIP.
+    """`write(directory, layout, kind)`: a small checkpoint with three classes, by default a ViT or a CLIP.
 
-    `write.foreign` are the layouts beside Hugging Face's and ours, each with the architecture that is written.
+    `write.foreign` are the layouts beside Hugging Face's and ours, each with an architecture that is written in it;
+    `write.model_types` those of Hugging Face's.
     """
 
-    def write(directory, layout):
+    def write(directory, layout, kind=""):
         directory.mkdir(parents=True, exist_ok=True)
-        of_foreign = {name: make for (name, _), make in FOREIGN.items()}
-        if layout in of_foreign:
-            shapes, values = of_foreign[layout]()
+        kind = kind or ("clip" if layout == "open_clip" else "vit")
+        if make := FOREIGN.get((layout, kind)):
+            shapes, values = make()
             tensors = random_like(shapes)
         else:
-            tree = random_like({p: x.shape for p, x in shapes_of(Headed(ViT(CONFIG), Head(3)), CONFIG.inputs).items()})
-            tensors = FAMILIES["vit"].names(CONFIG, "classification").write(tree)
-            labels = {"id2label": {"0": "a", "1": "b", "2": "c"}, "architectures": ["ViTForImageClassification"]}
-            values = FAMILIES["vit"].write(CONFIG) | labels
-            processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": 8, "width": 8}}
+            config, family = CONFIGS[kind], FAMILIES[kind]
+            model = of_config(config)
+            tree = random_like({p: x.shape for p, x in shapes_of(Headed(model, Head(3)), config.inputs).items()})
+            tensors = family.names(config, "classification").write(tree)
+            name = next(name for name, head in family.heads.items() if head == "classification")
+            values = family.write(config) | {"id2label": {"0": "a", "1": "b", "2": "c"}, "architectures": [name]}
+            size = {"height": config.image[0], "width": config.image[1]}
+            processor = {"image_processor_type": "ViTImageProcessor", "size": size}
         if layout == "npz":
             np.savez(directory / "vit.npz", **tensors)
             return directory
         if layout == "jtransfer":
-            checkpoints.save(directory, ViT(CONFIG), tree, ("a", "b", "c"))
+            checkpoints.save(directory, model, tree, ("a", "b", "c"))
             (directory / "jtransfer.json").unlink()  # what lies there may be changed
             return directory
         if layout == "huggingface":
@@ -166,7 +209,7 @@ def write_checkpoint(random_like):
         (directory / name).write_text(json.dumps(values))
         return directory
 
-    write.foreign = set(FOREIGN)
+    write.foreign, write.model_types = set(FOREIGN), tuple(CONFIGS)
     return write
 
 

@@ -43,5 +43,5 @@ def test_a_checkpoint_loads_in_each_layout_that_a_family_names(write_checkpoint,
     foreign = {(layout, name) for layout, name in named if layout in layouts.FOREIGN}
     assert foreign == write_checkpoint.foreign
     for layout, name in [("huggingface", "vit"), ("jtransfer", "vit"), *foreign]:
-        backbone = jt.load(str(write_checkpoint(tmp_path / layout, layout)), sharding="host")
+        backbone = jt.load(str(write_checkpoint(tmp_path / layout / name, layout, name)), sharding="host")
         assert (backbone.origin.layout, described(backbone.config)["architecture"]) == (layout, name)

@@ -8,7 +8,7 @@ import pytest
 
 import jtransfer as jt
 from jtransfer import checkpoints, methods
-from jtransfer.checkpoints import Adapter, deltas
+from jtransfer.checkpoints import Adapter, deltas, leaves
 from jtransfer.errors import InputError
 from jtransfer.models import Head, Headed, ResNet, ResNetConfig, complete
 
@@ -31,8 +31,12 @@ def test_leaves_that_match_are_the_checkpoints_and_all_others_those_of_a_new_mod
     for path, leaf in part.params.items():
         np.testing.assert_array_equal(leaf, (whole.params if path in taken else new)[path], err_msg=path)
     said = [line for line in caplog.messages if f"freshly initialised, as include='{FIRST}' leaves out" in line]
-    assert len(said) == 1 and all(f"'{path}'" in said[0] for path in part.fresh)
-    assert not any(f"'{path}'" in said[0] for path in taken)
+    numbers = {name: sum(path.startswith(f"{name}/") for path in part.fresh) for name in ("encoder", "source_head")}
+    assert len(said) == 1 and sum(numbers.values()) == len(part.fresh) > leaves.SHOWN
+    assert all(f"{name}/... ({number} leaves)" in said[0] for name, number in numbers.items())
+    caplog.clear()
+    few = jt.load(str(vit), include="(?!source_head).*").fresh
+    assert few == ("source_head/bias", "source_head/kernel") and ", ".join(few) in caplog.text
 
 
 def test_a_pattern_that_takes_all_changes_nothing(vit, caplog):

@@ -43,7 +43,10 @@ def test_a_head_can_be_left_out_or_made_anew_in_every_layout(huggingface, tmp_pa
     [
         ({"model.safetensors": ["a", "b"]}, "config.json is missing, and names such as 'a', 'b'"),
         ({"model.safetensors": ["a"], "config.json": {"x": 1}}, "expected 'model_type'.* the layouts are those of"),
-        ({"model.safetensors": ["a"], "config.json": {"architecture": "resnet50", "pretrained_cfg": {}}}, "only ViTs"),
+        (
+            {"model.safetensors": ["a"], "config.json": {"architecture": "resnet50", "pretrained_cfg": {}}},
+            "only ViT, DINOv3",
+        ),
         ({"config.json": {}, "pytorch_model.bin": None}, "is pickled"),
         ({"readme.txt": None}, "no config.json, and no weights"),
     ],

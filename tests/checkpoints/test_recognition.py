@@ -40,6 +40,10 @@ CASES = {
         ("checkpoint-5/config.json", "checkpoint-5/model.safetensors"),
         "the model is in {}/checkpoint-5; name that",
     ),
+    "a model of open_clip further down": (
+        ("laion/open_clip_config.json", "laion/open_clip_model.safetensors"),
+        "the model is in {}/laion; name that",
+    ),
     "TensorFlow's weights": (("config.json", "tf_model.h5"), "its weights are in tf_model.h5, which is not read"),
     "GGUF": (("x.gguf",), "its weights are in x.gguf"),
     "a tokenizer": (("tokenizer.json", "tokenizer_config.json"), "it holds a tokenizer and no weights"),

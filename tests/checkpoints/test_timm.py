@@ -182,7 +182,7 @@ def test_preprocessing_is_that_of_timm_for_evaluation(tmp_path, described):
     [
         ({"architecture": "vit_base_patch16_siglip_224"}, {}, "SigLIP's image tower"),
         ({"architecture": "vit_base_patch16_rpn_224"}, {}, "norms behind its branches"),
-        ({"model_args": {"qk_norm": True}}, {}, "'qk_norm' means a ViT that is none of ours"),
+        ({"model_args": {"qk_norm": True}}, {}, "'qk_norm' means a network that is none of ours"),
         ({"model_args": {"act_layer": "gelo"}}, {}, "unknown act_layer 'gelo'; did you mean 'gelu'"),
         ({"global_pool": "max"}, {}, "global_pool 'max' is not supported"),
         ({"model_args": {"num_heads": 5}}, {}, "width 64 is not a multiple of heads 5"),

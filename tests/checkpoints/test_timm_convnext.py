@@ -144,7 +144,7 @@ def test_without_pretrained_cfg_the_network_loads_for_224_pixels_and_only_prepro
     write(tmp_path, random_like(shapes_of()), pretrained_cfg=None)
     backbone = checkpoints.load(str(tmp_path), classes=3, sharding="host")
     assert backbone.config.image == (224, 224) and backbone.params["source_head/kernel"].shape == (WIDTHS[1], 3)
-    with pytest.raises(InputError, match="would say how images are preprocessed"):
+    with pytest.raises(InputError, match="config.json: pretrained_cfg, which says how images .* is not there"):
         _ = backbone.preprocess
 
 

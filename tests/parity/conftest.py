@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jtransfer import models
+from jtransfer import checkpoints, models
+from jtransfer.checkpoints import export
+from jtransfer.checkpoints import tensors as files
 from jtransfer.checkpoints.families import FAMILIES
 from jtransfer.tree import flat
 
@@ -21,21 +23,6 @@ def no_onednn():
     torch.backends.mkldnn.enabled = False
     yield
     torch.backends.mkldnn.enabled = True
-
-
-@pytest.fixture(scope="session")
-def randomised():
-    """`randomised(torch module)`, in evaluation mode: no norm, scale or bias hides behind its ones or zeros."""
-    torch = pytest.importorskip("torch")
-
-    def randomise(peer):
-        torch.manual_seed(0)
-        with torch.no_grad():
-            for name, parameter in peer.named_parameters():
-                parameter.normal_(1.0 if re.search(r"norm\w*\.weight|lambda", name) else 0.0, 0.2)
-        return peer.eval()
-
-    return randomise
 
 
 @pytest.fixture(scope="session")
@@ -151,5 +138,42 @@ def assert_gradients():
         for path, expected in theirs.items():
             scale = max(np.abs(expected).max(), 1e-3 * largest)
             np.testing.assert_allclose(ours[path], expected, atol=1e-3 * scale, rtol=0, err_msg=path)
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def assert_written_back():
+    """`check(both)`: the table gives the tensors of the file back, to the bit but for BatchNorm's counts of steps."""
+
+    def check(both):
+        found = {name: x.read() for name, x in files.read_directory(both.directory).items()}
+        written = both.names.write(both.backbone.params | both.backbone.state)
+        assert written.keys() == found.keys()
+        for name, x in written.items():
+            assert x.dtype == found[name].dtype and x.shape == found[name].shape
+            assert x.tobytes() == found[name].tobytes() or name.endswith("num_batches_tracked"), name
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def assert_exported():
+    """`check(both, directory, channels)`: transformers loads an export, with nothing missing, equal logits on images of
+    other sides, and our own config back from it. It returns what transformers loaded."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+
+    def check(both, directory, channels):
+        export.to_huggingface(directory, both.backbone)
+        automatic = transformers.AutoModelForImageClassification
+        again, info = automatic.from_pretrained(directory, output_loading_info=True)
+        assert not any(info.values()), info
+        weights = both.peer.state_dict()
+        for name, x in again.state_dict().items():
+            assert torch.equal(x, weights[name]) or name.endswith("num_batches_tracked"), name
+        pixels = torch.randn(2, channels, 40, 33)
+        torch.testing.assert_close(again.eval()(pixels).logits, both.peer(pixels).logits, atol=1e-4, rtol=1e-5)
+        assert checkpoints.load(str(directory)).config == both.backbone.config
+        return again
 
     return check

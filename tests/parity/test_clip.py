@@ -48,6 +48,10 @@ LAION, OPENAI = {"hidden_act": "gelu"}, {"hidden_act": "quick_gelu"}
 SIGLIP = {"hidden_act": "gelu_pytorch_tanh"}
 NEW, OLD = TEXT | LAION | {"eos_token_id": END}, TEXT | OPENAI | {"eos_token_id": LEGACY_END}
 LAST = TEXT | SIGLIP | {"projection_size": 24}
+ANY_SIDES = {key: x for key, x in SHALLOW.items() if key != "image_size"} | SIGLIP | {"num_patches": 9}
+GRIDS = (((2, 5), (3, 4), (1, 3)), ((4, 2), (2, 2), (1, 8)))
+"""Rows and columns of patches of NaFlex's images in two batches, more than there are learned positions, and fewer."""
+
 VARIANTS = {
     "clip laion": ("CLIPModel", VISION | LAION, NEW, {"projection_dim": 7}),
     "clip openai": ("CLIPModel", VISION | OPENAI, OLD, {"projection_dim": 31}),
@@ -60,6 +64,14 @@ VARIANTS = {
     "siglip vision": ("SiglipVisionModel", VISION | SIGLIP, None, {}),
     "siglip vision without pooling": ("SiglipVisionModel", SHALLOW | {"vision_use_head": False}, None, {}),
     "siglip text": ("SiglipTextModel", None, LAST, {}),
+    "siglip2": ("Siglip2Model", ANY_SIDES, LAST, {}),
+    "siglip2 vision": ("Siglip2VisionModel", ANY_SIDES, None, {}),
+    "siglip2 classifier": (
+        "Siglip2ForImageClassification",
+        ANY_SIDES | {"vision_use_head": False},
+        LAST,
+        {"num_labels": CLASSES},
+    ),
     "siglip classifier": ("SiglipForImageClassification", SHALLOW | SIGLIP, LAST, {"num_labels": CLASSES}),
 }
 
@@ -75,9 +87,14 @@ def build(variant):
 def batches(backbone):
     """Two batches of what a backbone takes: texts of several lengths, padded on the right, then texts in full."""
     rng, inputs = np.random.default_rng(1), backbone.config.inputs
-    for lengths in ((4, 9, 6), (9, 9, 9)):
+    for lengths, grids in zip(((4, 9, 6), (9, 9, 9)), GRIDS, strict=True):
         batch = {}
-        if "pixel_values" in inputs:
+        if "spatial_shapes" in inputs:
+            shapes = np.array(grids)
+            mask = (np.arange(12) < shapes.prod(1)[:, None]).astype(np.int64)
+            pixels = rng.standard_normal((ROWS, 12, inputs["pixel_values"].shape[-1])).astype(np.float32)
+            batch |= {"pixel_values": pixels, "pixel_attention_mask": mask, "spatial_shapes": shapes}
+        elif "pixel_values" in inputs:
             batch["pixel_values"] = rng.standard_normal((ROWS, *inputs["pixel_values"].shape[1:])).astype(np.float32)
         if "input_ids" in inputs:
             ids = rng.integers(3, VOCABULARY - 1, (ROWS, 9))
@@ -109,7 +126,7 @@ def predicted(outputs):
 def theirs_of(peer, batch, **options):
     """The outputs of a torch model, as its user sees them."""
     inputs = {name: torch.from_numpy(x) for name, x in batch.items()}
-    if "pixel_values" in inputs:
+    if "pixel_values" in inputs and inputs["pixel_values"].ndim == 4:
         inputs["pixel_values"] = inputs["pixel_values"].permute(0, 3, 1, 2)
     return dict(peer(**inputs, output_hidden_states=True, **options))
 
@@ -167,7 +184,9 @@ def case(request, make):
         peer.zero_grad()
         full = all(np.all(x) for name, x in batch.items() if name == "attention_mask")
         given = {name: x for name, x in batch.items() if not (full and name == "attention_mask")}
-        theirs = theirs_of(peer, given, **({"return_loss": True} if len(batch) == 3 else {}))
+        theirs = theirs_of(
+            peer, given, **({"return_loss": True} if {"pixel_values", "input_ids"} <= batch.keys() else {})
+        )
         loss = theirs.pop("loss", None)
         loss = torch.nn.functional.cross_entropy(predicted(theirs), torch.from_numpy(labels)) if loss is None else loss
         loss.backward()
@@ -217,12 +236,13 @@ def test_transformers_computes_the_same_from_what_is_written(case, tmp_path):
     check_same(case.runs[0][0], theirs_of(again.eval(), batch))
 
 
-@pytest.mark.parametrize("variant", ["clip openai", "siglip"])
+@pytest.mark.parametrize("variant", ["clip openai", "siglip", "siglip2"])
 def test_a_tower_of_both_is_the_tower_that_transformers_reads_from_their_checkpoint(variant, make):
     peer, directory = make(variant)
     dual, model_type = checkpoints.load(str(directory)), peer.config.model_type
     batch = next(batches(dual))
-    vision, text = {"pixel_values": batch.pop("pixel_values")}, batch
+    text = {name: batch.pop(name) for name in ("input_ids", "attention_mask")}
+    vision = batch
     for name, inputs in {"vision": vision, "text": text}.items():
         tower = dual.tower(name)
         alone = getattr(transformers, f"{type(peer).__name__.removesuffix('Model')}{name.title()}Model")
@@ -251,7 +271,7 @@ def test_a_tower_under_the_prefix_and_with_the_buffers_of_older_files_is_the_sam
     assert all(np.array_equal(now[path], before[path]) for path in now)
 
 
-@pytest.mark.parametrize("variant", ["clip openai", "siglip"])
+@pytest.mark.parametrize("variant", ["clip openai", "siglip", "siglip2"])
 def test_a_head_for_classes_on_a_checkpoint_of_both_towers_stands_on_that_of_images(variant, make, caplog):
     dual = checkpoints.load(str(make(variant)[1]))
     headed = checkpoints.load(str(make(variant)[1]), head="classification", classes=4)
@@ -273,7 +293,7 @@ def test_heads_can_be_left_out_and_a_projection_starts_where_there_is_none(make)
     assert projected.head.output == "image_embeds"
 
 
-@pytest.mark.parametrize("variant", ["clip openai", "siglip"])
+@pytest.mark.parametrize("variant", ["clip openai", "siglip", "siglip2"])
 def test_both_towers_come_back_from_our_own_layout(variant, make, tmp_path):
     backbone = checkpoints.load(str(make(variant)[1]))
     checkpoints.save(tmp_path, backbone.model, backbone.params)
@@ -285,7 +305,7 @@ def test_both_towers_come_back_from_our_own_layout(variant, make, tmp_path):
         assert np.array_equal(leaf, again.params[path])
 
 
-@pytest.mark.parametrize("name", ["CLIP", "CLIPVision", "CLIPText", "Siglip", "SiglipVision", "SiglipText"])
+@pytest.mark.parametrize("name", ["CLIP", "CLIPVision", "CLIPText", "Siglip", "SiglipVision", "SiglipText", "Siglip2"])
 def test_what_a_config_leaves_unsaid_is_what_transformers_takes(name):
     config = getattr(transformers, f"{name}Config")()
     family = FAMILIES[config.model_type]

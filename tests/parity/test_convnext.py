@@ -11,8 +11,6 @@ import pytest
 
 import jtransfer as jt
 from jtransfer import models
-from jtransfer.checkpoints import export
-from jtransfer.checkpoints import tensors as files
 from jtransfer.checkpoints.families import FAMILIES
 from jtransfer.errors import InputError
 
@@ -166,26 +164,14 @@ def test_the_rate_of_a_branch_grows_linearly_over_all_blocks_as_in_transformers(
     np.testing.assert_allclose(rates, [0, 1 / 6, 1 / 3, 1 / 2], rtol=1e-6)
 
 
-def test_writing_gives_the_tensors_of_the_file_back_to_the_bit(both):
-    found = {name: x.read() for name, x in files.read_directory(both.directory).items()}
-    written = both.names.write(both.backbone.params)
-    assert written.keys() == found.keys()
-    for name, x in written.items():
-        assert x.dtype == found[name].dtype and x.shape == found[name].shape
-        assert x.tobytes() == found[name].tobytes(), name
+def test_writing_gives_the_tensors_of_the_file_back_to_the_bit(both, assert_written_back):
+    assert_written_back(both)
 
 
-def test_transformers_loads_an_export_with_equal_outputs_and_nothing_missing(both, tmp_path):
-    export.to_huggingface(tmp_path / "export", both.backbone)
-    again, info = transformers.AutoModelForImageClassification.from_pretrained(
-        tmp_path / "export", output_loading_info=True
-    )
-    assert not any(info.values()), info
+def test_transformers_loads_an_export_with_equal_outputs_and_nothing_missing(both, tmp_path, assert_exported):
+    again = assert_exported(both, tmp_path / "export", SIZES["num_channels"])
     theirs, own = again.config.to_dict(), both.peer.config.to_dict()
     assert {key: theirs[key] for key in own.keys() - {"_name_or_path"}}.items() <= own.items()
-    pixels = torch.randn(2, SIZES["num_channels"], 40, 33)
-    assert torch.equal(again.eval()(pixels).logits, both.peer(pixels).logits)
-    assert jt.load(str(tmp_path / "export")).config == both.backbone.config
 
 
 def test_a_base_model_loads_without_a_head_and_with_a_fresh_one_that_starts_at_zero(both, tmp_path, caplog):

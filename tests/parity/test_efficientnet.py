@@ -7,8 +7,6 @@ import pytest
 
 import jtransfer as jt
 from jtransfer import models
-from jtransfer.checkpoints import export
-from jtransfer.checkpoints import tensors as files
 from jtransfer.checkpoints.families import FAMILIES
 from jtransfer.errors import InputError
 
@@ -145,27 +143,12 @@ def test_gradients_and_statistics_are_those_of_pytorch(both, train, compute, as_
         np.testing.assert_allclose(updated[path], leaf, rtol=1e-5, atol=1e-5, err_msg=path)
 
 
-def test_writing_gives_the_tensors_of_the_file_back_to_the_bit_but_for_the_counts_of_steps(both):
-    found = {name: x.read() for name, x in files.read_directory(both.directory).items()}
-    written = both.names.write(both.backbone.params | both.backbone.state)
-    assert written.keys() == found.keys()
-    for name, x in written.items():
-        assert x.dtype == found[name].dtype and x.shape == found[name].shape
-        assert x.tobytes() == found[name].tobytes() or name.endswith("num_batches_tracked"), name
+def test_writing_gives_the_tensors_of_the_file_back_to_the_bit_but_for_the_counts_of_steps(both, assert_written_back):
+    assert_written_back(both)
 
 
-def test_transformers_loads_an_export_with_equal_outputs_and_nothing_missing(both, tmp_path):
-    export.to_huggingface(tmp_path / "export", both.backbone)
-    again, info = transformers.AutoModelForImageClassification.from_pretrained(
-        tmp_path / "export", output_loading_info=True
-    )
-    assert not any(info.values()), info
-    pixels = torch.randn(2, CHANNELS, 40, 33)
-    weights = both.peer.state_dict()
-    for name, x in again.state_dict().items():
-        assert torch.equal(x, weights[name]) or name.endswith("num_batches_tracked"), name
-    torch.testing.assert_close(again.eval()(pixels).logits, both.peer(pixels).logits, atol=1e-4, rtol=1e-5)
-    assert jt.load(str(tmp_path / "export")).config == both.backbone.config
+def test_transformers_loads_an_export_with_equal_outputs_and_nothing_missing(both, tmp_path, assert_exported):
+    assert_exported(both, tmp_path / "export", CHANNELS)
 
 
 @pytest.mark.parametrize("both", ["efficientnet", "mobilenet"], indirect=True)

@@ -9,8 +9,6 @@ import pytest
 
 import jtransfer as jt
 from jtransfer import models
-from jtransfer.checkpoints import export
-from jtransfer.checkpoints import tensors as files
 from jtransfer.checkpoints.families import FAMILIES
 from jtransfer.errors import InputError
 from jtransfer.tree import flat
@@ -172,24 +170,12 @@ def test_evaluation_leaves_the_statistics_as_the_file_has_them(both):
             assert (leaf == both.backbone.state[path]).all()
 
 
-def test_writing_gives_the_tensors_of_the_file_back_to_the_bit_but_for_the_counts_of_steps(both):
-    found = {name: x.read() for name, x in files.read_directory(both.directory).items()}
-    written = both.names.write(both.backbone.params | both.backbone.state)
-    assert written.keys() == found.keys()
-    for name, x in written.items():
-        assert x.dtype == found[name].dtype and x.shape == found[name].shape
-        assert x.tobytes() == found[name].tobytes() or name.endswith("num_batches_tracked"), name
+def test_writing_gives_the_tensors_of_the_file_back_to_the_bit_but_for_the_counts_of_steps(both, assert_written_back):
+    assert_written_back(both)
 
 
-def test_transformers_loads_an_export_with_equal_outputs_and_nothing_missing(both, tmp_path):
-    export.to_huggingface(tmp_path / "export", both.backbone)
-    again, info = transformers.AutoModelForImageClassification.from_pretrained(
-        tmp_path / "export", output_loading_info=True
-    )
-    assert not any(info.values()), info
-    pixels = torch.randn(2, SIZES["num_channels"], 40, 33)
-    assert torch.equal(again.eval()(pixels).logits, both.peer(pixels).logits)
-    assert jt.load(str(tmp_path / "export")).config == both.backbone.config
+def test_transformers_loads_an_export_with_equal_outputs_and_nothing_missing(both, tmp_path, assert_exported):
+    assert_exported(both, tmp_path / "export", SIZES["num_channels"])
 
 
 def test_a_base_model_loads_without_a_head_and_with_a_fresh_one_that_starts_at_zero(both, tmp_path, caplog):

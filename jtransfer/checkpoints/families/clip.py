@@ -1,4 +1,5 @@
-"""CLIP and SigLIP (SigLIP 2 of fixed resolution among them) in Hugging Face's layout: both towers, or one of them."""
+"""CLIP, SigLIP (SigLIP 2 of fixed resolution among them) and SigLIP 2 "NaFlex" in Hugging Face's layout: both towers,
+or one of them."""
 
 import dataclasses
 import math
@@ -23,7 +24,7 @@ from jtransfer.checkpoints.names import (
     repeated,
 )
 from jtransfer.errors import InputError
-from jtransfer.models import CLIPConfig, CLIPTextConfig, Head, ViTConfig
+from jtransfer.models import CLIPConfig, CLIPTextConfig, Head, NaFlexViTConfig, ViTConfig
 
 VECTOR: LayerKind = {"": ("{}", Layout(lambda x: (x[None, None],), lambda x: x[0, 0]))}
 """`[width]` and `[1, 1, width]`."""
@@ -87,7 +88,7 @@ ONLY_HERE = ("dropout", "drop_path", "remat", "dtype", "param_dtype")
 
 @dataclass(frozen=True)
 class CLIPDialect:
-    """How Hugging Face writes one of the two families, CLIP or SigLIP.
+    """How Hugging Face writes one of the families, CLIP, SigLIP or SigLIP 2.
 
     Attributes:
         model_type: `model_type` of the whole model in `config.json`.
@@ -98,6 +99,7 @@ class CLIPDialect:
         rows: Rows of the name table for the tower of images, beside patches, positions and blocks.
         scalar: How the scale of similarities is stored.
         projected: Whether kernels project the features of both towers.
+        of_images: Kind of the config of the tower of images.
     """
 
     model_type: str
@@ -108,6 +110,7 @@ class CLIPDialect:
     rows: tuple[Row, ...]
     scalar: LayerKind
     projected: bool
+    of_images: type = ViTConfig
 
 
 BASE = {"width": 768, "depth": 12, "heads": 12, "hidden": 3072, "attention_dropout": 0.0}
@@ -138,6 +141,7 @@ SIGLIP = CLIPDialect(
     scalar=ONE,
     projected=False,
 )
+NAFLEX = dataclasses.replace(SIGLIP, model_type="siglip2", classes="Siglip2", of_images=NaFlexViTConfig)
 
 
 def _read(dialect, values, tensors):
@@ -161,8 +165,11 @@ def _options(dialect, values, tower):
 
 
 def _read_vision(dialect, values, tensors):
-    side = typed(values, "image_size", 224)
     pool = "cls" if dialect.projected else "map" if typed(values, "vision_use_head", True) else "mean"
+    if dialect.of_images is NaFlexViTConfig:
+        places = typed(values, "num_patches", 256)
+        return NaFlexViTConfig(**_options(dialect, values, "vision"), places=places, pool=pool)
+    side = typed(values, "image_size", 224)
     return ViTConfig(**_options(dialect, values, "vision"), image=(side, side), pool=pool)
 
 
@@ -182,20 +189,29 @@ READERS = {"vision": _read_vision, "text": _read_text}
 def _rows(dialect, config, tower):
     if tower == "text":
         return TEXT
-    patch = Row("embeddings.patch_embedding", "embeddings/patch", patches(config.patch, config.channels))
+    naflex = dialect.of_images is NaFlexViTConfig  # whose patches are a dense layer there too
+    kind = DENSE if naflex else patches(config.patch, config.channels)
+    patch = Row("embeddings.patch_embedding", "embeddings/patch", kind)
     return (patch, Row("embeddings.position_embedding", "embeddings/positions", POSITIONS), *BLOCKS, *dialect.rows)
 
 
 def _names(dialect, config, kind):
-    if isinstance(config, ViTConfig):  # which a head for images stands on
+    if isinstance(config, dialect.of_images):  # which a head for images stands on
         return _tower_names(dialect, "vision", config, kind)
-    if (type(config.vision), type(config.text)) != (ViTConfig, CLIPTextConfig):
-        raise InputError(f"towers other than a ViT and CLIP's own of texts cannot be written as '{dialect.model_type}'")
+    for name in READERS:
+        _check_tower(dialect, name, config.towers[name])
     rows = [Row("logit_scale", "logit_scale", dialect.scalar), Row("logit_bias", "logit_bias", dialect.scalar)]
     for tower, projection in PROJECTIONS.items():
         rows += repeated(_rows(dialect, config.towers[tower], tower), f"{tower}_model.", f"{tower}/")
         rows += [Row(projection, f"{tower}_projection", DENSE)] if dialect.projected else []
     return Names(tuple(rows), ignored=(BUFFERS, (r"classifier\..*", "predicts classes from one tower")))
+
+
+def _check_tower(dialect, tower, config):
+    kind = dialect.of_images if tower == "vision" else CLIPTextConfig
+    if not isinstance(config, kind):
+        own = {ViTConfig: "a ViT", NaFlexViTConfig: "NaFlex's ViT", CLIPTextConfig: "CLIP's own of texts"}[kind]
+        raise InputError(f"towers other than {own} cannot be written as '{dialect.model_type}'")
 
 
 def _tower_names(dialect, tower, config, kind):
@@ -218,7 +234,7 @@ def _head(tower, values, kind, classes):
 
 
 def _write(dialect, config):
-    if isinstance(config, ViTConfig):
+    if isinstance(config, dialect.of_images):
         return {"model_type": dialect.model_type, "vision_config": _write_tower(dialect, "vision", config)}
     if (bool(config.projection), config.logit_bias is None) != (dialect.projected, dialect.projected):
         has = f"projection={config.projection} and logit_bias={config.logit_bias}"
@@ -231,12 +247,14 @@ def _write(dialect, config):
 
 def _write_tower(dialect, tower, config):
     """The values of one tower. What does not come back from them has no place there."""
+    _check_tower(dialect, tower, config)
     model_type = f"{dialect.model_type}_{tower}_model"
     values = {theirs: getattr(config, ours) for ours, theirs in KEYS[tower].items()}
     values |= {"model_type": model_type, "hidden_act": THEIR_ACTIVATIONS[config.activation]}
     values["intermediate_size"] = config.stack.hidden
     if tower == "vision":
-        values["image_size"] = config.image[0]
+        naflex = dialect.of_images is NaFlexViTConfig
+        values |= {"num_patches": config.places} if naflex else {"image_size": config.image[0]}
         values |= {} if dialect.projected else {"vision_use_head": config.pool == "map"}
     elif dialect.projected:
         values["eos_token_id"] = 2 if config.pool == "largest" else config.eos_token
@@ -274,4 +292,4 @@ def _families(dialect):
     }
 
 
-FAMILIES = {**_families(CLIP), **_families(SIGLIP)}
+FAMILIES = {**_families(CLIP), **_families(SIGLIP), **_families(NAFLEX)}

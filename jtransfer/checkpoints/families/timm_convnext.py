@@ -8,18 +8,14 @@ names are refused by the argument of timm that makes them.
 """
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from jtransfer.checkpoints.families.convnext import response_norm
-from jtransfer.checkpoints.families.family import Description
-from jtransfer.checkpoints.families.timm import ACTIVATIONS, input_size, preprocessing
-from jtransfer.checkpoints.families.values import section, typed
+from jtransfer.checkpoints.families.timm_network import Made, Network, Shapes
+from jtransfer.checkpoints.families.values import typed
 from jtransfer.checkpoints.names import CONV, DENSE, LEAF, NORM, POINTWISE, Names, Row
-from jtransfer.checkpoints.tensors import Tensor
-from jtransfer.errors import InputError, nearest
-from jtransfer.kinds import shown
-from jtransfer.models import ConvNextConfig, Head
+from jtransfer.errors import InputError
+from jtransfer.models import ConvNextConfig
 from jtransfer.models.convnext import KERNEL
 
 NETWORKS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -56,39 +52,8 @@ ABSENT = {"stem.0.bias": "conv_bias: convolutions without a bias", "stem.1.bias"
 """Arguments of timm that make other networks, by the names of tensors that are then there, or missing."""
 
 
-def describe(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Description:
-    """What is in a checkpoint with these names.
-
-    Args:
-        tensors: By their names.
-        values: Values of timm's `config.json`.
-
-    Raises:
-        InputError: a network that ours cannot be, with the argument of timm that makes it one.
-    """
-    args, pretrained = section(values, "model_args"), section(values, "pretrained_cfg")
-    shapes = {name: x.shape for name, x in tensors.items()}
-    _check({"global_pool": values.get("global_pool")} | args, shapes)
-    config = _config(shapes, typed(values, "architecture", ""), args, (input_size(pretrained) or (3, 224, 224))[1:])
-    labels = values.get("label_names")
-    return Description(
-        config,
-        Head(shapes["head.fc.weight"][0]) if "head.fc.weight" in shapes else None,
-        Names(_rows(shapes)),
-        tensors,
-        preprocessing(pretrained) if pretrained else {},
-        tuple(map(str, labels)) if isinstance(labels, list) else (),
-    )
-
-
-def _check(args, shapes):
-    """Refuse arguments and tensors of other networks."""
-    for key, value in args.items():
-        if key not in ONLY and not re.fullmatch(TOLD, key):
-            raise InputError(f"config.json: model_args: '{key}' means a network that is none of ours")
-        if value is not None and key in ONLY and value not in ONLY[key]:
-            only = f"only {shown(ONLY[key][0])} is" if ONLY[key] else "it is not"
-            raise InputError(f"config.json: {key} is {shown(value)}; {only} supported")
+def _check(shapes):
+    """Refuse the tensors of other networks."""
     found = [(name, what) for name in shapes for pattern, what in PRESENT.items() if re.fullmatch(pattern, name)]
     missing = [(name, what) for name, what in ABSENT.items() if name not in shapes]
     for place, (name, what) in [("is there", x) for x in found] + [("is missing", x) for x in missing]:
@@ -98,27 +63,24 @@ def _check(args, shapes):
             raise InputError(f"'{name}' has shape {list(shape)}; of timm's kernel_sizes only {KERNEL} is supported")
 
 
-def _config(shapes, architecture, args, image):
+def _config(shapes: Shapes, made: Made) -> ConvNextConfig:
+    _check(shapes)
+    architecture, args = made.architecture, made.args
     usual = next((options for pattern, options in NETWORKS if re.fullmatch(pattern, architecture)), None)
     if usual is None:
         raise InputError(f"config.json: architecture is '{architecture}'; expected convnext_* or convnextv2_*")
     usual = {"norm_eps": 1e-6, "act_layer": "gelu"} | usual
-    given = usual | {key: args[key] for key in usual if args.get(key) is not None}
-    activation, epsilon = typed(given, "act_layer", ""), typed(given, "norm_eps", 0.0)
-    if activation not in ACTIVATIONS:
-        raise InputError(
-            f"config.json: model_args: unknown act_layer '{activation}'; {nearest(activation, ACTIVATIONS)}"
-        )
+    epsilon = typed(args, "norm_eps", usual["norm_eps"])
     blocks = {tuple(map(int, found.groups())) for name in shapes if (found := re.match(BLOCKS, name))}
     stages = range(1 + max(stage for stage, _ in blocks))
     width, channels, stride, _ = shapes["stem.0.weight"]
     return ConvNextConfig(
-        image=tuple(image),
+        image=made.image or (224, 224),
         channels=channels,
         stride=stride,
         widths=tuple(shapes.get(f"stages.{i}.blocks.0.conv_dw.weight", (width,))[0] for i in stages),
         depths=tuple(sum(stage == i for stage, _ in blocks) for i in stages),
-        activation=activation,
+        activation=made.activation(usual["act_layer"]),
         grn="stages.0.blocks.0.mlp.grn.weight" in shapes,
         layer_scale=1e-6 if "stages.0.blocks.0.gamma" in shapes else 0.0,
         epsilon=epsilon,
@@ -130,11 +92,11 @@ def _config(shapes, architecture, args, image):
 BLOCKS = r"stages\.(\d+)\.blocks\.(\d+)\."
 
 
-def _rows(shapes) -> tuple[Row, ...]:
+def _names(config: ConvNextConfig, shapes: Shapes) -> Names:
     theirs, ours, first = "stages.{}.blocks.{}", "stage_{}/block_{}", "stages.0.blocks.0.mlp"
     dense = POINTWISE if len(shapes.get(f"{first}.fc1.weight", ())) == 4 else DENSE
     vector = shapes.get(f"{first}.grn.weight", ())
-    return (
+    rows = (
         Row("stem.0", "stem/conv", CONV),
         Row("stem.1", "stem/norm", NORM),
         Row("stages.{}.downsample.0", "stage_{}/block_0/downsample/norm", NORM),
@@ -148,3 +110,7 @@ def _rows(shapes) -> tuple[Row, ...]:
         Row("head.norm", "norm", NORM),
         Row("head.fc", "source_head", DENSE),
     )
+    return Names(rows)
+
+
+NETWORK = Network("stages.0.blocks.0.conv_dw.weight", _config, _names, TOLD, ONLY, head="head.fc.weight")

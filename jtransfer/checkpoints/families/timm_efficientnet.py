@@ -9,17 +9,14 @@ All sizes are in the shapes. Strides, activations and paddings are in none: the 
 """
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
-from jtransfer.checkpoints.families.family import Description
 from jtransfer.checkpoints.families.resnet import BATCH_NORM, CONSTANTS, IGNORED
-from jtransfer.checkpoints.families.timm import input_size, preprocessing
-from jtransfer.checkpoints.families.values import section, typed
+from jtransfer.checkpoints.families.timm_network import Made, Network, Shapes
+from jtransfer.checkpoints.families.values import typed
 from jtransfer.checkpoints.names import CONV, DENSE, POINTWISE, Names, Row, repeated
-from jtransfer.checkpoints.tensors import Tensor
 from jtransfer.errors import InputError
-from jtransfer.models import EfficientNetConfig, Head
+from jtransfer.models import EfficientNetConfig
 
 V3 = {"activation": "hard_swish", "gate": "hard_sigmoid", "squeeze_activation": "relu"}
 EFFICIENT, LARGE, SMALL = (1, 2, 2, 2, 1, 2, 1), (1, 2, 2, 2, 1, 2), (2, 2, 2, 1, 2)
@@ -63,37 +60,8 @@ INVERTED = (
 )
 
 
-def describe(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Description:
-    """What is in a checkpoint with these names.
-
-    Args:
-        tensors: By their names.
-        values: Values of timm's `config.json`.
-
-    Raises:
-        InputError: a network that ours cannot be.
-    """
-    args, pretrained = section(values, "model_args"), section(values, "pretrained_cfg")
-    for key in args:
-        if not re.fullmatch(TOLD, key):
-            raise InputError(f"config.json: model_args: '{key}' means a network that is none of ours")
-    pool = typed(args, "global_pool", "") or typed(values, "global_pool", "")
-    if pool not in ("", "avg"):
-        raise InputError(f"config.json: global_pool is '{pool}'; only 'avg' is supported")
-    shapes = {name: x.shape for name, x in tensors.items()}
-    config = _config(shapes, typed(values, "architecture", ""), args, (input_size(pretrained) or (3, 224, 224))[1:])
-    labels = values.get("label_names")
-    return Description(
-        config,
-        Head(shapes["classifier.weight"][0]) if "classifier.weight" in shapes else None,
-        Names(_rows(config, shapes), ignored=IGNORED, constants=CONSTANTS),
-        tensors,
-        preprocessing(pretrained) if pretrained else {},
-        tuple(map(str, labels)) if isinstance(labels, list) else (),
-    )
-
-
-def _config(shapes, architecture, args, image):
+def _config(shapes: Shapes, made: Made) -> EfficientNetConfig:
+    architecture, args = made.architecture, made.args
     found = next(((s, options) for name, s, options in NETWORKS if re.fullmatch(name, architecture)), None)
     if found is None:
         raise InputError(
@@ -107,7 +75,7 @@ def _config(shapes, architecture, args, image):
     stages = [_stage(shapes, i) for i in range(len(strides))]
     blocks = [block for stage in stages for block in stage]
     return EfficientNetConfig(
-        image=tuple(image),
+        image=made.image or (224, 224),
         channels=_shape(shapes, "conv_stem.weight")[1],
         stem=_shape(shapes, "conv_stem.weight")[0],
         depths=tuple(map(len, stages)),
@@ -153,7 +121,7 @@ def _top(shapes, stages):
     return "conv_head" if "bn2.weight" in shapes else f"blocks.{stages}.0.conv"
 
 
-def _rows(config: EfficientNetConfig, shapes) -> tuple[Row, ...]:
+def _names(config: EfficientNetConfig, shapes: Shapes) -> Names:
     stages = len(config.depths)
     blocks = (
         repeated(
@@ -163,7 +131,7 @@ def _rows(config: EfficientNetConfig, shapes) -> tuple[Row, ...]:
         )
         for i in range(stages)
     )
-    return (
+    rows = (
         Row("conv_stem", "stem/conv", CONV),
         Row("bn1", "stem/norm", BATCH_NORM),
         *(row for rows in blocks for row in rows),
@@ -172,3 +140,7 @@ def _rows(config: EfficientNetConfig, shapes) -> tuple[Row, ...]:
         *([Row("conv_head", "pooler", POINTWISE)] if config.pooler else []),
         Row("classifier", "source_head", DENSE),
     )
+    return Names(rows, ignored=IGNORED, constants=CONSTANTS)
+
+
+NETWORK = Network("conv_stem.weight", _config, _names, TOLD, {"global_pool": ("avg", "")}, head="classifier.weight")
