@@ -25,7 +25,8 @@ HOSTILE = [
 def advice(directory):
     command = shlex.join(["jtransfer", "curve", f"--config={directory}/curve.py", f"--workdir={directory}/curve"])
     config = {key: list(x) if isinstance(x, tuple) else x for key, x in advise_defaults().items()}
-    return {"method": "probe", "alternative": "finetune", "fewest": 20, "next": command, "config": config}
+    chosen = {"method": "probe", "alternative": "finetune", "baseline": "scratch"}
+    return chosen | {"fewest": 20, "next": command, "config": config}
 
 
 @pytest.mark.parametrize("name", HOSTILE)

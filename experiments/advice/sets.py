@@ -1,12 +1,35 @@
 """The sets on which advice is judged: `TUNED` may be looked at while its rules are made, `FRESH` only afterwards.
 
-This list was committed before the first trial was run. Every set is made from prepared datasets (`TFDS_DATA_DIR`); `load`
-and the other keys are those of `jtransfer advise`.
+This list was committed before the first trial was run. Every set is made from prepared datasets (`TFDS_DATA_DIR`);
+`load` and the other keys are those of `jtransfer advise`.
 """
 
-GLYPHS = {"backbone": "glyphs-vit", "load": {"image": 16}}
-SENTENCES = {"backbone": "all-MiniLM-L6-v2", "load": {"tokens": 32}}
-PHOTOGRAPHS = {"backbone": "tf_efficientnet_lite0", "load": {"image": 64}}
+HEADS = ("logistic", "ridge", "prototypes", "prototypes('lda')")
+GLYPHS = {
+    "backbone": "glyphs-vit",
+    "minutes": 2.0,
+    "hyper": {
+        "scratch": {"rate": (0.001, 0.005)},
+        "lora": {"rate": (0.003, 0.015)},
+        "finetune": {"rate": (0.0005, 0.002, 0.008)},
+    },
+}
+SENTENCES = {
+    "backbone": "all-MiniLM-L6-v2",
+    "load": {"tokens": 24},
+    "methods": (*HEADS, "finetune"),
+    "seeds": 3,
+    "minutes": 5.0,
+    "hyper": {"finetune": {"rate": (1e-4, 4e-4)}},
+}
+PHOTOGRAPHS = {
+    "backbone": "tf_efficientnet_lite0",
+    "load": {"image": 64},
+    "methods": (*HEADS, "finetune"),
+    "seeds": 3,
+    "minutes": 5.0,
+    "hyper": {"finetune": {"rate": (3e-4, 1e-3)}},
+}
 
 TUNED = {
     "emoji styles": {"data": "tfds:emoji_captions?label=style", **GLYPHS},

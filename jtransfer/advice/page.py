@@ -14,9 +14,9 @@ SEEDS = 5
 """Shots and seeds of the curve that the page tells to run next."""
 
 HARM = {
-    rules.PRESENT: "**Negative transfer.** Every method that uses the backbone is worse than scratch",
-    rules.NONE: "**No negative transfer.** The backbone helps",
-    rules.UNDECIDED: "**Negative transfer is undecided.** No method is shown better than scratch, and not all worse",
+    rules.PRESENT: "**Negative transfer.** Every method that uses the backbone is worse than {}",
+    rules.NONE: "**No negative transfer.** The backbone helps against {}",
+    rules.UNDECIDED: "**Negative transfer is undecided.** No method is shown better than {}, and not all worse",
 }
 OTHER = {"few": "many", "many": "few", "near": "far", "far": "near"}
 
@@ -24,27 +24,31 @@ OTHER = {"few": "many", "many": "few", "near": "far", "far": "near"}
 def markdown(advice: dict[str, Any]) -> str:
     """The page, from what `advice.json` holds."""
     method, alternative, seeds = advice["method"], advice["alternative"], _compared(advice)
-    lost = advice["config"]["seeds"] - seeds
+    lost, shots, baseline = advice["config"]["seeds"] - seeds, advice["shots"], code(advice["baseline"])
     paired = "; ".join(f"{code(name)} {_points(own)} points" for name, own in advice["trial"].items())
+    kept = " and ".join(str(validation_shots(k)) for k in shots)
     parts = [
         f"# Use {code(method)} for {plain(advice['target'])} with {plain(advice['backbone'])}",
-        f"{HARM[advice['negative_transfer']]}. At {advice['shots']} labels of each class, minus scratch: {paired}.",
+        f"{HARM[advice['negative_transfer']].format(baseline)}, the better baseline without it. At {max(shots)} labels "
+        f"of each class, minus {baseline}: {paired}.",
         _list(advice["because"]),
         f"{code(method)} {_cost(advice, method)}; the alternative, {code(alternative)}, {_cost(advice, alternative)}.",
-        "## Where the task stands",
-        _table(["", "near task", "far task"], [_quadrants(advice, size) for size in ("few", "many")]),
-        "## Evidence",
-        _table(["what", "value", "how"], [map(cell, line) for line in advice["evidence"]]),
-        "## Trial against scratch",
-        _table(["method", "accuracy, %", "minus scratch, points", "negative transfer"], _trial(advice)),
-        f"Trained on {advice['shots']} labels of each class, and {validation_shots(advice['shots'])} more that choose "
+        "## Trial",
+        _table(_trial_names(advice), _trial(advice)),
+        f"Accuracy in %. Trained on {' and '.join(map(str, shots))} labels of each class, and {kept} more that choose "
         f"the rate; {seeds} seeds{f' ({lost} more diverged)' if lost else ''}; accuracy on {advice['held_out']:,} "
         "training rows held out from all of them. ± is half the 95% Student-t interval of the differences seed by "
         "seed: it covers draws of labels and starts, on these held-out rows. No test row was read.",
-        _list(advice["protocol"]),
+        _list([*_decides(advice), *advice["protocol"]]),
+        "## Where the task stands",
+        _table(["", "near task", "far task"], [_quadrants(advice, size) for size in ("few", "many")]),
+        "The table decides only what the trial leaves undecided.",
+        "## Evidence",
+        _table(["what", "value", "how"], [map(cell, line) for line in advice["evidence"]]),
         "## Cost of a training step",
         _table(["method", "parameters that learn", "MFLOP", "optimiser, bytes"], _costs(advice)),
-        f"At a batch of {advice['config']['batch']}; in brackets, of what finetuning takes.",
+        f"At a batch of {advice['config']['batch']}; in brackets, of what training the whole network takes. A method "
+        "that is solved for, without steps, needs a forward pass.",
         "## What would change this advice",
         _list(_changes(advice)),
     ]
@@ -52,16 +56,16 @@ def markdown(advice: dict[str, Any]) -> str:
 
 
 def next_config(advice: dict[str, Any]) -> str:
-    """The text of a config for `jtransfer curve`: the advice, its alternative and scratch, by labels per class."""
+    """The text of a config for `jtransfer curve`: the advice, its alternative and the better baseline, by labels."""
     values = {key: advice["config"][key] for key in curve_defaults()} | {
-        "methods": tuple(dict.fromkeys([advice["method"], advice["alternative"], rules.SCRATCH])),
+        "methods": tuple(dict.fromkeys([advice["method"], advice["alternative"], advice["baseline"]])),
         "shots": tuple(k for k in SHOTS if k + validation_shots(k) <= advice["fewest"]),
         "seeds": SEEDS,
         "test_rows": 0,
     }
     lines = pprint.pformat(values, width=112, sort_dicts=False).replace("\n", "\n        ")
     return (
-        f'"""What `jtransfer advise` recommends, its alternative and scratch, against labels per class.\n\n'
+        f'"""What `jtransfer advise` recommends, its alternative and the better baseline, against labels.\n\n'
         f'{documented(advice["next"])}\n"""\n\nfrom ml_collections import ConfigDict\n\n\n'
         f"def get_config():\n    return ConfigDict(\n        {lines}\n    )\n"
     )
@@ -69,7 +73,7 @@ def next_config(advice: dict[str, Any]) -> str:
 
 def _compared(advice):
     """Seeds in which every method of the trial stayed finite."""
-    return len(advice["accuracies"][rules.SCRATCH])
+    return len(next(iter(advice["estimates"].values())))
 
 
 def _list(lines):
@@ -88,12 +92,45 @@ def _quadrants(advice, size):
     return [f"{size} labels", *cells]
 
 
+def _trial_names(advice):
+    shots = [f"{k} labels" for k in advice["shots"]]
+    minus = f"minus {code(advice['baseline'])}, points"
+    return ["method", "steps", *shots, minus, "negative transfer", "estimate less the choice's, points"]
+
+
 def _trial(advice):
-    base = advice["accuracies"][rules.SCRATCH]
-    first = [f"`{rules.SCRATCH}`", f"{100 * math.fsum(base) / len(base):.1f}", "", ""]
-    return [first] + [
-        [code(name), f"{100 * own['accuracy']:.1f}", _points(own), own["harm"]] for name, own in advice["trial"].items()
-    ]
+    versus = rules.compare(advice["estimates"], advice["method"])
+    for name in advice["estimates"]:
+        own = [f"{100 * _mean(advice['accuracies'][str(k)][name]):.1f}" for k in advice["shots"]]
+        found = advice["trial"].get(name)
+        harm = [_points(found), found["harm"]] if found else ["", ""]
+        steps = f"{advice['steps'][name]:,}" if name in advice["steps"] else "solved"
+        yield [code(name), steps, *own, *harm, rules.points(versus[name]) if name in versus else ""]
+
+
+def _decides(advice):
+    """What is estimated of what was measured, and by how much."""
+    most, shots, batch = advice["most"], advice["shots"], advice["config"]["batch"]
+    if advice["factor"]:
+        lines = [
+            f"The estimate is of {most} labels of each class, the most that the data offer, {most / max(shots):.2g} "
+            "times those of the trial: an extrapolation of each method's error as a power of the labels, by "
+            f"{advice['factor']:.2g} of the way from {shots[-2]} to {shots[-1]} in the logarithm."
+        ]
+    else:
+        lines = [f"The estimate is what was measured at {max(shots)} labels of each class; the data offer {most}."]
+    for name, gain in advice["gains"].items():
+        said = f"{name}: half as many steps reach {100 * _mean(gain):.1f} points less"
+        also = "; more would gain, by as much again if each doubling gains half of the last, which the estimate counts"
+        lines.append(f"{said}{also if name in advice['starved'] else ', which is not resolved'}.")
+    trained = sorted(set(advice["steps"].values()))
+    epochs = trained[-1] * batch / (max(shots) * advice["classes"])
+    lines.append(f"Steps: {' or '.join(map(str, trained))} of {batch}; the most are {epochs:.2g} epochs of the labels.")
+    return [*lines, f"{advice['estimate'][0].upper()}{advice['estimate'][1:]}."]
+
+
+def _mean(values):
+    return math.fsum(values) / len(values)
 
 
 def _points(own):
@@ -102,32 +139,33 @@ def _points(own):
 
 def _cost(advice, method):
     own = advice["costs"][method]
-    return f"learns {own['trainable']:,} parameters in steps of {own['flops_per_step'] / 1e6:,.1f} MFLOP"
+    each = "steps" if method in advice["steps"] else "one pass"
+    return f"learns {own['trainable']:,} parameters in {each} of {own['flops_per_step'] / 1e6:,.1f} MFLOP"
 
 
 def _costs(advice):
-    whole = advice["costs"]["finetune"]
-    rows = []
+    whole = advice["costs"][rules.SCRATCH]
     for name, own in advice["costs"].items():
         shown = (f"{own['trainable']:,}", f"{own['flops_per_step'] / 1e6:,.1f}", f"{own['optimiser_bytes']:,}")
         shares = (own[key] / whole[key] for key in ("trainable", "flops_per_step", "optimiser_bytes"))
-        rows.append([code(name), *(f"{text} ({share:.2g})" for text, share in zip(shown, shares, strict=True))])
-    return rows
+        yield [code(name), *(f"{text} ({share:.2g})" for text, share in zip(shown, shares, strict=True))]
 
 
 def _changes(advice):
-    labels, gap, shots, seeds = advice["labels"], advice["gap"], advice["shots"], _compared(advice)
+    labels, gap, seeds, baseline = advice["labels"], advice["gap"], _compared(advice), advice["baseline"]
     lines = []
     for name, own in advice["trial"].items():
         if own["harm"] == rules.UNDECIDED and own["difference"]:
             needed = math.ceil(seeds * (own["half"] / own["difference"]) ** 2)
-            lines.append(f"Seeds: if the difference stays, about {needed:,} tell `{name}` from scratch.")
+            lines.append(f"Seeds: if the difference stays, about {needed:,} tell `{name}` from {baseline}.")
     lines += [
         f"Labels: were they {OTHER[labels]}, the table would say `{advice['table'][f'{OTHER[labels]} {gap}']}`. The "
-        f"trial saw {shots} of a class where the fewest have {advice['fewest']}: with more, methods may change places, "
-        "which the curve below shows.",
+        f"trial saw {max(advice['shots'])} of a class where the fewest have {advice['fewest']}: with more, methods may "
+        "change places, which the curve below shows.",
         f"Domain: were the task {OTHER[gap]}, the table would say `{advice['table'][f'{labels} {OTHER[gap]}']}`. "
         "Another backbone changes that: `--config.backbone=...`, with its `--config.source=...`.",
+        "Time: `--config.minutes` gives the trial more steps, `--config.methods` and `--config.seeds` fewer or more "
+        "to do.",
         f"Held-out rows: one is {100 / advice['held_out']:.2g} points; differences that small mean nothing.",
         "Borders: those of the table are rules of thumb (jtransfer/advice/rules.py says where each comes from).",
     ]

@@ -1,4 +1,4 @@
-"""From evidence to a method: the table of data size x domain gap, and the verdict of a trial against scratch.
+"""From evidence to a method: what a trial finds decides, and the table of data size x domain gap where it does not.
 
 The table is the usual one (CS231n, "Transfer Learning": a small or a large dataset, similar to the source or not). Its
 borders are the constants below, each with where it comes from; none is sharp.
@@ -27,17 +27,19 @@ NEAR, FAR = 0.8, 0.5
 its inputs look like, below the second it is far; between them the domain classifier decides, if there is a source."""
 APART = 0.05
 """A rule of thumb: a domain classifier that errs in fewer rows has found two domains that are apart."""
-TELLING = 0.25
-"""A rule of thumb: with this share of the labels a trial tells more of a task than the table."""
+TIE = 0.01
+"""A rule of thumb: methods that the trial does not tell apart, and that lie within a point, are told apart by the
+table. Where it finds a method a point behind, its best guess is worth more than a rule of thumb."""
 
 SMALL = "small"
 TABLE = {
-    ("few", "near"): ("probe", SMALL),
-    ("few", "far"): (SMALL, "probe"),
+    ("few", "near"): ("logistic", SMALL),
+    ("few", "far"): (SMALL, "logistic"),
     ("many", "near"): ("finetune", SMALL),
     ("many", "far"): ("finetune", SCRATCH),
 }
-"""First choice and alternative by labels and gap; `SMALL` stands for a method that trains little of the backbone."""
+"""First and second choice by labels and gap. A linear probe is `logistic`, which is its optimum; `SMALL` stands for a
+method that trains little of the backbone."""
 
 PRESENT, NONE, UNDECIDED = "present", "none", "undecided"
 
@@ -80,14 +82,79 @@ def compare(accuracies: Mapping[str, Sequence[float]], reference: str = SCRATCH)
     return {name: comparison for name, comparison in found.items() if name != reference}
 
 
+def better_baseline(accuracies: Mapping[str, Sequence[float]], baselines: Sequence[str]) -> str:
+    """Of the methods that use no backbone the one with the best mean accuracy; see `compare`."""
+    return max(baselines, key=lambda name: math.fsum(accuracies[name]))
+
+
 def negative_transfer(found: Mapping[str, Comparison]) -> str:
     """Whether a backbone harms: with it worse than without it (Wang et al. 2019, arXiv:1811.09751).
 
-    "present" if every method that uses it is worse than scratch, "none" if any is better, else "undecided". By chance
-    alone the first comes up in at most 2.5% of trials, the second in 2.5% for each method that is tried.
+    "present" if every method that uses it is worse than the better baseline, "none" if any is better, else "undecided".
+    By chance alone the first comes up in at most 2.5% of trials, the second in 2.5% for each method that is tried.
+
+    Args:
+        found: Each method that uses the backbone, compared with `better_baseline`.
     """
     verdicts = {comparison.harm for comparison in found.values()}
     return PRESENT if verdicts == {PRESENT} else NONE if NONE in verdicts else UNDECIDED
+
+
+def extrapolated(
+    accuracies: Mapping[int, Mapping[str, Sequence[float]]], count: int, rows: int
+) -> tuple[dict[str, list[float]], float]:
+    """What each method would reach with `count` labels, if errors go on as a power of the number of labels.
+
+    That is how learning curves run (Cortes et al. 1993; Hestness et al. 2017, arXiv:1712.00409) until they reach what
+    no label helps against, which two counts do not show. The power of a seed goes through its errors at the two largest
+    counts, whose draws are nested; so the interval of the difference of two methods covers draws and starts, but not
+    that a curve is no power.
+
+    Args:
+        accuracies: By labels of each class, of each method one for each seed.
+        count: Labels of each class.
+        rows: That accuracies are of: an error counts half of one more, as none at all has no logarithm.
+
+    Returns:
+        Accuracies of each method by seed; and by how much the way between the two counts, in the logarithm, was
+        extrapolated: 0 where there is one count or where `count` is no larger, and accuracies are those of the largest.
+    """
+    *before, last = sorted(accuracies)
+    if not before or count <= last:
+        return {name: list(own) for name, own in accuracies[last].items()}, 0.0
+    factor = math.log(count / last) / math.log(last / before[-1])
+    more = 0.5 / rows
+
+    def ahead(first, second):
+        first, second = 1 - first + more, 1 - second + more
+        return 1 + more - second * (second / first) ** factor
+
+    first = accuracies[before[-1]]
+    return {name: list(map(ahead, first[name], own)) for name, own in accuracies[last].items()}, factor
+
+
+def with_more_steps(
+    estimates: Mapping[str, Sequence[float]], gains: Mapping[str, Sequence[float]]
+) -> tuple[dict[str, list[float]], dict[str, Comparison]]:
+    """Estimates to which a method that its steps starve adds what the last doubling of its steps gained.
+
+    If each doubling gains half of what the one before it gained, all further ones together gain as much as the last.
+    Only gains whose interval lies above 0 count.
+
+    Args:
+        estimates: Of each method one for each seed.
+        gains: Of the methods that ran with half as many steps too: accuracy with all minus that with half, by seed.
+
+    Returns:
+        The estimates, and the gain of each method that is starved.
+    """
+    starved = {}
+    for name, own in gains.items():
+        gain = Comparison(math.fsum(estimates[name]) / len(own), *interval(own))
+        if gain.harm == NONE:
+            starved[name] = gain
+    added = {name: [x + y for x, y in zip(estimates[name], gains[name], strict=True)] for name in starved}
+    return {name: added.get(name, list(own)) for name, own in estimates.items()}, starved
 
 
 def labels(counts: Sequence[int], parameters: int) -> tuple[str, str]:
@@ -131,7 +198,7 @@ class Choice(NamedTuple):
     Attributes:
         method: The first choice.
         alternative: The second.
-        reasons: What beside the table led to them, in sentences.
+        reasons: What led to them, in sentences.
     """
 
     method: str
@@ -139,39 +206,37 @@ class Choice(NamedTuple):
     reasons: list[str]
 
 
-def recommend(choices: Sequence[str], accuracies: Mapping[str, Sequence[float]], share: float) -> Choice:
+def recommend(choices: Sequence[str], estimates: Mapping[str, Sequence[float]]) -> Choice:
     """A method and an alternative.
 
-    Negative transfer means scratch. Otherwise the table's choices stand, but for those that the trial finds worse than
-    scratch. A method that beats the choice in the trial takes its place if the trial tells of the task as it is, and is
-    the alternative if it had too few of the labels for that.
+    The trial decides: its best method is the choice, unless the table prefers one that the trial does not find worse
+    (the interval of their difference reaches 0, and its middle is at most `TIE` below). The alternative is the best of
+    the others by the trial.
 
     Args:
-        choices: The table's, best first.
-        accuracies: Of the trial; see `compare`.
-        share: Of the labels at hand that the trial trained on, 0..1.
+        choices: The table's, best first; those that were not tried are passed over.
+        estimates: Of every method that was tried, one for each seed.
     """
-    found = compare(accuracies)
-    if negative_transfer(found) == PRESENT:
-        names = " and ".join(found)
-        return Choice(SCRATCH, choices[0], [f"The trial finds {names} worse than scratch; so try other backbones too."])
-    harmful = [name for name, comparison in found.items() if comparison.harm == PRESENT]
-    kept = [name for name in dict.fromkeys([*choices, *found, SCRATCH]) if name not in harmful]
-    method = next(name for name in kept if name != SCRATCH)
-    alternative = next(name for name in kept if name != method)
-    reasons = [f"The trial finds {name} worse than scratch." for name in harmful]
-    versus = compare(accuracies, method) if method in accuracies else {}
-    better = {name: comparison.difference for name, comparison in versus.items() if comparison.harm == NONE}
-    if better:
-        best = max(better, key=better.get)
-        seen = f"finds {best} better than {method} ({points(versus[best])} points)"
-        if share >= TELLING:
-            reasons.append(f"The trial, with {share:.0%} of the labels, {seen}, and overrules the table.")
-            method, alternative = best, method
-        else:
-            reasons.append(f"The trial {seen}, but with {share:.0%} of the labels: compare the two with more.")
-            alternative = best
+    means = {name: math.fsum(own) / len(own) for name, own in estimates.items()}
+    best = max(means, key=means.get)
+    versus = compare(estimates, best)
+    open_ = [name for name, own in versus.items() if own.harm != PRESENT and own.difference >= -TIE]
+    preferred = [name for name in choices if name == best or name in open_]
+    method = preferred[0] if preferred else best
+    alternative = max((name for name in means if name != method), key=means.get)
+    if method != best:
+        said = f"The trial finds {best} no better than {method} that it could tell ({_reversed(versus[method])} points)"
+        return Choice(method, alternative, [f"{said}; the table prefers {method}."])
+    second = versus[alternative]
+    clear = "and tells them apart" if second.harm == PRESENT else "which it does not tell apart"
+    reasons = [f"The trial finds {best} best, {_reversed(second)} points before {alternative}, {clear}."]
+    if choices and choices[0] in versus:
+        reasons[0] += f" The table says {choices[0]}, which is {points(versus[choices[0]])} points from it."
     return Choice(method, alternative, reasons)
+
+
+def _reversed(comparison):
+    return points(comparison._replace(difference=-comparison.difference))
 
 
 def points(comparison: Comparison) -> str:

@@ -1,30 +1,33 @@
 """`jtransfer advise`: the evidence for one backbone and one task, and the method that follows from it.
 
-All of it looks at the training rows alone: scores and domain gap at their features; the trial trains on some of them
-and compares on others. The test rows of the dataset are never read.
+All of it looks at the training rows alone, at `config.rows` of them: scores and domain gap at their features; the trial
+trains on some of them and compares on others. The test rows of the dataset are never read.
 """
 
 import hashlib
 import json
 import shlex
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from etils import epath
-from ml_collections import ConfigDict
 
 from jtransfer import config as configs
 from jtransfer import files, methods, starts
+from jtransfer.advice import evidence as evidence_of
 from jtransfer.advice import page, rules
-from jtransfer.config import curve_defaults, resolved
+from jtransfer.advice import trial as trials
+from jtransfer.advice.evidence import Evidence
+from jtransfer.advice.trial import Trial
+from jtransfer.config import resolved
+from jtransfer.curves import fitted, trained
 from jtransfer.curves import run as curves
-from jtransfer.curves import trained
+from jtransfer.curves.raw import RAW
 from jtransfer.data import sources, splits
 from jtransfer.data.dataset import FOUND, Dataset, Lazy, damaged, fingerprint_of_inputs
-from jtransfer.data.subsets import validation_shots
+from jtransfer.data.subsets import most_shots
 from jtransfer.errors import InputError
-from jtransfer.evaluate import transferability as scores
 from jtransfer.evaluate.protocols import structure
 from jtransfer.evaluate.protocols.rows import ProtocolRun
 from jtransfer.evaluate.store import FeatureStore, default_store
@@ -32,11 +35,8 @@ from jtransfer.evaluate.task import Progress, Reader, TargetTask, split
 from jtransfer.storage.cells import value
 from jtransfer.texts import plain
 from jtransfer.train import costs
+from jtransfer.tree import size
 
-LEAST_SEEDS = 20
-"""Seeds of the trial at least."""
-MOST_SHOTS = 10
-"""Labels of each class in the trial at most, where `config.shots` leaves their number open."""
 MOST_ROWS = 4096
 """Training rows whose features are scored."""
 SMALL = ("lora(rank=4)", "top_blocks(1)", "finetune")
@@ -49,36 +49,31 @@ class AdvicePlan:
 
     Attributes:
         config: The resolved config.
-        curve: The trial: scratch and the methods of the config, at one number of shots; its test rows are training
-            rows that were held out.
+        trial: Every method that may be recommended, the baselines among them.
+        counts: Training rows of each class that the dataset has.
         task: Training rows as a dataset of their own, to be scored.
         transferability: Scores them.
         domain_gap: Compares them with the source; None where it is unknown.
-        arms: Every method that is tried or may be recommended, by name.
         small: The first of `SMALL` that fits.
     """
 
     config: Any
-    curve: curves.Curve
+    trial: Trial
+    counts: np.ndarray
     task: TargetTask
     transferability: ProtocolRun
     domain_gap: ProtocolRun | None
-    arms: dict[str, trained.Trained]
     small: str
 
+    @property
+    def curve(self) -> curves.Curve:
+        """The trial of all methods."""
+        return self.trial.curve
 
-class Evidence(NamedTuple):
-    """What was measured before the trial.
-
-    Attributes:
-        lines: For each number what it is, its value and how it came about, as texts.
-        explained: Share of the classes that the features explain; see `share_explained`.
-        error: Of the domain classifier, 0..0.5; None without a source.
-    """
-
-    lines: list[tuple[str, str, str]]
-    explained: float
-    error: float | None
+    @property
+    def baselines(self) -> tuple[str, ...]:
+        """The methods without the backbone: a linear head on the inputs, and the network from scratch."""
+        return RAW[self.curve.dataset.kind], rules.SCRATCH
 
 
 def prepare(config, progress: Progress = lambda what, done, rows: None) -> AdvicePlan:
@@ -88,35 +83,49 @@ def prepare(config, progress: Progress = lambda what, done, rows: None) -> Advic
         config: With all keys of `jtransfer.config.advise_defaults`.
         progress: Called as `progress(what, done, rows)` while features are extracted.
 
+    Returns:
+        The plan, whose trial is as large as is good; `sized` makes it as large as there is time for.
+
     Raises:
         InputError: whatever in the config cannot be run.
     """
     configs.check("advise", config)
-    if config.seeds < LEAST_SEEDS:
-        raise InputError(f"config.seeds is {config.seeds!r}; expected at least {LEAST_SEEDS}, to compare in pairs")
-    without = [name for name in config.methods if not methods.parse(name).pretrained]
-    if without or not config.methods:
-        found = f"'{without[0]}' uses no backbone" if without else "it is empty"
-        raise InputError(f"config.methods: {found}; expected methods to compare with scratch, as probe and finetune")
+    given = [name for name in config.methods if name != rules.SMALL]
+    if without := [name for name in given if not _uses_backbone(name)]:
+        raise InputError(
+            f"config.methods: '{without[0]}' uses no backbone; expected methods to compare with those without one, as "
+            "logistic and finetune"
+        )
     dataset = sources.load(config.data, config.data_dir)
     if dataset.targets != "classes":
         raise InputError(f"config.data: {dataset.name} has {FOUND[dataset.targets]}; advise takes one class a row")
-    pool = subset(dataset, dataset.pool)
-    drawn, held_out, _ = split(pool, config.validation)
-    least = np.bincount(pool.labels[drawn], minlength=len(pool.classes)).min()
-    possible = [k for k in range(1, MOST_SHOTS + 1) if k + validation_shots(k) <= least]
-    trial = _trial(config, config.shots or max(possible, default=1))
-    curve = curves.prepare(trial, replace(pool, pool=drawn, test=held_out))
+    counts = np.bincount(dataset.labels[dataset.pool], minlength=len(dataset.classes))
+    pool = subset(dataset, _some(dataset, dataset.pool, config.rows))
+    share = config.validation
+    if config.test_rows:
+        share = min(share, config.test_rows / len(pool.pool))
+    drawn, held_out, _ = split(pool, share)
+    parts = replace(pool, pool=drawn, test=held_out)
+    names = [RAW[dataset.kind], rules.SCRATCH, *given]
+    shots, steps = _good(config, parts)
+    curve = curves.prepare(trials.config_of(config, names, shots, steps), parts)
     if not curve.examples.metric.higher:
         raise InputError(
             f"config.metrics: of '{next(iter(curve.examples.metrics))}' less is better; advise compares gains, as of "
             "accuracy"
         )
-
-    rows = pool.pool
-    scored = subset(pool, splits.stratified(pool.labels, rows, MOST_ROWS)) if len(rows) > MOST_ROWS else pool
-    store = FeatureStore(files.path(config.store, "config.store") if config.store else default_store())
     tower = starts.tower_for(curve.backbone, pool)
+    small, arm = _first_that_fits(
+        lambda name: trained.build(name, curve.examples, tower, curve.objective, curve.recipe)
+    )
+    if rules.SMALL in config.methods and small not in names:
+        names.insert(2 + config.methods.index(rules.SMALL), small)
+        arms = {one.name: one for one in (*curve.arms, arm)}
+        whole = trials.config_of(config, names, shots, steps)
+        curve = replace(curve, config=whole, arms=[arms[name] for name in names])
+
+    scored = subset(pool, _some(pool, pool.pool, MOST_ROWS))
+    store = FeatureStore(files.path(config.store, "config.store") if config.store else default_store())
     reader = Reader(tower, curve.examples.prepare, store, progress=progress)
     task = TargetTask(
         scored, scored.pool, scored.pool[:0], "", reader, (reader.default_layer(scored),), data_dir=config.data_dir
@@ -124,14 +133,22 @@ def prepare(config, progress: Progress = lambda what, done, rows: None) -> Advic
     transferability = structure.transferability(task)
     source_dir = str(files.path(config.source_dir, "config.source_dir")) if config.source_dir else ""
     domain_gap = structure.domain_gap(task, config.source, source_dir=source_dir) if config.source else None
+    return AdvicePlan(config, Trial(curve), counts, task, transferability, domain_gap, small)
 
-    def build(name):
-        return trained.build(name, curve.examples, tower, curve.objective, curve.recipe)
 
-    small, arm = _first_that_fits(build)
-    built = {arm.name: arm for arm in curve.arms} | {small: arm}
-    built |= {name: build(name) for name in ("probe", "finetune") if name not in built}
-    return AdvicePlan(config, curve, task, transferability, domain_gap, built, small)
+def sized(plan: AdvicePlan, directory: epath.PathLike) -> AdvicePlan:
+    """A plan whose trial takes `config.minutes`, or goes on as it began in a directory: see `trial.sized`.
+
+    Raises:
+        InputError: the directory belongs to another trial.
+        MachineError: nothing can be written there.
+    """
+    directory = epath.Path(directory)
+    trial = trials.sized(plan.trial, plan.config, plan.curve.dataset, directory / "trial")
+    for curve, place in ((trial.curve, "trial"), (trial.half, "half")):
+        if curve:
+            curves.check_prepared(curve, directory / place)
+    return replace(plan, trial=trial)
 
 
 def check(config, directory: epath.PathLike) -> None:
@@ -141,12 +158,26 @@ def check(config, directory: epath.PathLike) -> None:
         InputError: its trial is of another config, or it is none.
         MachineError: nothing can be written there.
     """
-    curves.check(_trial(config, config.shots or 1), epath.Path(directory) / "trial")
+    trial = epath.Path(directory) / "trial"
+    shots, steps = trials.begun(config, trial)
+    curves.check(trials.config_of(config, config.methods, shots or (1,), steps or 1), trial)
 
 
-def _trial(config, shots):
-    trial = {key: config[key] for key in curve_defaults()}
-    return ConfigDict(trial | {"methods": (rules.SCRATCH, *config.methods), "shots": (shots,)})
+def _uses_backbone(name):
+    return fitted.is_fit(name) or methods.parse(name).pretrained
+
+
+def _some(dataset, rows, most):
+    """At most so many of some rows, each class in its proportion; 0 for all."""
+    return splits.stratified(dataset.labels, rows, most) if 0 < most < len(rows) else rows
+
+
+def _good(config, parts):
+    """Shots and steps of a trial that are good, where the config leaves them open."""
+    least = np.bincount(parts.labels[parts.pool], minlength=len(parts.classes)).min()
+    most = max(1, most_shots(int(least)))
+    shots = tuple(config.shots) or ((most // trials.APART, most) if most >= trials.BOTH else (most,))
+    return shots, config.steps or trials.enough(max(shots), len(parts.classes), config.batch)
 
 
 def subset(dataset: Dataset, rows: np.ndarray) -> Dataset:
@@ -175,71 +206,7 @@ def _first_that_fits(build):
 
 def measure(plan: AdvicePlan) -> Evidence:
     """Score the training rows, and compare them with the source."""
-    task, error = plan.task, None
-    if task.backbone.classes:
-        task.reader(task.dataset, *task.layers, "logits")  # both in one pass, for the protocols to find in the store
-    (features,), labels = task.features(*task.layers), task.dataset.labels
-    counts = np.bincount(plan.curve.dataset.labels, minlength=len(task.dataset.classes))
-    explained = share_explained(features, labels)
-    lines = [
-        (
-            "labels",
-            f"{counts.sum():,}",
-            f"training rows of {len(counts)} classes, {counts.min():,} to {counts.max():,} of each",
-        ),
-        (
-            "classes explained",
-            f"{explained:.0%}",
-            f"by a linear map of the features: shrunk H-score over {len(np.unique(labels)) - 1}, adjusted so that "
-            "shuffled labels reach 0%",
-        ),
-    ]
-    for row in plan.transferability():
-        shown = {name: "–" if value is None else f"{value:.3g}" for name, value in row["metrics"].items()}
-        lines += [(name, value, row["how"]) for name, value in shown.items()]
-    if plan.domain_gap is None:
-        lines.append(("domain gap", "unknown", "config.source names no source: the classes explained stand for it"))
-        return Evidence(lines, explained, error)
-    (row,) = plan.domain_gap()
-    error, squared, p_value, frechet = row["metrics"].values()
-    lines += [
-        (
-            "domain classifier's error",
-            f"{error:.1%}",
-            f"telling rows held out from {plan.config.source} from training rows, cross-validated; 50% is chance",
-        ),
-        ("proxy A-distance", f"{2 * (1 - 2 * error):.2f}", "2 (1 - 2 error): 0 for the same domain, 2 for two apart"),
-        (
-            "MMD p-value",
-            f"{p_value:.2g}",
-            f"permutation test of MMD² {squared:.3g}: small where the domains differ at all",
-        ),
-        ("Fréchet distance", f"{frechet:.3g}", "of the features, in their own squared units"),
-    ]
-    return Evidence(lines, explained, error)
-
-
-PERMUTATIONS = 10
-"""How often labels are shuffled, to tell what is explained by chance."""
-
-
-def share_explained(features: Any, labels: np.ndarray) -> float:
-    """Share of the classes that a linear map of features explains beyond chance, about 0 to 1.
-
-    The shrunk H-score over its bound is the mean squared canonical correlation of features and classes. Of few rows
-    shuffled labels are explained too, so it is adjusted as the Rand index is: what these reach becomes 0.
-
-    Args:
-        features: `[n, d]`.
-        labels: `[n]`.
-
-    Raises:
-        InputError: as `transferability.h_score`.
-    """
-    rng, bound = np.random.default_rng(0), len(np.unique(labels)) - 1
-    shuffled = [scores.h_score(features, rng.permutation(labels), "ledoit_wolf") for _ in range(PERMUTATIONS)]
-    chance = np.mean(shuffled) / bound
-    return float((scores.h_score(features, labels, "ledoit_wolf") / bound - chance) / (1 - chance))
+    return evidence_of.measure(plan.task, plan.counts, plan.transferability, plan.domain_gap, plan.config.source)
 
 
 def run(plan: AdvicePlan, evidence: Evidence, directory: epath.PathLike, on_cell: curves.OnCell) -> dict[str, Any]:
@@ -248,7 +215,8 @@ def run(plan: AdvicePlan, evidence: Evidence, directory: epath.PathLike, on_cell
     Args:
         plan: What is asked.
         evidence: From `measure`.
-        directory: Local or in an object store. The trial goes to `trial` in it, and what is there is not done again.
+        directory: Local or in an object store. The trial goes to `trial` and `half` in it; what is there is not done
+            again.
         on_cell: As of `curves.run`.
 
     Returns:
@@ -260,50 +228,61 @@ def run(plan: AdvicePlan, evidence: Evidence, directory: epath.PathLike, on_cell
         Unfinished: some methods of the trial cannot be run on this data.
     """
     directory, config, curve = epath.Path(directory), plan.config, plan.curve
-
-    def named(name):
-        return plan.small if name == rules.SMALL else name
-
-    rows = curves.run(curve, directory / "trial", on_cell)
-    (shots,) = curve.config.shots
-    rows = [row for row in rows if row["shots"] == shots and row["seed"] < config.seeds]
-    lost = {row["seed"]: row["method"] for row in rows if value(row) is None}
-    rows = [row for row in rows if row["seed"] not in lost]  # methods are compared on the same seeds
-    if len({row["seed"] for row in rows}) < 2:
+    rows = _own(curve, curves.run(curve, directory / "trial", on_cell))
+    half = _own(plan.trial.half, curves.run(plan.trial.half, directory / "half", on_cell)) if plan.trial.half else []
+    found, lost = compared(rows, half)
+    if len(next(iter(found[plan.trial.most].values()))) < 2:
         raise InputError(
             f"the trial compares nothing: in {len(lost)} of {config.seeds} seeds every rate diverged, as with "
             f"'{next(iter(lost.values()))}'; give lower ones in config.hyper, and another --workdir"
         )
-    accuracies = {arm.name: [value(row) for row in rows if row["method"] == arm.name] for arm in curve.arms}
-    counts = np.bincount(curve.dataset.labels, minlength=len(curve.dataset.classes))
-    of_each = {name: _cost(arm) for name, arm in plan.arms.items()}
-    labels, many = rules.labels(counts, of_each["finetune"]["trainable"])
+    of_half = found.pop(HALF, {})
+    last, most = found[plan.trial.most], max(plan.trial.most, most_shots(int(plan.counts.min())))
+    gains = {name: [x - y for x, y in zip(last[name], own, strict=True)] for name, own in of_half.items()}
+    there, factor = rules.extrapolated(found, most, len(curve.examples.test))
+    estimates, starved = rules.with_more_steps(there, gains)
+
+    of_each = {arm.name: _cost(arm, rows) for arm in curve.arms}
+    learning = next((own["trainable"] for name, own in of_each.items() if name == "finetune"), _parameters(curve))
+    labels, many = rules.labels(plan.counts, learning)
     gap, near = rules.gap(evidence.explained, evidence.error)
-    choices = [named(name) for name in rules.TABLE[labels, gap]]
-    choice = rules.recommend(choices, accuracies, share=shots / float(np.median(counts)))
-    trial = rules.compare(accuracies)
+    choices = [plan.small if name == rules.SMALL else name for name in rules.TABLE[labels, gap]]
+    choice = rules.recommend([name for name in choices if name in last], estimates)
+    baseline = rules.better_baseline(last, plan.baselines)
+    trial = {name: own for name, own in rules.compare(last, baseline).items() if name not in plan.baselines}
     advice = {
         "target": curve.dataset.name,
         "backbone": curve.backbone.name,
         "method": choice.method,
         "alternative": choice.alternative,
         "negative_transfer": rules.negative_transfer(trial),
+        "baseline": baseline,
         "labels": labels,
         "gap": gap,
-        "because": [f"Labels are {labels}: {many}.", f"The task is {gap}: {near}.", *choice.reasons],
-        "table": {" ".join(place): named(first) for place, (first, _) in rules.TABLE.items()},
+        "because": [*choice.reasons, f"Labels are {labels}: {many}.", f"The task is {gap}: {near}."],
+        "table": {
+            " ".join(place): plan.small if first == rules.SMALL else first for place, (first, _) in rules.TABLE.items()
+        },
         "evidence": evidence.lines,
-        "trial": {name: found._asdict() | {"harm": found.harm} for name, found in trial.items()},
-        "accuracies": accuracies,
-        "protocol": [line for line in curves.protocol(curve, rows) if line.partition(": ")[0] in accuracies],
-        "shots": shots,
-        "fewest": int(counts.min()),
+        "trial": {name: own._asdict() | {"harm": own.harm} for name, own in trial.items()},
+        "accuracies": {str(shots): own for shots, own in found.items()},
+        "estimates": estimates,
+        "most": most,
+        "factor": factor,
+        "starved": {name: own._asdict() for name, own in starved.items()},
+        "gains": gains,
+        "steps": {arm.name: sum(arm.plan.steps) for arm in curve.arms if arm.how == "trained"},
+        "protocol": [line for line in curves.protocol(curve, rows) if line.partition(": ")[0] in last],
+        "shots": list(curve.config.shots),
+        "fewest": int(plan.counts.min()),
+        "classes": len(curve.dataset.classes),
         "held_out": len(curve.examples.test),
         "costs": of_each,
+        "estimate": str(plan.trial),
         "next": shlex.join(
             ["jtransfer", "curve", f"--config={directory / 'curve.py'}", f"--workdir={directory / 'curve'}"]
         ),
-        "config": resolved(config),
+        "config": resolved(config) | {"steps": curve.config.steps, "shots": list(curve.config.shots)},
         "fingerprints": curve.fingerprints,
     }
     files.write(directory / "curve.py", page.next_config(advice))
@@ -314,9 +293,37 @@ def run(plan: AdvicePlan, evidence: Evidence, directory: epath.PathLike, on_cell
     return advice
 
 
-def _cost(arm):
+HALF = 0
+"""The number of shots under which `compared` has the trial of half the steps."""
+
+
+def compared(rows, half):
+    """Accuracies by shots and method, one for each seed in which no method diverged; and what diverged, by seed."""
+    named = [(row["shots"], row) for row in rows] + [(HALF, row) for row in half]
+    lost = {row["seed"]: row["method"] for _, row in named if value(row) is None}
+    found: dict[int, dict[str, list[float]]] = {}
+    for shots, row in named:
+        if row["seed"] not in lost:
+            found.setdefault(shots, {}).setdefault(row["method"], []).append(value(row))
+    return found, lost
+
+
+def _own(curve, rows):
+    """The rows of a curve among those that its directory has, seed by seed."""
+    names = {arm.name for arm in curve.arms}
+    own = (row for row in rows if row["method"] in names and row["shots"] in curve.config.shots)
+    return sorted((row for row in own if row["seed"] < curve.config.seeds), key=lambda row: row["seed"])
+
+
+def _parameters(curve):
+    return size(starts.tower_for(curve.backbone, curve.dataset).params)
+
+
+def _cost(arm, rows):
+    """Of a step, as the rows of a method say it; of one that is solved for, of a forward pass."""
+    row = next(row for row in rows if row["method"] == arm.name)
     return {
-        "trainable": arm.trainable,
-        "flops_per_step": arm.flops_per_step(),
-        "optimiser_bytes": max(costs.optimiser_bytes(part.shapes) for part in arm.training()),
+        "trainable": row["trainable"],
+        "flops_per_step": row["flops_per_step"],
+        "optimiser_bytes": max((costs.optimiser_bytes(part.shapes) for part in arm.training()), default=0),
     }

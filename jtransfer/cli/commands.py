@@ -96,12 +96,11 @@ def advise(arguments, overrides: list[str]) -> None:
         place(config.store, "config.store")
     from jtransfer.advice import page, run
     from jtransfer.cli import display
-    from jtransfer.curves import run as curves
 
     run.check(config, workdir)
     with display.EvaluateProgress() as progress:
-        plan = run.prepare(config, progress.extracting)
-        curves.check_prepared(plan.curve, workdir / "trial")
+        plan = run.sized(run.prepare(config, progress.extracting), workdir)
+        progress.say(str(plan.trial))
         evidence = run.measure(plan)
     with display.CurveProgress() as progress:
         advice = run.run(plan, evidence, workdir, progress)

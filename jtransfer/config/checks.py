@@ -99,7 +99,11 @@ TABLES: dict[str, dict[str, Any]] = {
     | {
         "source": TEXT,
         "source_dir": TEXT,
-        "shots": whole(0, LARGEST),
+        "rows": whole(0, LARGEST),
+        "shots": several(whole(1, LARGEST)),
+        "minutes": kinds.POSITIVE,
+        "steps": whole(0, 10**6),
+        "seeds": whole(3, 10_000),
         "validation": number(above=0, below=1),
         "store": TEXT,
     },

@@ -122,16 +122,30 @@ def evaluate_defaults() -> dict[str, Any]:
 
 
 def advise_defaults() -> dict[str, Any]:
-    """Every key of `jtransfer advise`: those of a curve, of which it runs one number of shots, and a few more."""
+    """Every key of `jtransfer advise`: those of a curve, which its trial is, and a few more."""
     return curve_defaults() | {
         "source": "",  # dataset or stream that the backbone was pretrained on; empty where it is not known
         "source_dir": "",  # where a prepared source tfds:NAME lies; empty for `data_dir`
-        "methods": ("probe", "finetune"),  # that use the backbone, each compared with scratch
-        "shots": 0,  # training labels per class of the trial; 0 for as many as there are, up to 10
-        "seeds": 20,
-        "validation": 0.5,  # share of each class of the training rows on which the trial is compared
-        "test_rows": 1000,  # of these rows at most so many; 0 for all
+        # That use the backbone, beside which the trial runs scratch, and pixels or words; "small" stands for the first
+        # that fits of lora(rank=4), top_blocks(1) and finetune.
+        "methods": ("logistic", "ridge", "prototypes", "prototypes('lda')", "small", "finetune"),
+        "rows": 5000,  # training rows that are looked at, each class in its proportion; 0 for all
+        "validation": 0.3,  # share of each class of these rows on which the trial is compared
+        "test_rows": 1000,  # at most so many are held out for that; 0 for no such limit
+        "shots": (),  # training labels per class of the trial; empty for as many as there are, and a quarter of them
+        "minutes": 15.0,  # that the trial may take by its estimate: it has fewer steps and shots where that is short
+        "steps": 0,  # 0 for as many as are enough, or there are minutes for
+        "batch": 16,
+        "seeds": 5,
         "store": "",  # directory of the features; empty for the user's cache
+        "hyper": {
+            "default": {"rate": (1e-4, 5e-4)},
+            "probe": {"rate": (1e-3, 1e-2)},
+            "lora": {"rate": (1e-3, 5e-3)},
+            "scratch": {"rate": (1e-3,)},
+            "pixels": {"rate": (1e-3, 5e-3, 2e-2), "steps": 500},
+            "words": {"rate": (1e-3, 5e-3, 2e-2), "steps": 500},
+        },
     }
 
 

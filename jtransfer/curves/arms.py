@@ -1,5 +1,6 @@
 """What an arm of a curve is: one method, as a function from shots and seeds to rows of results, compiled once."""
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jtransfer import models
+from jtransfer.checkpoints import Backbone
 from jtransfer.data.coded import Coded
 from jtransfer.data.dataset import Dataset
 from jtransfer.data.subsets import few_shot
@@ -18,6 +21,7 @@ from jtransfer.objectives.metrics import METRICS, Metric
 from jtransfer.starts import inputs
 from jtransfer.starts.teachers import Teacher
 from jtransfer.storage.cells import ResultRow
+from jtransfer.train import trials
 from jtransfer.train.costs import StepShapes
 
 Cell = Callable[[int, list[int]], list[ResultRow]]
@@ -36,6 +40,8 @@ class Examples:
         shots: Numbers of shots that the curve has.
         metrics: The metrics by name; the first chooses hyper-parameters and is what the curve shows.
         more: More parts of a batch by name, as a teacher: from inputs and their rows to `[rows, outputs]` float32.
+        read: The features that `features` has computed, by the backbone's `id`.
+        reading: Held while they are computed, as arms compile side by side.
     """
 
     dataset: Dataset
@@ -45,6 +51,8 @@ class Examples:
     shots: tuple[int, ...]
     metrics: Mapping[str, Metric] = field(default_factory=lambda: {"accuracy": METRICS["accuracy"]})
     more: Mapping[str, Teacher] = field(default_factory=dict)
+    read: dict[int, jax.Array] = field(default_factory=dict)
+    reading: threading.Lock = field(default_factory=threading.Lock)
 
     @cached_property
     def on_device(self) -> dict[str, Any]:
@@ -57,6 +65,23 @@ class Examples:
         return {"inputs": arrays, "labels": jnp.asarray(self.dataset.labels[self.rows])} | {
             name: jnp.asarray(one(self.dataset.inputs, self.rows)) for name, one in self.more.items()
         }
+
+    def features(self, backbone: Backbone) -> jax.Array:
+        """Features of a backbone for `rows`, `[u, d]` float32: computed once, whichever arms ask for them."""
+        with self.reading:
+            if id(backbone) not in self.read:
+                self.read[id(backbone)] = self._features(backbone)
+            return self.read[id(backbone)]
+
+    def _features(self, backbone):
+        @jax.jit
+        def read(tree, inputs):
+            def features(some):
+                return models.apply(backbone.model, tree, some)["features"]
+
+            return trials.in_blocks(features, inputs, np.arange(len(self.rows)))
+
+        return read(backbone.params | backbone.state, self.on_device["inputs"]).astype(jnp.float32)
 
     @cached_property
     def example(self) -> dict[str, jax.ShapeDtypeStruct]:

@@ -13,7 +13,7 @@ from jtransfer.figures import COLOURS, MARKERS, style
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BASELINES = {"scratch": "#606060", "pixels": "#8f8f8f"}
+BASELINES = {"scratch": "#606060", "pixels": "#8f8f8f", "words": "#8f8f8f"}
 """Methods that use no pretrained weights, and their greys; `scratch(...)` and `scratch + ...` count as scratch."""
 
 NO_LABELS = "#333333"

@@ -2,18 +2,17 @@
 
 import time
 from dataclasses import dataclass
-from functools import cached_property
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jtransfer import checkpoints, models
+from jtransfer import checkpoints
 from jtransfer.curves.arms import Arm, Cell, Examples
 from jtransfer.errors import InputError
 from jtransfer.solvers import few_shot as fits
 from jtransfer.storage.cells import ResultRow
-from jtransfer.train import costs, trials
+from jtransfer.train import costs
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,19 +64,10 @@ class Fitted(Arm):
 
         return cell
 
-    @cached_property
+    @property
     def features(self) -> jax.Array:
         """Features of all rows that are used, `[u, d]` float32."""
-        examples, backbone = self.examples, self.backbone
-
-        @jax.jit
-        def read(tree, inputs):
-            def features(some):
-                return models.apply(backbone.model, tree, some)["features"]
-
-            return trials.in_blocks(features, inputs, np.arange(len(examples.rows)))
-
-        return read(backbone.params | backbone.state, examples.on_device["inputs"]).astype(jnp.float32)
+        return self.examples.features(self.backbone)
 
     def heads(self, shots: int, seeds: list[int]) -> fits.FewShotHeads:
         """The head of each seed, with the hyper-parameters that validation chose; arrays begin with `[seeds]`."""

@@ -22,7 +22,7 @@ from jtransfer.config import resolved
 from jtransfer.curves import arms, fitted, named, trained
 from jtransfer.curves.arms import Arm, Examples
 from jtransfer.curves.named import ZERO_SHOT
-from jtransfer.curves.trained import PIXELS
+from jtransfer.curves.raw import RAW
 from jtransfer.curves.worth import worth
 from jtransfer.data import sources, splits
 from jtransfer.data.dataset import FOUND, LABELS
@@ -44,6 +44,11 @@ GROWS = (*LISTS, "seeds")
 """Keys that may grow from run to run in one directory."""
 FREE = ("parallel",)
 """Keys that change no result."""
+
+OF_KIND = {"image": (ZERO_SHOT, RAW["image"]), "text": (RAW["text"],)}
+"""By the kind of data, the arms that are of it alone."""
+WITHOUT_METHOD = (ZERO_SHOT, *RAW.values())
+"""The arms that are neither a `Method` nor a fit."""
 
 Key = tuple[str, int, int]
 """Method, shots and seed of a row."""
@@ -98,11 +103,11 @@ def prepare(config, dataset: sources.Dataset | None = None) -> Curve:
     for name in names:
         if fitted.is_fit(name):
             fits.parse(name)
-        elif name not in (ZERO_SHOT, PIXELS):
-            learned[name] = methods.parse(name, (ZERO_SHOT, PIXELS, *fits.FITS))
+        elif name not in WITHOUT_METHOD:
+            learned[name] = methods.parse(name, (*WITHOUT_METHOD, *fits.FITS))
             if own := expressions.modules(name, "method"):
                 modules[name] = own
-    known = ["default", PIXELS, *methods.METHODS, *learned, *map(arms.family, modules)]
+    known = ["default", *RAW.values(), *methods.METHODS, *learned, *map(arms.family, modules)]
     for name in config.hyper:
         if name not in known:
             raise InputError(f"config.hyper: unknown method '{name}'; {nearest(name, known)}")
@@ -124,8 +129,11 @@ def prepare(config, dataset: sources.Dataset | None = None) -> Curve:
     taught = {"teacher": teachers.of(config.teacher, dataset, config.load.trust)} if config.teacher else {}
     if dataset.targets != "classes" and ZERO_SHOT in names:
         raise InputError(f"config.methods: '{ZERO_SHOT}' is of classes by name, which {dataset.name} has not one a row")
-    if dataset.kind != "image" and (unfit := [name for name in names if name in (ZERO_SHOT, PIXELS)]):
-        raise InputError(f"config.methods: '{unfit[0]}' is of images, {dataset.name} holds texts; leave it out")
+    for kind, alone in OF_KIND.items():
+        if dataset.kind != kind and (unfit := [name for name in names if name in alone]):
+            raise InputError(
+                f"config.methods: '{unfit[0]}' is of {kind}s, {dataset.name} holds {dataset.kind}s; leave it out"
+            )
     for shots in config.shots:
         few_shot(dataset.labels, dataset.pool, shots, seed=0)
     test = dataset.test

@@ -12,19 +12,16 @@ import numpy as np
 
 from jtransfer import checkpoints, methods
 from jtransfer.checkpoints.headed import headed
-from jtransfer.curves import fitted
+from jtransfer.curves import fitted, raw
 from jtransfer.curves.arms import Arm, Cell, Examples, Training, family
 from jtransfer.data.subsets import batches
-from jtransfer.errors import InputError
 from jtransfer.methods.method import SOLVED
 from jtransfer.methods.statistics import moving
-from jtransfer.models import Pixels, PixelsConfig
 from jtransfer.objectives import Objective
 from jtransfer.storage.cells import ResultRow, value
 from jtransfer.train import Optimiser, Plan, TrialData, costs, make_trial, plan, predict_rows
 from jtransfer.tree import partition, size
 
-PIXELS = "pixels"
 SEARCHED = ("rate", "decay")
 
 
@@ -189,7 +186,8 @@ def build(
     """The arm of a method that trains by steps.
 
     Args:
-        name: The method, as the config writes it; "pixels" trains a linear head on pixels, without the backbone.
+        name: The method, as the config writes it; "pixels" and "words" train a linear head on the inputs as they are,
+            without the backbone.
         examples: The examples that it learns from.
         backbone: The backbone that it starts from.
         objective: What it learns.
@@ -203,14 +201,8 @@ def build(
     steps = hyper.pop("steps", sum(shares[0]) or recipe.steps)
     values = {key: tuple(hyper.get(key, (getattr(recipe.optimiser, key),))) for key in SEARCHED}
     grid = [dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())]
-    if name == PIXELS:
-        if len(shape := examples.example["pixel_values"].shape) != 4:
-            raise InputError(f"config.methods: '{PIXELS}' reads images of one size, but the backbone takes any sides")
-        _, height, width, channels = shape
-        backbone, method = (
-            checkpoints.Backbone(name, Pixels(PixelsConfig((height, width), channels)), {}),
-            methods.probe(),
-        )
+    if name in raw.RAW.values():
+        backbone, method = raw.representation(name, examples, backbone), methods.probe()
     else:
         method = methods.parse(name)
     model, params, _ = headed(backbone, objective, examples.dataset.outputs)

@@ -14,6 +14,11 @@ def validation_shots(shots: int) -> int:
     return min(shots, 4)
 
 
+def most_shots(count: int) -> int:
+    """The most shots that can be drawn of a class of `count` rows beside `validation_shots`; 0 of a single row."""
+    return count - 4 if count >= 8 else count // 2
+
+
 def validation_rows(shots: int) -> int:
     """Validation rows that go with `shots` training rows of data without one class a row: a quarter, one at least."""
     return max(1, shots // 4)
@@ -53,7 +58,7 @@ def few_shot(labels: np.ndarray, pool: np.ndarray, shots: int, seed: int) -> tup
     if least < shots + kept:
         raise InputError(
             f"shots is {shots}, but class {label} has {least} rows in the pool and "
-            f"{shots} + {kept} are needed (training + validation); the most shots possible are {_most(least)}"
+            f"{shots} + {kept} are needed (training + validation); the most shots possible are {most_shots(least)}"
         )
     train, validation = [], []
     for label, own in groups.items():
@@ -119,8 +124,3 @@ def batches(rows: np.ndarray, batch: int, steps: int, seed: int | tuple[int, ...
         raise InputError(f"steps is {steps}; expected 0 or more")
     order = epochs(rows, batch, seed)
     return np.array([next(order) for _ in range(steps)], dtype=np.int64).reshape(steps, batch)
-
-
-def _most(count: int) -> int:
-    """The largest shots with shots + min(shots, 4) <= count."""
-    return count - 4 if count >= 8 else count // 2
