@@ -18,7 +18,6 @@ from ml_collections import ConfigDict
 from sets import FRESH, TUNED
 
 from jtransfer import config as configs
-from jtransfer.advice import rules
 from jtransfer.advice import run as advise
 from jtransfer.advice.trial import config_of, enough
 from jtransfer.curves import run as curves
@@ -29,10 +28,11 @@ from jtransfer.storage.cells import value
 SEEDS = {"glyphs-vit": 3}
 """Of the truth, where it is not 2."""
 MOST_STEPS = {"glyphs-vit": 1000}
-"""Of the truth, where it is not 150."""
+"""Of the truth, where it is not 120."""
 
 
 def main():
+    """All sets of the list, and after each of them the table of what is known."""
     flags = argparse.ArgumentParser()
     flags.add_argument("--checkpoints", required=True, help="where the directories of the backbones lie")
     flags.add_argument("--workdir", default="runs/advice")
@@ -60,7 +60,7 @@ def one(part, name, own, checkpoints, workdir):
     config = ConfigDict(configs.completed("advise", own | metric | {"data": data, "backbone": place}))
     advice, seconds = asked(config, directory / "advice")
 
-    steps = min(enough(advice["most"], advice["classes"], config.batch), MOST_STEPS.get(backbone, 150))
+    steps = min(enough(advice["most"], advice["classes"], config.batch), MOST_STEPS.get(backbone, 120))
     whole = config_of(config, advice["estimates"], (advice["most"],), steps)
     whole.update(seeds=SEEDS.get(backbone, 2), test_rows=2000)
     rows = curves.run(curves.prepare(whole), directory / "truth", say(name, "truth"))
@@ -95,7 +95,7 @@ def one(part, name, own, checkpoints, workdir):
 
 
 def asked(config, directory):
-    """What `advice.json` holds, from the command's own functions; and how long the trial took, by estimate and clock."""
+    """What `advice.json` holds, from the command's own functions; and the trial's seconds, by estimate and by clock."""
     done = directory / "advice.json"
     if done.exists():
         return json.loads(done.read_text()), json.loads((directory / "seconds.json").read_text())
@@ -103,13 +103,14 @@ def asked(config, directory):
     plan = advise.sized(advise.prepare(config), directory)
     print(f"{config.data}: {plan.trial}", flush=True)
     evidence, started = advise.measure(plan), time.perf_counter()
-    advice = advise.run(plan, evidence, directory, say(config.data, "trial"))
+    advise.run(plan, evidence, directory, say(config.data, "trial"))
     seconds = {"estimated": plan.trial.seconds, "trial": time.perf_counter() - started}
     (directory / "seconds.json").write_text(json.dumps(seconds))
     return json.loads(done.read_text()), seconds
 
 
 def say(name, what):
+    """A function that prints what a curve has done."""
     started = time.monotonic()
 
     def on_cell(method, shots, rows, left):
@@ -122,7 +123,7 @@ def say(name, what):
 
 
 def drawn_or_photographed(workdir):
-    """A file of animals, drawn (emoji) or photographed (cifar10): grey, 32x32; 500 and 150 of each to train and test."""
+    """A file of animals, drawn (emoji) or photographed (cifar10): grey, 32x32; 500 of each to train on, 150 to test."""
     file = workdir / "drawn_or_photographed.npz"
     if not file.exists():
         from PIL import Image

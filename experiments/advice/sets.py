@@ -7,6 +7,7 @@ This list was committed before the first trial was run. Every set is made from p
 HEADS = ("logistic", "ridge", "prototypes", "prototypes('lda')")
 GLYPHS = {
     "backbone": "glyphs-vit",
+    "rows": 2000,
     "minutes": 2.0,
     "hyper": {
         "scratch": {"rate": (0.001, 0.005)},
@@ -19,7 +20,7 @@ SENTENCES = {
     "load": {"tokens": 24},
     "methods": (*HEADS, "finetune"),
     "seeds": 3,
-    "minutes": 5.0,
+    "minutes": 3.0,
     "hyper": {"finetune": {"rate": (1e-4, 4e-4)}},
 }
 PHOTOGRAPHS = {
@@ -27,7 +28,7 @@ PHOTOGRAPHS = {
     "load": {"image": 64},
     "methods": (*HEADS, "finetune"),
     "seeds": 3,
-    "minutes": 5.0,
+    "minutes": 3.0,
     "hyper": {"finetune": {"rate": (3e-4, 1e-3)}},
 }
 

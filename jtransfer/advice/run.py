@@ -231,7 +231,7 @@ def run(plan: AdvicePlan, evidence: Evidence, directory: epath.PathLike, on_cell
     rows = _own(curve, curves.run(curve, directory / "trial", on_cell))
     half = _own(plan.trial.half, curves.run(plan.trial.half, directory / "half", on_cell)) if plan.trial.half else []
     found, lost = compared(rows, half)
-    if len(next(iter(found[plan.trial.most].values()))) < 2:
+    if config.seeds - len(lost) < 2:
         raise InputError(
             f"the trial compares nothing: in {len(lost)} of {config.seeds} seeds every rate diverged, as with "
             f"'{next(iter(lost.values()))}'; give lower ones in config.hyper, and another --workdir"

@@ -121,8 +121,8 @@ from ml_collections import ConfigDict
 
 def get_config():
     return ConfigDict({
-        "backbone": "run/model", "data": "npz:few.npz", "methods": ("probe",), "shots": 1, "seeds": 20, "batch": 4,
-        "steps": 1, "store": "features", "hyper": {"default": {"rate": (0.01,)}},
+        "backbone": "run/model", "data": "npz:few.npz", "methods": ("probe", "finetune"), "shots": (1,), "seeds": 10,
+        "batch": 4, "steps": 1, "store": "features", "hyper": {"default": {"rate": (0.01,)}},
     })
 """
 
@@ -135,10 +135,11 @@ def test_advise_takes_it_and_what_to_run_next_has_the_trust_or_refuses_in_one_li
     def trial(curve, directory, on_cell):
         """Its rows; the curve of the test above compiles them."""
         about = {"shots": 1, "hyper": {"rate": 0.01, "decay": 0.0}}
+        costs = {arm.name: {"trainable": getattr(arm, "trainable", 0), "flops_per_step": 1e6} for arm in curve.arms}
         return [
-            {"method": arm.name, "seed": seed, "test_accuracy": 0.5 + 0.01 * (seed % 2), **about}
+            {"method": arm.name, "seed": seed, "test_accuracy": 0.5 + 0.01 * (seed % 2), **about, **costs[arm.name]}
             for arm in curve.arms
-            for seed in range(20)
+            for seed in range(10)
         ]
 
     monkeypatch.setattr(curves, "run", trial)
@@ -153,7 +154,7 @@ def test_advise_takes_it_and_what_to_run_next_has_the_trust_or_refuses_in_one_li
         assert message in said and said.count("\n") == 1 and not Path("advised").exists(), said
     assert here(*advise, TRUSTED) == 0
     costs = json.loads(Path("advised/advice.json").read_text())["costs"]
-    assert costs.keys() == {"scratch", "probe", "lora(rank=4)", "finetune"}
+    assert costs.keys() == {"pixels", "scratch", "probe", "finetune"}
     _, adapter, _ = results.result("run", trust=["configs/my_methods.py"])
     of_backbone = sum(leaf.size for path, leaf in adapter.tree.items() if "head/" not in path)
     assert costs["finetune"]["trainable"] == of_backbone + 64 * 3 + 3  # the bottlenecks among them
