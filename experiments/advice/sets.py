@@ -17,11 +17,12 @@ GLYPHS = {
 }
 SENTENCES = {
     "backbone": "all-MiniLM-L6-v2",
-    "load": {"tokens": 24},
+    "load": {"tokens": 16},
     "methods": (*HEADS, "finetune"),
+    "batch": 8,
     "seeds": 3,
     "minutes": 3.0,
-    "hyper": {"finetune": {"rate": (1e-4, 4e-4)}},
+    "hyper": {"finetune": {"rate": (2e-4,)}, "scratch": {"rate": (5e-4,)}},
 }
 PHOTOGRAPHS = {
     "backbone": "tf_efficientnet_lite0",
@@ -29,7 +30,7 @@ PHOTOGRAPHS = {
     "methods": (*HEADS, "finetune"),
     "seeds": 3,
     "minutes": 3.0,
-    "hyper": {"finetune": {"rate": (3e-4, 1e-3)}},
+    "hyper": {"finetune": {"rate": (5e-4,)}, "scratch": {"rate": (2e-3,)}},
 }
 
 TUNED = {

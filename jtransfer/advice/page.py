@@ -6,6 +6,7 @@ from typing import Any
 
 from jtransfer.advice import rules
 from jtransfer.config import curve_defaults
+from jtransfer.curves.points import interval
 from jtransfer.data.subsets import validation_shots
 from jtransfer.texts import cell, code, documented, plain
 
@@ -111,18 +112,22 @@ def _trial(advice):
 def _decides(advice):
     """What is estimated of what was measured, and by how much."""
     most, shots, batch = advice["most"], advice["shots"], advice["config"]["batch"]
-    if advice["factor"]:
+    if len(shots) > 1 and most > max(shots):
+        first, last = sorted(shots)[-2:]
+        heads, networks = (rules.share_added(first, last, most, kind) for kind in (True, False))
         lines = [
-            f"The estimate is of {most} labels of each class, the most that the data offer, {most / max(shots):.2g} "
-            "times those of the trial: an extrapolation of each method's error as a power of the labels, by "
-            f"{advice['factor']:.2g} of the way from {shots[-2]} to {shots[-1]} in the logarithm."
+            f"The estimate is of {most} labels of each class, the most that the data offer, {most / last:.2g} times "
+            f"those of the trial: an extrapolation, which adds to a linear head {heads:.2g} of what it gained from "
+            f"{first} to {last} labels (its error falls in 1 / labels), and to a network {networks:.2g} of that (its "
+            "error falls in the logarithm)."
         ]
     else:
         lines = [f"The estimate is what was measured at {max(shots)} labels of each class; the data offer {most}."]
     for name, gain in advice["gains"].items():
-        said = f"{name}: half as many steps reach {100 * _mean(gain):.1f} points less"
-        also = "; more would gain, by as much again if each doubling gains half of the last, which the estimate counts"
-        lines.append(f"{said}{also if name in advice['starved'] else ', which is not resolved'}.")
+        mean, half = interval(gain)
+        said = f"{name}: the second half of its steps gained {100 * mean:+.1f} ± {100 * half:.1f} points"
+        also = ", which the estimate adds once more: each doubling then gains half of the one before"
+        lines.append(f"{said}{also if mean > 0 else ''}.")
     trained = sorted(set(advice["steps"].values()))
     epochs = trained[-1] * batch / (max(shots) * advice["classes"])
     lines.append(f"Steps: {' or '.join(map(str, trained))} of {batch}; the most are {epochs:.2g} epochs of the labels.")

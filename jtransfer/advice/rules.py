@@ -5,7 +5,7 @@ borders are the constants below, each with where it comes from; none is sharp.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -101,60 +101,65 @@ def negative_transfer(found: Mapping[str, Comparison]) -> str:
 
 
 def extrapolated(
-    accuracies: Mapping[int, Mapping[str, Sequence[float]]], count: int, rows: int
-) -> tuple[dict[str, list[float]], float]:
-    """What each method would reach with `count` labels, if errors go on as a power of the number of labels.
+    accuracies: Mapping[int, Mapping[str, Sequence[float]]], count: int, linear: Collection[str] = ()
+) -> dict[str, list[float]]:
+    """What each method would reach with `count` labels, by the curve through its two largest counts, seed by seed.
 
-    That is how learning curves run (Cortes et al. 1993; Hestness et al. 2017, arXiv:1712.00409) until they reach what
-    no label helps against, which two counts do not show. The power of a seed goes through its errors at the two largest
-    counts, whose draws are nested; so the interval of the difference of two methods covers draws and starts, but not
-    that a curve is no power.
+    A linear head on given features is a model of fixed size: its error falls in 1 / labels to a limit (Amari and Murata
+    1993, "Statistical Theory of Learning Curves under Entropic Loss Criterion"). The error of a network that learns
+    features falls by a small power of the labels over decades (Hestness et al. 2017, arXiv:1712.00409), here by as much
+    for each doubling. As draws are nested, the difference of two methods has an interval, which covers draws and starts
+    but not that their curves are others.
 
     Args:
         accuracies: By labels of each class, of each method one for each seed.
         count: Labels of each class.
-        rows: That accuracies are of: an error counts half of one more, as none at all has no logarithm.
+        linear: The methods that are linear heads.
 
     Returns:
-        Accuracies of each method by seed; and by how much the way between the two counts, in the logarithm, was
-        extrapolated: 0 where there is one count or where `count` is no larger, and accuracies are those of the largest.
+        Accuracies of each method by seed, of which only differences mean something (they may be above 1); those of the
+        largest count where there is no other, or where `count` is no larger.
     """
     *before, last = sorted(accuracies)
-    if not before or count <= last:
-        return {name: list(own) for name, own in accuracies[last].items()}, 0.0
-    factor = math.log(count / last) / math.log(last / before[-1])
-    more = 0.5 / rows
+    shares = {True: 0.0, False: 0.0}
+    if before and count > last:
+        shares = {kind: share_added(before[-1], last, count, kind) for kind in shares}
+    first = accuracies[before[-1] if before else last]
+    return {
+        name: [y + shares[name in linear] * (y - x) for x, y in zip(first[name], own, strict=True)]
+        for name, own in accuracies[last].items()
+    }
 
-    def ahead(first, second):
-        first, second = 1 - first + more, 1 - second + more
-        return 1 + more - second * (second / first) ** factor
 
-    first = accuracies[before[-1]]
-    return {name: list(map(ahead, first[name], own)) for name, own in accuracies[last].items()}, factor
+def share_added(first: int, last: int, count: int, linear: bool) -> float:
+    """How much of what a method gained from `first` to `last` labels it gains again up to `count`; see `extrapolated`.
+
+    >>> share_added(10, 40, 160, linear=True), share_added(10, 40, 160, linear=False)
+    (0.25, 1.0)
+    """
+    if linear:
+        return (1 / last - 1 / count) / (1 / first - 1 / last)
+    return math.log(count / last) / math.log(last / first)
 
 
 def with_more_steps(
     estimates: Mapping[str, Sequence[float]], gains: Mapping[str, Sequence[float]]
-) -> tuple[dict[str, list[float]], dict[str, Comparison]]:
-    """Estimates to which a method that its steps starve adds what the last doubling of its steps gained.
+) -> dict[str, list[float]]:
+    """Estimates to which a method that would gain by more steps adds what the last doubling of its steps gained.
 
     If each doubling gains half of what the one before it gained, all further ones together gain as much as the last.
-    Only gains whose interval lies above 0 count.
+    Only gains that are positive on average count.
 
     Args:
         estimates: Of each method one for each seed.
         gains: Of the methods that ran with half as many steps too: accuracy with all minus that with half, by seed.
-
-    Returns:
-        The estimates, and the gain of each method that is starved.
     """
-    starved = {}
-    for name, own in gains.items():
-        gain = Comparison(math.fsum(estimates[name]) / len(own), *interval(own))
-        if gain.harm == NONE:
-            starved[name] = gain
-    added = {name: [x + y for x, y in zip(estimates[name], gains[name], strict=True)] for name in starved}
-    return {name: added.get(name, list(own)) for name, own in estimates.items()}, starved
+    return {
+        name: [x + y for x, y in zip(own, gains[name], strict=True)]
+        if math.fsum(gains.get(name, ())) > 0
+        else list(own)
+        for name, own in estimates.items()
+    }
 
 
 def labels(counts: Sequence[int], parameters: int) -> tuple[str, str]:

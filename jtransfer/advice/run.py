@@ -6,6 +6,7 @@ trains on some of them and compares on others. The test rows of the dataset are 
 
 import hashlib
 import json
+import logging
 import shlex
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,10 +33,13 @@ from jtransfer.evaluate.protocols import structure
 from jtransfer.evaluate.protocols.rows import ProtocolRun
 from jtransfer.evaluate.store import FeatureStore, default_store
 from jtransfer.evaluate.task import Progress, Reader, TargetTask, split
+from jtransfer.solvers import few_shot as fits
 from jtransfer.storage.cells import value
 from jtransfer.texts import plain
 from jtransfer.train import costs
-from jtransfer.tree import size
+from jtransfer.tree import FROZEN, size
+
+log = logging.getLogger("jtransfer")
 
 MOST_ROWS = 4096
 """Training rows whose features are scored."""
@@ -106,8 +110,8 @@ def prepare(config, progress: Progress = lambda what, done, rows: None) -> Advic
         share = min(share, config.test_rows / len(pool.pool))
     drawn, held_out, _ = split(pool, share)
     parts = replace(pool, pool=drawn, test=held_out)
-    names = [RAW[dataset.kind], rules.SCRATCH, *given]
     shots, steps = _good(config, parts)
+    names = [RAW[dataset.kind], rules.SCRATCH, *_of_so_many(given, shots)]
     curve = curves.prepare(trials.config_of(config, names, shots, steps), parts)
     if not curve.examples.metric.higher:
         raise InputError(
@@ -119,7 +123,7 @@ def prepare(config, progress: Progress = lambda what, done, rows: None) -> Advic
         lambda name: trained.build(name, curve.examples, tower, curve.objective, curve.recipe)
     )
     if rules.SMALL in config.methods and small not in names:
-        names.insert(2 + config.methods.index(rules.SMALL), small)
+        names.append(small)
         arms = {one.name: one for one in (*curve.arms, arm)}
         whole = trials.config_of(config, names, shots, steps)
         curve = replace(curve, config=whole, arms=[arms[name] for name in names])
@@ -165,6 +169,15 @@ def check(config, directory: epath.PathLike) -> None:
 
 def _uses_backbone(name):
     return fitted.is_fit(name) or methods.parse(name).pretrained
+
+
+def _of_so_many(names, shots):
+    """The methods that can be fitted on so few labels of each class; those that cannot are logged."""
+    least = {name: fits.parse(name).least for name in names if fitted.is_fit(name)}
+    for name, needed in least.items():
+        if needed > min(shots):
+            log.warning("%s needs %d labels of each class, the trial has %d: it is left out", name, needed, min(shots))
+    return [name for name in names if least.get(name, 1) <= min(shots)]
 
 
 def _some(dataset, rows, most):
@@ -239,8 +252,8 @@ def run(plan: AdvicePlan, evidence: Evidence, directory: epath.PathLike, on_cell
     of_half = found.pop(HALF, {})
     last, most = found[plan.trial.most], max(plan.trial.most, most_shots(int(plan.counts.min())))
     gains = {name: [x - y for x, y in zip(last[name], own, strict=True)] for name, own in of_half.items()}
-    there, factor = rules.extrapolated(found, most, len(curve.examples.test))
-    estimates, starved = rules.with_more_steps(there, gains)
+    linear = [arm.name for arm in curve.arms if _is_linear(arm)]
+    estimates = rules.with_more_steps(rules.extrapolated(found, most, linear), gains)
 
     of_each = {arm.name: _cost(arm, rows) for arm in curve.arms}
     learning = next((own["trainable"] for name, own in of_each.items() if name == "finetune"), _parameters(curve))
@@ -268,8 +281,7 @@ def run(plan: AdvicePlan, evidence: Evidence, directory: epath.PathLike, on_cell
         "accuracies": {str(shots): own for shots, own in found.items()},
         "estimates": estimates,
         "most": most,
-        "factor": factor,
-        "starved": {name: own._asdict() for name, own in starved.items()},
+        "linear": linear,
         "gains": gains,
         "steps": {arm.name: sum(arm.plan.steps) for arm in curve.arms if arm.how == "trained"},
         "protocol": [line for line in curves.protocol(curve, rows) if line.partition(": ")[0] in last],
@@ -313,6 +325,12 @@ def _own(curve, rows):
     names = {arm.name for arm in curve.arms}
     own = (row for row in rows if row["method"] in names and row["shots"] in curve.config.shots)
     return sorted((row for row in own if row["seed"] < curve.config.seeds), key=lambda row: row["seed"])
+
+
+def _is_linear(arm):
+    """Whether a method learns nothing but a linear head."""
+    learn = () if arm.how == "solved" else (path for path, rate in arm.adapted.rates.items() if rate != FROZEN)
+    return all(path.startswith("head/") for path in learn)
 
 
 def _parameters(curve):

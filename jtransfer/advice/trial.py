@@ -15,7 +15,6 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from jtransfer import files, models, starts
-from jtransfer.advice import rules
 from jtransfer.config import curve_defaults
 from jtransfer.curves import run as curves
 from jtransfer.curves import trained
@@ -24,15 +23,14 @@ from jtransfer.curves.raw import RAW
 from jtransfer.data.dataset import Dataset
 from jtransfer.train import costs
 
-BASELINES = (rules.SCRATCH, *RAW.values())
-"""Methods without the backbone."""
 APART = 4
 """How many times the labels of the smaller count the larger one has."""
 BOTH = 8
 """Labels of each class from which on there is a smaller count."""
 ENOUGH_STEPS, EPOCHS, MOST_STEPS = 300, 5, 2000
-"""A method has enough steps with 300, or with as many as go 5 times through the rows of the largest count: a rule of
-thumb. On one set of drawings a solved head led finetuning by 2.8 points after 50 steps of it, and by 0.2 after 300."""
+"""A trial has 300 steps, or as many as go 5 times through the rows of the largest count: a rule of thumb that is not
+relied on, as half as many steps are tried too: on one set of drawings a solved head led finetuning by 2.8 points after
+50 steps of it, and by 0.2 after 300."""
 FEW_STEPS, LEAST_STEPS = 150, 50
 """Where there is no time for 150 steps, the smaller count is left out; but there are never fewer than 50."""
 MEMORY = 4 << 30
@@ -59,7 +57,7 @@ class Trial:
 
     Attributes:
         curve: All methods, at one or two numbers of shots.
-        half: The methods that may have too few steps, with half as many, at the most shots; None where all have enough.
+        half: The networks that are trained, with half as many steps, at the most shots; None where there are none.
         seconds: How long both will take, without compiling; nan where that was not estimated.
         speed: The floating-point operations in a second that `seconds` counts on.
     """
@@ -138,7 +136,7 @@ def sized(trial: Trial, config: Any, dataset: Dataset, directory: epath.Path) ->
     speed, most = _speed(first), trial.most
     good = enough(most, dataset.outputs, config.batch)
     for some in [shots] if shots else [first.config.shots[-2:], first.config.shots[-1:]]:
-        work = _work(first, some, good)
+        work = _work(first, some)
         affordable = int((60 * config.minutes * speed - work.flops) / max(work.flops_per_step, 1))
         if steps or affordable >= FEW_STEPS:
             break
@@ -146,16 +144,16 @@ def sized(trial: Trial, config: Any, dataset: Dataset, directory: epath.Path) ->
     curve = first
     if (tuple(some), steps) != (tuple(first.config.shots), first.config.steps):
         curve = curves.prepare(config_of(first.config, first.config.methods, some, steps), dataset)
-    half = _half(curve, dataset, good)
+    half = _half(curve, dataset)
     seconds = (work.flops + work.flops_per_step * steps) / speed
     return Trial(_side_by_side(curve), half and _side_by_side(half), seconds, speed)
 
 
-def _half(curve: curves.Curve, dataset: Dataset, good: int) -> curves.Curve | None:
-    """The methods of the backbone with fewer steps than are good, with half as many."""
+def _half(curve: curves.Curve, dataset: Dataset) -> curves.Curve | None:
+    """The networks that are trained, with half as many steps."""
     hyper, names = dict(curve.config.hyper.to_dict()), []
     for arm in curve.arms:
-        if not _may_starve(arm) or (steps := sum(arm.plan.steps)) >= good or steps < 2:
+        if not _may_starve(arm) or (steps := sum(arm.plan.steps)) < 2:
             continue
         own = dict(hyper.get(arm.name) or hyper.get(family(arm.name)) or hyper["default"])
         if not own.get("phase_steps"):
@@ -163,13 +161,13 @@ def _half(curve: curves.Curve, dataset: Dataset, good: int) -> curves.Curve | No
             hyper[arm.name] = own | {"steps": steps // 2}
     if not names:
         return None
-    config = ConfigDict(curve.config.to_dict() | {"methods": tuple(names), "shots": curve.config.shots[-1:]})
+    config = ConfigDict(curve.config.to_dict() | {"methods": tuple(names), "shots": (max(curve.config.shots),)})
     config.hyper = ConfigDict(hyper)
     return curves.prepare(config, dataset)
 
 
 def _may_starve(arm: Arm) -> bool:
-    return arm.how == "trained" and arm.name not in BASELINES
+    return arm.how == "trained" and arm.name not in RAW.values()
 
 
 def _side_by_side(curve: curves.Curve) -> curves.Curve:
@@ -187,7 +185,7 @@ def _trained(arms: Sequence[Arm]) -> list[trained.Trained]:
     return [arm for arm in arms if arm.how == "trained"]
 
 
-def _work(curve: curves.Curve, shots: Sequence[int], good: int) -> Work:
+def _work(curve: curves.Curve, shots: Sequence[int]) -> Work:
     """What a trial at so many shots computes; steps that are those of the curve are open."""
     examples, config = curve.examples, curve.config
     forward = _forward_flops(curve)
@@ -199,7 +197,7 @@ def _work(curve: curves.Curve, shots: Sequence[int], good: int) -> Work:
         )
         flops += len(shots) * tested
         of_a_step = arm.flops_per_step() * trials
-        rounds = len(shots) + (0.5 if _may_starve(arm) and steps < good else 0)
+        rounds = len(shots) + 0.5 * _may_starve(arm)
         if steps == config.steps:
             flops_per_step += of_a_step * rounds
         else:

@@ -18,7 +18,7 @@ RAW = {"image": PIXELS, "text": WORDS}
 
 
 @dataclass(frozen=True)
-class WordsConfig(Architecture):
+class WordCountsConfig(Architecture):
     """The number of words in the vocabulary, and the number of tokens of a text."""
 
     vocabulary: int
@@ -29,10 +29,10 @@ class WordsConfig(Architecture):
         return dict.fromkeys(("input_ids", "attention_mask"), jax.ShapeDtypeStruct((1, self.tokens), jnp.int32))
 
 
-class Words(nn.Module):
+class WordCounts(nn.Module):
     """`features` `[batch, vocabulary]` count each token of a text, padding left out. There are no parameters."""
 
-    config: WordsConfig
+    config: WordCountsConfig
 
     @nn.compact
     def __call__(self, input_ids, attention_mask=None, train=False, **others):
@@ -59,4 +59,4 @@ def representation(name: str, examples: Examples, backbone: Backbone) -> Backbon
         _, height, width, channels = shape
         return Backbone(name, Pixels(PixelsConfig((height, width), channels)), {})
     (_, tokens), vocabulary = examples.example["input_ids"].shape, backbone.config.tables["input_ids"]
-    return Backbone(name, Words(WordsConfig(vocabulary, tokens)), {})
+    return Backbone(name, WordCounts(WordCountsConfig(vocabulary, tokens)), {})
