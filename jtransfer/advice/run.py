@@ -76,8 +76,8 @@ class AdvicePlan:
 
     @property
     def baselines(self) -> tuple[str, ...]:
-        """The methods without the backbone: a linear head on the inputs, and the network from scratch."""
-        return RAW[self.curve.dataset.kind], rules.SCRATCH
+        """The methods without the backbone: a head on the inputs and, if time allows, the network from scratch."""
+        return tuple(arm.name for arm in self.curve.arms if arm.name in (*RAW.values(), rules.SCRATCH))
 
 
 def prepare(config, progress: Progress = lambda what, done, rows: None) -> AdvicePlan:
@@ -110,9 +110,10 @@ def prepare(config, progress: Progress = lambda what, done, rows: None) -> Advic
         share = min(share, config.test_rows / len(pool.pool))
     drawn, held_out, _ = split(pool, share)
     parts = replace(pool, pool=drawn, test=held_out)
-    shots, steps = _good(config, parts)
-    names = [RAW[dataset.kind], rules.SCRATCH, *_of_so_many(given, shots)]
-    curve = curves.prepare(trials.config_of(config, names, shots, steps), parts)
+    most = most_shots(int(np.bincount(parts.labels[parts.pool], minlength=len(parts.classes)).min()))
+    size = trials.good(config, [RAW[dataset.kind], rules.SCRATCH], most, len(parts.classes))
+    size = size._replace(names=(*size.names, *_of_so_many(given, size.shots)))
+    curve = curves.prepare(trials.config_of(config, size), parts)
     if not curve.examples.metric.higher:
         raise InputError(
             f"config.metrics: of '{next(iter(curve.examples.metrics))}' less is better; advise compares gains, as of "
@@ -122,11 +123,9 @@ def prepare(config, progress: Progress = lambda what, done, rows: None) -> Advic
     small, arm = _first_that_fits(
         lambda name: trained.build(name, curve.examples, tower, curve.objective, curve.recipe)
     )
-    if rules.SMALL in config.methods and small not in names:
-        names.append(small)
-        arms = {one.name: one for one in (*curve.arms, arm)}
-        whole = trials.config_of(config, names, shots, steps)
-        curve = replace(curve, config=whole, arms=[arms[name] for name in names])
+    if rules.SMALL in config.methods and small not in size.names:
+        whole = trials.config_of(config, size._replace(names=(*size.names, small)))
+        curve = replace(curve, config=whole, arms=[*curve.arms, arm])
 
     scored = subset(pool, _some(pool, pool.pool, MOST_ROWS))
     store = FeatureStore(files.path(config.store, "config.store") if config.store else default_store())
@@ -147,8 +146,11 @@ def sized(plan: AdvicePlan, directory: epath.PathLike) -> AdvicePlan:
         InputError: the directory belongs to another trial.
         MachineError: nothing can be written there.
     """
-    directory = epath.Path(directory)
-    trial = trials.sized(plan.trial, plan.config, plan.curve.dataset, directory / "trial")
+    directory, curve, optional = epath.Path(directory), plan.curve, _optional(plan.config, plan.small)
+    if there := trials.begun(trials.size_of(curve), plan.config, directory / "trial", optional):
+        own = replace(curve, config=trials.config_of(curve.config, there))
+        curves.check_prepared(own, directory / "trial")  # before the backbone runs, to tell its speed
+    trial = trials.sized(plan.trial, plan.config, curve.dataset, directory / "trial", optional)
     for curve, place in ((trial.curve, "trial"), (trial.half, "half")):
         if curve:
             curves.check_prepared(curve, directory / place)
@@ -162,9 +164,13 @@ def check(config, directory: epath.PathLike) -> None:
         InputError: its trial is of another config, or it is none.
         MachineError: nothing can be written there.
     """
-    trial = epath.Path(directory) / "trial"
-    shots, steps = trials.begun(config, trial)
-    curves.check(trials.config_of(config, config.methods, shots or (1,), steps or 1), trial)
+    trial, size = epath.Path(directory) / "trial", trials.good(config, config.methods, 1, 1)
+    curves.check(trials.config_of(config, trials.begun(size, config, trial, ()) or size), trial)
+
+
+def _optional(config, small):
+    """The methods that are left out where time is short, in this order: those that the config does not name."""
+    return [name for name in (small, rules.SCRATCH) if name not in config.methods]
 
 
 def _uses_backbone(name):
@@ -172,25 +178,18 @@ def _uses_backbone(name):
 
 
 def _of_so_many(names, shots):
-    """The methods that can be fitted on so few labels of each class; those that cannot are logged."""
-    least = {name: fits.parse(name).least for name in names if fitted.is_fit(name)}
-    for name, needed in least.items():
-        if needed > min(shots):
-            log.warning("%s needs %d labels of each class, the trial has %d: it is left out", name, needed, min(shots))
-    return [name for name in names if least.get(name, 1) <= min(shots)]
+    """The methods that can be fitted on so few labels of each class; those that cannot are logged, if others can."""
+    least = {name: fits.parse(name).least if fitted.is_fit(name) else 1 for name in names}
+    kept = [name for name in names if least[name] <= min(shots)] or names
+    for name in (name for name in names if name not in kept):
+        words = (name, least[name], min(shots))
+        log.warning("%s needs %d labels of each class, the trial has %d: it is left out", *words)
+    return kept
 
 
 def _some(dataset, rows, most):
     """At most so many of some rows, each class in its proportion; 0 for all."""
     return splits.stratified(dataset.labels, rows, most) if 0 < most < len(rows) else rows
-
-
-def _good(config, parts):
-    """Shots and steps of a trial that are good, where the config leaves them open."""
-    least = np.bincount(parts.labels[parts.pool], minlength=len(parts.classes)).min()
-    most = max(1, most_shots(int(least)))
-    shots = tuple(config.shots) or ((most // trials.APART, most) if most >= trials.BOTH else (most,))
-    return shots, config.steps or trials.enough(max(shots), len(parts.classes), config.batch)
 
 
 def subset(dataset: Dataset, rows: np.ndarray) -> Dataset:
@@ -244,9 +243,9 @@ def run(plan: AdvicePlan, evidence: Evidence, directory: epath.PathLike, on_cell
     rows = _own(curve, curves.run(curve, directory / "trial", on_cell))
     half = _own(plan.trial.half, curves.run(plan.trial.half, directory / "half", on_cell)) if plan.trial.half else []
     found, lost = compared(rows, half)
-    if config.seeds - len(lost) < 2:
+    if curve.config.seeds - len(lost) < 2:
         raise InputError(
-            f"the trial compares nothing: in {len(lost)} of {config.seeds} seeds every rate diverged, as with "
+            f"the trial compares nothing: in {len(lost)} of {curve.config.seeds} seeds every rate diverged, as with "
             f"'{next(iter(lost.values()))}'; give lower ones in config.hyper, and another --workdir"
         )
     of_half = found.pop(HALF, {})
@@ -294,7 +293,7 @@ def run(plan: AdvicePlan, evidence: Evidence, directory: epath.PathLike, on_cell
         "next": shlex.join(
             ["jtransfer", "curve", f"--config={directory / 'curve.py'}", f"--workdir={directory / 'curve'}"]
         ),
-        "config": resolved(config) | {"steps": curve.config.steps, "shots": list(curve.config.shots)},
+        "config": resolved(config) | {"seeds": curve.config.seeds, "steps": curve.config.steps},
         "fingerprints": curve.fingerprints,
     }
     files.write(directory / "curve.py", page.next_config(advice))

@@ -32,11 +32,29 @@ ENOUGH_STEPS, EPOCHS, MOST_STEPS = 300, 5, 2000
 relied on, as half as many steps are tried too: on one set of drawings a solved head led finetuning by 2.8 points after
 50 steps of it, and by 0.2 after 300."""
 FEW_STEPS, LEAST_STEPS = 150, 50
-"""Where there is no time for 150 steps, the smaller count is left out; but there are never fewer than 50."""
+"""Where there is no time for 150 steps, the trial is made smaller; but there are never fewer than 50."""
+SEEDS, LEAST_SEEDS = 5, 3
+"""Seeds where `config.seeds` leaves their number open, and where there is little time."""
 MEMORY = 4 << 30
 """Bytes that the trials which run side by side may take, where `config.parallel` leaves their number open."""
 OF_A_PARAMETER = 16
 """Bytes of a parameter that learns: itself, its gradient and the two moments of AdamW."""
+
+
+class Size(NamedTuple):
+    """How large a trial is.
+
+    Attributes:
+        names: The methods.
+        shots: Labels of each class, ascending.
+        steps: Of the methods that `config.hyper` gives none.
+        seeds: Draws of labels.
+    """
+
+    names: tuple[str, ...]
+    shots: tuple[int, ...]
+    steps: int
+    seeds: int
 
 
 class Work(NamedTuple):
@@ -60,12 +78,14 @@ class Trial:
         half: The networks that are trained, with half as many steps, at the most shots; None where there are none.
         seconds: How long both will take, without compiling; nan where that was not estimated.
         speed: The floating-point operations in a second that `seconds` counts on.
+        left_out: Methods for which there is no time.
     """
 
     curve: curves.Curve
     half: curves.Curve | None = None
     seconds: float = float("nan")
     speed: float = float("nan")
+    left_out: tuple[str, ...] = ()
 
     @property
     def most(self) -> int:
@@ -76,6 +96,7 @@ class Trial:
         """The estimate in a line."""
         config, names = self.curve.config, [arm.name for arm in self.curve.arms]
         also = f"; with half the steps {', '.join(arm.name for arm in self.half.arms)}" if self.half else ""
+        also += f"; left out for lack of time: {', '.join(self.left_out)}" if self.left_out else ""
         steps = {sum(arm.plan.steps) for arm in self.curve.arms if arm.how == "trained"}
         shots, steps = " and ".join(map(str, config.shots)), " or ".join(map(str, sorted(steps)))
         return (
@@ -85,33 +106,34 @@ class Trial:
         )
 
 
-def config_of(config: Any, names: Sequence[str], shots: Sequence[int], steps: int) -> ConfigDict:
-    """The config of the curve that is a trial.
+def config_of(config: Any, size: Size) -> ConfigDict:
+    """The config of the curve that is a trial of a size, from that of `jtransfer advise`."""
+    own = {key: config[key] for key in curve_defaults()}
+    return ConfigDict(own | {"methods": size.names, "shots": size.shots, "steps": size.steps, "seeds": size.seeds})
+
+
+def begun(size: Size, config: Any, directory: epath.Path, optional: Sequence[str]) -> Size | None:
+    """The size that a trial began with in a directory, where the config leaves it open; None if none did.
 
     Args:
+        size: Of a trial that has all that is good.
         config: Of `jtransfer advise`.
-        names: The methods.
-        shots: Labels of each class.
-        steps: Of the methods that `config.hyper` gives none.
-    """
-    own = {key: config[key] for key in curve_defaults()}
-    return ConfigDict(own | {"methods": tuple(names), "shots": tuple(shots), "steps": steps})
-
-
-def begun(config: Any, directory: epath.Path) -> tuple[tuple[int, ...], int]:
-    """Shots and steps of a trial: those of the config; where it leaves them open, those that a directory began with.
-
-    Returns:
-        Shots, empty where they are open, and steps, 0 where they are.
+        directory: Of the trial.
+        optional: Methods that may have been left out for lack of time.
 
     Raises:
         Damaged: the directory's `config.json` is not as it was written.
     """
-    shots, steps = tuple(config.shots), config.steps
-    if (directory / "config.json").exists():
-        _, before = files.read_record(directory / "config.json", "choose another --workdir, or remove it")
-        shots, steps = shots or tuple(before.get("shots", ())), steps or before.get("steps", 0)
-    return shots, steps
+    if not (directory / "config.json").exists():
+        return None
+    _, before = files.read_record(directory / "config.json", "choose another --workdir, or remove it")
+    there = before.get("methods", ())
+    return Size(
+        tuple(name for name in size.names if name not in optional or name in there),
+        tuple(config.shots or before.get("shots", size.shots)),
+        config.steps or before.get("steps", size.steps),
+        config.seeds or before.get("seeds", size.seeds),
+    )
 
 
 def enough(shots: int, classes: int, batch: int) -> int:
@@ -119,34 +141,67 @@ def enough(shots: int, classes: int, batch: int) -> int:
     return min(max(ENOUGH_STEPS, -(-EPOCHS * shots * classes // batch)), MOST_STEPS)
 
 
-def sized(trial: Trial, config: Any, dataset: Dataset, directory: epath.Path) -> Trial:
-    """A trial whose shots and steps, where the config and the directory leave them open, take `config.minutes`.
+def good(config: Any, names: Sequence[str], most: int, classes: int) -> Size:
+    """The size of a trial that has time enough.
 
     Args:
-        trial: With as many shots and steps as are good.
+        config: Of `jtransfer advise`.
+        names: The methods.
+        most: The most labels of each class that can be drawn.
+        classes: Number of classes.
+    """
+    shots = tuple(sorted(config.shots)) or ((most // APART, most) if most >= BOTH else (max(1, most),))
+    steps = config.steps or enough(shots[-1], classes, config.batch)
+    return Size(tuple(names), shots, steps, config.seeds or SEEDS)
+
+
+def smaller(size: Size, config: Any, optional: Sequence[str]) -> list[Size]:
+    """A size and ever smaller ones: of one count, of fewer seeds, without one or more methods; where these are open."""
+    found = [size]
+    if not config.shots:
+        found.append(size._replace(shots=size.shots[-1:]))
+    if not config.seeds:
+        found.append(found[-1]._replace(seeds=LEAST_SEEDS))
+    for name in optional:
+        found.append(found[-1]._replace(names=tuple(kept for kept in found[-1].names if kept != name)))
+    return list(dict.fromkeys(found))
+
+
+def size_of(curve: curves.Curve) -> Size:
+    """The size of a trial."""
+    config = curve.config
+    return Size(*(tuple(config[key]) for key in ("methods", "shots")), config.steps, config.seeds)
+
+
+def sized(trial: Trial, config: Any, dataset: Dataset, directory: epath.Path, optional: Sequence[str]) -> Trial:
+    """A trial of the size that it began with in a directory, or the largest for which there is time.
+
+    Args:
+        trial: Of the size that is good.
         config: Of `jtransfer advise`.
         dataset: Of the trial.
-        directory: Of the trial; what it began with goes on.
+        directory: Of the trial.
+        optional: Methods that may be left out, the first of them first.
 
     Returns:
-        The trial, of two numbers of shots if there is time for `FEW_STEPS` steps of each, else of the larger alone; and
-        an estimate of its time. Methods are counted by their FLOPs, at the speed of a forward pass of the backbone.
+        The trial with an estimate of its time, by FLOPs at the speed of a forward pass of the backbone. It is the first
+        of `smaller` with time for its steps, or at least `FEW_STEPS`; or the last, with `LEAST_STEPS` or more.
     """
-    (shots, steps), first = begun(config, directory), trial.curve
-    speed, most = _speed(first), trial.most
-    good = enough(most, dataset.outputs, config.batch)
-    for some in [shots] if shots else [first.config.shots[-2:], first.config.shots[-1:]]:
-        work = _work(first, some)
+    first, speed = trial.curve, _speed(trial.curve)
+    whole = size_of(first)
+    there = begun(whole, config, directory, optional)
+    for size in [there] if there else smaller(whole, config, optional):
+        work, needed = _work(first, size), size.steps if config.steps else min(size.steps, FEW_STEPS)
         affordable = int((60 * config.minutes * speed - work.flops) / max(work.flops_per_step, 1))
-        if steps or affordable >= FEW_STEPS:
+        if affordable >= needed:
             break
-    steps = steps or min(good, max(affordable, LEAST_STEPS))
-    curve = first
-    if (tuple(some), steps) != (tuple(first.config.shots), first.config.steps):
-        curve = curves.prepare(config_of(first.config, first.config.methods, some, steps), dataset)
+    if not config.steps and not there:
+        size = size._replace(steps=min(size.steps, max(affordable, LEAST_STEPS)))
+    curve = first if size == whole else curves.prepare(config_of(first.config, size), dataset)
     half = _half(curve, dataset)
-    seconds = (work.flops + work.flops_per_step * steps) / speed
-    return Trial(_side_by_side(curve), half and _side_by_side(half), seconds, speed)
+    seconds = (work.flops + work.flops_per_step * size.steps) / speed
+    left_out = tuple(name for name in whole.names if name not in size.names)
+    return Trial(_side_by_side(curve), half and _side_by_side(half), seconds, speed, left_out)
 
 
 def _half(curve: curves.Curve, dataset: Dataset) -> curves.Curve | None:
@@ -185,23 +240,20 @@ def _trained(arms: Sequence[Arm]) -> list[trained.Trained]:
     return [arm for arm in arms if arm.how == "trained"]
 
 
-def _work(curve: curves.Curve, shots: Sequence[int]) -> Work:
-    """What a trial at so many shots computes; steps that are those of the curve are open."""
-    examples, config = curve.examples, curve.config
-    forward = _forward_flops(curve)
+def _work(curve: curves.Curve, size: Size) -> Work:
+    """What the trial of a curve computes at a size; steps that are those of the curve are open."""
+    examples, forward = curve.examples, _forward_flops(curve)
     flops, flops_per_step = forward * len(examples.rows), 0.0
     for arm in _trained(curve.arms):
-        steps, trials = sum(arm.plan.steps), config.seeds * len(arm.grid)
-        tested = (
-            (arm.name not in RAW.values()) * forward * (trials * examples.most[1] + config.seeds * len(examples.test))
-        )
-        flops += len(shots) * tested
-        of_a_step = arm.flops_per_step() * trials
-        rounds = len(shots) + 0.5 * _may_starve(arm)
-        if steps == config.steps:
-            flops_per_step += of_a_step * rounds
-        else:
-            flops += of_a_step * rounds * steps
+        if arm.name in size.names:
+            steps, trials, half = sum(arm.plan.steps), size.seeds * len(arm.grid), _may_starve(arm)
+            tested = trials * examples.most[1] + size.seeds * len(examples.test)
+            flops += (len(size.shots) + half) * forward * tested * half  # inputs as they are cost nothing
+            of_all = arm.flops_per_step() * trials * (len(size.shots) + 0.5 * half)
+            if steps == curve.config.steps:
+                flops_per_step += of_all
+            else:
+                flops += of_all * steps
     return Work(flops, flops_per_step)
 
 

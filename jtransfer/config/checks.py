@@ -103,7 +103,7 @@ TABLES: dict[str, dict[str, Any]] = {
         "shots": several(whole(1, LARGEST)),
         "minutes": kinds.POSITIVE,
         "steps": whole(0, 10**6),
-        "seeds": whole(3, 10_000),
+        "seeds": either(whole(0, 0), whole(3, 10_000)),
         "validation": number(above=0, below=1),
         "store": TEXT,
     },

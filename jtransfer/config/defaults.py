@@ -133,10 +133,10 @@ def advise_defaults() -> dict[str, Any]:
         "validation": 0.3,  # share of each class of these rows on which the trial is compared
         "test_rows": 1000,  # at most so many are held out for that; 0 for no such limit
         "shots": (),  # training labels per class of the trial; empty for as many as there are, and a quarter of them
-        "minutes": 15.0,  # that the trial may take by its estimate: it has fewer steps and shots where that is short
+        "minutes": 15.0,  # that the trial may take by its estimate: it is made smaller where that is short
         "steps": 0,  # 0 for as many as are enough, or there are minutes for
         "batch": 16,
-        "seeds": 5,
+        "seeds": 0,  # 0 for 5, or 3 where there are few minutes
         "store": "",  # directory of the features; empty for the user's cache
         "hyper": {
             "default": {"rate": (1e-4, 5e-4)},
