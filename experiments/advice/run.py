@@ -19,7 +19,7 @@ from sets import FRESH, TUNED
 
 from jtransfer import config as configs
 from jtransfer.advice import run as advise
-from jtransfer.advice.trial import config_of, enough
+from jtransfer.advice.trial import Size, config_of, enough
 from jtransfer.curves import run as curves
 from jtransfer.curves.points import interval
 from jtransfer.data import sources
@@ -62,8 +62,9 @@ def one(part, name, own, checkpoints, workdir):
     advice, seconds = asked(config, directory / "advice")
 
     steps = min(enough(advice["most"], advice["classes"], config.batch), MOST_STEPS.get(backbone, 120))
-    whole = config_of(config, advice["estimates"], (advice["most"],), steps)
-    whole.update(seeds=SEEDS.get(backbone, 2), test_rows=1000 if backbone != "glyphs-vit" else 2000)
+    size = Size(tuple(advice["estimates"]), (advice["most"],), steps, SEEDS.get(backbone, 2))
+    whole = config_of(config, size)
+    whole.update(test_rows=1000 if backbone != "glyphs-vit" else 2000)
     rows = curves.run(curves.prepare(whole), directory / "truth", say(name, "truth"))
     reached = {method: [value(row) for row in rows if row["method"] == method] for method in advice["estimates"]}
     means = {method: float(np.mean([x for x in values if x is not None])) for method, values in reached.items()}

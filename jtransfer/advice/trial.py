@@ -5,7 +5,7 @@ time allows a quarter of them too, so that one sees where the methods are headin
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -98,11 +98,12 @@ class Trial:
         also = f"; with half the steps {', '.join(arm.name for arm in self.half.arms)}" if self.half else ""
         also += f"; left out for lack of time: {', '.join(self.left_out)}" if self.left_out else ""
         steps = {sum(arm.plan.steps) for arm in self.curve.arms if arm.how == "trained"}
+        programs = sum(arm.how == "trained" for curve in (self.curve, self.half) if curve for arm in curve.arms)
         shots, steps = " and ".join(map(str, config.shots)), " or ".join(map(str, sorted(steps)))
         return (
             f"trial: {len(names)} methods, {config.seeds} seeds, at {shots} labels of each class, {steps} steps of "
             f"{config.batch}{also}: about {_duration(self.seconds)} at the {self.speed / 1e9:,.0f} GFLOP/s of the "
-            "backbone's forward pass here, compiling not counted"
+            f"backbone's forward pass here, not counting {programs} programs of training to compile"
         )
 
 
@@ -187,11 +188,11 @@ def sized(trial: Trial, config: Any, dataset: Dataset, directory: epath.Path, op
         The trial with an estimate of its time, by FLOPs at the speed of a forward pass of the backbone. It is the first
         of `smaller` with time for its steps, or at least `FEW_STEPS`; or the last, with `LEAST_STEPS` or more.
     """
-    first, speed = trial.curve, _speed(trial.curve)
+    first, speed, flops = trial.curve, _speed(trial.curve), _flops(trial.curve)
     whole = size_of(first)
     there = begun(whole, config, directory, optional)
     for size in [there] if there else smaller(whole, config, optional):
-        work, needed = _work(first, size), size.steps if config.steps else min(size.steps, FEW_STEPS)
+        work, needed = _work(first, flops, size), size.steps if config.steps else min(size.steps, FEW_STEPS)
         affordable = int((60 * config.minutes * speed - work.flops) / max(work.flops_per_step, 1))
         if affordable >= needed:
             break
@@ -240,7 +241,12 @@ def _trained(arms: Sequence[Arm]) -> list[trained.Trained]:
     return [arm for arm in arms if arm.how == "trained"]
 
 
-def _work(curve: curves.Curve, size: Size) -> Work:
+def _flops(curve: curves.Curve) -> dict[str, float]:
+    """FLOPs of a step of each network that is trained."""
+    return {arm.name: arm.flops_per_step() for arm in _trained(curve.arms)}
+
+
+def _work(curve: curves.Curve, flops_of: Mapping[str, float], size: Size) -> Work:
     """What the trial of a curve computes at a size; steps that are those of the curve are open."""
     examples, forward = curve.examples, _forward_flops(curve)
     flops, flops_per_step = forward * len(examples.rows), 0.0
@@ -249,7 +255,7 @@ def _work(curve: curves.Curve, size: Size) -> Work:
             steps, trials, half = sum(arm.plan.steps), size.seeds * len(arm.grid), _may_starve(arm)
             tested = trials * examples.most[1] + size.seeds * len(examples.test)
             flops += (len(size.shots) + half) * forward * tested * half  # inputs as they are cost nothing
-            of_all = arm.flops_per_step() * trials * (len(size.shots) + 0.5 * half)
+            of_all = flops_of[arm.name] * trials * (len(size.shots) + 0.5 * half)
             if steps == curve.config.steps:
                 flops_per_step += of_all
             else:

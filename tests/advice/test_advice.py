@@ -292,7 +292,7 @@ def test_where_time_is_short_a_trial_has_one_count_then_fewer_seeds_and_then_few
     plan = advise.prepare(settings_of(file, "steps=0", "seeds=0", "methods=ridge,small"))
     seen, names = [], ("pixels", "scratch", "ridge", "lora(rank=4)")
     work = trials._work
-    monkeypatch.setattr(trials, "_work", lambda curve, size: seen.append(size) or work(curve, size))
+    monkeypatch.setattr(trials, "_work", lambda curve, flops, size: seen.append(size) or work(curve, flops, size))
     monkeypatch.setattr(trials, "_speed", lambda curve: 1.0)
     short = advise.sized(plan, tmp_path)
     assert seen == [
