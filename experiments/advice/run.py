@@ -38,16 +38,25 @@ def main():
     flags.add_argument("--workdir", default="runs/advice")
     flags.add_argument("--only", nargs="*", help="sets, or `tuned` or `fresh`; without it all")
     flags = flags.parse_args()
-    workdir, lines = Path(flags.workdir), []
+    workdir = Path(flags.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     for part, sets in (("tuned", TUNED), ("fresh", FRESH)):
         for name, own in sets.items():
             if not flags.only or {part, name} & set(flags.only):
-                lines += one(part, name, own, Path(flags.checkpoints), workdir)
-                with open(workdir / "regret.csv", "w", newline="") as file:
-                    writer = csv.DictWriter(file, lines[0].keys())
-                    writer.writeheader()
-                    writer.writerows(lines)
+                keep(workdir / "regret.csv", name, one(part, name, own, Path(flags.checkpoints), workdir))
+
+
+def keep(file, name, rows):
+    """Put the rows of a set into a file, in the place of those that it had, in the order of the sets."""
+    kept = []
+    if file.exists():
+        with open(file) as before:
+            kept = [row for row in csv.DictReader(before) if row["set"] != name]
+    order = [*TUNED, *FRESH]
+    with open(file, "w", newline="") as after:
+        writer = csv.DictWriter(after, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(sorted([*kept, *rows], key=lambda row: order.index(row["set"])))
 
 
 def one(part, name, own, checkpoints, workdir):

@@ -5,6 +5,7 @@ python experiments/advice/show.py runs/advice/regret.csv
 
 import csv
 import sys
+import textwrap
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -35,14 +36,15 @@ def main():
             f"{float(best['test']):.1f} | `{advised['method']}` | {float(advised['test']):.1f} | {regret(advised):.1f} "
             f"| {regret(second):.1f} |"
         )
-    print("\n| rule | mean regret | worst | fresh: mean | worst |\n| --- | ---: | ---: | ---: | ---: |")
+    print("\n| rule | mean regret | worst | sets | fresh: mean | worst | sets |\n| --- |" + " ---: |" * 6)
     found = {rule: {name: of_rule(rule, own) for name, own in sets.items()} for rule in RULES}
     for rule, of_sets in found.items():
         fresh = [of_sets[name] for name, own in sets.items() if own[0]["part"] == "fresh"]
-        numbers = [
-            sum(part) / len(part) if how else max(part) for part in (list(of_sets.values()), fresh) for how in (1, 0)
-        ]
-        print(f"| {rule} | {' | '.join(f'{number:.1f}' for number in numbers)} |")
+        cells = []
+        for part in ([*of_sets.values()], fresh):
+            known = [value for value in part if value is not None]  # a method of the table that was not tried has none
+            cells += [f"{sum(known) / len(known):.1f}", f"{max(known):.1f}", f"{len(known)}"]
+        print(f"| {rule} | {' | '.join(cells)} |")
     draw(sets)
 
 
@@ -52,27 +54,29 @@ def regret(row):
 
 
 def of_rule(rule, own):
-    """The regret of the method that a rule names for a set."""
+    """The regret of the method that a rule names for a set; None where it was not tried."""
     if RULES[rule]:
-        return regret(next(filter(RULES[rule], own)))
+        return next(map(regret, filter(RULES[rule], own)), None)
     return regret(max(own, key=lambda row: float(row["trial"])))
 
 
 def draw(sets):
-    """Every method's accuracy by set; the advice is filled, the best is the topmost."""
+    """By how many points every method stays behind the best of its set; the one advised is filled."""
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     axes = figure.subplots()
     names = list(dict.fromkeys(row["method"] for own in sets.values() for row in own))
     for place, own in enumerate(sets.values()):
-        for row in own:
+        for row in sorted(own, key=lambda row: row["advised"]):  # the advice is drawn last, on the others
             color, advised = f"C{names.index(row['method'])}", row["advised"] == "1"
-            axes.plot(place, float(row["test"]), "o", color=color, ms=9, mfc=color if advised else "white", mew=1.6)
+            shift = 0.06 * (names.index(row["method"]) - len(names) / 2)
+            axes.plot(place + shift, -regret(row), "o", color=color, ms=8, mfc=color if advised else "white", mew=1.5)
     for i, name in enumerate(names):
-        axes.plot([], [], "o", color=f"C{i}", mfc="white", mew=1.6, label=name)
+        axes.plot([], [], "o", color=f"C{i}", mfc="white", mew=1.5, label=name)
     axes.plot([], [], "o", color="black", label="advised (filled)")
-    labels = [f"{name}\n({own[0]['part']})".replace(", ", ",\n") for name, own in sets.items()]
+    axes.axhline(0, color="#b0b0b0", lw=0.8, zorder=0)
+    labels = ["\n".join([*textwrap.wrap(name, 12), f"({own[0]['part']})"]) for name, own in sets.items()]
     axes.set_xticks(range(len(sets)), labels, fontsize=7)
-    axes.set_ylabel("test accuracy with all labels (%)")
+    axes.set_ylabel("test accuracy less that of the best (points)")
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(Path(__file__).with_name("regret.png"), dpi=130)
