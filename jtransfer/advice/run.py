@@ -111,7 +111,7 @@ def prepare(config, progress: Progress = lambda what, done, rows: None) -> Advic
     drawn, held_out, _ = split(pool, share)
     parts = replace(pool, pool=drawn, test=held_out)
     most = most_shots(int(np.bincount(parts.labels[parts.pool], minlength=len(parts.classes)).min()))
-    size = trials.good(config, [RAW[dataset.kind], rules.SCRATCH], most, len(parts.classes))
+    size = trials.good(config, [rules.SCRATCH], most, len(parts.classes))
     size = size._replace(names=(*size.names, *_of_so_many(given, size.shots)))
     curve = curves.prepare(trials.config_of(config, size), parts)
     if not curve.examples.metric.higher:
@@ -120,12 +120,15 @@ def prepare(config, progress: Progress = lambda what, done, rows: None) -> Advic
             "accuracy"
         )
     tower = starts.tower_for(curve.backbone, pool)
-    small, arm = _first_that_fits(
-        lambda name: trained.build(name, curve.examples, tower, curve.objective, curve.recipe)
-    )
-    if rules.SMALL in config.methods and small not in size.names:
-        whole = trials.config_of(config, size._replace(names=(*size.names, small)))
-        curve = replace(curve, config=whole, arms=[*curve.arms, arm])
+
+    def build(name):
+        return trained.build(name, curve.examples, tower, curve.objective, curve.recipe)
+
+    small, before = _first_that_fits(build, SMALL), _if_it_fits(build, RAW[dataset.kind])
+    after = [small] if rules.SMALL in config.methods and small.name not in size.names else []
+    arms = [*before, *curve.arms, *after]
+    whole = trials.config_of(config, size._replace(names=tuple(arm.name for arm in arms)))
+    whole_curve = replace(curve, config=whole, arms=arms)
 
     scored = subset(pool, _some(pool, pool.pool, MOST_ROWS))
     store = FeatureStore(files.path(config.store, "config.store") if config.store else default_store())
@@ -136,7 +139,7 @@ def prepare(config, progress: Progress = lambda what, done, rows: None) -> Advic
     transferability = structure.transferability(task)
     source_dir = str(files.path(config.source_dir, "config.source_dir")) if config.source_dir else ""
     domain_gap = structure.domain_gap(task, config.source, source_dir=source_dir) if config.source else None
-    return AdvicePlan(config, Trial(curve), counts, task, transferability, domain_gap, small)
+    return AdvicePlan(config, Trial(whole_curve), counts, task, transferability, domain_gap, small.name)
 
 
 def sized(plan: AdvicePlan, directory: epath.PathLike) -> AdvicePlan:
@@ -207,13 +210,19 @@ def subset(dataset: Dataset, rows: np.ndarray) -> Dataset:
     return replace(dataset, inputs=lazy, labels=dataset.labels[rows], pool=every, test=every)
 
 
-def _first_that_fits(build):
-    for name in SMALL:
-        try:
-            return name, build(name)
-        except InputError:
-            if name == SMALL[-1]:
-                raise
+def _first_that_fits(build, names):
+    for name in names[:-1]:
+        if found := _if_it_fits(build, name):
+            return found[0]
+    return build(names[-1])
+
+
+def _if_it_fits(build, name):
+    """The arm of a method in a list; an empty list where the backbone or the data refuse it, as images of any sides."""
+    try:
+        return [build(name)]
+    except InputError:
+        return []
 
 
 def measure(plan: AdvicePlan) -> Evidence:
