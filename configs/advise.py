@@ -1,4 +1,4 @@
-"""Which method should I use? On the embedded backbone and real handwritten digits, in two minutes on two cores.
+"""Which method should I use? On the embedded backbone and real handwritten digits, in a few minutes on two cores.
 
 jtransfer advise --config=configs/advise.py --workdir=runs/advise
 jtransfer advise --config=configs/advise.py:backbone=DIR,data=npz:mine.npz --workdir=runs/mine
