@@ -101,7 +101,7 @@ def source_columns(what: str, data: Any, backbone: Backbone) -> list[int]:
     missing = [name for name, column in found.items() if column is None]
     if missing:
         raise InputError(
-            f"{head} has no class '{missing[0]}' of {data.name}, but {len(found) - len(missing)} of its {len(found)}; "
+            f"{head} has no class '{missing[0]}' of {data.name}, and {len(found) - len(missing)} of all {len(found)}; "
             f"{nearest(missing[0], backbone.classes)}"
         )
     taken: dict[int, str] = {}

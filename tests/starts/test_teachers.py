@@ -36,7 +36,7 @@ def test_an_equal_name_comes_before_one_that_differs_in_case_alone_and_that_befo
 @pytest.mark.parametrize(
     ("source", "target", "said"),
     [
-        (("cat", "dog", "toad"), ("Cat", "load", "DOG"), "has no class 'load' of pictures, but 2 of its 3; did you"),
+        (("cat", "dog", "toad"), ("Cat", "load", "DOG"), "has no class 'load' of pictures, and 2 of all 3; did you"),
         (("Cat", "dog"), ("cat", "CAT"), "has one output, 'Cat', for the classes 'cat' and 'CAT' of pictures"),
         (tuple(map(str, range(1000))), tuple("0123456789"), "numbers its 1,000 outputs and does not name them"),
     ],
