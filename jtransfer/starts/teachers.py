@@ -72,19 +72,49 @@ def parts(labels: np.ndarray, teacher: Teacher | None = None) -> dict[str, jax.S
 def source_columns(what: str, data: Any, backbone: Backbone) -> list[int]:
     """For each class of some data, the number of the output of a backbone's own head that has the name of the class.
 
+    Names are equal where they are letter by letter; else where case, underscores and spaces alone differ; else where
+    one of several between commas is, as in "tench, Tinca tinca". Of outputs with an equal name the first is taken.
+
     Args:
         what: Name of the caller, for the error.
         data: A dataset or stream with `name` and `classes`.
         backbone: A checkpoint with the names of its classes.
 
     Raises:
-        InputError: no output has the name of a class.
+        InputError: the outputs have numbers for names, no output has the name of a class, or one has those of two.
     """
-    place = {name: i for i, name in reversed([*enumerate(backbone.classes)])}  # of a name that stands twice, the first
-    missing = [name for name in data.classes if name not in place]
+    head, number = f"{what}: the source head of '{backbone.name}'", len(backbone.classes)
+    if number != len(data.classes) and backbone.classes == tuple(map(str, range(number))):
+        raise InputError(
+            f"{head} numbers its {number:,} outputs and does not name them; name them in its config.json, as "
+            "label_names of timm's or id2label of Hugging Face's"
+        )
+    place: dict[str, int] = {}
+    for alike in zip(*map(_spellings, backbone.classes), strict=True):
+        for i, names in enumerate(alike):
+            for name in names:
+                place.setdefault(name, i)
+    found = {
+        name: next((place[own] for names in _spellings(name) for own in names if own in place), None)
+        for name in data.classes
+    }
+    missing = [name for name, column in found.items() if column is None]
     if missing:
         raise InputError(
-            f"{what}: the source head of '{backbone.name}' has no class '{missing[0]}' of {data.name}; "
+            f"{head} has no class '{missing[0]}' of {data.name}, and {len(found) - len(missing)} of all {len(found)}; "
             f"{nearest(missing[0], backbone.classes)}"
         )
-    return [place[name] for name in data.classes]
+    taken: dict[int, str] = {}
+    for name, column in found.items():
+        if taken.setdefault(column, name) != name:
+            raise InputError(
+                f"{head} has one output, '{backbone.classes[column]}', for the classes '{taken[column]}' and '{name}' "
+                f"of {data.name}; expected one for each"
+            )
+    return list(found.values())
+
+
+def _spellings(name: str) -> tuple[list[str], list[str], list[str]]:
+    """A name as it is, without case and underscores, and each of several names between commas."""
+    plain = " ".join(name.casefold().replace("_", " ").split())
+    return [name], [plain], [part.strip() for part in plain.split(",") if part.strip()]

@@ -17,8 +17,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import jtransfer as jt
-from jtransfer import checkpoints
+from jtransfer import checkpoints, cli
 from jtransfer.checkpoints import hub, layouts
+from jtransfer.data import sources, splits
+from jtransfer.data.subsets import few_shot
 from jtransfer.errors import InputError
 
 torch = pytest.importorskip("torch")
@@ -283,24 +285,65 @@ def test_it_takes_other_sizes_grey_images_and_other_classes_and_no_fourth_channe
         jt.load(directory, channels=4)
 
 
-@pytest.mark.skipif(not LITE0.exists(), reason="needs ../shared/checkpoints/tf_efficientnet_lite0")
-def test_the_real_lite0_gives_the_logits_of_pytorch_on_real_photographs():
-    if not (SHARED / "tfds" / "cifar10").exists():
-        pytest.skip("needs ../shared/tfds/cifar10")
-    photographs = np.stack([x["image"] for x in cifar10(4)])
+@pytest.fixture(scope="module")
+def lite0():
+    """`torch_outputs(pixel_values)`: what PyTorch makes of the real EfficientNet-Lite0."""
+    for there in (LITE0, SHARED / "tfds" / "cifar10"):
+        if not there.exists():
+            pytest.skip(f"needs ../shared/{there.relative_to(SHARED)}")
+    t = {name: torch.from_numpy(np.asarray(x)) for name, x in load_file(LITE0 / "model.safetensors").items()}
+
+    def torch_outputs(pixel_values):
+        with torch.no_grad():
+            return timm_forward(t, pixel_values, NETWORKS["tf_efficientnet_lite0"])
+
+    return torch_outputs
+
+
+CIFAR10 = "tfds:cifar10?train=train[:2000]"
+
+
+def test_the_real_lite0_gives_the_logits_of_pytorch_on_real_photographs(lite0):
+    photographs = np.stack(sources.load(CIFAR10, str(SHARED / "tfds")).inputs[2000:2004])
     backbone = jt.load(str(LITE0))
     batch = backbone.preprocess(photographs)
     assert batch["pixel_values"].shape == (4, 224, 224, 3) and np.abs(batch["pixel_values"]).max() <= 1
-    t = {name: torch.from_numpy(np.asarray(x)) for name, x in load_file(LITE0 / "model.safetensors").items()}
-    with torch.no_grad():
-        theirs = timm_forward(t, batch["pixel_values"], NETWORKS["tf_efficientnet_lite0"])["logits"].numpy()
+    theirs = lite0(batch["pixel_values"])["logits"].numpy()
     ours = np.asarray(backbone(batch)["logits"])
     assert np.abs(theirs).max() > 5 and len(backbone.classes) == 1000
     np.testing.assert_allclose(ours, theirs, atol=1e-3, rtol=0)
 
 
-def cifar10(number):
-    import tensorflow_datasets as tfds
+@pytest.mark.parametrize(
+    ("method", "side"),
+    [("logistic(l2=(0.001,0.01))", 32), pytest.param("logistic", 224, marks=pytest.mark.slow)],
+    ids=["small", "whole"],
+)
+def test_a_curve_s_logistic_is_as_right_as_scikit_learn_s_on_features_of_pytorch(
+    lite0, method, side, tmp_path, monkeypatch
+):
+    from sklearn.linear_model import LogisticRegression
 
-    source = tfds.data_source("cifar10", data_dir=SHARED / "tfds", split="test", download=False)
-    return [source[i] for i in range(number)]
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", True)  # it crashes in backward passes alone
+
+    config = Path(__file__).parents[2] / "configs" / "quickstart.py"
+    flags = {"data": CIFAR10, "data_dir": SHARED / "tfds", "backbone": LITE0, "load.image": side}
+    flags |= {"methods": method, "shots": 25, "seeds": 1, "test_rows": 1000}
+    sent = [f"--config.{key}={value}" for key, value in flags.items()]
+    assert cli.main(["curve", f"--config={config}", f"--workdir={tmp_path}", *sent]) == 0
+    data = sources.load(CIFAR10, str(SHARED / "tfds"))
+    prepare = jt.load(str(LITE0), image=side).preprocess
+    test = splits.stratified(data.labels, data.test, 1000)
+
+    def features(rows):
+        parts = np.split(rows, range(100, len(rows), 100))
+        return np.concatenate(
+            [lite0(prepare(np.stack(data.inputs[part]))["pixel_values"])["features"] for part in parts]
+        )
+
+    (row,) = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
+    train, _ = few_shot(data.labels, data.pool, 25, seed=0)
+    peer = LogisticRegression(C=1 / (len(train) * row["hyper"]["l2"]), tol=1e-6, max_iter=10_000)
+    right = peer.fit(features(train), data.labels[train]).predict(features(test)) == data.labels[test]
+    assert abs(round(1000 * row["test_accuracy"]) - right.sum()) <= 1
+    assert row["test_accuracy"] > 0.3  # by chance 0.1
