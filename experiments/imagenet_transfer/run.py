@@ -32,6 +32,8 @@ METHODS = {  # and how a figure shows them
     "finetune": {"color": COLOURS[3], "marker": MARKERS[3]},
     "finetune + frozen_norm": {"color": COLOURS[4], "marker": MARKERS[4]},
     "bitfit": {"color": COLOURS[5], "marker": MARKERS[5]},
+    "lora(target='.*conv')": {"color": COLOURS[0], "marker": MARKERS[6], "ls": ":"},
+    "houlsby(width=16)": {"color": COLOURS[1], "marker": "*", "ls": ":"},
 }
 IMAGE = 64  # side of the images, but for RESOLVED
 IMAGES = (32, 64, 96, 128, 224)
