@@ -34,6 +34,8 @@ METHODS = {  # and how a figure shows them
     "bitfit": {"color": COLOURS[5], "marker": MARKERS[5]},
     "lora(target='.*conv')": {"color": COLOURS[0], "marker": MARKERS[6], "ls": ":"},
     "houlsby(width=16)": {"color": COLOURS[1], "marker": "*", "ls": ":"},
+    "bitfit + frozen_norm": {"color": COLOURS[5], "marker": MARKERS[5], "ls": ":"},
+    "houlsby(width=16) + frozen_norm": {"color": COLOURS[2], "marker": "*", "ls": ":"},
 }
 IMAGE = 64  # side of the images, but for RESOLVED
 IMAGES = (32, 64, 96, 128, 224)

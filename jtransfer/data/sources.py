@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 
 from jtransfer import expressions, files, kinds
-from jtransfer.data import folder, lines, marked, npz, pairs, streams, tfds, users
+from jtransfer.data import folder, lines, marked, marks, npz, pairs, streams, tfds, users
 from jtransfer.data.dataset import CLASSES, Context, Dataset, Images, Lazy, check_targets, fingerprint
 from jtransfer.data.pairs import PairStream
 from jtransfer.data.streams import Stream
@@ -209,7 +209,8 @@ def _read(context: Context, known: Sequence[str]) -> Data:
         (module,) = modules(name)
         return _counted(users.read(*own, module, context))
     prefix, colon, rest = name.partition(":")
-    form = next((form for form in known if form.partition(":")[:2] == (prefix, colon)), None)
+    there = known if known is PAIRED else (*known, *MARKED)  # what has other labels is read, and then refused for them
+    form = next((form for form in there if form.partition(":")[:2] == (prefix, colon)), None)
     if form is None:
         file = name.rpartition(":")[2] if colon or name.endswith(".npz") else ""
         said = f"config.data: unknown pairs '{name}'" if known is PAIRED else f"dataset {name!r} is unknown"
@@ -224,7 +225,7 @@ def _read(context: Context, known: Sequence[str]) -> Data:
 
 
 def _texts(reads: Sequence[str]) -> Sequence[str]:
-    return (*MARKED, *(TEXTS if "texts" in reads else ()))
+    return (*(MARKED if {*marks.KINDS} & {*reads} else ()), *(TEXTS if "texts" in reads else ()))
 
 
 def _directory(data_dir: str) -> str:

@@ -246,7 +246,7 @@ def test_baselines_are_dashed_greys_and_the_pretrained_are_solid_colours():
         "scratch(steps=9)", "pixels", "probe", "scratchy"
     )
     assert (first, second, third, fourth) == (True, True, False, False)
-    assert (scratch, pixels) == tuple(BASELINES.values())
+    assert (scratch, pixels) == (BASELINES["scratch"], BASELINES["pixels"])
     assert (probe, start) == COLOURS[:2]
 
 

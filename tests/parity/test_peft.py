@@ -505,7 +505,7 @@ def test_every_tensor_that_does_not_fit_is_listed_in_one_line(refused):
             lambda c, t: t.update(
                 {"base_model.model.vit.embeddings.patch_embeddings.projection.lora_A.weight": np.zeros((2, 3, 8, 8))}
             ),
-            "has no place for 'vit.embeddings.patch_embeddings.projection.lora_A.weight'",
+            "'vit.embeddings.patch_embeddings.projection.lora_A.weight' belongs to no leaf",
         ),
     ],
 )
