@@ -8,7 +8,7 @@ from dataclasses import replace
 from jtransfer import expressions, kinds
 from jtransfer.errors import InputError
 from jtransfer.methods.bottlenecks import adaptformer, houlsby, pfeiffer
-from jtransfer.methods.freezing import bitfit, finetune, frozen_norm, layerwise, probe, rules, scratch, top_blocks
+from jtransfer.methods.freezing import bitfit, finetune, frozen_norm, layerwise, norm, probe, rules, scratch, top_blocks
 from jtransfer.methods.ia3 import ia3
 from jtransfer.methods.lora import lora
 from jtransfer.methods.method import Adapted, Method, Phase, adapt, learn
@@ -35,6 +35,7 @@ __all__ = [
     "learn",
     "lora",
     "named_phases",
+    "norm",
     "parse",
     "pfeiffer",
     "probe",
@@ -50,6 +51,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "top_blocks": top_blocks,
     "layerwise": layerwise,
     "bitfit": bitfit,
+    "norm": norm,
     "frozen_norm": frozen_norm,
     "lora": lora,
     "ia3": ia3,

@@ -135,6 +135,14 @@ def bitfit() -> Method:
     return Method("bitfit", learn(HEAD, (r"(.*/)?bias", 1.0)))
 
 
+def norm() -> Method:
+    """The scale and bias of every norm learn, and the head (Frankle et al. 2021, arXiv:2003.00152; PEFT's LN tuning).
+
+    Batch normalisations then use the batch's statistics and move the running ones; `norm + frozen_norm` keeps them.
+    """
+    return Method("norm", learn(HEAD, (r"(.*/)?norm(_\w+)?/(scale|bias)", 1.0)))
+
+
 def frozen_norm() -> Method:
     """Every batch normalisation uses its running statistics and leaves them; nothing learns by this alone.
 

@@ -140,3 +140,12 @@ def test_layerwise_needs_blocks_and_a_decay_above_nothing():
         methods.layerwise().learns(["head/kernel"])
     with pytest.raises(InputError, match="layerwise: decay: expected a number above 0, found 0"):
         methods.layerwise(0.0)
+
+
+def test_norm_trains_the_scales_and_biases_of_all_norms_and_no_other_leaf(case):
+    paths = [path for path in case[0].shapes if not path.startswith("source_head")]
+    learning = {path for path, rate in methods.norm().learns(paths).items() if rate != FROZEN}
+    scaled = {path.removesuffix("/scale") for path in paths if path.endswith("/scale")}
+    norms = {one for one in scaled if not re.search(r"(block_\d+|/grn)$", one)}  # ConvNeXt's scales of branches
+    assert norms
+    assert learning == {path for path in paths if path.rpartition("/")[0] in norms or path.startswith("head/")}
