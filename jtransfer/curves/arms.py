@@ -40,7 +40,7 @@ class Examples:
         shots: Numbers of shots that the curve has.
         metrics: The metrics by name; the first chooses hyper-parameters and is what the curve shows.
         more: More parts of a batch by name, as a teacher: from inputs and their rows to `[rows, outputs]` float32.
-        read: The features that `features` has computed, by the backbone's `id`.
+        read: Backbones with the features that `features` has computed, by the backbone's `id`.
         reading: Held while they are computed, as arms compile side by side.
     """
 
@@ -51,7 +51,7 @@ class Examples:
     shots: tuple[int, ...]
     metrics: Mapping[str, Metric] = field(default_factory=lambda: {"accuracy": METRICS["accuracy"]})
     more: Mapping[str, Teacher] = field(default_factory=dict)
-    read: dict[int, jax.Array] = field(default_factory=dict)
+    read: dict[int, tuple[Backbone, jax.Array]] = field(default_factory=dict)
     reading: threading.Lock = field(default_factory=threading.Lock)
 
     @cached_property
@@ -70,8 +70,8 @@ class Examples:
         """Features of a backbone for `rows`, `[u, d]` float32: computed once, whichever arms ask for them."""
         with self.reading:
             if id(backbone) not in self.read:
-                self.read[id(backbone)] = self._features(backbone)
-            return self.read[id(backbone)]
+                self.read[id(backbone)] = backbone, self._features(backbone)  # which keeps the id from another's use
+            return self.read[id(backbone)][1]
 
     def _features(self, backbone):
         @jax.jit
