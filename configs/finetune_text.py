@@ -1,7 +1,8 @@
-"""Train a sentence encoder on a labelled text dataset by any method.
+"""Train a sentence encoder on labelled texts, or on words that have a label each, by any method.
 
 jtransfer train --config=configs/finetune_text.py:data=tfds:ag_news_subset,method=finetune --workdir=runs/ag_news
 jtransfer evaluate --config=configs/evaluate.py:backbone=runs/ag_news/model,data=tfds:sst_binary
+jtransfer train --config=configs/finetune_text.py:data=conll:DIR,objective=tokens --workdir=runs/words
 """
 
 from ml_collections import ConfigDict
