@@ -2,7 +2,7 @@
 
 jtransfer train --config=configs/finetune_text.py:data=tfds:ag_news_subset,method=finetune --workdir=runs/ag_news
 jtransfer evaluate --config=configs/evaluate.py:backbone=runs/ag_news/model,data=tfds:sst_binary
-jtransfer train --config=configs/finetune_text.py:data=conll:DIR,objective=tokens --workdir=runs/words
+jtransfer train --config=configs/finetune_text.py:data=conll:DIR,objective=tokens,method=finetune --workdir=runs/words
 """
 
 from ml_collections import ConfigDict
