@@ -121,7 +121,7 @@ def _question(file: str, passage: str, asked: Mapping) -> MarkedRow:
             raise InputError(f"{where} has an answer without a number 'answer_start'; expected its first character")
         if not text.strip() or start < 0 or passage[start : start + len(text)] != text:
             nearest = passage.find(text) if text.strip() else -1
-            there = f"it stands at {nearest}" if nearest >= 0 else "which is not in its passage"
+            there = f"it stands at {nearest}" if nearest >= 0 else "its passage does not have it"
             raise InputError(
                 f"{where} has the answer {text[:40]!r} at {start}, where the passage has "
                 f"{passage[max(start, 0) :][: len(text)][:40]!r}; {there}"

@@ -1,4 +1,4 @@
-"""BottleneckAdapter adapters: two small dense layers, beside or behind the branches of every block.
+"""Bottleneck adapters: two small dense layers, beside or behind the branches of every block.
 
     BLOCK/attention_adapter/{down, up}    BLOCK/mlp_adapter/{down, up}    BLOCK/convolutions_adapter/{down, up}
 
