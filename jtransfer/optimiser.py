@@ -1,7 +1,8 @@
 """Optimisers and schedules from plain options, over exactly the leaves that learn."""
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import jax
@@ -9,13 +10,23 @@ import jax.numpy as jnp
 import optax
 
 from jtransfer import kinds
-from jtransfer.kinds import NOT_NEGATIVE, PATTERN, POSITIVE, SHARE, choice
-from jtransfer.tree import FROZEN
+from jtransfer.kinds import NOT_NEGATIVE, PATTERN, POSITIVE, SHARE, Kind, choice, several
+from jtransfer.tree import FROZEN, label
+
+SCHEDULE = choice("cosine", "linear", "constant", "slanted")
+RATIO = 32
+"""How many times lower than its peak the rate is at both ends of "slanted"."""
 
 KINDS = {
     "name": choice("adamw", "sgd"),
     "rate": POSITIVE,
-    "schedule": choice("cosine", "linear", "constant"),
+    "schedule": SCHEDULE,
+    "schedules": several(
+        Kind(
+            f"a pair of a regular expression and {SCHEDULE.expected}",
+            lambda x: isinstance(x, list | tuple) and len(x) == 2 and PATTERN.takes(x[0]) and SCHEDULE.takes(x[1]),
+        )
+    ),
     "warmup": NOT_NEGATIVE,
     "decay": NOT_NEGATIVE,
     "no_decay": PATTERN,
@@ -36,7 +47,10 @@ class Optimiser:
         name: "adamw" (Loshchilov & Hutter 2019, arXiv:1711.05101) or "sgd" (with momentum).
         rate: Peak learning rate; a leaf learns at this times its own rate.
         schedule: "cosine" or "linear" from the peak to 0, or "constant", after the warmup: of w steps, step i = 1..w
-            learns at i/w of the peak.
+            learns at i/w of the peak. "slanted" rises from 1/32 of the peak to it in the warmup, of at least one step,
+            and falls to 1/32 again (slanted triangular, Howard & Ruder 2018, arXiv:1801.06146, equation 3).
+        schedules: Schedules of some leaves, as pairs of a pattern of whole paths and a schedule; the first that matches
+            decides, `schedule` is that of all others.
         warmup: Length of the warmup in steps; below 1, as a share of all steps.
         decay: Weight decay; decoupled from the gradient for "adamw", added to it for "sgd".
         no_decay: Pattern of the whole paths of leaves that do not decay.
@@ -53,9 +67,10 @@ class Optimiser:
     name: str = "adamw"
     rate: float = 1e-3
     schedule: str = "cosine"
+    schedules: tuple[tuple[str, str], ...] = ()
     warmup: float = 0.1
     decay: float = 0.0
-    no_decay: str = r"(.*/)?(bias|scale|cls|positions)|logit_(scale|bias)"
+    no_decay: str = r"(.*/)?(bias|scale(_\d+)?|cls|distillation|registers|positions)|logit_(scale|bias)"
     clip: float = 1.0
     momentum: float = 0.9
     b1: float = 0.9
@@ -66,18 +81,43 @@ class Optimiser:
         for name, kind in KINDS.items():
             kinds.check(getattr(self, name), kind, f"optimiser.{name}")
 
-    def rate_at(self, steps: int) -> optax.Schedule:
-        """The factor on the peak rate at each of `steps` steps, from 0 on."""
+    @property
+    def shown_schedules(self) -> str:
+        """The schedules as a report shows them: `cosine, constant of head/.*`."""
+        return ", ".join([self.schedule, *(f"{own} of {pattern}" for pattern, own in self.schedules)])
+
+    def check_leaves(self, paths: Iterable[str]) -> None:
+        """Refuse a pattern of `schedules` that matches none of the leaves of the methods of a run.
+
+        Raises:
+            InputError: with the nearest leaf.
+        """
+        try:
+            label(paths, [*self.schedules, (".*", self.schedule)])
+        except InputError as error:
+            raise InputError(f"config.optimiser.schedules: {error}") from None
+
+    def rate_at(self, steps: int, schedule: str = "") -> optax.Schedule:
+        """The factor on the peak rate at each of `steps` steps, from 0 on, by the option or by another schedule."""
+        schedule = schedule or self.schedule
+        if schedule == "slanted":
+            return self._slanted(steps)
         warmup = round(self.warmup * steps) if self.warmup < 1 else int(self.warmup)
         rest = max(steps - warmup, 1)
         after = {
             "cosine": optax.cosine_decay_schedule(1.0, rest),
             "linear": optax.linear_schedule(1.0, 0.0, rest),
             "constant": optax.constant_schedule(1.0),
-        }[self.schedule]
+        }[schedule]
         # From 1/warmup rather than 0, so that no step is spent on standing still.
         up = optax.linear_schedule(1.0 / max(warmup, 1), 1.0, max(warmup - 1, 1))
         return optax.join_schedules([up, after], [warmup])
+
+    def _slanted(self, steps: int) -> optax.Schedule:
+        # Shares such as 0.1 of 30 are a hair above or below the whole number that is meant.
+        cut = max(1, math.floor(self.warmup * steps + 1e-9) if self.warmup < 1 else int(self.warmup))
+        up = optax.linear_schedule(1 / RATIO, 1.0, cut)
+        return optax.join_schedules([up, optax.linear_schedule(1.0, 1 / RATIO, max(steps - cut, 1))], [cut])
 
     def build(
         self,
@@ -103,11 +143,18 @@ class Optimiser:
         """
         rate = self.rate if rate is None else rate
         decay = self.decay if decay is None else decay
-        groups = {path: str(own) for path, own in rates.items() if own != FROZEN}
-        schedule = self.rate_at(steps)
+        there = [(path, own) for path, own in self.schedules if any(re.fullmatch(path, leaf) for leaf in rates)]
+        schedules = label(rates, [*there, (".*", self.schedule)])
+        groups = {
+            path: str(own) if schedules[path] == self.schedule else f"{own} {schedules[path]}"
+            for path, own in rates.items()
+            if own != FROZEN
+        }
 
-        def descend(own):
-            return optax.scale_by_learning_rate(lambda count: rate * own * schedule(count))
+        def descend(group):
+            own, _, schedule = group.partition(" ")
+            at = self.rate_at(steps, schedule)
+            return optax.scale_by_learning_rate(lambda count: rate * float(own) * at(count))
 
         decays = {path: not re.fullmatch(self.no_decay, path) for path in groups}
         weight_decay = optax.add_decayed_weights(decay, mask=decays)
@@ -122,7 +169,7 @@ class Optimiser:
             "sgd": lambda: (weight_decay, optax.trace(self.momentum)),
         }[self.name]()
         clip = (optax.clip_by_global_norm(self.clip),) if self.clip else ()
-        by_group = optax.partition({group: descend(float(group)) for group in set(groups.values())}, groups)
+        by_group = optax.partition({group: descend(group) for group in set(groups.values())}, groups)
         kept = {path: limits[path] for path in groups if path in (limits or {})}
         return optax.chain(*clip, *rule, by_group, *((_within(kept),) if kept else ()))
 

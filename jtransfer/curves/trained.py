@@ -139,7 +139,7 @@ class Trained(Arm):
         edge = "".join(f"; {key} at an edge in {n} of {len(rows)}" for key, n in edges.items())
         steps = " + ".join(map(str, self.plan.steps))
         before = "".join(f"the head starts at the optimum of {one.fit.how}; " for one in self.solved)
-        how = f"{before}{steps} steps of {self.batch}, {self.optimiser.name}, {self.optimiser.schedule}"
+        how = f"{before}{steps} steps of {self.batch}, {self.optimiser.name}, {self.optimiser.shown_schedules}"
         return [*said, f"{self.name}: {how}, {grid}{edge}{self._statistics()}."]
 
     def _statistics(self) -> str:

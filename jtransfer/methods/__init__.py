@@ -8,7 +8,18 @@ from dataclasses import replace
 from jtransfer import expressions, kinds
 from jtransfer.errors import InputError
 from jtransfer.methods.bottlenecks import adaptformer, houlsby, pfeiffer
-from jtransfer.methods.freezing import bitfit, finetune, frozen_norm, layerwise, norm, probe, rules, scratch, top_blocks
+from jtransfer.methods.freezing import (
+    bitfit,
+    finetune,
+    frozen_norm,
+    layerwise,
+    norm,
+    probe,
+    rules,
+    scratch,
+    top_blocks,
+    unfreeze,
+)
 from jtransfer.methods.ia3 import ia3
 from jtransfer.methods.lora import lora
 from jtransfer.methods.method import Adapted, Method, Phase, adapt, learn
@@ -42,6 +53,7 @@ __all__ = [
     "rules",
     "scratch",
     "top_blocks",
+    "unfreeze",
 ]
 
 METHODS: dict[str, Callable[..., Method]] = {
@@ -50,6 +62,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "scratch": scratch,
     "top_blocks": top_blocks,
     "layerwise": layerwise,
+    "unfreeze": unfreeze,
     "bitfit": bitfit,
     "norm": norm,
     "frozen_norm": frozen_norm,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from jtransfer.errors import InputError
 from jtransfer.kinds import PATTERN, check, checked, number, whole
-from jtransfer.methods.method import HEAD, Method, learn
+from jtransfer.methods.method import HEAD, Method, Phase, learn
 from jtransfer.methods.modes import BATCH_NORMS, evaluating
 from jtransfer.models.architecture import BEFORE_BLOCKS
 
@@ -115,6 +115,36 @@ def layerwise(decay: Annotated[float, number(above=0)] = 0.75) -> Method:
         return {path: rate(path) for path in paths}
 
     return Method("layerwise", learns)
+
+
+@checked
+def unfreeze(*blocks: Annotated[int, whole(1)], decay: Annotated[float, number(above=0)] = 1.0) -> Method:
+    """Gradual unfreezing: the head, then with it the last blocks of each number in turn, then everything.
+
+    `unfreeze(1, 2)` is `probe >> top_blocks(1) >> top_blocks(2) >> finetune` (Howard and Ruder 2018, arXiv:1801.06146,
+    section 3.3; theirs opens one group of layers in each epoch). With a `decay` a leaf that learns has its rate under
+    `layerwise(decay)`: `unfreeze(1, 2, decay=0.385)` are gradual unfreezing and discriminative rates together.
+
+    Args:
+        *blocks: How many blocks learn in each phase after the first and before the last, rising; none for two phases.
+        decay: Of the rate from a block to the one before it; 1 for equal rates.
+
+    Raises:
+        InputError: numbers that do not rise, or a `decay` that is no number above 0; and, of a model, one without
+            blocks, or with fewer.
+    """
+    if [*blocks] != sorted(set(blocks)):
+        raise InputError(f"unfreeze: expected numbers of blocks that rise, found {', '.join(map(str, blocks))}")
+
+    def at_its_rate(learns):
+        def rates(paths):
+            own = layerwise(decay).learns(paths)
+            return {path: rate * own[path] for path, rate in learns(paths).items()}
+
+        return rates if decay != 1 else learns
+
+    phases = [Phase(at_its_rate(one.learns)) for one in (probe(), *map(top_blocks, blocks), finetune())]
+    return Method("unfreeze", phases[-1].learns, before=tuple(phases[:-1]))
 
 
 def blocks_of(paths: Iterable[str]) -> list[list[str]]:

@@ -129,6 +129,7 @@ def prepare(config, stream: Any = None) -> Run:
     wrap = (sharding.keep_batch_split(mesh),) if mesh.size > 1 else ()
     adapted = methods.adapt(method, start.model, start.params, task.data.example, wrap, start.fresh)
     sharding.tree_shardings(adapted.shapes, mesh, config.sharding)
+    optimiser.check_leaves(adapted.shapes)
     fingerprints = {"data": task.data.stream.fingerprint} | start.fingerprints
     if beside := start.beside():
         fingerprints["preprocessing"] = preprocess.fingerprint(beside)

@@ -1,9 +1,13 @@
 """Our optimisers are torch's, step for step, and our schedules are what a pencil says."""
 
+import re
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jtransfer.errors import InputError
 from jtransfer.train import Optimiser
 
 CLIP, STEPS = 1.2, 5
@@ -97,3 +101,33 @@ def test_factors_rise_over_the_warmup_and_then_follow_the_schedule(schedule, exp
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
 def test_without_warmup_the_first_step_has_the_full_rate(schedule):
     assert float(Optimiser(schedule=schedule, warmup=0).rate_at(10)(0)) == 1.0
+
+
+@pytest.mark.parametrize("steps", [20, 25, 30])
+def test_a_slanted_triangle_is_that_of_ulmfit(steps):
+    """Howard & Ruder 2018 (arXiv:1801.06146), equation 3, whose fall ends at the last step of any number."""
+    cut = max(1, steps // 10)
+    p = [t / cut if t < cut else 1 - (t - cut) / (steps - cut) for t in range(steps)]
+    factor = Optimiser(schedule="slanted", warmup=0.1).rate_at(steps)
+    np.testing.assert_allclose([factor(t) for t in range(steps)], [(1 + x * 31) / 32 for x in p], rtol=1e-5)
+
+
+def test_leaves_may_have_schedules_of_their_own():
+    """The leaves of a pattern follow theirs, all others that of the option; a rule of no leaf is an error."""
+    rates, ones = {"head/bias": 1.0, "body/bias": 0.5}, {"head/bias": jnp.ones(1), "body/bias": jnp.ones(1)}
+    optimiser = Optimiser("sgd", 1.0, "linear", (("head/.*", "constant"),), warmup=0, clip=0, momentum=0)
+    rule = optimiser.build(rates, 4)
+    state, found = rule.init(ones), []
+    for _ in range(4):
+        updates, state = rule.update(ones, state, ones)
+        found.append([-float(updates[path][0]) for path in rates])
+    np.testing.assert_allclose(found, [[1, 0.5], [1, 0.375], [1, 0.25], [1, 0.125]])
+    message = r"config.optimiser.schedules: rule 'haed/\.\*' matches none of the 2 leaves; did you mean 'head'"
+    with pytest.raises(InputError, match=message):
+        Optimiser(schedules=(("haed/.*", "constant"),)).check_leaves(rates)
+
+
+def test_what_stands_for_places_and_classes_does_not_decay():
+    never = ["embeddings/registers", "embeddings/positions", "embeddings/distillation", "encoder/block_0/scale_1"]
+    decays = ["head/kernel", "text/embeddings/word/embedding", "encoder/block_0/mlp/up/lora/a"]
+    assert [bool(re.fullmatch(Optimiser().no_decay, path)) for path in never + decays] == [True] * 4 + [False] * 3

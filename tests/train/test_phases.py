@@ -151,6 +151,33 @@ def test_phase_k_of_gradual_unfreezing_costs_what_the_top_k_blocks_cost(backbone
     assert costs.flops_per_step([*map(shapes, adapted.phases)], plan(4, 8)) == pytest.approx(np.mean(each))
 
 
+def test_gradual_unfreezing_by_name_is_the_same_phases_written_out(backbone):
+    short, long = (
+        methods.adapt(parse(text), MODEL, backbone, EXAMPLE)
+        for text in ("unfreeze(1)", "probe >> top_blocks(1) >> finetune")
+    )
+    assert [one.rates for one in short.phases] == [one.rates for one in long.phases]
+    decayed = methods.adapt(parse("unfreeze(1, decay=0.5)"), MODEL, backbone, EXAMPLE)
+    whole = methods.adapt(parse("layerwise(0.5)"), MODEL, backbone, EXAMPLE).rates
+    for phase, plain in zip(decayed.phases, long.phases, strict=True):
+        assert phase.rates == {path: rate and whole[path] for path, rate in plain.rates.items()}
+    assert decayed.phases[1].rates["encoder/block_1/mlp/up/kernel"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("unfreeze(2, 1)", "unfreeze: expected numbers of blocks that rise, found 2, 1"),
+        ("unfreeze(0)", "'unfreeze': blocks: expected a whole number of at least 1, found 0"),
+        ("unfreeze(3)", "k=3 is more than the 2 blocks of the model"),
+        ("unfreeze(decay=0)", "decay: expected a number above 0, found 0"),
+    ],
+)
+def test_unfreezing_that_cannot_be_is_refused(text, message, backbone):
+    with pytest.raises(InputError, match=message):
+        methods.adapt(parse(text), MODEL, backbone, EXAMPLE)
+
+
 def test_what_a_later_phase_adds_is_not_there_before(backbone):
     first, second = methods.adapt(parse("finetune >> lora(rank=2)"), MODEL, backbone, EXAMPLE).phases
     added = {path for path in second.shapes if "/lora/" in path}
