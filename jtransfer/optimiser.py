@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from jtransfer import kinds
+from jtransfer.errors import InputError
 from jtransfer.kinds import NOT_NEGATIVE, PATTERN, POSITIVE, SHARE, Kind, choice, several
 from jtransfer.tree import FROZEN, label
 

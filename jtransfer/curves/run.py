@@ -157,8 +157,8 @@ def prepare(config, dataset: sources.Dataset | None = None) -> Curve:
         return trained.build(name, examples, tower, objective, recipe)
 
     built = [build(name) for name in names]
-    if leaves := {path for arm in built for part in arm.training() for path in part.adapted.rates}:
-        recipe.optimiser.check_leaves(sorted(leaves))
+    if recipe.optimiser.schedules:  # of one method's leaves, perhaps, which others lack
+        recipe.optimiser.check_leaves({path for arm in built for part in arm.training() for path in part.adapted.rates})
     for arm in built:
         if theirs := modules.get(arm.name, {}) | own:
             phases = [part.adapted for part in arm.training()]
