@@ -17,6 +17,7 @@ _HOME = {
     "load": "jtransfer.checkpoints:load",
     "families": "jtransfer.checkpoints:families",
     "load_adapter": "jtransfer.checkpoints:load_adapter",
+    "Adapters": "jtransfer.checkpoints:Adapters",
     "InputError": "jtransfer.errors:InputError",
 }
 

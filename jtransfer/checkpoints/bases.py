@@ -68,6 +68,28 @@ def find(file: epath.Path, about: Any, head: bool, trust: Iterable[str]) -> Back
     return base
 
 
+def refuse_other(file: epath.Path, about: Any, base: Backbone, head: bool) -> None:
+    """Refuse a base that is not the one which the values of `say` name.
+
+    Args:
+        file: That has the values.
+        about: The values; None where there are none, as all leaves are kept.
+        base: The base.
+        head: As of `say`.
+
+    Raises:
+        InputError: values that are none, or of another base.
+    """
+    if about is None:
+        raise InputError(f"{file.parent} holds a whole model, no adapter; use jtransfer.load")
+    _checked(file, about)
+    if (now := fingerprint(base, head)) != about["fingerprint"]:
+        raise InputError(
+            f"{file.parent} is an adapter of another base: of {shown(about['name'])} with the fingerprint "
+            f"{about['fingerprint']}, that of '{base.name}' is {now}"
+        )
+
+
 def fingerprint(backbone: Backbone, head: bool) -> str:
     """16 hexadecimal digits over the leaves of a base and what computes with them.
 

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ from jtransfer.checkpoints.names import LEAF, Names, Row, assign
 from jtransfer.errors import InputError, nearest
 from jtransfer.kinds import shown
 from jtransfer.methods.method import Intercepted, under_those_of
-from jtransfer.models import SOURCE_HEAD, STATISTICS, Headed, apply, described, of_config, shapes_of
+from jtransfer.models import SOURCE_HEAD, STATISTICS, Head, Headed, Heads, apply, described, of_config, shapes_of
 from jtransfer.storage import directories
 from jtransfer.tree import FROZEN, mismatches, prefixed, select
 
@@ -142,6 +142,62 @@ def read(
         InputError: one line that says what is damaged, does not fit or is not there, or which module is not trusted.
     """
     directory = _directory(where)
+    made = _opened(name, directory, trust)
+    base, method, ran, own, names, sources = made.base, made.method, made.ran, made.head, made.classes, made.sources
+    known = _known(base.params | base.state, own)
+    tree = known | {path: source.read() for path, source in sources.items()}
+    if made.plain:
+        tree = method.merge(known | {path: jnp.asarray(tree[path]) for path in sources})
+        under, ran_under = base.model, base.methods
+    else:
+        under, ran_under = Intercepted(base.model, method.adds), (*base.methods, ran)
+    if own:
+        rest = {path: leaf for path, leaf in tree.items() if not path.startswith(HEAD)}
+        tree = rest | prefixed(select(tree, HEAD), SOURCE_HEAD)
+    options = {key: x for key, x in asked.items() if x is not None}
+    origin = layouts.Origin(directory, made.values, "jtransfer", layouts.CLASSIFICATION if own else "", options)
+    head, classes = (own, names) if own else (base.head, base.classes)
+    about = {"name": name, "model": under, "head": head, "classes": classes, "methods": ran_under, "origin": origin}
+    return _placed(dataclasses.replace(base, **about), tree, asked, dtype, param_dtype, sharding)
+
+
+def adapter(backbone: Backbone, name: str, where: epath.Path, trust: Iterable[str]) -> Adapter:
+    """What is in a directory of which `is_one` is true, on the base that it was made of.
+
+    Raises:
+        InputError: another base; and as `read`.
+    """
+    made = _opened(name, _directory(where), trust, backbone)
+    params = {path: jnp.asarray(source.read()) for path, source in made.sources.items()}
+    return Adapter(backbone, made.method, params, made.head, made.classes)
+
+
+class Opened(NamedTuple):
+    """What a directory says and has, with nothing read but its tensors' names.
+
+    Attributes:
+        values: Of its config.
+        base: The backbone that its leaves stand beside.
+        method: That made them.
+        ran: What a backbone that runs under the method says of it.
+        head: Of the adapted task, if any.
+        classes: Names of its classes.
+        sources: By leaf, what it is read from.
+        plain: Whether the method merges into the plain model.
+    """
+
+    values: dict[str, Any]
+    base: Backbone
+    method: methods.Method
+    ran: Ran
+    head: Head | Heads | None
+    classes: tuple[str, ...]
+    sources: dict[str, Any]
+    plain: bool
+
+
+def _opened(name: str, directory: epath.Path, trust: Iterable[str], base: Backbone | None = None) -> Opened:
+    """Check all that a directory says; the base is the one given, or the one that it names."""
     directories.verify(directory)
     file, found = directory / CONFIG, tensors.read_directory(directory)
     values = files.read_json(file, layouts.LARGEST_CONFIG)
@@ -149,7 +205,11 @@ def read(
         _check_keys(values)
         names = words(values, "classes")
         method, ran = _method(name, values, trust)
-    base = _base(name, file, values, bool(names) or bool({heads.KEY, heads.SEVERAL} & values.keys()), found, trust)
+    headed = bool(names) or bool({heads.KEY, heads.SEVERAL} & values.keys())
+    if base is None:
+        base = _base(name, file, values, headed, found, trust)
+    else:
+        bases.refuse_other(file, values.get("base"), base, not headed)
     with _said_of(file):
         own = heads.read(values, names, base.config)
     model = Headed(base.model, own, HEAD.rstrip("/")) if own else base.whole
@@ -160,20 +220,7 @@ def read(
     wanted |= {path: leaf for path, leaf in adapted.state.items() if path in found}
     rows = tuple(Row(path, path, LEAF) for path in found if not {"{", "}"}.intersection(path))
     sources = assign(Names(rows), found, wanted, directory, lambda path: False, f"method '{ran.text}' on its base")
-    tree = known | {path: source.read() for path, source in sources.items()}
-    if plain:
-        tree = method.merge(known | {path: jnp.asarray(tree[path]) for path in sources})
-        under, ran_under = base.model, base.methods
-    else:
-        under, ran_under = Intercepted(base.model, method.adds), (*base.methods, ran)
-    if own:
-        rest = {path: leaf for path, leaf in tree.items() if not path.startswith(HEAD)}
-        tree = rest | prefixed(select(tree, HEAD), SOURCE_HEAD)
-    options = {key: x for key, x in asked.items() if x is not None}
-    origin = layouts.Origin(directory, values, "jtransfer", layouts.CLASSIFICATION if own else "", options)
-    head, classes = (own, names) if own else (base.head, base.classes)
-    about = {"name": name, "model": under, "head": head, "classes": classes, "methods": ran_under, "origin": origin}
-    return _placed(dataclasses.replace(base, **about), tree, asked, dtype, param_dtype, sharding)
+    return Opened(values, base, method, ran, own, names, sources, plain)
 
 
 def _base(name, file, values, headed, found, trust):
