@@ -1,0 +1,207 @@
+"""Every method on every family of backbones: what runs learns, moves what it declares alone, and is kept whole.
+
+`docs/methods.md` has the table. A new method has a row in `TEXTS`; a changed table is written by
+
+    UPDATE_DOCS=1 pytest -n0 tests/methods/test_matrix.py
+"""
+
+import os
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import jtransfer as jt
+from jtransfer import methods, models
+from jtransfer.checkpoints import Adapter, Backbone, deltas
+from jtransfer.errors import InputError
+from jtransfer.models import Classifier, Head, complete
+from jtransfer.objectives import classification, make_loss
+from jtransfer.objectives.contrastive import clip
+from jtransfer.train import Optimiser, TrainState, make_step, plan
+from jtransfer.train.phases import entered
+from jtransfer.tree import FROZEN, merge, partition
+
+DOCS = Path(__file__).parents[2] / "docs" / "methods.md"
+CLASSES, STEPS, WORDS = 3, 12, 12
+VIT = {"image": (8, 8), "channels": 1, "patch": 4, "width": 16, "depth": 2, "heads": 2}
+TEXT = {"vocabulary": 20, "positions": 2 * WORDS, "width": 16, "depth": 2, "heads": 2}
+FAMILIES = {
+    "ViT": lambda: models.build("vit", **VIT),
+    "CNN": lambda: models.build("resnet", image=(16, 16), channels=1, stem=8, widths=(8, 16), depths=(1, 1)),
+    "BERT": lambda: models.build("bert", **TEXT),
+    "GPT-2": lambda: models.build("gpt2", **TEXT),
+    "CLIP": lambda: models.build("clip", projection=8, vision=VIT, text=TEXT),
+}
+"""A small backbone of each; CLIP's two towers are trained on pairs, the others on classes."""
+
+TEXTS = {
+    "probe": "probe",
+    "finetune": "finetune(backbone=0.5)",
+    "scratch": "scratch",
+    "top_blocks": "top_blocks(1)",
+    "layerwise": "layerwise(0.75)",
+    "unfreeze": "unfreeze(1, decay=0.75)",
+    "bitfit": "bitfit",
+    "norm": "norm",
+    "frozen_norm": "finetune + frozen_norm",
+    "rules": "rules('head/.*', '.*/(bias|scale)')",
+    "lora": "lora",
+    "ia3": "ia3",
+    "houlsby": "houlsby(width=4)",
+    "pfeiffer": "pfeiffer",
+    "adaptformer": "adaptformer(width=4)",
+    "l2sp": "finetune + l2sp",
+    "distill": "finetune + distill",
+}
+"""How the table writes each method: its defaults, and what it needs beside it."""
+OF_FAMILY = {("lora", "CNN"): "lora(target='.*conv.*')"}
+"""Where a family takes it with other options."""
+QUICK = [("lora", "ViT"), ("norm", "CNN"), ("unfreeze", "BERT"), ("ia3", "GPT-2"), ("houlsby", "CLIP")]
+CELLS = [(name, family) for name in TEXTS for family in FAMILIES]
+
+
+@pytest.fixture(scope="module")
+def backbones():
+    """`backbones(family)`: a backbone with random leaves, made once."""
+    made = {}
+
+    def make(family):
+        if family not in made:
+            module = FAMILIES[family]()
+            tree = jax.jit(lambda key: complete(module, key, {}, module.config.inputs))(jax.random.key(1))
+            rng = np.random.default_rng(0)
+            tree = {
+                path: x + 0.05 * np.float32(rng.normal(size=x.shape)) * (not path.endswith(("/mean", "/var")))
+                for path, x in tree.items()
+            }
+            state = {path: x for path, x in tree.items() if path.startswith(models.STATISTICS)}
+            params = {path: x for path, x in tree.items() if path not in state}
+            made[family] = Backbone(family, module, params, state=state)
+        return made[family]
+
+    return make
+
+
+def adapt(name, family, backbone):
+    """A method on a family, as the table has it."""
+    method = methods.parse(OF_FAMILY.get((name, family), TEXTS[name]))
+    model = backbone.model if family == "CLIP" else Classifier(backbone.model, CLASSES)
+    base = backbone.params | backbone.state
+    adapted = methods.adapt(method, model, base, backbone.config.inputs)
+    if "teacher" in method.needs and family == "CLIP":
+        raise InputError("distill follows logits of classes, which pairs have not")
+    return method, adapted
+
+
+def batch_of(family, backbone, rows=8):
+    """Labelled examples, or pairs."""
+    rng = np.random.default_rng(2)
+    labels = np.arange(rows) % CLASSES
+
+    def of(name, example):
+        shape = (rows, *example.shape[1:])
+        if name == "pixel_values":
+            return np.float32(rng.random(shape) + labels.reshape(-1, *[1] * (len(shape) - 1)))
+        return {"attention_mask": np.ones, "token_type_ids": np.zeros}.get(name, lambda s, dtype: None)(
+            (rows, WORDS), np.int32
+        )
+
+    inputs = {name: of(name, example) for name, example in backbone.config.inputs.items()}
+    words = rng.integers(3, 20, (rows, WORDS))
+    words[:, 1] = 3 + labels
+    words[:, -1] = 19  # CLIP's end of text is the largest id
+    inputs = {name: np.int32(words) if x is None else x for name, x in inputs.items()}
+    one_hot = np.float32(np.eye(CLASSES)[labels])
+    return {"inputs": inputs} if family == "CLIP" else {"inputs": inputs, "labels": labels, "teacher": 3 * one_hot}
+
+
+def trained(adapted, objective, base, batch):
+    """All leaves before and after some steps on one batch, and the losses."""
+    tree, others = jax.jit(adapted.start)(jax.random.key(0), base)
+    held, steps = adapted.holds({path: base[path] for path in adapted.base}), plan(len(adapted.phases), STEPS)
+    state, losses = None, []
+    for number, phase in enumerate(adapted.phases):
+        optimiser = Optimiser(rate=3e-3, schedule="constant", warmup=0).build(
+            phase.rates, steps.steps[number], since=phase.since
+        )
+        if state is None:
+            trainable, frozen = partition(tree, phase.rates)
+            state = TrainState.create(jax.random.key(1), trainable, others, optimiser)
+        else:
+            state, kept, frozen = entered(adapted, number, state, frozen, optimiser)
+            frozen = merge(kept, frozen)
+        step = jax.jit(make_step(make_loss(phase.model, objective, phase.scores), optimiser))
+        for _ in range(steps.steps[number]):
+            state, metrics = step(state, frozen | held, batch)
+            losses.append(float(metrics["loss"]))
+    return tree, merge(state.trainable, frozen), state.state, losses
+
+
+def run(name, family, backbone, directory):
+    """One cell: learn, look at what moved, save, load, compare."""
+    method, adapted = adapt(name, family, backbone)
+    objective, batch = clip() if family == "CLIP" else classification(), batch_of(family, backbone)
+    before, after, state, losses = trained(adapted, objective, backbone.params | backbone.state, batch)
+    assert np.isfinite(losses).all() and losses[-1] < losses[0]
+    moved = {path for path, leaf in after.items() if (leaf != before[path]).any()}
+    learns = {path for path, rate in adapted.rates.items() if rate != FROZEN}
+    assert moved <= learns and moved, "no leaf moved but those that are declared"
+    # What has no gradient stays, as the key's bias of attention.
+    assert len(moved) >= 0.7 * len(learns)
+
+    known = backbone.params | backbone.state
+    params = {path: x for path, x in (after | state).items() if path not in known or path in learns or path in state}
+    head = None if family == "CLIP" else Head(CLASSES)
+    adapter = Adapter(backbone, method, params, head, ("a", "b", "c") if head else ())
+    deltas.check(adapter)
+    deltas.save(directory, adapter, {})
+    again = jt.load(str(directory))
+    wanted, found = adapter(batch["inputs"]), again(batch["inputs"])
+    for output in ["image_embeds", "text_embeds"] if family == "CLIP" else ["logits"]:
+        np.testing.assert_allclose(found[output], wanted[output], atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "family"), QUICK)
+def test_a_method_learns_moves_what_it_declares_and_is_kept(name, family, backbones, tmp_path):
+    run(name, family, backbones(family), tmp_path / "kept")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "family"), [cell for cell in CELLS if cell not in QUICK])
+def test_every_cell(name, family, backbones, tmp_path):
+    try:
+        adapt(name, family, backbones(family))
+    except InputError as error:
+        pytest.skip(str(error))
+    run(name, family, backbones(family), tmp_path / "kept")
+
+
+def test_the_table_of_methods_and_families_is_the_one_in_the_docs(backbones):
+    assert TEXTS.keys() == methods.METHODS.keys()
+    reasons: dict[str, int] = {}
+
+    def cell(name, family):
+        try:
+            adapt(name, family, backbones(family))
+        except InputError as error:
+            reason = re.split(r"; there are", str(error))[0]
+            return f"– [{reasons.setdefault(reason, len(reasons) + 1)}]"
+        other = OF_FAMILY.get((name, family))
+        return f"`{other}`".replace("|", r"\|") if other else "yes"
+
+    lines = [["method", *FAMILIES], ["---"] * (1 + len(FAMILIES))]
+    lines += [
+        [f"`{text}`".replace("|", r"\|"), *(cell(name, family) for family in FAMILIES)] for name, text in TEXTS.items()
+    ]
+    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    table += "\n" + "".join(f"{number}. {reason}\n" for reason, number in reasons.items())
+    begin, end = "<!-- the table -->\n", "<!-- until here -->\n"
+    head, _, rest = DOCS.read_text().partition(begin)
+    before, _, tail = rest.partition(end)
+    if os.environ.get("UPDATE_DOCS"):
+        DOCS.write_text(head + begin + table + end + tail)
+    else:
+        assert before == table
