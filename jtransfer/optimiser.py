@@ -87,6 +87,10 @@ class Optimiser:
         """The schedules as a report shows them: `cosine, constant of head/.*`."""
         return ", ".join([self.schedule, *(f"{own} of {pattern}" for pattern, own in self.schedules)])
 
+    def decays(self, path: str) -> bool:
+        """Whether weight decay applies to a leaf."""
+        return not re.fullmatch(self.no_decay, path)
+
     def check_leaves(self, paths: Iterable[str]) -> None:
         """Refuse a pattern of `schedules` that matches none of the leaves of the methods of a run.
 
@@ -157,7 +161,7 @@ class Optimiser:
             at = self.rate_at(steps, schedule)
             return optax.scale_by_learning_rate(lambda count: rate * float(own) * at(count))
 
-        decays = {path: not re.fullmatch(self.no_decay, path) for path in groups}
+        decays = {path: self.decays(path) for path in groups}
         weight_decay = optax.add_decayed_weights(decay, mask=decays)
         ages = {path: str((since or {}).get(path, 0)) for path in groups}
 

@@ -22,7 +22,7 @@ FLAGS = {
     "evaluate": ("--config", "--workdir", "--config.KEY"),
     "advise": ("--config", "--workdir", "--config.KEY"),
     "train": ("--config", "--workdir", "--config.KEY"),
-    "inspect": ("--config", "--json", "--config.KEY"),
+    "inspect": ("--config", "--json", "--time", "--config.KEY"),
     "export": ("--workdir", "--format", "--out", "--adapters", "--trust"),
 }
 
@@ -170,6 +170,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         command.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a Python file with get_config()")
         if name == "inspect":
             command.add_argument("--json", action="store_true", help="print JSON")
+            command.add_argument("--time", action="store_true", help="time a step and a prediction, too")
         else:
             needed = name != "evaluate"
             where = "" if needed else " (by default under runs/evaluate)"

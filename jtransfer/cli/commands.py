@@ -49,8 +49,23 @@ def curve(arguments, overrides: list[str]) -> None:
     title = f"{plan.backbone.name} on {plan.dataset.name}"
     report.write(rows, workdir, protocol, title)
     display.show_curve(rows, protocol, workdir)
+    if config.costs:
+        _costs(plan, workdir)
     if unfinished:
         raise unfinished
+
+
+def _costs(plan, workdir: epath.Path) -> None:
+    """Count and time what the methods of a curve cost, keep it in `costs.json`, and show it."""
+    from jtransfer.cli import display, inspection
+
+    reports = inspection.of_curve(plan, timed=True)
+    if not reports:
+        return
+    kept = [{key: value for key, value in report.items() if key != "tree"} for report in reports]
+    files.write(workdir / "costs.json", files.as_json(kept))
+    display.show_costs(reports)
+    print(f"Written to {workdir}: costs.json")
 
 
 def evaluate(arguments, overrides: list[str]) -> None:
@@ -131,7 +146,12 @@ def inspect(arguments, overrides: list[str]) -> None:
     command, config = configs.load(None, arguments.config, overrides)
     from jtransfer.cli import display, inspection
 
-    reports = inspection.of_curve(config) if command == "curve" else inspection.of_train(config)
+    if command == "curve":
+        from jtransfer.curves import run as curves
+
+        reports = inspection.of_curve(curves.prepare(config), arguments.time)
+    else:
+        reports = inspection.of_train(config, arguments.time)
     if arguments.json:
         print(json.dumps(reports, indent=2))
     else:

@@ -165,27 +165,45 @@ def show_train(rows: list[dict], directory: str) -> None:
     print(f"Written to {directory}: metrics.jsonl, tensorboard/, checkpoints/, model/")
 
 
-def show_inspection(reports: list[dict]) -> None:
-    """Print two tables: the costs of each method, and the tree with the rate of each leaf under each method."""
-    console = Console()
-    costs = Table(box=box.SIMPLE_HEAD, title="One training step", title_justify="left")
+def show_costs(reports: list[dict]) -> None:
+    """Print what each method costs, counted and, where it was timed, in seconds."""
+    console, spaced = Console(), {"box": box.SIMPLE_HEAD, "title_justify": "left", "padding": (0, 1, 0, 0)}
+    costs = Table(title="One training step, and what has to be kept of it beside the backbone", **spaced)
     costs.add_column("")
     costs.add_column("method", overflow="fold")
-    for column in ("trainable", "%", "optimiser", "FLOPs", "temporary"):
-        costs.add_column(column, justify="right")
+    for column in ("trainable", "%", "FLOP", "optimiser", "peak", "kept"):
+        costs.add_column(column, justify="right", no_wrap=True)
     for number, report in enumerate(reports, 1):
+        sizes = (_bytes(report[f"{name}_bytes"]) for name in ("optimiser", "peak", "kept"))
+        share = f"{report['percent']:.2f}"
         costs.add_row(
-            str(number),
-            report["method"],
-            f"{report['trainable']:,}",
-            f"{report['percent']:.2f}",
-            _bytes(report["optimiser_bytes"]),
-            _flops(report["flops_per_step"]),
-            _bytes(report["temporary_bytes"]),
+            str(number), report["method"], f"{report['trainable']:,}", share, _flops(report["flops_per_step"]), *sizes
         )
     console.print(costs)
+    if "seconds_step" not in reports[0]:
+        return
+    times = Table(
+        title="Milliseconds, the least of seven turns of all methods; a prediction is of one example", **spaced
+    )
+    times.add_column("")
+    times.add_column("method", overflow="fold")
+    for column in ("step", "prediction", "merged"):
+        times.add_column(column, justify="right", no_wrap=True)
+    for number, report in enumerate(reports, 1):
+        seconds = (report[f"seconds_{name}"] for name in ("step", "prediction", "merged"))
+        times.add_row(str(number), report["method"], *("–" if x is None else f"{1000 * x:.3g}" for x in seconds))
+    console.print(times)
 
-    legend = "The tree: rate of each leaf under each method, times the schedule's; · is frozen, blank is not there"
+
+def show_inspection(reports: list[dict]) -> None:
+    """Print what `show_costs` does, and the tree with the rate of each leaf under each method."""
+    console = Console()
+    show_costs(reports)
+
+    legend = (
+        "The tree: rate of each leaf under each method, times the schedule's, * where weight decay applies; · is "
+        "frozen, blank is not there"
+    )
     tree = Table(box=box.SIMPLE_HEAD, title=legend, title_justify="left", pad_edge=False)
     tree.add_column("leaf", no_wrap=True)
     tree.add_column("shape", no_wrap=True)
@@ -194,7 +212,7 @@ def show_inspection(reports: list[dict]) -> None:
         tree.add_column("sharding")
     for number in range(len(reports)):
         tree.add_column(str(number + 1), justify="right")
-    groups = [{row["path"]: row["group"] for row in report["tree"]} for report in reports]
+    groups = [{row["path"]: row["group"] + "*" * bool(row["decay"]) for row in report["tree"]} for report in reports]
     for path, row in {row["path"]: row for report in reports for row in report["tree"]}.items():
         cells = [own.get(path, "").replace("frozen", "·") for own in groups]
         shape = "x".join(map(str, row["shape"]))
@@ -212,5 +230,5 @@ def _bytes(count: float) -> str:
 def _flops(count: float) -> str:
     for unit in ("", "K", "M", "G", "T"):
         if count < 1000 or unit == "T":
-            return f"{count:.3g} {unit}FLOP"
+            return f"{count:.3g} {unit}"
         count /= 1000

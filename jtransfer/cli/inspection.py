@@ -1,33 +1,29 @@
-"""What each method of a config trains, and what a step of it costs: counted, before anything runs."""
+"""What each method of a config trains, and what it costs: counted before anything runs, and timed on request."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from jtransfer import methods
+from jtransfer.curves.arms import Training
 from jtransfer.devices import sharding
-from jtransfer.methods import Adapted
-from jtransfer.train import costs
-from jtransfer.train.costs import StepShapes
+from jtransfer.optimiser import Optimiser
+from jtransfer.train import costs, timings
 from jtransfer.train.state import lay_out
 from jtransfer.tree import FROZEN, partition, size, summary
 
 
-def of_curve(config) -> list[dict[str, Any]]:
-    """The reports of a curve: one for each phase of each method; a method that is solved has no training step.
+def of_curve(curve: Any, timed: bool = False) -> list[dict[str, Any]]:
+    """The reports of a curve (a `curves.run.Curve`): one for each phase of each method that is trained by steps.
 
-    Raises:
-        InputError: as `jtransfer.curves.run.prepare`.
+    Args:
+        curve: As `jtransfer.curves.run.prepare` returns it.
+        timed: Whether steps and predictions are timed, too.
     """
-    from jtransfer.curves import run as curves
-
-    return [
-        _report(name, adapted, shapes, {})
-        for arm in curves.prepare(config).arms
-        for name, adapted, shapes in arm.training()
-    ]
+    return _reports([part for arm in curve.arms for part in arm.training()], curve.recipe.optimiser, {}, timed)
 
 
-def of_train(config) -> list[dict[str, Any]]:
+def of_train(config, timed: bool = False) -> list[dict[str, Any]]:
     """The report of a training run: one for each phase of its method."""
     from jtransfer.train import runs
 
@@ -35,30 +31,46 @@ def of_train(config) -> list[dict[str, Any]]:
     options = run.optimiser, run.schedule.batch, run.task.accumulate, run.schedule.ema
     leaves = sharding.tree_shardings(run.adapted.shapes, run.mesh, run.sharding)
     specs = {path: str(tuple(layout.spec)) for path, layout in leaves.items() if tuple(layout.spec)}
-    reports = []
+    parts = []
     for name, phase in methods.named_phases(run.method.name, run.adapted):
         shapes = costs.step_shapes(phase, run.task.objective, *options, parts=run.task.data.parts or costs.LABELS)
         laid_out = replace(shapes, arguments=lay_out(shapes.arguments, leaves, run.mesh))
-        reports.append(_report(name, phase, laid_out, specs))
+        parts.append(Training(name, phase, laid_out, run.method.merge))
+    return _reports(parts, run.optimiser, specs, timed)
+
+
+def _reports(
+    parts: Sequence[Training], optimiser: Optimiser, specs: dict[str, str], timed: bool
+) -> list[dict[str, Any]]:
+    reports = [_report(part, optimiser, specs) for part in parts]
+    found = timings.timed([(part.adapted, part.shapes, part.merge) for part in parts]) if timed else []
+    for report, own in zip(reports, found, strict=False):
+        report |= {f"seconds_{name}": value for name, value in own._asdict().items()}
     return reports
 
 
-def _report(name: str, adapted: Adapted, shapes: StepShapes, specs: dict[str, str]) -> dict[str, Any]:
+def _report(part: Training, optimiser: Optimiser, specs: dict[str, str]) -> dict[str, Any]:
     """What `jtransfer inspect --json` prints of one method.
 
-    `group` is the rate at which a leaf learns relative to the schedule, or "frozen"; `temporary_bytes` are those of
-    one device, `flops_per_step` of all together.
+    `group` is the rate at which a leaf learns relative to the schedule, or "frozen", `decay` the weight decay of a leaf
+    that learns; `temporary_bytes` and `peak_bytes` are those of one device, `flops_per_step` of all together.
+    `kept_bytes` is what has to be kept of the method beside its backbone.
     """
+    adapted, shapes = part.adapted, part.shapes
     trainable, _ = partition(adapted.shapes, adapted.rates)
     groups = {path: "frozen" if rate == FROZEN else f"{rate:g}" for path, rate in adapted.rates.items()}
+    decays = {path: optimiser.decay if path in trainable and optimiser.decays(path) else 0.0 for path in groups}
     leaves = [{**row, "sharding": specs.get(row["path"], "replicated")} for row in summary(adapted.shapes, groups)]
+    needed = costs.memory(shapes)
     return {
-        "method": name,
+        "method": part.name,
         "trainable": size(trainable),
         "parameters": size(adapted.shapes),
         "percent": 100 * size(trainable) / size(adapted.shapes),
         "optimiser_bytes": costs.optimiser_bytes(shapes),
+        "kept_bytes": costs.kept_bytes(adapted),
         "flops_per_step": costs.step_flops(shapes),
-        "temporary_bytes": costs.temporary_bytes(shapes),
-        "tree": [{**row, "group": row.pop("label")} for row in leaves],
+        "temporary_bytes": needed.temporary,
+        "peak_bytes": needed.peak,
+        "tree": [{**row, "group": row.pop("label"), "decay": decays[row["path"]]} for row in leaves],
     }

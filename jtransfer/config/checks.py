@@ -45,6 +45,7 @@ CURVE = TRANSFER | {
     "shots": several(whole(1, LARGEST), 1),
     "seeds": whole(1, 10_000),
     "test_rows": whole(0, LARGEST),
+    "costs": FLAG,
     "parallel": whole(0, LARGEST),
     "objective": NAME,
     "metrics": several(NAME),

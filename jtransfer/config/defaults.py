@@ -39,6 +39,7 @@ def curve_defaults() -> dict[str, Any]:
         "shots": (1, 2, 5, 10, 25),  # training labels per class
         "seeds": 5,  # draws of the few-shot sets: seeds 0 .. seeds - 1
         "test_rows": 0,  # report on this many rows of the test split, each class in its proportion; 0 for all
+        "costs": False,  # count and time what each method costs, beside the table: a compilation more for each
         "parallel": 0,  # trials that run side by side, where memory is short; 0 for all of a cell
         "objective": "classification",  # or "multilabel", "regression", or a function of yours, as "my_losses.focal"
         "metrics": (),  # names, of which the first chooses and is shown; empty for the data's own or the objective's

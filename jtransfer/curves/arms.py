@@ -23,6 +23,7 @@ from jtransfer.starts.teachers import Teacher
 from jtransfer.storage.cells import ResultRow
 from jtransfer.train import trials
 from jtransfer.train.costs import StepShapes
+from jtransfer.tree import Tree
 
 Cell = Callable[[int, list[int]], list[ResultRow]]
 """From a number of shots and some seeds to one row for each seed."""
@@ -138,11 +139,13 @@ class Training(NamedTuple):
         name: Name of the part, as reports show it.
         adapted: The model under the method, in this part.
         shapes: The step of this part, and its shapes.
+        merge: That of the method.
     """
 
     name: str
     adapted: Adapted
     shapes: StepShapes
+    merge: Callable[[Tree], Tree] | None
 
 
 class Arm(ABC):

@@ -42,7 +42,7 @@ LISTS = ("methods", "shots")
 """Keys whose lists have each item once."""
 GROWS = (*LISTS, "seeds")
 """Keys that may grow from run to run in one directory."""
-FREE = ("parallel",)
+FREE = ("parallel", "costs")
 """Keys that change no result."""
 
 OF_KIND = {"image": (ZERO_SHOT, RAW["image"]), "text": (RAW["text"],)}

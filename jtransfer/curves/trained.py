@@ -20,7 +20,7 @@ from jtransfer.methods.statistics import moving
 from jtransfer.objectives import Objective
 from jtransfer.storage.cells import ResultRow, value
 from jtransfer.train import Optimiser, Plan, TrialData, costs, make_trial, plan, predict_rows
-from jtransfer.tree import partition, size
+from jtransfer.tree import Tree, partition, size
 
 SEARCHED = ("rate", "decay")
 
@@ -60,6 +60,7 @@ class Trained(Arm):
         batch: Number of examples in a step.
         solved: Solves for the head of each seed before the first step; empty where heads start as the model says.
         parallel: The most trials that run side by side in the program, while the others wait; 0 for all.
+        merge: That of the method.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Trained(Arm):
     batch: int
     solved: tuple[fitted.Fitted, ...] = ()
     parallel: int = 0
+    merge: Callable[[Tree], Tree] | None = dict
 
     how = "trained"
 
@@ -153,7 +155,7 @@ class Trained(Arm):
     def training(self) -> list[Training]:
         """The phases of the method, each with its step."""
         named = methods.named_phases(self.name, self.adapted)
-        return [Training(name, phase, self._step(phase)) for name, phase in named]
+        return [Training(name, phase, self._step(phase), self.merge) for name, phase in named]
 
     @property
     def trainable(self) -> int:
@@ -211,7 +213,7 @@ def build(
     adapted = methods.adapt(method, model, params, examples.example)
     solved = tuple(fitted.of_fit(name, fit, examples, backbone, recipe.batch) for fit in method.solves)
     arguments = name, examples, adapted, objective, recipe.optimiser, phases, grid, recipe.batch, solved
-    return Trained(*arguments, recipe.parallel)
+    return Trained(*arguments, recipe.parallel, method.merge)
 
 
 def diverged(name: str, rows: list[ResultRow]) -> list[str]:

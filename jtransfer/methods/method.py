@@ -335,7 +335,10 @@ def adapt(
         with imports.calling(f"method '{method.name}': file", phase.learns):
             rates = dict.fromkeys(shapes, FROZEN) | phase.learns(own)
         if not any(rate != FROZEN for rate in rates.values()):
-            raise InputError(f"method '{method.name}': nothing learns; add what does, as in 'finetune + {method.name}'")
+            headless = "" if any(path.startswith("head/") for path in own) else " in a model without a new head"
+            raise InputError(
+                f"method '{method.name}': nothing learns{headless}; add what does, as in 'finetune + {method.name}'"
+            )
         frozen_mode = evaluation_mode({path: rates[path] for path in _split(plain)[0]})
         whole = Intercepted(model, (*phase.adds, *phase.modes, frozen_mode, *wrap))
         before = each[-1].since if each else {}

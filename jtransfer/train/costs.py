@@ -4,20 +4,21 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jtransfer.methods import Adapted
+from jtransfer.methods.statistics import moving
 from jtransfer.models import apply
 from jtransfer.objectives import Objective, make_loss
 from jtransfer.optimiser import Optimiser
 from jtransfer.train.phases import Plan
 from jtransfer.train.state import TrainState
 from jtransfer.train.step import Step, make_step
-from jtransfer.tree import Tree, partition
+from jtransfer.tree import FROZEN, Tree, partition
 
 LABELS = MappingProxyType({"labels": jax.ShapeDtypeStruct((1,), jnp.int32)})
 """What a batch has beside `inputs` where each row has one class: shape and dtype of one example."""
@@ -96,14 +97,42 @@ def flops_per_step(phases: Sequence[StepShapes], plan: Plan) -> float:
     return sum(steps * flops for steps, flops in zip(plan.steps, each, strict=True)) / sum(plan.steps)
 
 
+class Memory(NamedTuple):
+    """Bytes on one device that a compiled step needs.
+
+    Attributes:
+        temporary: Beside its inputs and outputs.
+        peak: Altogether: parameters, the optimiser's state, which is updated in place, the batch, and `temporary`.
+    """
+
+    temporary: int
+    peak: int
+
+
+def memory(shapes: StepShapes) -> Memory:
+    """What a step needs, from the program that XLA compiled."""
+    found = jax.jit(shapes.step, donate_argnums=0).lower(*shapes.arguments).compile().memory_analysis()
+    held = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+    return Memory(int(found.temp_size_in_bytes), int(held + found.temp_size_in_bytes))
+
+
 def temporary_bytes(shapes: StepShapes) -> int:
     """Bytes that the compiled step needs beside its inputs and outputs."""
-    return int(jax.jit(shapes.step).lower(*shapes.arguments).compile().memory_analysis().temp_size_in_bytes)
+    return memory(shapes).temporary
 
 
 def optimiser_bytes(shapes: StepShapes) -> int:
     """Bytes of the optimiser's state."""
-    leaves = jax.tree.leaves(shapes.arguments[0].opt_state)
+    return _bytes(jax.tree.leaves(shapes.arguments[0].opt_state))
+
+
+def kept_bytes(adapted: Adapted) -> int:
+    """Bytes of what has to be kept of a method beside its backbone: leaves that are new, that learn or that move."""
+    new = [leaf for path, leaf in adapted.shapes.items() if path not in adapted.base or adapted.rates[path] != FROZEN]
+    return _bytes([*new, *(adapted.state[path] for path in moving(adapted))])
+
+
+def _bytes(leaves):
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
 
 

@@ -157,10 +157,30 @@ def test_inspect_prints_the_same_as_json(capsys):
     groups = {row["path"]: row["group"] for row in lora["tree"]}
     assert groups["encoder/block_0/attention/query/lora/a"] == "1" and groups["source_head/kernel"] == "frozen"
     assert {row["sharding"] for row in lora["tree"]} == {"replicated"}
+    assert probe["kept_bytes"] == 4 * probe["trainable"] and probe["peak_bytes"] > 4 * probe["parameters"]
 
     assert main(["inspect", f"--config={QUICKSTART}", *flags]) == 0
     text = capsys.readouterr().out
     assert f"{probe['trainable']:,}" in text and "encoder/block_0/attention/query/lora/a" in text
+
+
+def test_inspect_says_of_each_leaf_that_learns_whether_weight_decay_applies(capsys):
+    flags = ("--config.backbone=glyphs-vit", "--config.methods=bitfit", "--config.optimiser.decay=0.05")
+    assert main(["inspect", f"--config={QUICKSTART}", "--json", *flags]) == 0
+    (report,) = json.loads(capsys.readouterr().out)
+    decays = {row["path"]: row["decay"] for row in report["tree"]}
+    assert decays["head/kernel"] == 0.05 and decays["head/bias"] == 0 and decays["encoder/block_0/mlp/up/kernel"] == 0
+
+
+def test_a_curve_counts_and_times_what_its_methods_cost(capsys, tmp_path):
+    flags = ("--config.backbone=glyphs-vit", "--config.methods=probe,lora,houlsby(width=2)", "--config.costs=True")
+    small = ("--config.shots=1", "--config.seeds=1", "--config.steps=2", "--config.test_rows=20")
+    assert main(["curve", f"--config={QUICKSTART}", f"--workdir={tmp_path}", *flags, *small]) == 0
+    probe, lora, houlsby = json.loads((tmp_path / "costs.json").read_text())
+    assert [one["method"] for one in (probe, lora, houlsby)] == ["probe", "lora", "houlsby(width=2)"]
+    assert all(one["seconds_step"] > 0 and one["seconds_prediction"] > 0 for one in (probe, lora, houlsby))
+    assert lora["seconds_merged"] > 0 and houlsby["seconds_merged"] is None
+    assert "prediction" in capsys.readouterr().out
 
 
 def test_inspect_reads_a_training_config_and_shows_its_sharding(capsys):
