@@ -1,5 +1,7 @@
 """Every method on every family of backbones: what runs learns, moves what it declares alone, and is kept whole.
 
+And under every way of running, with recomputed blocks, in half precision, on meshes, among other trials.
+
 `docs/methods.md` has the table. A new method has a row in `TEXTS`; a changed table is written by
 
     UPDATE_DOCS=1 pytest -n0 tests/methods/test_matrix.py
@@ -10,18 +12,21 @@ import re
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jtransfer as jt
 from jtransfer import methods, models
 from jtransfer.checkpoints import Adapter, Backbone, deltas
+from jtransfer.devices import sharding
 from jtransfer.errors import InputError
 from jtransfer.models import Classifier, Head, complete
 from jtransfer.objectives import classification, make_loss
 from jtransfer.objectives.contrastive import clip
-from jtransfer.train import Optimiser, TrainState, make_step, plan
+from jtransfer.train import Optimiser, TrainState, TrialData, costs, make_step, make_trial, plan
 from jtransfer.train.phases import entered
+from jtransfer.train.state import lay_out
 from jtransfer.tree import FROZEN, merge, partition
 
 DOCS = Path(__file__).parents[2] / "docs" / "methods.md"
@@ -205,3 +210,133 @@ def test_the_table_of_methods_and_families_is_the_one_in_the_docs(backbones):
         DOCS.write_text(head + begin + table + end + tail)
     else:
         assert before == table
+
+
+PARTS = {
+    "labels": jax.ShapeDtypeStruct((1,), jnp.int32),
+    "teacher": jax.ShapeDtypeStruct((1, CLASSES), jnp.float32),
+}
+DENSE_UPDATES = ()
+"""Methods whose few leaves make a whole kernel, the gradient of which is no frozen weight's but theirs."""
+ON_VIT = [name for name in TEXTS if TEXTS[name] not in ("finetune + frozen_norm",)]
+ODD = {**VIT, "width": 24, "heads": 3, "hidden": 40}
+"""Sides that no activation has, with 7 images of 5 tokens."""
+
+
+def products(jaxpr):
+    """Shapes of the outputs of all products in a program, those of the programs in it too."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            yield eqn.outvars[0].aval.shape
+        for value in jax.tree.leaves([*eqn.params.values()], is_leaf=lambda x: hasattr(x, "eqns")):
+            if hasattr(value, "eqns"):
+                yield from products(getattr(value, "jaxpr", value))
+
+
+@pytest.mark.parametrize("name", [name for name in ON_VIT if name not in DENSE_UPDATES])
+def test_no_step_forms_the_gradient_of_a_frozen_kernel(name):
+    """Of all products in the step of a method none has the shape of a kernel, but those that learn."""
+    method, model = methods.parse(TEXTS[name]), Classifier(models.build("vit", **ODD), CLASSES)
+    base = models.shapes_of(models.build("vit", **ODD), model.backbone.config.inputs)
+    adapted = methods.adapt(method, model, base, model.backbone.config.inputs)
+    for phase in adapted.phases:
+        shapes = costs.step_shapes(phase, classification(), Optimiser(), 7, parts=PARTS)
+        trainable, frozen = partition(phase.shapes, phase.rates)
+        kernels = {path: x.shape for path, x in frozen.items() if path.startswith("encoder") and len(x.shape) == 2}
+        learning = {x.shape for x in trainable.values()}
+        formed = {*products(jax.make_jaxpr(shapes.step)(*shapes.arguments).jaxpr)}
+        assert name != "finetune" or learning >= {(24, 40), (40, 24)} <= formed, "that of one that learns is found"
+        assert not [path for path, shape in kernels.items() if shape not in learning and {shape, shape[::-1]} & formed]
+
+
+def test_frozen_lower_blocks_keep_nothing_for_the_backward_pass():
+    """The memory of a step of `top_blocks(1)` does not grow with the blocks below, that of finetuning does."""
+
+    def temporary(text, depth):
+        backbone = models.build("vit", **VIT | {"image": (32, 32), "depth": depth})
+        base = models.shapes_of(backbone, backbone.config.inputs)
+        adapted = methods.adapt(methods.parse(text), Classifier(backbone, CLASSES), base, backbone.config.inputs)
+        return costs.temporary_bytes(costs.step_shapes(adapted, classification(), Optimiser(), 32))
+
+    few, many = (temporary("top_blocks(1)", depth) for depth in (2, 6))
+    assert many < 1.1 * few
+    assert temporary("finetune", 6) > 2 * temporary("finetune", 2)
+
+
+def on_vit(name, **options):
+    """A method on a ViT of some options, its leaves at the start, and a batch."""
+    backbone = models.build("vit", **VIT | options)
+    base = jax.jit(lambda key: complete(backbone, key, {}, backbone.config.inputs))(jax.random.key(1))
+    adapted = methods.adapt(
+        methods.parse(TEXTS[name]), Classifier(backbone, CLASSES), base, backbone.config.inputs
+    ).phases[-1]
+    tree, _ = jax.jit(adapted.start)(jax.random.key(0), base)
+    return adapted, tree, batch_of("ViT", Backbone("ViT", backbone, base))
+
+
+def one_step(adapted, tree, batch, place=lambda x: x):
+    """The trainable leaves after one step, and the loss."""
+    optimiser = Optimiser("sgd", rate=0.1, schedule="constant", warmup=0).build(adapted.rates, 1)
+    trainable, frozen = partition(tree, adapted.rates)
+    frozen |= adapted.holds({path: tree[path] for path in adapted.base})
+    state = TrainState.create(jax.random.key(1), trainable, {}, optimiser)
+    step = jax.jit(make_step(make_loss(adapted.model, classification(), adapted.scores), optimiser))
+    state, metrics = step(*place((state, frozen, batch)))
+    return jax.device_get(state.trainable), float(metrics["loss"])
+
+
+QUICKLY = ("lora", "houlsby")
+
+
+def marked(names):
+    return [name if name in QUICKLY else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", marked(ON_VIT))
+def test_recomputed_blocks_give_the_same_step(name):
+    (plain, loss), (again, other) = (one_step(*on_vit(name, remat=remat)) for remat in (False, True))
+    np.testing.assert_allclose(other, loss, rtol=1e-5)
+    for path, leaf in plain.items():
+        np.testing.assert_allclose(again[path], leaf, atol=1e-5, err_msg=path)
+
+
+@pytest.mark.parametrize("name", marked(ON_VIT))
+def test_in_half_precision_what_learns_stays_in_float32_and_comes_near(name):
+    (_, loss), (half, other) = (one_step(*on_vit(name, dtype=dtype)) for dtype in ("float32", "bfloat16"))
+    assert {leaf.dtype for leaf in half.values()} == {np.dtype("float32")}
+    assert abs(other - loss) < 0.05 * abs(loss)
+    assert all(np.isfinite(leaf).all() for leaf in half.values())
+
+
+@pytest.mark.parametrize("name", marked(ON_VIT))
+def test_eight_devices_take_the_step_that_one_takes(name):
+    adapted, tree, batch = on_vit(name)
+    alone, loss = one_step(adapted, tree, batch)
+    mesh = sharding.make_mesh({"data": -1})
+    for how in ("replicated", "fsdp"):
+        leaves = sharding.tree_shardings(adapted.shapes, mesh, how)
+
+        def place(arguments, leaves=leaves):
+            laid_out = lay_out(jax.eval_shape(lambda: arguments), leaves, mesh)
+            return jax.tree.map(lambda x, to: jax.device_put(x, to.sharding), arguments, laid_out)
+
+        several, other = one_step(adapted, tree, batch, place)
+        np.testing.assert_allclose(other, loss, rtol=1e-5)
+        for path, leaf in alone.items():
+            np.testing.assert_allclose(several[path], leaf, atol=1e-5, err_msg=f"{how}: {path}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ON_VIT)
+def test_trials_side_by_side_are_those_of_one_alone(name, backbones):
+    backbone, steps = backbones("ViT"), 4
+    _, adapted = adapt(name, "ViT", backbone)
+    batch = batch_of("ViT", backbone)
+    trial = make_trial(adapted, classification(), Optimiser("sgd", warmup=0), plan(len(adapted.phases), steps))
+    rows = TrialData(np.tile(np.arange(8), (steps, 1)), np.arange(8), np.ones(8, np.float32))
+    keys = jax.random.split(jax.random.key(0), 2)
+    hyper = {"rate": np.float32([0.01, 0.03]), "decay": np.zeros(2, np.float32)}
+    each = jax.vmap(jax.vmap(trial, (None, 0, None, None, None)), (0, None, None, None, None))
+    together = jax.jit(each)(keys, hyper, adapted.base, batch, rows)
+    alone = jax.jit(trial)(keys[1], {key: x[1] for key, x in hyper.items()}, adapted.base, batch, rows)
+    np.testing.assert_allclose(together.losses[1, 1], alone.losses, rtol=1e-4, atol=1e-5)
