@@ -50,14 +50,16 @@ def curve(arguments, overrides: list[str]) -> None:
     report.write(rows, workdir, protocol, title)
     display.show_curve(rows, protocol, workdir)
     if config.costs:
-        _costs(plan, workdir)
+        _costs(plan, rows, workdir, title)
     if unfinished:
         raise unfinished
 
 
-def _costs(plan, workdir: epath.Path) -> None:
-    """Count and time what the methods of a curve cost, keep it in `costs.json`, and show it."""
+def _costs(plan, rows: list[dict], workdir: epath.Path, title: str) -> None:
+    """Count and time what the methods of a curve cost, keep it, draw it beside what they reach, and show it."""
     from jtransfer.cli import display, inspection
+    from jtransfer.curves import frontier
+    from jtransfer.figures import render
 
     reports = inspection.of_curve(plan, timed=True)
     if not reports:
@@ -65,7 +67,8 @@ def _costs(plan, workdir: epath.Path) -> None:
     kept = [{key: value for key, value in report.items() if key != "tree"} for report in reports]
     files.write(workdir / "costs.json", files.as_json(kept))
     display.show_costs(reports)
-    print(f"Written to {workdir}: costs.json")
+    files.write(workdir / "frontier.png", render(frontier.figure(rows, title), "png"))
+    print(f"Written to {workdir}: costs.json, frontier.png")
 
 
 def evaluate(arguments, overrides: list[str]) -> None:

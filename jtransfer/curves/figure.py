@@ -43,7 +43,7 @@ def figure(results: Results, title: str) -> "Figure":
         FigureCanvasAgg(figure)
         axes = figure.add_axes((0.085, 0.13, 0.6, 0.73), xscale="log")
         _tick(axes, shots, validation_rows if by_rows(results) else validation_shots)
-        ends = [_draw(axes, points, method, look) for method, look in _looks(points).items()]
+        ends = [_draw(axes, points, method, look) for method, look in looks(points).items()]
         if ends:
             _limit(axes, points, shots, shown)
             _name(figure, axes, ends)
@@ -63,7 +63,7 @@ def _subtitle(points) -> str:
     return f"{many}, no interval" if counts == {1} else f"mean over {many} and its 95% Student-t interval"
 
 
-def _looks(points) -> dict[str, dict]:
+def looks(points) -> dict[str, dict]:
     """Lines of each method: colour for the pretrained, dashed greys for baselines, no mark for what has no labels."""
     looks, learners = {}, 0
     for method in methods_of(points):

@@ -180,7 +180,7 @@ def test_a_curve_counts_and_times_what_its_methods_cost(capsys, tmp_path):
     assert [one["method"] for one in (probe, lora, houlsby)] == ["probe", "lora", "houlsby(width=2)"]
     assert all(one["seconds_step"] > 0 and one["seconds_prediction"] > 0 for one in (probe, lora, houlsby))
     assert lora["seconds_merged"] > 0 and houlsby["seconds_merged"] is None
-    assert "prediction" in capsys.readouterr().out
+    assert "prediction" in capsys.readouterr().out and (tmp_path / "frontier.png").stat().st_size > 10_000
 
 
 def test_inspect_reads_a_training_config_and_shows_its_sharding(capsys):
