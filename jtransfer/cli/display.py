@@ -171,10 +171,10 @@ def show_costs(reports: list[dict]) -> None:
     costs = Table(title="One training step, and what has to be kept of it beside the backbone", **spaced)
     costs.add_column("")
     costs.add_column("method", overflow="fold")
-    for column in ("trainable", "%", "FLOP", "optimiser", "peak", "kept"):
+    for column in ("trainable", "%", "FLOP", "peak", "kept"):
         costs.add_column(column, justify="right", no_wrap=True)
     for number, report in enumerate(reports, 1):
-        sizes = (_bytes(report[f"{name}_bytes"]) for name in ("optimiser", "peak", "kept"))
+        sizes = (_bytes(report[f"{name}_bytes"]) for name in ("peak", "kept"))
         share = f"{report['percent']:.2f}"
         costs.add_row(
             str(number), report["method"], f"{report['trainable']:,}", share, _flops(report["flops_per_step"]), *sizes

@@ -44,6 +44,7 @@ def figure(results: Results, title: str, shots: int | None = None) -> "Figure":
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
     points = {cell: point for cell, point in shown_points(results).items() if point.n}
     shots = max(shots_of(points), default=0) if shots is None else shots
@@ -68,7 +69,14 @@ def figure(results: Results, title: str, shots: int | None = None) -> "Figure":
             where = [own[method] for method in line], [points[method].mean for method in line]
             axes.plot(*where, color="#999999", linewidth=1, drawstyle="steps-post", zorder=2)
             axes.set_xlabel(words)
+            wide = max(own.values()) > 20 * min(own.values())
+            axes.xaxis.set_major_locator(LogLocator() if wide else MaxNLocator(5))
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+            axes.xaxis.set_minor_formatter(NullFormatter())
         first, second = drawn.axes
+        low, high = first.get_ylim()
+        for axes in drawn.axes if shown.unit else ():
+            axes.set_ylim(max(low, min(0, *(point.mean for point in points.values()))), min(high, 100))
         second.set_ylim(first.get_ylim())
         second.set_yticklabels([])
         first.set_ylabel(f"test {shown.words}" + (" (%)" if shown.unit else ""))
