@@ -58,6 +58,9 @@ TEXTS = {
     "houlsby": "houlsby(width=4)",
     "pfeiffer": "pfeiffer",
     "adaptformer": "adaptformer(width=4)",
+    "prompt": "prompt",
+    "prefix": "prefix",
+    "vpt": "vpt",
     "l2sp": "finetune + l2sp",
     "distill": "finetune + distill",
 }
@@ -218,7 +221,7 @@ PARTS = {
 }
 DENSE_UPDATES = ()
 """Methods whose few leaves make a whole kernel, the gradient of which is no frozen weight's but theirs."""
-ON_VIT = [name for name in TEXTS if TEXTS[name] not in ("finetune + frozen_norm",)]
+ON_VIT = [name for name in TEXTS if TEXTS[name] not in ("finetune + frozen_norm", "prompt")]
 ODD = {**VIT, "width": 24, "heads": 3, "hidden": 40}
 """Sides that no activation has, with 7 images of 5 tokens."""
 
