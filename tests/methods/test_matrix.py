@@ -121,7 +121,8 @@ def batch_of(family, backbone, rows=8):
     words = rng.integers(3, 20, (rows, WORDS))
     words[:, 1] = 3 + labels
     words[:, -1] = 19  # CLIP's end of text is the largest id
-    inputs = {name: np.int32(words) if x is None else x for name, x in inputs.items()}
+    places = {"position_ids": np.tile(np.arange(WORDS, dtype=np.int32), (rows, 1))}
+    inputs = {name: places.get(name, np.int32(words)) if x is None else x for name, x in inputs.items()}
     one_hot = np.float32(np.eye(CLASSES)[labels])
     return {"inputs": inputs} if family == "CLIP" else {"inputs": inputs, "labels": labels, "teacher": 3 * one_hot}
 
