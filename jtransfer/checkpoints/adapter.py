@@ -62,6 +62,11 @@ class Adapter:
         """
         return self._replaced(self._merge(self.tree))
 
+    def folded(self) -> "Adapter":
+        """What is kept of it when the training is over, without the leaves that served the training alone."""
+        method = self.method
+        return dataclasses.replace(self, method=method.kept, params=method.fold(self.params)) if method.kept else self
+
     def hollow(self) -> Backbone:
         """What `merged` gives, with shapes and dtypes in place of leaves.
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jtransfer.checkpoints import calls, deltas, hub, peft
+from jtransfer.checkpoints import calls, deltas, hub, peft, peft_prompts
 from jtransfer.checkpoints.adapter import HEAD, Adapter
 from jtransfer.checkpoints.backbone import Backbone
 from jtransfer.errors import InputError
@@ -49,6 +49,8 @@ def load_adapter(
     where = hub.find(str(name), "adapter", revision, subfolder)
     if deltas.is_one(where):
         return deltas.adapter(backbone, str(name), where, trust)
+    if peft_prompts.is_one(where):
+        return peft_prompts.load(backbone, where, head)
     return peft.load_adapter(backbone, name, head=head, revision=revision, subfolder=subfolder)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from jtransfer import files, methods
-from jtransfer.checkpoints import hub, peft_config, pooled, recognition, tensors, tying
+from jtransfer.checkpoints import hub, peft_config, peft_prompts, pooled, recognition, tensors, tying
 from jtransfer.checkpoints.adapter import HEAD, Adapter
 from jtransfer.checkpoints.backbone import Backbone
 from jtransfer.checkpoints.huggingface import architecture_of, as_their_class_reads, family_of, kind_of, values_of
@@ -129,6 +129,8 @@ def to_peft(adapter: Adapter) -> tuple[dict[str, Any], Tree]:
         InputError: something that PEFT's LoRA cannot say.
     """
     backbone, head = adapter.backbone, adapter.head or adapter.backbone.head
+    if peft_prompts.is_of(adapter):
+        return peft_prompts.to_peft(adapter, _base(backbone))
     model_type, family = family_of(backbone)
     kind = kind_of(backbone, head)
     plain = family.names(backbone.config, kind)

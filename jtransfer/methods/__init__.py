@@ -3,7 +3,7 @@
 import ast
 import operator
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from jtransfer import expressions, kinds
 from jtransfer.errors import InputError
@@ -24,6 +24,8 @@ from jtransfer.methods.ia3 import ia3
 from jtransfer.methods.lora import lora
 from jtransfer.methods.method import Adapted, Method, Phase, adapt, learn
 from jtransfer.methods.penalties import l2sp
+from jtransfer.methods.prefixes import prefix
+from jtransfer.methods.prompts import prompt, vpt
 from jtransfer.methods.teachers import distill
 from jtransfer.solvers.few_shot import FITS
 
@@ -49,11 +51,14 @@ __all__ = [
     "norm",
     "parse",
     "pfeiffer",
+    "prefix",
     "probe",
+    "prompt",
     "rules",
     "scratch",
     "top_blocks",
     "unfreeze",
+    "vpt",
 ]
 
 METHODS: dict[str, Callable[..., Method]] = {
@@ -71,6 +76,9 @@ METHODS: dict[str, Callable[..., Method]] = {
     "houlsby": houlsby,
     "pfeiffer": pfeiffer,
     "adaptformer": adaptformer,
+    "prompt": prompt,
+    "prefix": prefix,
+    "vpt": vpt,
     "l2sp": l2sp,
     "distill": distill,
     "rules": rules,
@@ -121,7 +129,21 @@ def parse(text: str, others: Iterable[str] = ()) -> Method:
     node = expressions.parse(text, "method")
     if (parts := 1 + sum(isinstance(part, ast.BinOp) for part in ast.walk(node))) > MOST_PARTS:
         raise InputError(f"method {kinds.shown(text)} has {parts} parts; expected {MOST_PARTS} at most")
-    return replace(_built(node, text, others, FITS), name=text.strip())
+    method = _built(node, text, others, FITS)
+    if method.kept:
+        method = replace(method, kept=replace(method.kept, name=ast.unparse(_Kept(text).visit(node))))
+    return replace(method, name=text.strip())
+
+
+@dataclass
+class _Kept(ast.NodeTransformer):
+    """Puts the text of what is kept of each method in the place of its own."""
+
+    text: str
+
+    def visit_Call(self, node):
+        kept = None if _first(node) in FITS else expressions.call(node, self.text, "method", METHODS)().kept
+        return ast.parse(kept.name, mode="eval").body if kept else node
 
 
 def _built(node: ast.expr, text: str, others: Iterable[str], solvers: Iterable[str]) -> Method:

@@ -4,6 +4,7 @@ Models know nothing of methods. A method adds to the forward pass from outside, 
 and its parameters live in the model's own tree beside the layer that they change.
 """
 
+import operator
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,9 @@ Interceptor = Callable[[Callable, tuple, dict, nn.module.InterceptorContext], An
 
 HEAD = ("head/.*", 1.0)
 """The rule of every method: the head of the new task learns at the full rate, where the model has one."""
+
+JOINS = {"+": operator.add, ">>": operator.rshift}
+"""What joins two methods to one."""
 
 SOLVED = ("head/kernel", "head/bias")
 """Leaves of a linear head that a method may solve for."""
@@ -72,6 +76,9 @@ class Method:
         parts: The options of what it adds, for those who write them in other formats.
         needs: Parts of a batch that `scores` reads beside those of the objective, as "teacher".
         solves: What finds the head before the first step, on features of the backbone; empty where nothing does.
+        fold: From an adapted tree to that of `kept`, with equal outputs.
+        kept: The method that the leaves are kept by when the training is over, with its text as its name; None where it
+            is this one.
         before: Phases of the training that come before the one that `learns`, `adds`, `modes` and `scores` tell of.
 
     `a + b` trains what either trains (at the rate of `a` where both do) and adds what either adds; of phases, one of
@@ -89,6 +96,8 @@ class Method:
     holds: Callable[[Tree], Tree] = lambda base: {}
     needs: tuple[str, ...] = ()
     solves: tuple[Any, ...] = ()
+    fold: Callable[[Tree], Tree] = dict
+    kept: "Method | None" = None
     before: tuple[Phase, ...] = ()
 
     def __post_init__(self):
@@ -130,6 +139,7 @@ class Method:
     def _joined(self, other: "Method", sign: str, phases: list[Phase]) -> "Method":
         *before, last = phases
         merges = self.merge, other.merge
+        kept = JOINS[sign.strip()](self.kept or self, other.kept or other) if self.kept or other.kept else None
         return Method(
             name=f"{self.name}{sign}{other.name}",
             learns=last.learns,
@@ -142,6 +152,8 @@ class Method:
             holds=lambda base: self.holds(base) | other.holds(base),
             needs=tuple(dict.fromkeys((*self.needs, *other.needs))),
             solves=self.solves,
+            fold=lambda tree: other.fold(self.fold(tree)),
+            kept=kept,
             before=tuple(before),
         )
 

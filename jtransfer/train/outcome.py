@@ -73,7 +73,7 @@ def adapter(run: Any, tree: Mapping[str, Any]) -> Adapter:
         return _is_new(run, path, known)
 
     params = {path: leaf for path, leaf in tree.items() if is_new(path, leaf)}
-    return Adapter(start.base, run.method, params, start.head, start.classes)
+    return Adapter(start.base, run.method, params, start.head, start.classes).folded()
 
 
 def hollow(run: Any) -> Adapter:

@@ -7,7 +7,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from jtransfer import imports
-from jtransfer.checkpoints import export, hub
+from jtransfer.checkpoints import export, hub, peft_prompts
 from jtransfer.checkpoints.adapter import Adapter
 from jtransfer.config import completed, train_defaults
 from jtransfer.errors import Damaged, InputError
@@ -77,10 +77,10 @@ def result(
 def ways_out(run: runs.Run) -> list[str]:
     """Which formats `jtransfer export` will refuse for a run, known before its first step: one line for each format.
 
-    The line about PEFT is given only for methods with a LoRA.
+    The line about PEFT is given only for methods with a LoRA, a prompt or a prefix.
     """
     hollow = outcome.hollow(run)
-    adapts = any(isinstance(part, LoRA) for part in run.method.parts)
+    adapts = any(isinstance(part, LoRA) for part in run.method.parts) or peft_prompts.is_of(hollow)
     said = []
     for format in ("hf", "peft") if adapts else ("hf",):
         try:

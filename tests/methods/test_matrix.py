@@ -58,6 +58,9 @@ TEXTS = {
     "houlsby": "houlsby(width=4)",
     "pfeiffer": "pfeiffer",
     "adaptformer": "adaptformer(width=4)",
+    "prompt": "prompt",
+    "prefix": "prefix",
+    "vpt": "vpt",
     "l2sp": "finetune + l2sp",
     "distill": "finetune + distill",
 }
@@ -118,7 +121,8 @@ def batch_of(family, backbone, rows=8):
     words = rng.integers(3, 20, (rows, WORDS))
     words[:, 1] = 3 + labels
     words[:, -1] = 19  # CLIP's end of text is the largest id
-    inputs = {name: np.int32(words) if x is None else x for name, x in inputs.items()}
+    places = {"position_ids": np.tile(np.arange(WORDS, dtype=np.int32), (rows, 1))}
+    inputs = {name: places.get(name, np.int32(words)) if x is None else x for name, x in inputs.items()}
     one_hot = np.float32(np.eye(CLASSES)[labels])
     return {"inputs": inputs} if family == "CLIP" else {"inputs": inputs, "labels": labels, "teacher": 3 * one_hot}
 
@@ -218,7 +222,7 @@ PARTS = {
 }
 DENSE_UPDATES = ()
 """Methods whose few leaves make a whole kernel, the gradient of which is no frozen weight's but theirs."""
-ON_VIT = [name for name in TEXTS if TEXTS[name] not in ("finetune + frozen_norm",)]
+ON_VIT = [name for name in TEXTS if TEXTS[name] not in ("finetune + frozen_norm", "prompt")]
 ODD = {**VIT, "width": 24, "heads": 3, "hidden": 40}
 """Sides that no activation has, with 7 images of 5 tokens."""
 
