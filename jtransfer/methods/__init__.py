@@ -25,6 +25,7 @@ from jtransfer.methods.lora import lora
 from jtransfer.methods.method import Adapted, Method, Phase, adapt, learn
 from jtransfer.methods.penalties import l2sp
 from jtransfer.methods.teachers import distill
+from jtransfer.methods.wise_ft import wise_ft
 from jtransfer.solvers.few_shot import FITS
 
 __all__ = [
@@ -72,6 +73,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "pfeiffer": pfeiffer,
     "adaptformer": adaptformer,
     "l2sp": l2sp,
+    "wise_ft": wise_ft,
     "distill": distill,
     "rules": rules,
 }

@@ -17,14 +17,16 @@ from flax.errors import NameInUseError
 
 from jtransfer import imports, kinds
 from jtransfer.errors import InputError, nearest
+from jtransfer.methods import endings
+from jtransfer.methods.endings import BEGAN
+from jtransfer.methods.intercepted import Intercepted, Interceptor
 from jtransfer.methods.modes import evaluation_mode
 from jtransfer.models import SOURCE_HEAD, STATISTICS, complete, outputs_and_leaves
 from jtransfer.objectives import Score
-from jtransfer.tree import FROZEN, Tree, label, mismatches
+from jtransfer.tree import FROZEN, Tree, label, merge, mismatches, prefixed, select
 
 Rates = dict[str, float]
 Learns = Callable[[Collection[str]], Rates]
-Interceptor = Callable[[Callable, tuple, dict, nn.module.InterceptorContext], Any]
 
 HEAD = ("head/.*", 1.0)
 """The rule of every method: the head of the new task learns at the full rate, where the model has one."""
@@ -46,12 +48,14 @@ class Phase(NamedTuple):
         adds: Interceptors that add leaves, those of earlier phases too.
         modes: Interceptors of this phase alone, which add none.
         scores: From the objective's score to what is minimised in this phase.
+        ends: As in `Method`, of this phase.
     """
 
     learns: Learns
     adds: tuple[Interceptor, ...] = ()
     modes: tuple[Interceptor, ...] = ()
     scores: Callable[[Score], Score] = same
+    ends: Callable[[Tree, Tree], Tree] | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,10 @@ class Method:
         parts: The options of what it adds, for those who write them in other formats.
         needs: Parts of a batch that `scores` reads beside those of the objective, as "teacher".
         solves: What finds the head before the first step, on features of the backbone; empty where nothing does.
-        before: Phases of the training that come before the one that `learns`, `adds`, `modes` and `scores` tell of.
+        before: Phases of the training that come before the one that `learns`, `adds`, `modes`, `scores` and `ends`
+            tell of.
+        ends: From the leaves that learn, as they were at the start of the phase and as they are, to those that are
+            evaluated and kept; None where these are the last ones. It is not for leaves that a method adds.
 
     `a + b` trains what either trains (at the rate of `a` where both do) and adds what either adds; of phases, one of
     the two may have several. `a >> b` trains by one after the other, from what the one came to.
@@ -90,18 +97,19 @@ class Method:
     needs: tuple[str, ...] = ()
     solves: tuple[Any, ...] = ()
     before: tuple[Phase, ...] = ()
+    ends: Callable[[Tree, Tree], Tree] | None = None
 
     def __post_init__(self):
         what = f"method '{self.name}'"
         then = {"learns": partial(_checked_rates, what)}
-        for name in ("learns", "scores", "holds", "merge"):
+        for name in ("learns", "scores", "holds", "merge", "ends"):
             blamed = imports.blamed(f"{what}: file", getattr(self, name), *filter(None, [then.get(name)]))
             object.__setattr__(self, name, blamed)
 
     @property
     def phases(self) -> tuple[Phase, ...]:
         """All parts of the training, in their order."""
-        return (*self.before, Phase(self.learns, self.adds, self.modes, self.scores))
+        return (*self.before, Phase(self.learns, self.adds, self.modes, self.scores, self.ends))
 
     def __add__(self, other: "Method") -> "Method":
         if self.parts and other.parts:  # each would add leaves of the same names, and merge the other's
@@ -143,6 +151,7 @@ class Method:
             needs=tuple(dict.fromkeys((*self.needs, *other.needs))),
             solves=self.solves,
             before=tuple(before),
+            ends=last.ends,
         )
 
 
@@ -163,7 +172,9 @@ def _sum(one: Phase, other: Phase) -> Phase:
         return {path: mine[path] if mine[path] != FROZEN else theirs[path] for path in paths}
 
     adds, modes = _union(one.adds, other.adds), _union(one.modes, other.modes)
-    return Phase(learns, adds, modes, lambda score: other.scores(one.scores(score)))
+    ends = [phase.ends for phase in (one, other) if phase.ends]
+    both = (lambda start, end: ends[1](start, ends[0](start, end))) if len(ends) > 1 else None
+    return Phase(learns, adds, modes, lambda score: other.scores(one.scores(score)), both or next(iter(ends), None))
 
 
 def _union(one, other):
@@ -192,59 +203,6 @@ def learn(*rules: tuple[str, float]) -> Callable[[Collection[str]], Rates]:
 
 
 @dataclass(frozen=True)
-class Inner:
-    """Holds a module so that Flax makes it no part, whose name no other part of a shared scope could have."""
-
-    module: nn.Module
-
-
-class Intercepted(nn.Module):
-    """A model run under interceptors. It shares the model's scope, so every path stays as it was.
-
-    The model may be an `Intercepted` itself, or have one as its backbone. The first of `adds` is the outermost.
-    """
-
-    inner: nn.Module | Inner
-    adds: tuple[Interceptor, ...]
-
-    def __post_init__(self):
-        if isinstance(self.inner, nn.Module):
-            self.inner = Inner(self.inner)
-        super().__post_init__()
-
-    @property
-    def model(self) -> nn.Module:
-        """The model under the interceptors."""
-        return self.inner.module
-
-    @nn.compact
-    def __call__(self, *args, **kwargs):
-        model = self.model.copy(name=None)
-        nn.share_scope(self, model)
-        call = model
-        for interceptor in reversed(self.adds):
-            call = partial(_intercepted, interceptor, call)
-        return call(*args, **kwargs)
-
-    @property
-    def config(self) -> Any:
-        """The config of the model."""
-        return self.model.config
-
-
-def under_those_of(model: nn.Module, plain: nn.Module) -> nn.Module:
-    """A plain model under the interceptors that another one runs under; as it is where there are none."""
-    if not isinstance(model, Intercepted):
-        return plain
-    return Intercepted(under_those_of(model.model, plain), model.adds)
-
-
-def _intercepted(interceptor, call, *args, **kwargs):
-    with nn.intercept_methods(interceptor):
-        return call(*args, **kwargs)
-
-
-@dataclass(frozen=True)
 class Adapted:
     """A model as a method changes it: everything that training needs to know of both.
 
@@ -261,6 +219,7 @@ class Adapted:
         each: Of a method with several phases, what it makes of the model in each: the same leaves, of which others
             learn. `rates` are then those of the last phase in which a leaf learns, all else is as at the end.
         solved: Paths of the leaves that a solver finds before the first step.
+        ends: What the method makes of the leaves that learned, as in `Method`; of one with several phases, None.
     """
 
     model: nn.Module
@@ -274,11 +233,24 @@ class Adapted:
     since: Mapping[str, int] = field(default_factory=dict)
     each: tuple["Adapted", ...] = ()
     solved: tuple[str, ...] = ()
+    ends: Callable[[Tree, Tree], Tree] | None = None
 
     @property
     def phases(self) -> tuple["Adapted", ...]:
         """The parts of the training, in their order."""
         return self.each or (self,)
+
+    def begun(self, trainable: Tree) -> Tree:
+        """The leaves that learn in a phase as they are at its start, under `BEGAN`; empty where nothing reads them."""
+        return prefixed(trainable, BEGAN) if self.ends else {}
+
+    def ended(self, trainable: Tree, others: Tree) -> Tree:
+        """All leaves of the model as they are evaluated and kept, from those that learn and all others.
+
+        `others` has what `begun` gave, which is in no model.
+        """
+        found = self.ends(select(others, BEGAN), trainable) if self.ends else trainable
+        return merge(found, endings.now(others))
 
     def start(self, key: jax.Array, base: Tree) -> tuple[Tree, Tree]:
         """The parameters and the state at the start; only leaves that `base` lacks are initialised.
@@ -343,11 +315,17 @@ def adapt(
         whole = Intercepted(model, (*phase.adds, *phase.modes, frozen_mode, *wrap))
         before = each[-1].since if each else {}
         since = {path: before.get(path, len(each)) for path, rate in rates.items() if rate != FROZEN}
-        each.append(Adapted(whole, shapes, rates, base, state, example, phase.scores, method.holds, since, (), solved))
+        each.append(
+            Adapted(
+                whole, shapes, rates, base, state, example, phase.scores, method.holds, since, (), solved, phase.ends
+            )
+        )
+        if phase.ends:
+            endings.check(method.name, each[-1], plain, first=len(each) == 1)
     if len(each) == 1:
         return each[0]
     learned = {path: rate for one in each for path, rate in one.rates.items() if rate != FROZEN}
-    return replace(each[-1], rates=dict.fromkeys(shapes, FROZEN) | learned, each=tuple(each))
+    return replace(each[-1], ends=None, rates=dict.fromkeys(shapes, FROZEN) | learned, each=tuple(each))
 
 
 def _leaves_under(name, adds, model, example, outputs):

@@ -131,7 +131,8 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[ResultRow, floa
             batches.close()
             _write(directory / "metrics.jsonl", rows)
     if not refusal:
-        outcome.save(run, merge(state.average, others, _statistics(state)), directory / "model")
+        tree = run.adapted.phases[phase].ended(state.average, others)
+        outcome.save(run, merge(tree, _statistics(state)), directory / "model")
     return rows
 
 
@@ -153,7 +154,8 @@ def restored(run: Run, directory: epath.PathLike) -> tuple[int, Tree]:
             raise InputError(f"workdir {directory}: there is no checkpoint yet")
         state, kept, frozen = programs.start(run.plan.at(step))
         state, kept = unpacked(_restore(store, step, packed(state, kept), directory, of)[0])
-    return step, merge(state.average, kept, frozen, _statistics(state))
+    tree = run.adapted.phases[run.plan.at(step)].ended(state.average, merge(kept, frozen))
+    return step, merge(tree, _statistics(state))
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from functools import lru_cache
 import jax
 
 from jtransfer.devices import sharding
+from jtransfer.methods.endings import BEGAN, now
 from jtransfer.objectives import make_loss
 from jtransfer.train.phases import entered, parts
 from jtransfer.train.runs import Run
@@ -82,7 +83,7 @@ class Programs:
     def _laid_out(self, phase, call, *args):
         state, *others = jax.eval_shape(call, *args)
         self.layouts[phase] = state_shardings(state, self.leaves, self.run.mesh)
-        places = [{path: self.leaves[path] for path in tree} for tree in others]
+        places = [{path: self.leaves[path.removeprefix(BEGAN)] for path in tree} for tree in others]
         return jax.jit(call, out_shardings=(self.layouts[phase], *places))(*args)
 
     def _optimiser(self, phase):
@@ -98,7 +99,11 @@ class Programs:
         one, task, schedule = self.run.adapted.phases[phase], self.run.task, self.run.schedule
         loss = make_loss(one.model, task.objective, one.scores)
         step = make_step(loss, self._optimiser(phase), task.accumulate, schedule.ema, combine=task.combine)
-        return jax.jit(step, out_shardings=(self.layouts[phase], self.whole), donate_argnums=0)
+
+        def of_now(state, frozen, batch):
+            return step(state, now(frozen), batch)
+
+        return jax.jit(of_now, out_shardings=(self.layouts[phase], self.whole), donate_argnums=0)
 
     def _evaluate(self, phase):
         return self.run.task.data.evaluate(self.run.adapted.phases[phase])
