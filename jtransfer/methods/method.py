@@ -4,6 +4,7 @@ Models know nothing of methods. A method adds to the forward pass from outside, 
 and its parameters live in the model's own tree beside the layer that they change.
 """
 
+import operator
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ from jtransfer.methods import endings
 from jtransfer.methods.endings import BEGAN
 from jtransfer.methods.intercepted import Intercepted, Interceptor
 from jtransfer.methods.modes import evaluation_mode
-from jtransfer.models import SOURCE_HEAD, STATISTICS, complete, outputs_and_leaves
+from jtransfer.models import SOURCE_HEAD, STATISTICS, Architecture, complete, outputs_and_leaves
 from jtransfer.objectives import Score
 from jtransfer.tree import FROZEN, Tree, label, merge, mismatches, prefixed, select
 
@@ -38,6 +39,20 @@ SOLVED = ("head/kernel", "head/bias")
 def same(score: Score) -> Score:
     """A score as it is."""
     return score
+
+
+class Given(NamedTuple):
+    """What a method may be made for, once data and backbone are known.
+
+    Attributes:
+        parts: Shape and dtype of one example of what a batch has beside `inputs`.
+        architecture: Of the backbone.
+        head: The backbone's own head; None where it has none.
+    """
+
+    parts: Mapping[str, jax.ShapeDtypeStruct]
+    architecture: Architecture
+    head: Any = None
 
 
 class Phase(NamedTuple):
@@ -78,6 +93,9 @@ class Method:
         solves: What finds the head before the first step, on features of the backbone; empty where nothing does.
         before: Phases of the training that come before the one that `learns`, `adds`, `modes`, `scores` and `ends`
             tell of.
+        asks: What is to be known of the source task before the first step, as a `Fisher`: frozen leaves under a prefix,
+            one for each leaf of the backbone that learns, which `scores` reads.
+        binds: From what is given to the method that is made for it, as for a teacher's width; None for any.
         ends: From the leaves that learn, as they were at the start of the phase and as they are, to those that are
             evaluated and kept; None where these are the last ones. It is not for leaves that a method adds.
 
@@ -98,6 +116,8 @@ class Method:
     solves: tuple[Any, ...] = ()
     before: tuple[Phase, ...] = ()
     ends: Callable[[Tree, Tree], Tree] | None = None
+    asks: tuple[Any, ...] = ()
+    binds: Callable[[Given], "Method"] | None = None
 
     def __post_init__(self):
         what = f"method '{self.name}'"
@@ -110,6 +130,11 @@ class Method:
     def phases(self) -> tuple[Phase, ...]:
         """All parts of the training, in their order."""
         return (*self.before, Phase(self.learns, self.adds, self.modes, self.scores, self.ends))
+
+    def bound(self, given: Given) -> "Method":
+        """The method that is made for what is given."""
+        made = self.binds(given) if self.binds else self
+        return replace(made, name=self.name, solves=self.solves, binds=None)
 
     def __add__(self, other: "Method") -> "Method":
         if self.parts and other.parts:  # each would add leaves of the same names, and merge the other's
@@ -125,7 +150,7 @@ class Method:
         mine, theirs = (
             method.phases * (max(counts) // count) for method, count in zip((self, other), counts, strict=True)
         )
-        return self._joined(other, "+", [_sum(*both) for both in zip(mine, theirs, strict=True)])
+        return self._joined(other, operator.add, [_sum(*both) for both in zip(mine, theirs, strict=True)])
 
     def __rshift__(self, other: "Method") -> "Method":
         if self.parts and other.parts:
@@ -133,10 +158,11 @@ class Method:
                 f"method '{self.name} >> {other.name}': both add low-rank paths; one at a time is supported"
             )
         later = [phase._replace(adds=_union(self.adds, phase.adds)) for phase in other.phases]
-        return self._joined(other, " >> ", [*self.phases, *later])
+        return self._joined(other, operator.rshift, [*self.phases, *later])
 
-    def _joined(self, other: "Method", sign: str, phases: list[Phase]) -> "Method":
+    def _joined(self, other: "Method", join: Callable[..., "Method"], phases: list[Phase]) -> "Method":
         *before, last = phases
+        sign, binds = "+" if join is operator.add else " >> ", self.binds or other.binds
         merges = self.merge, other.merge
         return Method(
             name=f"{self.name}{sign}{other.name}",
@@ -152,6 +178,8 @@ class Method:
             solves=self.solves,
             before=tuple(before),
             ends=last.ends,
+            asks=_union(self.asks, other.asks),
+            binds=binds and (lambda given: join(self.bound(given), other.bound(given))),
         )
 
 
@@ -220,6 +248,8 @@ class Adapted:
             learn. `rates` are then those of the last phase in which a leaf learns, all else is as at the end.
         solved: Paths of the leaves that a solver finds before the first step.
         ends: What the method makes of the leaves that learned, as in `Method`; of one with several phases, None.
+        asks: What is to be known of the source task, as in `Method`.
+        told: Shape and dtype of the leaves that say it. Their values come with those of `base`.
     """
 
     model: nn.Module
@@ -234,11 +264,17 @@ class Adapted:
     each: tuple["Adapted", ...] = ()
     solved: tuple[str, ...] = ()
     ends: Callable[[Tree, Tree], Tree] | None = None
+    asks: tuple[Any, ...] = ()
+    told: Tree = field(default_factory=dict)
 
     @property
     def phases(self) -> tuple["Adapted", ...]:
         """The parts of the training, in their order."""
         return self.each or (self,)
+
+    def held(self, given: Tree) -> Tree:
+        """The frozen leaves beside the model's that `scores` reads, from the leaves of `base` and `told`."""
+        return self.holds({path: given[path] for path in self.base}) | {path: given[path] for path in self.told}
 
     def begun(self, trainable: Tree) -> Tree:
         """The leaves that learn in a phase as they are at its start, under `BEGAN`; empty where nothing reads them."""
@@ -257,7 +293,8 @@ class Adapted:
 
         Call it under `jit`: what these leaves do not need is then never computed.
         """
-        return _split(complete(self.model, key, base, self.example))
+        own = {path: leaf for path, leaf in base.items() if path not in self.told}
+        return _split(complete(self.model, key, own, self.example))
 
 
 def adapt(
@@ -322,9 +359,13 @@ def adapt(
         )
         if phase.ends:
             endings.check(method.name, each[-1], plain, first=len(each) == 1)
+    learned = {path: rate for one in each for path, rate in one.rates.items() if rate != FROZEN}
+    if len(method.asks) > 1:
+        raise InputError(f"method '{method.name}' asks two things of the source task; expected one")
+    told = {path: leaf for ask in method.asks for path, leaf in ask.shapes(method.name, shapes, learned, base).items()}
+    each = [replace(one, asks=method.asks, told=told) for one in each] if told else each
     if len(each) == 1:
         return each[0]
-    learned = {path: rate for one in each for path, rate in one.rates.items() if rate != FROZEN}
     return replace(each[-1], ends=None, rates=dict.fromkeys(shapes, FROZEN) | learned, each=tuple(each))
 
 

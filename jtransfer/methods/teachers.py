@@ -13,6 +13,12 @@ TEACHER = "teacher"
 """The part of a batch that has the teacher's logits `[batch, classes]`."""
 
 
+def apart(teacher: jax.Array, own: jax.Array, temperature: float) -> jax.Array:
+    """`KL(teacher || own)` of two softmaxes of logits `[batch, classes]` at a temperature, the mean over the batch."""
+    teacher, own = (jax.nn.log_softmax(x / temperature) for x in (teacher, own))
+    return jnp.sum(jnp.exp(teacher) * (teacher - own), -1).mean()
+
+
 @checked
 def distill(
     weight: Annotated[float, number(least=0, most=1)] = 0.5, temperature: Annotated[float, POSITIVE] = 2.0
@@ -33,9 +39,8 @@ def distill(
     def scores(score: Score) -> Score:
         def taught(params, outputs, batch):
             value, metrics = score(params, outputs, batch)
-            teacher, own = (jax.nn.log_softmax(x / temperature) for x in (batch[TEACHER], outputs["logits"]))
-            apart = temperature**2 * jnp.sum(jnp.exp(teacher) * (teacher - own), -1).mean()
-            return (1 - weight) * value + weight * apart, metrics | {"distillation": apart}
+            distance = temperature**2 * apart(batch[TEACHER], outputs["logits"], temperature)
+            return (1 - weight) * value + weight * distance, metrics | {"distillation": distance}
 
         return taught
 

@@ -82,6 +82,7 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[ResultRow, floa
         rows, pending, cursor, start = [], [], 0, store.latest or 0
         phase = run.plan.at(start)
         state, kept, frozen = programs.start(phase, anew=not start)
+        programs.recall()
         if start:
             whole, rows, pending, cursor = _restore(store, start, packed(state, kept), directory, of)
             state, kept = unpacked(whole)

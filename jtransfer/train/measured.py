@@ -21,6 +21,7 @@ from jtransfer.methods import Adapted
 from jtransfer.objectives.metrics import PERPLEXITY, Metric, of_whole_set
 from jtransfer.objectives.objective import WEIGHT, Objective
 from jtransfer.starts.inputs import Prepare, gathered, within
+from jtransfer.starts.source import SourceTask
 from jtransfer.tree import Tree
 
 BLOCK, BYTES = 512, 1 << 26
@@ -91,6 +92,17 @@ def rows(
         return {f"{said}_{key}": value for key, value in means.items()}
 
     return evaluate
+
+
+def with_source(evaluate: Callable[[Adapted], Evaluate], source: SourceTask, mesh: Mesh, adapted: Adapted) -> Evaluate:
+    """Measure what `evaluate` does, and `source_accuracy`, the accuracy on the task that the backbone comes from."""
+
+    @partial(jax.jit, out_shardings=sharding.everywhere(mesh))
+    def look(state, frozen, examples):
+        return source.accuracy(adapted.model, adapted.ended(state.average, frozen) | state.state, examples)
+
+    first = evaluate(adapted)
+    return lambda state, frozen: first(state, frozen) | {"source_accuracy": float(look(state, frozen, source.held_out))}
 
 
 def _of_rows(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

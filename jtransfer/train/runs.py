@@ -84,8 +84,9 @@ class Run:
     def fingerprints(self) -> dict[str, Any]:
         """Fingerprints of what the run reads, by name.
 
-        `data`; `backbone`, `vision` or `text` for weights; `teacher`; `preprocessing` for the files that say how the
-        model's inputs are made; and `modules`, the digests of the user's modules by name. Only `data` is always there.
+        `data`; `backbone`, `vision` or `text` for weights; `teacher`; `source`; `preprocessing` for the files that say
+        how the model's inputs are made; and `modules`, the digests of the user's modules by name. Only `data` is always
+        there.
         """
         return self.record["fingerprints"]
 
@@ -115,9 +116,11 @@ def prepare(config, stream: Any = None) -> Run:
             f"config.batch {schedule.batch} must be a multiple of {parts}: devices of the batch x accumulate"
         )
     method, optimiser = methods.parse(config.method), Optimiser(**config.optimiser)
-    methods.check_needs([method], ["teacher"] if config.teacher else [])
+    methods.check_needs([method], [key for key in ("teacher", "source") if config[key]])
     task = build_task(config, mesh, stream)
     start, objective = task.start, task.objective
+    own = start.backbone and start.backbone.head
+    method = method.bound(methods.Given(task.data.parts, start.module.config, own))
     if start.params and not method.pretrained:
         which = ", ".join(filter(None, (config.backbone, *config.towers.values())))
         log.warning(

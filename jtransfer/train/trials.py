@@ -85,7 +85,7 @@ def make_trial(
     def trial(key, hyper, base, examples, data: TrialData) -> TrialResult:
         start_key, run_key = jax.random.split(key)
         tree, others = adapted.start(start_key, base)
-        held = adapted.holds({path: base[path] for path in adapted.base})
+        held = adapted.held(base)
         state, ends, losses = None, (0, *plan.ends), []
         for number, (phase, factor) in enumerate(zip(adapted.phases, plan.factors, strict=True)):
             own = hyper | {"rate": factor * hyper["rate"]} if factor != 1 else hyper
