@@ -18,6 +18,7 @@ from jtransfer.data.subsets import batches
 from jtransfer.methods.method import SOLVED
 from jtransfer.methods.statistics import moving
 from jtransfer.objectives import Objective
+from jtransfer.starts import teachers
 from jtransfer.storage.cells import ResultRow, value
 from jtransfer.train import Optimiser, Plan, TrialData, costs, make_trial, plan, predict_rows
 from jtransfer.tree import Tree, partition, size
@@ -219,7 +220,9 @@ def build(
     if name in raw.RAW.values():
         backbone, method = raw.representation(name, examples, backbone), methods.probe()
     else:
-        method = methods.parse(name).bound(methods.Given(examples.parts, backbone.config, backbone.head))
+        method = methods.parse(name)
+    if method.binds:
+        method = method.bound(teachers.given(examples.parts, backbone, examples.example))
     model, params, _ = headed(backbone, objective, examples.dataset.outputs)
     where = f"config.hyper['{name}']" if name in recipe.hyper else "config"
     phases = plan(len(method.phases), steps, *shares, where)

@@ -25,7 +25,13 @@ from jtransfer.methods.lora import lora
 from jtransfer.methods.method import Adapted, Given, Method, Phase, adapt, learn
 from jtransfer.methods.penalties import l2sp
 from jtransfer.methods.remembering import RECORDED, SOURCE, ewc, lwf
-from jtransfer.methods.teachers import distill
+from jtransfer.methods.teachers import (
+    TEACHER_FEATURES,
+    TEACHER_MAP,
+    distill,
+    distill_attention,
+    distill_features,
+)
 from jtransfer.methods.wise_ft import wise_ft
 from jtransfer.solvers.few_shot import FITS
 
@@ -40,6 +46,8 @@ __all__ = [
     "bitfit",
     "check_needs",
     "distill",
+    "distill_attention",
+    "distill_features",
     "ewc",
     "finetune",
     "frozen_norm",
@@ -81,6 +89,8 @@ METHODS: dict[str, Callable[..., Method]] = {
     "lwf": lwf,
     "wise_ft": wise_ft,
     "distill": distill,
+    "distill_features": distill_features,
+    "distill_attention": distill_attention,
     "rules": rules,
 }
 
@@ -91,7 +101,7 @@ def named_phases(name: str, adapted: Adapted) -> list[tuple[str, Adapted]]:
     return [(f"{name} ({i} of {count})" if count > 1 else name, one) for i, one in enumerate(adapted.phases, 1)]
 
 
-KEYS = {RECORDED: ""}
+KEYS = {RECORDED: "", TEACHER_FEATURES: "teacher", TEACHER_MAP: "teacher"}
 """Of what methods need, what has another name than the key of the config that gives it; empty where none does."""
 
 

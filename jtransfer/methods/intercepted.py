@@ -1,11 +1,19 @@
 """A model run under interceptors, which change it from outside while every path in its tree stays as it was."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax
+from flax.errors import NameInUseError
+
+from jtransfer import imports
+from jtransfer.errors import InputError
+from jtransfer.models import outputs_and_leaves
+from jtransfer.tree import Tree
 
 Interceptor = Callable[[Callable, tuple, dict, nn.module.InterceptorContext], Any]
 
@@ -61,3 +69,47 @@ def under_those_of(model: nn.Module, plain: nn.Module) -> nn.Module:
 def _intercepted(interceptor, call, *args, **kwargs):
     with nn.intercept_methods(interceptor):
         return call(*args, **kwargs)
+
+
+def leaves_under(
+    name: str, adds: tuple[Interceptor, ...], model: nn.Module, example: Any, outputs: Mapping[str, Any]
+) -> Tree:
+    """Shapes of the leaves of a model under interceptors, which must not change the shapes of its outputs.
+
+    Args:
+        name: Name of the method, for errors.
+        adds: The interceptors.
+        model: The model.
+        example: Shapes of its inputs.
+        outputs: Shapes of its outputs without them.
+
+    Raises:
+        InputError: an output of another shape, a part that the model has already, or what a user's function raises.
+    """
+    with imports.calling(f"method '{name}': file", *adds):
+        try:
+            found, leaves = outputs_and_leaves(Intercepted(model, adds), example)
+        except NameInUseError as error:
+            part = named[1] if (named := re.search(r'"(\w+)"', str(error))) else "a part"
+            raise InputError(
+                f"method '{name}' adds '{part}' where the model has it already, of a method that it runs under; "
+                "choose another method, or a backbone without that one"
+            ) from None
+    for key, before in outputs.items():
+        after = found.get(key) if isinstance(found, Mapping) else None
+        if _sides(key, before) != _sides(key, after):
+            raise InputError(
+                f"method '{name}' makes {_shown(after)} of the model's output '{key}', {_shown(before)}; expected the "
+                "same shape: a method may change values, and how many tokens last_hidden_state has"
+            )
+    return leaves
+
+
+def _sides(name, output):
+    """The shapes in an output that a method must not change."""
+    free = (1,) if name == "last_hidden_state" else ()
+    return [[n for i, n in enumerate(x.shape) if i not in free] for x in jax.tree.leaves(output)]
+
+
+def _shown(output):
+    return " and ".join(str(list(x.shape)) for x in jax.tree.leaves(output)) or "nothing"

@@ -5,7 +5,6 @@ and its parameters live in the model's own tree beside the layer that they chang
 """
 
 import operator
-import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,13 +13,12 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.errors import NameInUseError
 
 from jtransfer import imports, kinds
 from jtransfer.errors import InputError, nearest
 from jtransfer.methods import endings
 from jtransfer.methods.endings import BEGAN
-from jtransfer.methods.intercepted import Intercepted, Interceptor
+from jtransfer.methods.intercepted import Intercepted, Interceptor, leaves_under
 from jtransfer.methods.modes import evaluation_mode
 from jtransfer.models import SOURCE_HEAD, STATISTICS, Architecture, complete, outputs_and_leaves
 from jtransfer.objectives import Score
@@ -48,11 +46,13 @@ class Given(NamedTuple):
         parts: Shape and dtype of one example of what a batch has beside `inputs`.
         architecture: Of the backbone.
         head: The backbone's own head; None where it has none.
+        width: Of the backbone's features.
     """
 
     parts: Mapping[str, jax.ShapeDtypeStruct]
     architecture: Architecture
     head: Any = None
+    width: int = 0
 
 
 class Phase(NamedTuple):
@@ -329,7 +329,7 @@ def adapt(
         expected = {path: leaf for path, leaf in plain.items() if path in own or not path.startswith(fresh)}
         if offenders := mismatches(expected, own):
             raise InputError(f"the backbone does not fit the model: {'; '.join(offenders)}")
-    shapes, state = _split(_leaves_under(method.name, method.adds, model, example, outputs))
+    shapes, state = _split(leaves_under(method.name, method.adds, model, example, outputs))
     shapes |= {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in _split(base)[0].items()}
     solved = SOLVED if method.solves else ()
     if any(path not in shapes for path in solved):
@@ -339,7 +339,7 @@ def adapt(
         # Of leaves that a later phase adds none learns yet.
         there = shapes
         if phase.adds != method.adds:
-            there = _split(_leaves_under(method.name, phase.adds, model, example, outputs))[0]
+            there = _split(leaves_under(method.name, phase.adds, model, example, outputs))[0]
         own = [path for path in shapes if path in there and not path.startswith(SOURCE_HEAD)]
         with imports.calling(f"method '{method.name}': file", phase.learns):
             rates = dict.fromkeys(shapes, FROZEN) | phase.learns(own)
@@ -367,37 +367,6 @@ def adapt(
     if len(each) == 1:
         return each[0]
     return replace(each[-1], ends=None, rates=dict.fromkeys(shapes, FROZEN) | learned, each=tuple(each))
-
-
-def _leaves_under(name, adds, model, example, outputs):
-    """Shapes of the leaves of a model under interceptors, which must not change the shapes of its outputs."""
-    with imports.calling(f"method '{name}': file", *adds):
-        try:
-            found, leaves = outputs_and_leaves(Intercepted(model, adds), example)
-        except NameInUseError as error:
-            part = named[1] if (named := re.search(r'"(\w+)"', str(error))) else "a part"
-            raise InputError(
-                f"method '{name}' adds '{part}' where the model has it already, of a method that it runs under; "
-                "choose another method, or a backbone without that one"
-            ) from None
-    for key, before in outputs.items():
-        after = found.get(key) if isinstance(found, Mapping) else None
-        if _sides(key, before) != _sides(key, after):
-            raise InputError(
-                f"method '{name}' makes {_shown(after)} of the model's output '{key}', {_shown(before)}; expected the "
-                "same shape: a method may change values, and how many tokens last_hidden_state has"
-            )
-    return leaves
-
-
-def _sides(name, output):
-    """The shapes in an output that a method must not change."""
-    free = (1,) if name == "last_hidden_state" else ()
-    return [[n for i, n in enumerate(x.shape) if i not in free] for x in jax.tree.leaves(output)]
-
-
-def _shown(output):
-    return " and ".join(str(list(x.shape)) for x in jax.tree.leaves(output)) or "nothing"
 
 
 def _split(tree: Tree) -> tuple[Tree, Tree]:

@@ -4,16 +4,20 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jtransfer.checkpoints.backbone import Backbone
+from jtransfer.checkpoints.backbone import Backbone, run
 from jtransfer.errors import InputError, nearest
+from jtransfer.methods import Given
+from jtransfer.methods.intercepted import Intercepted, Interceptor
 from jtransfer.methods.remembering import RECORDED
-from jtransfer.methods.teachers import TEACHER
-from jtransfer.models import Heads, apply
+from jtransfer.methods.teachers import MAP, TEACHER, TEACHER_FEATURES, TEACHER_MAP, with_map
+from jtransfer.models import Heads, apply, outputs_and_leaves
 from jtransfer.starts.inputs import Prepare, gathered, load_for, within
+from jtransfer.tree import Tree
 
 BLOCK = 256
 """The most rows that a teacher reads at once."""
@@ -31,17 +35,30 @@ class Teacher:
         backbone: The checkpoint with its head.
         prepare: Makes the inputs of the checkpoint.
         reads: What makes each part of a batch, by name, of the outputs.
+        adds: Interceptors under which it runs, that add outputs.
     """
 
     backbone: Backbone
     prepare: Prepare
     reads: Mapping[str, Reads]
+    adds: tuple[Interceptor, ...] = ()
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that is run."""
+        return Intercepted(self.backbone.whole, self.adds) if self.adds else self.backbone.whole
+
+    @property
+    def tree(self) -> Tree:
+        """Its leaves and statistics."""
+        return self.backbone.params | self.backbone.state
 
     def __call__(self, inputs: Any, rows: np.ndarray) -> dict[str, np.ndarray]:
         """The parts of a batch `[rows, ...]` by name for some rows of inputs, float32."""
         first = self.prepare(inputs[rows[:1]])
         blocks = np.split(rows, range(step := within(first, BLOCK), len(rows), step))
-        found = [self._read(self.backbone(gathered(self.prepare, inputs, block))) for block in blocks]
+        arrays = (gathered(self.prepare, inputs, block) for block in blocks)
+        found = [self._read(run(self.backbone, self.model, self.tree, own, {})) for own in arrays]
         return {name: np.concatenate([one[name] for one in found]) for name in self.reads}
 
     def _read(self, outputs):
@@ -51,11 +68,10 @@ class Teacher:
         """Shape and dtype of one example of each part, `[1, ...]`, from inputs of which one row is made ready."""
 
         def read(tree, example):
-            outputs = apply(self.backbone.whole, tree, example)
+            outputs = apply(self.model, tree, example)
             return {name: read(outputs).astype(jnp.float32) for name, read in self.reads.items()}
 
-        tree = self.backbone.params | self.backbone.state
-        return jax.eval_shape(read, tree, self.prepare(inputs[np.arange(1)]))
+        return jax.eval_shape(read, self.tree, self.prepare(inputs[np.arange(1)]))
 
     @property
     def fingerprint(self) -> str:
@@ -85,11 +101,22 @@ def of(
     """
     found = {}
     if name:
-        if data.targets != "classes":
+        reads: dict[str, Reads] = {}
+        if TEACHER in needs and data.targets != "classes":
             raise InputError(f"config.teacher: {data.name} has not one class a row, of which a teacher could tell")
         backbone, own = load_for(name, {"trust": trust}, data)
-        columns = np.array(source_columns("config.teacher", data, backbone))
-        found["teacher"] = Teacher(backbone, own, {TEACHER: lambda outputs: outputs["logits"][:, columns]})
+        if TEACHER in needs:
+            columns = np.array(source_columns("config.teacher", data, backbone))
+            reads[TEACHER] = lambda outputs: outputs["logits"][:, columns]
+        if TEACHER_FEATURES in needs:
+            reads[TEACHER_FEATURES] = lambda outputs: outputs["features"]
+        if TEACHER_MAP in needs:
+            reads[TEACHER_MAP] = lambda outputs: outputs[MAP]
+        found["teacher"] = Teacher(backbone, own, reads, (with_map,) if TEACHER_MAP in needs else ())
+        try:
+            found["teacher"].shapes(data.inputs)
+        except InputError as error:
+            raise InputError(f"config.teacher: '{name}': {error}") from None
     if RECORDED in needs:
         if start.head is None or isinstance(start.head, Heads) or start.head.kind != "classification":
             raise InputError(
@@ -110,6 +137,19 @@ def parts(labels: np.ndarray, read: Iterable[Teacher] = (), inputs: Any = None) 
     """
     found = {"labels": jax.ShapeDtypeStruct((1, *labels.shape[1:]), labels.dtype)}
     return found | {name: x for one in read for name, x in one.shapes(inputs).items()}
+
+
+def given(parts: Mapping[str, jax.ShapeDtypeStruct], backbone: Backbone, example: Any) -> Given:
+    """What a method may be made for.
+
+    Args:
+        parts: Shape and dtype of one example of what a batch has beside `inputs`.
+        backbone: That is transferred, perhaps without leaves.
+        example: One example of its inputs, or its shapes.
+    """
+    outputs, _ = outputs_and_leaves(backbone.model, example)
+    features = outputs.get("features")
+    return Given(parts, backbone.config, backbone.head, features.shape[-1] if features is not None else 0)
 
 
 def source_columns(what: str, data: Any, backbone: Backbone) -> list[int]:

@@ -14,6 +14,7 @@ from jtransfer.data import preprocess, sources
 from jtransfer.devices import sharding
 from jtransfer.errors import InputError
 from jtransfer.optimiser import Optimiser
+from jtransfer.starts import teachers
 from jtransfer.train import costs, solved, tried
 from jtransfer.train.phases import Plan, plan
 from jtransfer.train.tasks import Task, build_task
@@ -119,8 +120,8 @@ def prepare(config, stream: Any = None) -> Run:
     methods.check_needs([method], [key for key in ("teacher", "source") if config[key]])
     task = build_task(config, mesh, stream)
     start, objective = task.start, task.objective
-    own = start.backbone and start.backbone.head
-    method = method.bound(methods.Given(task.data.parts, start.module.config, own))
+    if method.binds:
+        method = method.bound(teachers.given(task.data.parts, start.base, task.data.example))
     if start.params and not method.pretrained:
         which = ", ".join(filter(None, (config.backbone, *config.towers.values())))
         log.warning(
