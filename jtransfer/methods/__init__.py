@@ -45,6 +45,7 @@ __all__ = [
     "adaptformer",
     "bitfit",
     "check_needs",
+    "check_rows",
     "distill",
     "distill_attention",
     "distill_features",
@@ -123,6 +124,16 @@ def check_needs(named: Iterable[Method], has: Iterable[str]) -> None:
     # A source is read without a method too: what is forgotten of it is measured.
     if unused := [key for key in has if key != SOURCE and not any(key in keys for keys in needs.values())]:
         raise InputError(f"config.{unused[0]} is read by no method here; add one that does, as in 'finetune + distill'")
+
+
+def check_rows(method: Method) -> None:
+    """Refuse a method that needs more of every example, where batches are of pairs or of several tasks.
+
+    Raises:
+        InputError: naming what it needs.
+    """
+    if method.needs:
+        raise InputError(f"method '{method.name}' needs '{method.needs[0]}', which is of a single task of rows")
 
 
 MOST_PARTS = 200

@@ -115,10 +115,10 @@ def build_task(config, mesh: Mesh, stream: Stream | PairStream | Joined | None =
 
 def _refuse_needs(config, others: bool) -> None:
     """Refuse a method that needs more of a batch or of the source, if that is not of a single task of rows."""
-    method = methods.parse(config.method)
-    if others and (method.needs or config.source):
-        what = f"method '{method.name}' needs '{method.needs[0]}'" if method.needs else "config.source"
-        raise InputError(f"{what}, which is of a single task of rows; leave it out")
+    if others:
+        methods.check_rows(methods.parse(config.method))
+    if others and config.source:
+        raise InputError("config.source is of a single task of rows; leave it out")
 
 
 def _of_rows(config, settings, mesh, stream) -> Task:
