@@ -63,6 +63,8 @@ def next_config(advice: dict[str, Any]) -> str:
         "shots": tuple(k for k in SHOTS if k + validation_shots(k) <= advice["fewest"]),
         "seeds": SEEDS,
         "test_rows": 0,
+        "source": "",
+        "source_dir": "",
     }
     lines = pprint.pformat(values, width=112, sort_dicts=False).replace("\n", "\n        ")
     return (

@@ -109,7 +109,7 @@ class Trial:
 
 def config_of(config: Any, size: Size) -> ConfigDict:
     """The config of the curve that is a trial of a size, from that of `jtransfer advise`."""
-    own = {key: config[key] for key in curve_defaults()}
+    own = {key: config[key] for key in curve_defaults()} | {"source": "", "source_dir": ""}  # which no trial measures
     return ConfigDict(own | {"methods": size.names, "shots": size.shots, "steps": size.steps, "seeds": size.seeds})
 
 

@@ -6,6 +6,7 @@ from jtransfer.checkpoints.backbone import Backbone, load, save
 from jtransfer.checkpoints.catalogue import Known, families
 from jtransfer.checkpoints.export import to_huggingface, to_orbax
 from jtransfer.checkpoints.hub import embedded
+from jtransfer.checkpoints.merged import merge
 from jtransfer.checkpoints.peft import write_adapter
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "families",
     "load",
     "load_adapter",
+    "merge",
     "save",
     "to_huggingface",
     "to_orbax",

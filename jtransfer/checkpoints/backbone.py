@@ -21,7 +21,7 @@ from jtransfer.checkpoints.resizing import RESIZERS
 from jtransfer.data import preprocess
 from jtransfer.errors import InputError, nearest
 from jtransfer.kinds import FLOATS, PATTERN, check, shown
-from jtransfer.methods.method import under_those_of
+from jtransfer.methods.intercepted import under_those_of
 from jtransfer.models import (
     SOURCE_HEAD,
     STATISTICS,

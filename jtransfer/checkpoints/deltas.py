@@ -29,7 +29,7 @@ from jtransfer.checkpoints.families.values import words
 from jtransfer.checkpoints.names import LEAF, Names, Row, assign
 from jtransfer.errors import InputError, nearest
 from jtransfer.kinds import shown
-from jtransfer.methods.method import Intercepted, under_those_of
+from jtransfer.methods.intercepted import Intercepted, under_those_of
 from jtransfer.models import SOURCE_HEAD, STATISTICS, Head, Headed, Heads, apply, described, of_config, shapes_of
 from jtransfer.storage import directories
 from jtransfer.tree import FROZEN, mismatches, prefixed, select

@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "pretrain a model, or adapt one, from a config",
     "inspect": "what each method trains and what a step of it costs",
     "export": "write what a training run came to: for Hugging Face, PEFT or Orbax, or as an adapter of our own",
+    "merge": "one model of several that were trained from one start: soups, WiSE-FT, task arithmetic, TIES, DARE",
 }
 
 FLAGS = {
@@ -24,6 +25,7 @@ FLAGS = {
     "train": ("--config", "--workdir", "--config.KEY"),
     "inspect": ("--config", "--json", "--time", "--config.KEY"),
     "export": ("--workdir", "--format", "--out", "--adapters", "--trust"),
+    "merge": ("--models", "--how", "--base", "--data", "--data_dir", "--out", "--trust"),
 }
 
 EPILOG = """examples:
@@ -34,6 +36,7 @@ EPILOG = """examples:
   jtransfer inspect --config=configs/quickstart.py
   jtransfer train --config=configs/pretrain_glyphs.py --workdir=runs/glyphs
   jtransfer export --workdir=runs/mine --format=hf --out=exports/mine
+  jtransfer merge --models=runs/a/model,runs/b/model --how="ties(density=0.2)" --base=glyphs-vit --out=merged
 """
 
 
@@ -158,14 +161,30 @@ def _add_export_flags(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_merge_flags(command: argparse.ArgumentParser) -> None:
+    for flag, metavar, help_text in (
+        ("models", "DIR,DIR", "directories or names of models, joined by commas"),
+        ("how", "WAY", "soup, greedy, wise_ft(alpha=0.5), task_arithmetic, ties(density=0.2), dare(density=0.1)"),
+        ("out", "DIR", "new, or that of an earlier merge"),
+    ):
+        command.add_argument(f"--{flag}", required=True, metavar=metavar, help=help_text)
+    for flag, metavar, help_text in (
+        ("base", "NAME", "where the models started, for all ways but soup and greedy"),
+        ("data", "NAME", "of greedy: a dataset as config.data takes it, of whose training rows no model has seen any"),
+        ("data_dir", "DIR", "where prepared datasets lie"),
+        ("trust", "MODULES", "modules of your own, joined by commas, that a model may name"),
+    ):
+        command.add_argument(f"--{flag}", default="", metavar=metavar, help=help_text)
+
+
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     form = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
     parser = _Parser("jtransfer", description="Transfer learning in JAX.", epilog=EPILOG, **form)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, help_text in COMMANDS.items():
         command = commands.add_parser(name, help=help_text, description=f"jtransfer {name}: {help_text}.", **form)
-        if name == "export":
-            _add_export_flags(command)
+        if name in ("export", "merge"):
+            (_add_export_flags if name == "export" else _add_merge_flags)(command)
             continue
         command.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a Python file with get_config()")
         if name == "inspect":

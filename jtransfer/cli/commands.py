@@ -177,7 +177,7 @@ def export(arguments, overrides: list[str]) -> None:
     exports.check(out, arguments.format, arguments.adapters)
     if shared == around and (workdir / "config.json").exists():
         raise refused
-    trust = [name.strip() for name in arguments.trust.split(",") if name.strip()]
+    trust = _listed(arguments.trust)
 
     def accept(hollow):
         exports.check_result(hollow, arguments.format, arguments.adapters)
@@ -186,3 +186,34 @@ def export(arguments, overrides: list[str]) -> None:
     about = {"workdir": str(workdir), "step": step}
     exports.write(out, result, arguments.format, arguments.adapters, beside, **about)
     print(f"Written to {out}: step {step} of {workdir} as {arguments.format}")
+
+
+def merge(arguments, overrides: list[str]) -> None:
+    """`jtransfer merge`: write one model of several that were trained from one start."""
+    out = place(arguments.out, "--out")
+    from jtransfer import checkpoints, expressions
+    from jtransfer.checkpoints import merged
+    from jtransfer.data import sources
+    from jtransfer.methods.merging import MERGES
+    from jtransfer.starts import soups
+
+    how = expressions.call(expressions.parse(arguments.how, "--how"), arguments.how, "--how", MERGES)()
+    names, trust = _listed(arguments.models), _listed(arguments.trust)
+    if os.path.realpath(out) in {os.path.realpath(name) for name in (*names, arguments.base) if name}:
+        raise InputError(f"--out {arguments.out} is one of the models; expected another directory")
+    merged.check_count(how, len(names))
+    merged.check_given(how, {"base": arguments.base, "data": arguments.data})
+    models = [checkpoints.load(name, sharding="host", trust=trust) for name in names]
+    for model in models:
+        merged.refuse_methods(model)
+    base = checkpoints.load(arguments.base, sharding="host", trust=trust) if arguments.base else None
+    data = sources.load(arguments.data, arguments.data_dir) if arguments.data else None
+    score = soups.accuracy(models[0], data) if data else None
+    model, chosen = merged.merge(models, how, base, score)
+    merged.write(out, model)
+    said = f"; accuracy {score(model):.1%} on {len(data.pool)} training rows of {data.name}" if score else ""
+    print(f"Written to {out}: {how.name} of {', '.join(names[i] for i in chosen)}{said}")
+
+
+def _listed(words):
+    return [name.strip() for name in words.split(",") if name.strip()]

@@ -50,6 +50,8 @@ CURVE = TRANSFER | {
     "objective": NAME,
     "metrics": several(NAME),
     "teacher": TEXT,
+    "source": TEXT,
+    "source_dir": TEXT,
     "batch": BATCH,
     "steps": whole(1, 10**6),  # the rows of all steps are drawn beforehand
     "smoothing": SHARE,
@@ -65,6 +67,8 @@ TABLES: dict[str, dict[str, Any]] = {
         "objective": NAME,
         "metrics": several(NAME),
         "teacher": TEXT,
+        "source": TEXT,
+        "source_dir": TEXT,
         "towers": {"vision": TEXT, "text": TEXT},
         "cache": FLAG,
         "tokenizer": TEXT,
@@ -98,8 +102,6 @@ TABLES: dict[str, dict[str, Any]] = {
     },
     "advise": CURVE
     | {
-        "source": TEXT,
-        "source_dir": TEXT,
         "rows": whole(0, LARGEST),
         "shots": several(whole(1, LARGEST)),
         "minutes": kinds.POSITIVE,
@@ -133,7 +135,7 @@ MODEL = {
 
 TASK = {"data": NAME, "objective": NAME, "metrics": several(NAME), "weight": kinds.NOT_NEGATIVE}
 """Which values the keys of one of several tasks may have."""
-OF_ONE_TASK = ("data", "objective", "metrics", "teacher", "smoothing", "mixup")
+OF_ONE_TASK = ("data", "objective", "metrics", "teacher", "source", "smoothing", "mixup")
 """Keys that a config with several tasks leaves out."""
 OF_PAIRS = ("towers", "cache", "tokenizer", "templates", "crop", "temperature_limit")
 """Keys of contrastive objectives alone."""

@@ -44,6 +44,8 @@ def curve_defaults() -> dict[str, Any]:
         "objective": "classification",  # or "multilabel", "regression", or a function of yours, as "my_losses.focal"
         "metrics": (),  # names, of which the first chooses and is shown; empty for the data's own or the objective's
         "teacher": "",  # a backbone whose head has the data's classes, for methods that follow one, as distill
+        "source": "",  # data of the backbone's own head, on which forgetting is measured; for methods as ewc
+        "source_dir": "",  # where a prepared source tfds:NAME lies; empty for `data_dir`
         "batch": 32,
         "steps": 100,
         "smoothing": 0.0,
@@ -69,6 +71,8 @@ def train_defaults() -> dict[str, Any]:
         # "clip" or "siglip", contrastive, on data with captions; or a function of yours, as "my_losses.focal(gamma=2)".
         "objective": "classification",
         "teacher": "",  # a backbone whose head has the data's classes, for methods that follow one, as distill
+        "source": "",  # data of the backbone's own head, on which forgetting is measured; for methods as ewc
+        "source_dir": "",  # where a prepared source tfds:NAME lies; empty for `data_dir`
         "metrics": (),  # measured on held-out examples beside the loss; empty for the data's own or the objective's
         # Several tasks on one backbone, by name, instead of `data`, `objective` and `metrics`; each has a head and
         # gives `batch` examples to every step: {"digits": {"data": "digits"}, "ink": {"data": "npz:ink.npz", ...}}

@@ -18,7 +18,8 @@ from jtransfer.data.dataset import Dataset
 from jtransfer.data.subsets import few_shot
 from jtransfer.methods import Adapted
 from jtransfer.objectives.metrics import METRICS, Metric
-from jtransfer.starts import inputs
+from jtransfer.starts import inputs, teachers
+from jtransfer.starts.source import SourceTask
 from jtransfer.starts.teachers import Teacher
 from jtransfer.storage.cells import ResultRow
 from jtransfer.train import trials
@@ -40,7 +41,8 @@ class Examples:
         prepare: From inputs of the dataset to inputs of the backbone.
         shots: Numbers of shots that the curve has.
         metrics: The metrics by name; the first chooses hyper-parameters and is what the curve shows.
-        more: More parts of a batch by name, as a teacher: from inputs and their rows to `[rows, outputs]` float32.
+        more: Frozen models by name, as a teacher, whose outputs are more parts of a batch.
+        source: The task that the backbone comes from, on which forgetting is measured; None where none is named.
         read: Backbones with the features that `features` has computed, by the backbone's `id`.
         reading: Held while they are computed, as arms compile side by side.
     """
@@ -52,6 +54,7 @@ class Examples:
     shots: tuple[int, ...]
     metrics: Mapping[str, Metric] = field(default_factory=lambda: {"accuracy": METRICS["accuracy"]})
     more: Mapping[str, Teacher] = field(default_factory=dict)
+    source: SourceTask | None = None
     read: dict[int, tuple[Backbone, jax.Array]] = field(default_factory=dict)
     reading: threading.Lock = field(default_factory=threading.Lock)
 
@@ -63,9 +66,10 @@ class Examples:
         """
         arrays = inputs.gathered(self.prepare, self.dataset.inputs, self.rows, coded=True)
         arrays: dict[str, jax.Array | Coded] = jax.device_put(arrays, may_alias=True)
-        return {"inputs": arrays, "labels": jnp.asarray(self.dataset.labels[self.rows])} | {
-            name: jnp.asarray(one(self.dataset.inputs, self.rows)) for name, one in self.more.items()
-        }
+        found = {"inputs": arrays, "labels": jnp.asarray(self.dataset.labels[self.rows])}
+        for one in self.more.values():
+            found |= jax.device_put(one(self.dataset.inputs, self.rows))
+        return found
 
     def features(self, backbone: Backbone) -> jax.Array:
         """Features of a backbone for `rows`, `[u, d]` float32: computed once, whichever arms ask for them."""
@@ -99,12 +103,10 @@ class Examples:
         blocks = np.split(self.rows, range(inputs.BLOCK, len(self.rows), inputs.BLOCK))
         return sum(self.prepare.cut(self.dataset.inputs[rows]) for rows in blocks)
 
-    @property
+    @cached_property
     def parts(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shape and dtype of one example of the parts of a batch beside `inputs`."""
-        labels = self.dataset.labels
-        more = {name: jax.ShapeDtypeStruct((1, self.dataset.outputs), jnp.float32) for name in self.more}
-        return {"labels": jax.ShapeDtypeStruct((1, *labels.shape[1:]), labels.dtype)} | more
+        return teachers.parts(self.dataset.labels, self.more.values(), self.dataset.inputs)
 
     @property
     def metric(self) -> Metric:
@@ -188,6 +190,7 @@ class Arm(ABC):
         trainable: int,
         flops: float | None,
         seconds: float,
+        after: float | None = None,
     ) -> ResultRow:
         """A row of results.
 
@@ -200,6 +203,7 @@ class Arm(ABC):
             trainable: Number of parameters that learn.
             flops: FLOPs of one training step, or of one forward pass where nothing is trained by steps.
             seconds: Seconds that one trial took.
+            after: The accuracy on the source task at the end; None where the backbone is not there, or diverged.
         """
         name, metric = next(iter(self.examples.metrics.items()))
         values = [None] * len(self.examples.metrics) if measured is None else map(_defined, measured)
@@ -218,6 +222,7 @@ class Arm(ABC):
             "trainable": trainable,
             "flops_per_step": flops,
             "seconds": seconds,
+            **({"source_before": source.before, "source_after": after} if (source := self.examples.source) else {}),
         }
 
 

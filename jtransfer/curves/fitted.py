@@ -57,7 +57,8 @@ class Fitted(Arm):
             seconds = (time.perf_counter() - started) / len(seeds)
             return [
                 self.row(
-                    *(shots, seed, heads.chosen[i], float(heads.values[i]), measured[i]), trainable, flops, seconds
+                    *(shots, seed, heads.chosen[i], float(heads.values[i]), measured[i]),
+                    *(trainable, flops, seconds, examples.source and examples.source.before),
                 )
                 for i, seed in enumerate(seeds)
             ]

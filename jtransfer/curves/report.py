@@ -9,6 +9,7 @@ Results are rows, one for each (method, shots, seed). A report reads these field
     metric, better, unit    what is shown, as in `points.Shown`; its value is `test_METRIC`, None where all diverged
     trainable               parameters that learn
     flops_per_step          FLOPs of one training step, or of one forward pass where none is trained; None if unknown
+    source_before, source_after    accuracy on the source task, where one is named; after is None without the backbone
 """
 
 import math
@@ -58,10 +59,12 @@ def table_markdown(results: Results, protocol: Sequence[str]) -> str:
     best = _best(points, look)
     unit, scale = _unit(results)
     shots = shots_of(points)
-    lines = [["method", "trainable parameters", f"{unit} / step", *map(str, shots)]]
+    kept = ["source accuracy"] if has_source(results) else []
+    lines = [["method", "trainable parameters", f"{unit} / step", *kept, *map(str, shots)]]
     for method in methods_of(points):
         # Code marks, because a method's name may hold a pattern.
         line = [code(method), _trainable(results, method), _flops(results, method, scale)]
+        line += [_source(results, method)] if kept else []
         for cell in ((method, k) for k in shots):
             line.append(f"**{_text(points[cell], look)}**" if cell in best else _text(points.get(cell), look))
         lines.append(line)
@@ -94,10 +97,12 @@ def terminal_table(results: Results) -> "Table":
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption=caption, caption_justify="left")
     # The names alone give way when room is short: a number that is cut is a wrong number.
     table.add_column("method", overflow="fold")
-    for name in ("trainable\nparameters", f"{unit}\n/ step", *map(str, shots_of(points))):
+    kept = ["source\naccuracy"] if has_source(results) else []
+    for name in ("trainable\nparameters", f"{unit}\n/ step", *kept, *map(str, shots_of(points))):
         table.add_column(name, justify="right", no_wrap=True)
     for method in methods_of(points):
         line = [Text(method), _trainable(results, method), _flops(results, method, scale)]
+        line += [_source(results, method)] if kept else []
         for cell in ((method, k) for k in shots_of(points)):
             mean, *half = _text(points.get(cell), look).replace(" (", "\n(").split(" ± ")
             text = Text(mean, style="bold" if cell in best else "")
@@ -156,6 +161,18 @@ def _trainable(results, method) -> str:
 
 def _flops(results, method, scale) -> str:
     return _span([_number(flops / scale) for flops in _costs(results, method, "flops_per_step")])
+
+
+def has_source(results: Results) -> bool:
+    """Whether the accuracy on a source task was measured before and after."""
+    return any("source_before" in row for row in results)
+
+
+def _source(results, method) -> str:
+    """The source accuracy in %, before and, in the mean over seeds, after training on the most labels."""
+    rows = [row for row in results if row["method"] == method and row.get("source_after") is not None]
+    after = [row["source_after"] for row in rows if row["shots"] == max(one["shots"] for one in rows)]
+    return f"{100 * rows[0]['source_before']:.1f} → {100 * math.fsum(after) / len(after):.1f}" if rows else MISSING
 
 
 def _span(texts) -> str:

@@ -67,8 +67,8 @@ class Curve:
         objective: What the methods that train by steps learn.
         recipe: How these methods are trained.
         arms: One arm for each method, in the config's order.
-        fingerprints: Fingerprints by `data`, `backbone`, `preprocessing` (what makes its inputs), `templates` and
-            `teacher`, where there are any.
+        fingerprints: Fingerprints by `data`, `backbone`, `preprocessing` (what makes its inputs), `templates`,
+            `teacher` and `source`, where there are any.
         modules: For each method that uses modules of the user's, their digests by name.
     """
 
@@ -115,7 +115,7 @@ def prepare(config, dataset: sources.Dataset | None = None) -> Curve:
     own = expressions.modules(config.objective, "objective")
     for name in config.metrics:
         own |= expressions.modules(name, "metric")
-    methods.check_needs(learned.values(), ["teacher"] if config.teacher else [])
+    methods.check_needs(learned.values(), [key for key in ("teacher", "source") if config[key]])
     dataset = dataset or sources.load(config.data, config.data_dir, (*LABELS, *KINDS))
     own |= sources.modules(config.data)
     objectives.check_reads(objective, config.objective, dataset)
@@ -126,7 +126,6 @@ def prepare(config, dataset: sources.Dataset | None = None) -> Curve:
         )
     chosen = metrics.chosen(config.metrics, dataset, objective)
     metrics.choosing(chosen, dataset, config.objective)
-    taught = {"teacher": teachers.of(config.teacher, dataset, config.load.trust)} if config.teacher else {}
     if dataset.targets != "classes" and ZERO_SHOT in names:
         raise InputError(f"config.methods: '{ZERO_SHOT}' is of classes by name, which {dataset.name} has not one a row")
     for kind, alone in OF_KIND.items():
@@ -143,9 +142,12 @@ def prepare(config, dataset: sources.Dataset | None = None) -> Curve:
     drawn = [few_shot(dataset.labels, dataset.pool, max(config.shots), seed) for seed in range(config.seeds)]
     rows = np.unique(np.concatenate([test, *itertools.chain(*drawn)]))
     backbone, make = starts.load_for(config.backbone, config.load, dataset, tower=False)
-    examples = Examples(dataset, test, rows, make, tuple(config.shots), chosen, taught)
-    objectives.check_mixup(config.mixup, examples.example)
     tower = starts.tower_for(backbone, dataset)
+    needs = {part for method in learned.values() for part in method.needs}
+    taught = teachers.of(config.teacher, dataset, needs, tower, make, config.load.trust)
+    source = named.source(config, backbone, tower) if config.source else None
+    examples = Examples(dataset, test, rows, make, tuple(config.shots), chosen, taught, source)
+    objectives.check_mixup(config.mixup, examples.example)
     options = Optimiser(**config.optimiser), config.steps, config.batch, config.hyper.to_dict(), config.parallel
     recipe, templates = trained.Recipe(*options), named.templates(config.templates)
 
@@ -167,7 +169,8 @@ def prepare(config, dataset: sources.Dataset | None = None) -> Curve:
         modules |= {arm.name: modules.get(arm.name, {}) | own for arm in built}
     fingerprints = {"data": sources.fingerprint(dataset)} | backbone.fingerprints
     fingerprints |= {"templates": by_names.fingerprint(templates)} if config.templates else {}
-    fingerprints |= {name: one.fingerprint for name, one in taught.items()}
+    read = taught | ({"source": source} if source else {})
+    fingerprints |= {name: one.fingerprint for name, one in read.items() if name != "recorded"}
     return Curve(config, examples, backbone, objective, recipe, built, fingerprints, modules)
 
 
@@ -323,6 +326,11 @@ def protocol(curve: Curve, rows: list[ResultRow]) -> list[str]:
             f"Texts: {examples.prepare.tokens} tokens each; {examples.cut} of {len(examples.rows)} are cut off."
         )
     lines += [dataset.note] if dataset.note else []
+    if source := examples.source:
+        lines.append(
+            f"Source: {source.data.name}, told by {source.what}; accuracy on {len(source.held_out['labels'])} held-out "
+            f"rows before ({source.before:.1%}) and after training, at the most labels."
+        )
     for arm in curve.arms:
         lines += arm.about([row for row in rows if row["method"] == arm.name])
     for name, labels in worth(rows).items():

@@ -18,6 +18,7 @@ from jtransfer.data.subsets import batches
 from jtransfer.methods.method import SOLVED
 from jtransfer.methods.statistics import moving
 from jtransfer.objectives import Objective
+from jtransfer.starts import teachers
 from jtransfer.storage.cells import ResultRow, value
 from jtransfer.train import Optimiser, Plan, TrialData, costs, make_trial, plan, predict_rows
 from jtransfer.tree import Tree, partition, size
@@ -81,10 +82,12 @@ class Trained(Arm):
         """Compile a cell into one program: the trials of all seeds and hyper-parameters, and the test of the best."""
         adapted, examples, many = self.adapted, self.examples, self.parallel
         trial = make_trial(adapted, self.objective, self.optimiser, self.plan, examples.metric)
-        test = examples.places(examples.test)
+        test, source = examples.places(examples.test), self._source
+        given = adapted.base | (examples.source.told(adapted) if adapted.told else {})
+        held_out = source.held_out if source else ()
         seeds_at_once = max(1, many // len(self.grid)) if many else 0
 
-        def best(key, grid, base, parts, data):
+        def best(key, grid, base, parts, data, held_out):
             """All hyper-parameters of one seed: which is best on validation, how it fares there, and on test rows."""
             results = _over(lambda hyper: trial(key, hyper, base, parts, data), grid, many)
             score = results.score.max()
@@ -93,18 +96,19 @@ class Trained(Arm):
             tree, _ = adapted.start(jax.random.split(key)[0], base)
             logits = predict_rows(adapted, tree | learned, state, parts["inputs"], test)
             measured = examples.measured(logits, parts["labels"][test])
-            return chosen, score, measured, jnp.isfinite(score) & jnp.isfinite(logits).all()
+            after = source.accuracy(adapted.model, tree | learned | state, held_out) if source else ()
+            return chosen, score, measured, jnp.isfinite(score) & jnp.isfinite(logits).all(), after
 
         @jax.jit
-        def program(keys, grid, base, heads, parts, data):
+        def program(keys, grid, base, heads, parts, data, held_out):
             own = keys, data, heads
-            return _over(lambda one: best(one[0], grid, base | one[2], parts, one[1]), own, seeds_at_once)
+            return _over(lambda one: best(one[0], grid, base | one[2], parts, one[1], held_out), own, seeds_at_once)
 
         def arguments(shots, seeds):
             data = [self._trial_data(shots, seed) for seed in seeds]
             keys = jnp.stack([jax.random.fold_in(jax.random.key(seed), shots) for seed in seeds])
             data = TrialData(*map(np.stack, zip(*data, strict=True)))
-            return keys, grid, adapted.base, self._heads(shots, list(seeds)), examples.on_device, data
+            return keys, grid, given, self._heads(shots, list(seeds)), examples.on_device, data, held_out
 
         grid = {key: jnp.array([point[key] for point in self.grid], jnp.float32) for key in self.grid[0]}
         compiled = {seeds: program.lower(*arguments(min(examples.shots), range(seeds))).compile()}
@@ -115,11 +119,15 @@ class Trained(Arm):
             if len(seeds) not in compiled:  # where some seeds are done already, a cell has fewer
                 compiled[len(seeds)] = program.lower(*call).compile()
             started = time.perf_counter()
-            chosen, score, measured, finite = map(np.asarray, compiled[len(seeds)](*call))
+            chosen, score, measured, finite, after = jax.device_get(compiled[len(seeds)](*call))
             seconds = (time.perf_counter() - started) / (len(seeds) * len(self.grid))
             sign = 1 if examples.metric.higher else -1
+            afters = [float(after[i]) if source else None for i in range(len(seeds))]
             return [
-                self.row(shots, seed, self.grid[chosen[i]], sign * float(score[i]), measured[i], *costs_of_all, seconds)
+                self.row(
+                    *(shots, seed, self.grid[chosen[i]], sign * float(score[i]), measured[i], *costs_of_all, seconds),
+                    after=afters[i],
+                )
                 if finite[i]
                 else self.row(shots, seed, {}, None, None, *costs_of_all, seconds)
                 for i, seed in enumerate(seeds)
@@ -166,6 +174,12 @@ class Trained(Arm):
         """FLOPs of one step; of a method with phases, the mean over all steps of a trial."""
         return costs.flops_per_step([self._step(phase) for phase in self.adapted.phases], self.plan)
 
+    @property
+    def _source(self):
+        """The source task, where the method starts from the backbone that knows it."""
+        source = self.examples.source
+        return source if source and source.backbone.params.keys() <= self.adapted.base.keys() else None
+
     def _step(self, phase):
         return costs.step_shapes(phase, self.objective, self.optimiser, self.batch, parts=self.examples.parts)
 
@@ -207,6 +221,8 @@ def build(
         backbone, method = raw.representation(name, examples, backbone), methods.probe()
     else:
         method = methods.parse(name)
+    if method.binds:
+        method = method.bound(teachers.given(examples.parts, backbone, examples.example))
     model, params, _ = headed(backbone, objective, examples.dataset.outputs)
     where = f"config.hyper['{name}']" if name in recipe.hyper else "config"
     phases = plan(len(method.phases), steps, *shares, where)

@@ -22,23 +22,36 @@ from jtransfer.methods.freezing import (
 )
 from jtransfer.methods.ia3 import ia3
 from jtransfer.methods.lora import lora
-from jtransfer.methods.method import Adapted, Method, Phase, adapt, learn
+from jtransfer.methods.method import Adapted, Given, Method, Phase, adapt, learn
 from jtransfer.methods.penalties import l2sp
 from jtransfer.methods.prefixes import prefix
 from jtransfer.methods.prompts import prompt, vpt
-from jtransfer.methods.teachers import distill
+from jtransfer.methods.remembering import RECORDED, SOURCE, ewc, lwf
+from jtransfer.methods.teachers import (
+    TEACHER_FEATURES,
+    TEACHER_MAP,
+    distill,
+    distill_attention,
+    distill_features,
+)
+from jtransfer.methods.wise_ft import wise_ft
 from jtransfer.solvers.few_shot import FITS
 
 __all__ = [
     "METHODS",
     "Adapted",
+    "Given",
     "Method",
     "Phase",
     "adapt",
     "adaptformer",
     "bitfit",
     "check_needs",
+    "check_rows",
     "distill",
+    "distill_attention",
+    "distill_features",
+    "ewc",
     "finetune",
     "frozen_norm",
     "houlsby",
@@ -47,6 +60,7 @@ __all__ = [
     "layerwise",
     "learn",
     "lora",
+    "lwf",
     "named_phases",
     "norm",
     "parse",
@@ -80,7 +94,12 @@ METHODS: dict[str, Callable[..., Method]] = {
     "prefix": prefix,
     "vpt": vpt,
     "l2sp": l2sp,
+    "ewc": ewc,
+    "lwf": lwf,
+    "wise_ft": wise_ft,
     "distill": distill,
+    "distill_features": distill_features,
+    "distill_attention": distill_attention,
     "rules": rules,
 }
 
@@ -91,22 +110,38 @@ def named_phases(name: str, adapted: Adapted) -> list[tuple[str, Adapted]]:
     return [(f"{name} ({i} of {count})" if count > 1 else name, one) for i, one in enumerate(adapted.phases, 1)]
 
 
+KEYS = {RECORDED: "", TEACHER_FEATURES: "teacher", TEACHER_MAP: "teacher"}
+"""Of what methods need, what has another name than the key of the config that gives it; empty where none does."""
+
+
 def check_needs(named: Iterable[Method], has: Iterable[str]) -> None:
-    """Refuse methods that read parts of a batch that are not there, and parts that none of them reads.
+    """Refuse methods that need what is not there, and a teacher that none of them reads.
 
     Args:
         named: The methods of a run.
-        has: The keys of the config that give such parts, as "teacher", and are set.
+        has: The keys of the config that give what methods need, as "teacher" and "source", and are set.
 
     Raises:
         InputError: naming the key.
     """
-    named, has = list(named), list(has)
-    for method in named:
-        if missing := [part for part in method.needs if part not in has]:
-            raise InputError(f"method '{method.name}' needs a {missing[0]}: name one in config.{missing[0]}")
-    if unused := [part for part in has if not any(part in method.needs for method in named)]:
+    needs = {method.name: [KEYS.get(part, part) for part in method.needs] for method in named}
+    has = list(has)
+    for name, keys in needs.items():
+        if missing := [key for key in keys if key and key not in has]:
+            raise InputError(f"method '{name}' needs a {missing[0]}: name one in config.{missing[0]}")
+    # A source is read without a method too: what is forgotten of it is measured.
+    if unused := [key for key in has if key != SOURCE and not any(key in keys for keys in needs.values())]:
         raise InputError(f"config.{unused[0]} is read by no method here; add one that does, as in 'finetune + distill'")
+
+
+def check_rows(method: Method) -> None:
+    """Refuse a method that needs more of every example, where batches are of pairs or of several tasks.
+
+    Raises:
+        InputError: naming what it needs.
+    """
+    if method.needs:
+        raise InputError(f"method '{method.name}' needs '{method.needs[0]}', which is of a single task of rows")
 
 
 MOST_PARTS = 200

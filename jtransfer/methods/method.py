@@ -5,7 +5,6 @@ and its parameters live in the model's own tree beside the layer that they chang
 """
 
 import operator
-import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,24 +13,22 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.errors import NameInUseError
 
 from jtransfer import imports, kinds
 from jtransfer.errors import InputError, nearest
+from jtransfer.methods import endings
+from jtransfer.methods.endings import BEGAN
+from jtransfer.methods.intercepted import Intercepted, Interceptor, leaves_under
 from jtransfer.methods.modes import evaluation_mode
-from jtransfer.models import SOURCE_HEAD, STATISTICS, complete, outputs_and_leaves
+from jtransfer.models import SOURCE_HEAD, STATISTICS, Architecture, complete, outputs_and_leaves
 from jtransfer.objectives import Score
-from jtransfer.tree import FROZEN, Tree, label, mismatches
+from jtransfer.tree import FROZEN, Tree, label, merge, mismatches, prefixed, select
 
 Rates = dict[str, float]
 Learns = Callable[[Collection[str]], Rates]
-Interceptor = Callable[[Callable, tuple, dict, nn.module.InterceptorContext], Any]
 
 HEAD = ("head/.*", 1.0)
 """The rule of every method: the head of the new task learns at the full rate, where the model has one."""
-
-JOINS = {"+": operator.add, ">>": operator.rshift}
-"""What joins two methods to one."""
 
 SOLVED = ("head/kernel", "head/bias")
 """Leaves of a linear head that a method may solve for."""
@@ -42,6 +39,22 @@ def same(score: Score) -> Score:
     return score
 
 
+class Given(NamedTuple):
+    """What a method may be made for, once data and backbone are known.
+
+    Attributes:
+        parts: Shape and dtype of one example of what a batch has beside `inputs`.
+        architecture: Of the backbone.
+        head: The backbone's own head; None where it has none.
+        width: Of the backbone's features.
+    """
+
+    parts: Mapping[str, jax.ShapeDtypeStruct]
+    architecture: Architecture
+    head: Any = None
+    width: int = 0
+
+
 class Phase(NamedTuple):
     """A part of the training: what learns then, what has been added to the model by then, and what is minimised.
 
@@ -50,12 +63,14 @@ class Phase(NamedTuple):
         adds: Interceptors that add leaves, those of earlier phases too.
         modes: Interceptors of this phase alone, which add none.
         scores: From the objective's score to what is minimised in this phase.
+        ends: As in `Method`, of this phase.
     """
 
     learns: Learns
     adds: tuple[Interceptor, ...] = ()
     modes: tuple[Interceptor, ...] = ()
     scores: Callable[[Score], Score] = same
+    ends: Callable[[Tree, Tree], Tree] | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +94,13 @@ class Method:
         fold: From an adapted tree to that of `kept`, with equal outputs.
         kept: The method that the leaves are kept by when the training is over, with its text as its name; None where it
             is this one.
-        before: Phases of the training that come before the one that `learns`, `adds`, `modes` and `scores` tell of.
+        before: Phases of the training that come before the one that `learns`, `adds`, `modes`, `scores` and `ends`
+            tell of.
+        asks: What is to be known of the source task before the first step, as a `Fisher`: frozen leaves under a prefix,
+            one for each leaf of the backbone that learns, which `scores` reads.
+        binds: From what is given to the method that is made for it, as for a teacher's width; None for any.
+        ends: From the leaves that learn, as they were at the start of the phase and as they are, to those that are
+            evaluated and kept; None where these are the last ones. It is not for leaves that a method adds.
 
     `a + b` trains what either trains (at the rate of `a` where both do) and adds what either adds; of phases, one of
     the two may have several. `a >> b` trains by one after the other, from what the one came to.
@@ -99,18 +120,26 @@ class Method:
     fold: Callable[[Tree], Tree] = dict
     kept: "Method | None" = None
     before: tuple[Phase, ...] = ()
+    ends: Callable[[Tree, Tree], Tree] | None = None
+    asks: tuple[Any, ...] = ()
+    binds: Callable[[Given], "Method"] | None = None
 
     def __post_init__(self):
         what = f"method '{self.name}'"
         then = {"learns": partial(_checked_rates, what)}
-        for name in ("learns", "scores", "holds", "merge"):
+        for name in ("learns", "scores", "holds", "merge", "ends"):
             blamed = imports.blamed(f"{what}: file", getattr(self, name), *filter(None, [then.get(name)]))
             object.__setattr__(self, name, blamed)
 
     @property
     def phases(self) -> tuple[Phase, ...]:
         """All parts of the training, in their order."""
-        return (*self.before, Phase(self.learns, self.adds, self.modes, self.scores))
+        return (*self.before, Phase(self.learns, self.adds, self.modes, self.scores, self.ends))
+
+    def bound(self, given: Given) -> "Method":
+        """The method that is made for what is given."""
+        made = self.binds(given) if self.binds else self
+        return replace(made, name=self.name, solves=self.solves, binds=None)
 
     def __add__(self, other: "Method") -> "Method":
         if self.parts and other.parts:  # each would add leaves of the same names, and merge the other's
@@ -126,7 +155,7 @@ class Method:
         mine, theirs = (
             method.phases * (max(counts) // count) for method, count in zip((self, other), counts, strict=True)
         )
-        return self._joined(other, "+", [_sum(*both) for both in zip(mine, theirs, strict=True)])
+        return self._joined(other, operator.add, [_sum(*both) for both in zip(mine, theirs, strict=True)])
 
     def __rshift__(self, other: "Method") -> "Method":
         if self.parts and other.parts:
@@ -134,12 +163,13 @@ class Method:
                 f"method '{self.name} >> {other.name}': both add low-rank paths; one at a time is supported"
             )
         later = [phase._replace(adds=_union(self.adds, phase.adds)) for phase in other.phases]
-        return self._joined(other, " >> ", [*self.phases, *later])
+        return self._joined(other, operator.rshift, [*self.phases, *later])
 
-    def _joined(self, other: "Method", sign: str, phases: list[Phase]) -> "Method":
+    def _joined(self, other: "Method", join: Callable[..., "Method"], phases: list[Phase]) -> "Method":
         *before, last = phases
+        sign, binds = "+" if join is operator.add else " >> ", self.binds or other.binds
         merges = self.merge, other.merge
-        kept = JOINS[sign.strip()](self.kept or self, other.kept or other) if self.kept or other.kept else None
+        kept = join(self.kept or self, other.kept or other) if self.kept or other.kept else None
         return Method(
             name=f"{self.name}{sign}{other.name}",
             learns=last.learns,
@@ -155,6 +185,9 @@ class Method:
             fold=lambda tree: other.fold(self.fold(tree)),
             kept=kept,
             before=tuple(before),
+            ends=last.ends,
+            asks=_union(self.asks, other.asks),
+            binds=binds and (lambda given: join(self.bound(given), other.bound(given))),
         )
 
 
@@ -175,7 +208,9 @@ def _sum(one: Phase, other: Phase) -> Phase:
         return {path: mine[path] if mine[path] != FROZEN else theirs[path] for path in paths}
 
     adds, modes = _union(one.adds, other.adds), _union(one.modes, other.modes)
-    return Phase(learns, adds, modes, lambda score: other.scores(one.scores(score)))
+    ends = [phase.ends for phase in (one, other) if phase.ends]
+    both = (lambda start, end: ends[1](start, ends[0](start, end))) if len(ends) > 1 else None
+    return Phase(learns, adds, modes, lambda score: other.scores(one.scores(score)), both or next(iter(ends), None))
 
 
 def _union(one, other):
@@ -204,59 +239,6 @@ def learn(*rules: tuple[str, float]) -> Callable[[Collection[str]], Rates]:
 
 
 @dataclass(frozen=True)
-class Inner:
-    """Holds a module so that Flax makes it no part, whose name no other part of a shared scope could have."""
-
-    module: nn.Module
-
-
-class Intercepted(nn.Module):
-    """A model run under interceptors. It shares the model's scope, so every path stays as it was.
-
-    The model may be an `Intercepted` itself, or have one as its backbone. The first of `adds` is the outermost.
-    """
-
-    inner: nn.Module | Inner
-    adds: tuple[Interceptor, ...]
-
-    def __post_init__(self):
-        if isinstance(self.inner, nn.Module):
-            self.inner = Inner(self.inner)
-        super().__post_init__()
-
-    @property
-    def model(self) -> nn.Module:
-        """The model under the interceptors."""
-        return self.inner.module
-
-    @nn.compact
-    def __call__(self, *args, **kwargs):
-        model = self.model.copy(name=None)
-        nn.share_scope(self, model)
-        call = model
-        for interceptor in reversed(self.adds):
-            call = partial(_intercepted, interceptor, call)
-        return call(*args, **kwargs)
-
-    @property
-    def config(self) -> Any:
-        """The config of the model."""
-        return self.model.config
-
-
-def under_those_of(model: nn.Module, plain: nn.Module) -> nn.Module:
-    """A plain model under the interceptors that another one runs under; as it is where there are none."""
-    if not isinstance(model, Intercepted):
-        return plain
-    return Intercepted(under_those_of(model.model, plain), model.adds)
-
-
-def _intercepted(interceptor, call, *args, **kwargs):
-    with nn.intercept_methods(interceptor):
-        return call(*args, **kwargs)
-
-
-@dataclass(frozen=True)
 class Adapted:
     """A model as a method changes it: everything that training needs to know of both.
 
@@ -273,6 +255,9 @@ class Adapted:
         each: Of a method with several phases, what it makes of the model in each: the same leaves, of which others
             learn. `rates` are then those of the last phase in which a leaf learns, all else is as at the end.
         solved: Paths of the leaves that a solver finds before the first step.
+        ends: What the method makes of the leaves that learned, as in `Method`; of one with several phases, None.
+        asks: What is to be known of the source task, as in `Method`.
+        told: Shape and dtype of the leaves that say it. Their values come with those of `base`.
     """
 
     model: nn.Module
@@ -286,18 +271,38 @@ class Adapted:
     since: Mapping[str, int] = field(default_factory=dict)
     each: tuple["Adapted", ...] = ()
     solved: tuple[str, ...] = ()
+    ends: Callable[[Tree, Tree], Tree] | None = None
+    asks: tuple[Any, ...] = ()
+    told: Tree = field(default_factory=dict)
 
     @property
     def phases(self) -> tuple["Adapted", ...]:
         """The parts of the training, in their order."""
         return self.each or (self,)
 
+    def held(self, given: Tree) -> Tree:
+        """The frozen leaves beside the model's that `scores` reads, from the leaves of `base` and `told`."""
+        return self.holds({path: given[path] for path in self.base}) | {path: given[path] for path in self.told}
+
+    def begun(self, trainable: Tree) -> Tree:
+        """The leaves that learn in a phase as they are at its start, under `BEGAN`; empty where nothing reads them."""
+        return prefixed(trainable, BEGAN) if self.ends else {}
+
+    def ended(self, trainable: Tree, others: Tree) -> Tree:
+        """All leaves of the model as they are evaluated and kept, from those that learn and all others.
+
+        `others` has what `begun` gave, which is in no model.
+        """
+        found = self.ends(select(others, BEGAN), trainable) if self.ends else trainable
+        return merge(found, endings.now(others))
+
     def start(self, key: jax.Array, base: Tree) -> tuple[Tree, Tree]:
         """The parameters and the state at the start; only leaves that `base` lacks are initialised.
 
         Call it under `jit`: what these leaves do not need is then never computed.
         """
-        return _split(complete(self.model, key, base, self.example))
+        own = {path: leaf for path, leaf in base.items() if path not in self.told}
+        return _split(complete(self.model, key, own, self.example))
 
 
 def adapt(
@@ -332,7 +337,7 @@ def adapt(
         expected = {path: leaf for path, leaf in plain.items() if path in own or not path.startswith(fresh)}
         if offenders := mismatches(expected, own):
             raise InputError(f"the backbone does not fit the model: {'; '.join(offenders)}")
-    shapes, state = _split(_leaves_under(method.name, method.adds, model, example, outputs))
+    shapes, state = _split(leaves_under(method.name, method.adds, model, example, outputs))
     shapes |= {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in _split(base)[0].items()}
     solved = SOLVED if method.solves else ()
     if any(path not in shapes for path in solved):
@@ -342,7 +347,7 @@ def adapt(
         # Of leaves that a later phase adds none learns yet.
         there = shapes
         if phase.adds != method.adds:
-            there = _split(_leaves_under(method.name, phase.adds, model, example, outputs))[0]
+            there = _split(leaves_under(method.name, phase.adds, model, example, outputs))[0]
         own = [path for path in shapes if path in there and not path.startswith(SOURCE_HEAD)]
         with imports.calling(f"method '{method.name}': file", phase.learns):
             rates = dict.fromkeys(shapes, FROZEN) | phase.learns(own)
@@ -355,42 +360,21 @@ def adapt(
         whole = Intercepted(model, (*phase.adds, *phase.modes, frozen_mode, *wrap))
         before = each[-1].since if each else {}
         since = {path: before.get(path, len(each)) for path, rate in rates.items() if rate != FROZEN}
-        each.append(Adapted(whole, shapes, rates, base, state, example, phase.scores, method.holds, since, (), solved))
+        each.append(
+            Adapted(
+                whole, shapes, rates, base, state, example, phase.scores, method.holds, since, (), solved, phase.ends
+            )
+        )
+        if phase.ends:
+            endings.check(method.name, each[-1], plain, first=len(each) == 1)
+    learned = {path: rate for one in each for path, rate in one.rates.items() if rate != FROZEN}
+    if len(method.asks) > 1:
+        raise InputError(f"method '{method.name}' asks two things of the source task; expected one")
+    told = {path: leaf for ask in method.asks for path, leaf in ask.shapes(method.name, shapes, learned, base).items()}
+    each = [replace(one, asks=method.asks, told=told) for one in each] if told else each
     if len(each) == 1:
         return each[0]
-    learned = {path: rate for one in each for path, rate in one.rates.items() if rate != FROZEN}
-    return replace(each[-1], rates=dict.fromkeys(shapes, FROZEN) | learned, each=tuple(each))
-
-
-def _leaves_under(name, adds, model, example, outputs):
-    """Shapes of the leaves of a model under interceptors, which must not change the shapes of its outputs."""
-    with imports.calling(f"method '{name}': file", *adds):
-        try:
-            found, leaves = outputs_and_leaves(Intercepted(model, adds), example)
-        except NameInUseError as error:
-            part = named[1] if (named := re.search(r'"(\w+)"', str(error))) else "a part"
-            raise InputError(
-                f"method '{name}' adds '{part}' where the model has it already, of a method that it runs under; "
-                "choose another method, or a backbone without that one"
-            ) from None
-    for key, before in outputs.items():
-        after = found.get(key) if isinstance(found, Mapping) else None
-        if _sides(key, before) != _sides(key, after):
-            raise InputError(
-                f"method '{name}' makes {_shown(after)} of the model's output '{key}', {_shown(before)}; expected the "
-                "same shape: a method may change values, and how many tokens last_hidden_state has"
-            )
-    return leaves
-
-
-def _sides(name, output):
-    """The shapes in an output that a method must not change."""
-    free = (1,) if name == "last_hidden_state" else ()
-    return [[n for i, n in enumerate(x.shape) if i not in free] for x in jax.tree.leaves(output)]
-
-
-def _shown(output):
-    return " and ".join(str(list(x.shape)) for x in jax.tree.leaves(output)) or "nothing"
+    return replace(each[-1], ends=None, rates=dict.fromkeys(shapes, FROZEN) | learned, each=tuple(each))
 
 
 def _split(tree: Tree) -> tuple[Tree, Tree]:

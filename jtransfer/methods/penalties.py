@@ -5,6 +5,7 @@ from typing import Annotated
 import jax.numpy as jnp
 
 from jtransfer.kinds import NOT_NEGATIVE, checked
+from jtransfer.methods.fisher import FISHER
 from jtransfer.methods.method import Method, learn
 from jtransfer.models import SOURCE_HEAD, STATISTICS
 from jtransfer.objectives import Score
@@ -12,6 +13,11 @@ from jtransfer.tree import Tree, prefixed
 
 ANCHOR = "anchor/"
 """Prefix of the paths under which the backbone's leaves are held as they were at the start."""
+
+
+def anchored(base: Tree) -> Tree:
+    """The parameters of the backbone, under `ANCHOR`."""
+    return prefixed({path: leaf for path, leaf in base.items() if not path.startswith(STATISTICS)}, ANCHOR)
 
 
 @checked
@@ -31,15 +37,12 @@ def l2sp(alpha: Annotated[float, NOT_NEGATIVE] = 0.1, beta: Annotated[float, NOT
         InputError: a weight below 0.
     """
 
-    def holds(base: Tree) -> Tree:
-        return prefixed({path: leaf for path, leaf in base.items() if not path.startswith(STATISTICS)}, ANCHOR)
-
     def scores(score: Score) -> Score:
         def penalised(params, outputs, batch):
             value, metrics = score(params, outputs, batch)
             penalty = jnp.float32(0)
             for path, leaf in params.items():
-                if path.startswith((ANCHOR, SOURCE_HEAD)):
+                if path.startswith((ANCHOR, FISHER, SOURCE_HEAD)):
                     continue
                 start, weight = (params[ANCHOR + path], alpha) if ANCHOR + path in params else (0, beta)
                 penalty += weight / 2 * jnp.sum(jnp.square((leaf - start).astype(jnp.float32)))
@@ -47,4 +50,4 @@ def l2sp(alpha: Annotated[float, NOT_NEGATIVE] = 0.1, beta: Annotated[float, NOT
 
         return penalised
 
-    return Method("l2sp", learn(), scores=scores, holds=holds)
+    return Method("l2sp", learn(), scores=scores, holds=anchored)

@@ -1,13 +1,17 @@
 """Which running statistics a training step moves, found where the model itself says it: by tracing it."""
 
+from typing import TYPE_CHECKING
+
 import jax
 
 from jtransfer import models
-from jtransfer.methods.method import Adapted
 from jtransfer.tree import flat
 
+if TYPE_CHECKING:
+    from jtransfer.methods.method import Adapted
 
-def moving(adapted: Adapted) -> list[str]:
+
+def moving(adapted: "Adapted") -> list[str]:
     """Paths of the batch statistics that a step in training mode changes, as `batch_stats/stem/norm/mean`.
 
     Those of norms in evaluation mode stay: of parts in which nothing learns, and of all under `frozen_norm`.

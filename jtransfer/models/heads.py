@@ -1,5 +1,6 @@
 """What stands on a backbone and predicts: one linear layer for a new task, or the head that a checkpoint came with."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 
 from jtransfer.errors import InputError
 from jtransfer.models import layers
+from jtransfer.tree import nested
 
 SOURCE_HEAD = "source_head/"
 """Prefix of the head of a backbone's source task, which stays in the tree, frozen, whatever the method."""
@@ -185,6 +187,31 @@ def _predictions(c: Head, name: str, outputs: dict[str, Any], table, skipped: in
     if c.span:
         return {"start_logits": logits[..., 0], "end_logits": logits[..., 1]}
     return {c.output: logits}
+
+
+class _Alone(nn.Module):
+    """A head that reads outputs of a backbone that is not run again."""
+
+    config: Head
+    skipped: int
+
+    @nn.compact
+    def __call__(self, outputs):
+        return _predictions(self.config, SOURCE_HEAD.rstrip("/"), outputs, None, self.skipped, 0)
+
+
+def source_logits(head: Head, prefix_tokens: int, tree: Mapping[str, jax.Array], outputs: dict[str, Any]) -> jax.Array:
+    """Logits `[n, classes]` of a source head on the outputs of a backbone, whatever other head the model has.
+
+    Args:
+        head: The source head, of a kind that is not tied to the words.
+        prefix_tokens: Of the backbone's architecture.
+        tree: Leaves of the head under `source_head/`; others do no harm.
+        outputs: What the backbone gave.
+    """
+    leaves = nested({path: leaf for path, leaf in tree.items() if path.startswith(SOURCE_HEAD)})
+    skipped = prefix_tokens if head.reads == "patches" else 0
+    return _Alone(head, skipped).apply({"params": leaves}, outputs)["logits"]
 
 
 def Classifier(backbone: nn.Module, classes: int, head: str = "head") -> Headed:

@@ -24,7 +24,7 @@ class Start:
         head: What learns on `module`, one head or several; None if the objective brings none.
         classes: Names of the classes that the head predicts.
         backbone: The checkpoint that the weights come from; None if they start at random.
-        fingerprints: Fingerprints of the weights by `backbone`, `vision`, `text` and `teacher`, where there are any.
+        fingerprints: Fingerprints by `backbone`, `vision`, `text`, `teacher` and `source`, where there are any.
         preprocessor: How images are made, in Hugging Face's keys; None if raw pixels are used.
         tokenizer: Files of the tokenizer, by name.
         left_out: Leaves that are not trained because their outputs were cached; they are written back on save.

@@ -1,41 +1,77 @@
-"""A teacher: a checkpoint whose head knows the classes of a dataset, and whose outputs ride in the batches."""
+"""Teachers: frozen models, of which outputs ride in the batches."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jtransfer.checkpoints.backbone import Backbone
+from jtransfer.checkpoints.backbone import Backbone, run
 from jtransfer.errors import InputError, nearest
+from jtransfer.methods import Given
+from jtransfer.methods.intercepted import Intercepted, Interceptor
+from jtransfer.methods.remembering import RECORDED
+from jtransfer.methods.teachers import MAP, TEACHER, TEACHER_FEATURES, TEACHER_MAP, with_map
+from jtransfer.models import Heads, apply, outputs_and_leaves
 from jtransfer.starts.inputs import Prepare, gathered, load_for, within
+from jtransfer.tree import Tree
 
 BLOCK = 256
 """The most rows that a teacher reads at once."""
 
 
+Reads = Callable[[Mapping[str, Any]], Any]
+"""From a model's outputs to a part of a batch `[n, ...]`."""
+
+
 @dataclass(frozen=True, eq=False)
 class Teacher:
-    """A checkpoint whose head predicts the classes of a dataset.
+    """A frozen model, some of whose outputs ride in the batches.
 
     Attributes:
         backbone: The checkpoint with its head.
         prepare: Makes the inputs of the checkpoint.
-        columns: `[classes]`, the output of the head for each class of the dataset.
+        reads: What makes each part of a batch, by name, of the outputs.
+        adds: Interceptors under which it runs, that add outputs.
     """
 
     backbone: Backbone
     prepare: Prepare
-    columns: np.ndarray
+    reads: Mapping[str, Reads]
+    adds: tuple[Interceptor, ...] = ()
 
-    def __call__(self, inputs: Any, rows: np.ndarray) -> np.ndarray:
-        """Logits `[rows, classes]` of some rows of inputs, float32."""
+    @property
+    def model(self) -> nn.Module:
+        """The model that is run."""
+        return Intercepted(self.backbone.whole, self.adds) if self.adds else self.backbone.whole
+
+    @property
+    def tree(self) -> Tree:
+        """Its leaves and statistics."""
+        return self.backbone.params | self.backbone.state
+
+    def __call__(self, inputs: Any, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """The parts of a batch `[rows, ...]` by name for some rows of inputs, float32."""
         first = self.prepare(inputs[rows[:1]])
-        parts = np.split(rows, range(step := within(first, BLOCK), len(rows), step))
-        found = [self.backbone(gathered(self.prepare, inputs, part))["logits"] for part in parts]
-        return np.concatenate([np.asarray(x, np.float32) for x in found])[:, self.columns]
+        blocks = np.split(rows, range(step := within(first, BLOCK), len(rows), step))
+        arrays = (gathered(self.prepare, inputs, block) for block in blocks)
+        found = [self._read(run(self.backbone, self.model, self.tree, own, {})) for own in arrays]
+        return {name: np.concatenate([one[name] for one in found]) for name in self.reads}
+
+    def _read(self, outputs):
+        return {name: np.asarray(read(outputs), np.float32) for name, read in self.reads.items()}
+
+    def shapes(self, inputs: Any) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shape and dtype of one example of each part, `[1, ...]`, from inputs of which one row is made ready."""
+
+        def read(tree, example):
+            outputs = apply(self.model, tree, example)
+            return {name: read(outputs).astype(jnp.float32) for name, read in self.reads.items()}
+
+        return jax.eval_shape(read, self.tree, self.prepare(inputs[np.arange(1)]))
 
     @property
     def fingerprint(self) -> str:
@@ -43,30 +79,77 @@ class Teacher:
         return self.backbone.fingerprint
 
 
-def of(name: str, data: Any, trust: Iterable[str] = ()) -> Teacher:
-    """The teacher of a name for a dataset or stream.
+def of(
+    name: str, data: Any, needs: Collection[str], start: Backbone, prepare: Prepare, trust: Iterable[str] = ()
+) -> dict[str, Teacher]:
+    """The frozen models whose outputs some methods need of every example of a dataset or stream.
 
     Args:
-        name: As `load` takes it.
+        name: Of the teacher, as `load` takes it; empty for none.
         data: The dataset or stream.
+        needs: The parts of a batch that methods need, in `Method.needs`.
+        start: The backbone that is transferred, which is its own teacher where a method records what its head says.
+        prepare: Makes the inputs of that backbone.
         trust: As of `load`.
 
+    Returns:
+        Under "teacher" that of `name`, and under "recorded" the backbone; those that are needed.
+
     Raises:
-        InputError: data without one class a row, no such checkpoint, or a head that lacks a class of the data.
+        InputError: data without one class a row, no such checkpoint, a head that lacks a class of the data, or a
+            backbone without a head of classes.
     """
-    if data.targets != "classes":
-        raise InputError(f"config.teacher: {data.name} has not one class a row, of which a teacher could tell")
-    backbone, prepare = load_for(name, {"trust": trust}, data)
-    return Teacher(backbone, prepare, np.array(source_columns("config.teacher", data, backbone)))
+    found = {}
+    if name:
+        reads: dict[str, Reads] = {}
+        if TEACHER in needs and data.targets != "classes":
+            raise InputError(f"config.teacher: {data.name} has not one class a row, of which a teacher could tell")
+        backbone, own = load_for(name, {"trust": trust}, data)
+        if TEACHER in needs:
+            columns = np.array(source_columns("config.teacher", data, backbone))
+            reads[TEACHER] = lambda outputs: outputs["logits"][:, columns]
+        if TEACHER_FEATURES in needs:
+            reads[TEACHER_FEATURES] = lambda outputs: outputs["features"]
+        if TEACHER_MAP in needs:
+            reads[TEACHER_MAP] = lambda outputs: outputs[MAP]
+        found["teacher"] = Teacher(backbone, own, reads, (with_map,) if TEACHER_MAP in needs else ())
+        try:
+            found["teacher"].shapes(data.inputs)
+        except InputError as error:
+            raise InputError(f"config.teacher: '{name}': {error}") from None
+    if RECORDED in needs:
+        if start.head is None or isinstance(start.head, Heads) or start.head.kind != "classification":
+            raise InputError(
+                f"method 'lwf' keeps what the backbone's own head says, and '{start.name}' has no head of classes; "
+                "load one with its head, or leave the method out"
+            )
+        found["recorded"] = Teacher(start, prepare, {RECORDED: lambda outputs: outputs["logits"]})
+    return found
 
 
-def parts(labels: np.ndarray, teacher: Teacher | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+def parts(labels: np.ndarray, read: Iterable[Teacher] = (), inputs: Any = None) -> dict[str, jax.ShapeDtypeStruct]:
     """Shape and dtype of one example of what batches with such labels have beside `inputs`.
 
-    They are `labels`, and `teacher [1, classes]` if a teacher is given.
+    Args:
+        labels: As the objective takes them.
+        read: The frozen models whose outputs ride in the batches.
+        inputs: Of the data, of which one row is read if there are any such models.
     """
     found = {"labels": jax.ShapeDtypeStruct((1, *labels.shape[1:]), labels.dtype)}
-    return found | ({"teacher": jax.ShapeDtypeStruct((1, len(teacher.columns)), jnp.float32)} if teacher else {})
+    return found | {name: x for one in read for name, x in one.shapes(inputs).items()}
+
+
+def given(parts: Mapping[str, jax.ShapeDtypeStruct], backbone: Backbone, example: Any) -> Given:
+    """What a method may be made for.
+
+    Args:
+        parts: Shape and dtype of one example of what a batch has beside `inputs`.
+        backbone: That is transferred, perhaps without leaves.
+        example: One example of its inputs, or its shapes.
+    """
+    outputs, _ = outputs_and_leaves(backbone.model, example)
+    features = outputs.get("features")
+    return Given(parts, backbone.config, backbone.head, features.shape[-1] if features is not None else 0)
 
 
 def source_columns(what: str, data: Any, backbone: Backbone) -> list[int]:

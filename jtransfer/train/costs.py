@@ -68,7 +68,7 @@ def step_shapes(
     loss = make_loss(adapted.model, objective, adapted.scores)
     step, counted = (make_step(loss, transformation, accumulate, ema, unroll) for unroll in (False, True))
     trainable, frozen = partition(adapted.shapes, adapted.rates)
-    frozen |= jax.eval_shape(adapted.holds, adapted.base)
+    frozen |= jax.eval_shape(adapted.held, adapted.base | adapted.told)
 
     def create(trainable, state):
         return TrainState.create(jax.random.key(0), trainable, state, transformation, ema)

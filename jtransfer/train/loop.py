@@ -82,6 +82,7 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[ResultRow, floa
         rows, pending, cursor, start = [], [], 0, store.latest or 0
         phase = run.plan.at(start)
         state, kept, frozen = programs.start(phase, anew=not start)
+        programs.recall()
         if start:
             whole, rows, pending, cursor = _restore(store, start, packed(state, kept), directory, of)
             state, kept = unpacked(whole)
@@ -131,7 +132,8 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[ResultRow, floa
             batches.close()
             _write(directory / "metrics.jsonl", rows)
     if not refusal:
-        outcome.save(run, merge(state.average, others, _statistics(state)), directory / "model")
+        tree = run.adapted.phases[phase].ended(state.average, others)
+        outcome.save(run, merge(tree, _statistics(state)), directory / "model")
     return rows
 
 
@@ -153,7 +155,8 @@ def restored(run: Run, directory: epath.PathLike) -> tuple[int, Tree]:
             raise InputError(f"workdir {directory}: there is no checkpoint yet")
         state, kept, frozen = programs.start(run.plan.at(step))
         state, kept = unpacked(_restore(store, step, packed(state, kept), directory, of)[0])
-    return step, merge(state.average, kept, frozen, _statistics(state))
+    tree = run.adapted.phases[run.plan.at(step)].ended(state.average, merge(kept, frozen))
+    return step, merge(tree, _statistics(state))
 
 
 @contextmanager

@@ -21,7 +21,8 @@ from jtransfer.methods import Adapted
 from jtransfer.objectives.metrics import PERPLEXITY, Metric, of_whole_set
 from jtransfer.objectives.objective import WEIGHT, Objective
 from jtransfer.starts.inputs import Prepare, gathered, within
-from jtransfer.tree import Tree, merge
+from jtransfer.starts.source import SourceTask
+from jtransfer.tree import Tree
 
 BLOCK, BYTES = 512, 1 << 26
 """Examples that are evaluated at once, at most, and bytes of their inputs."""
@@ -65,7 +66,7 @@ def rows(
     def look(state, frozen, key, batch):
         if objective.targets:
             batch = objective.targets(key, batch)
-        tree = merge(state.average, frozen) | state.state
+        tree = adapted.ended(state.average, frozen) | state.state
         outputs = models.apply(adapted.model, tree, batch["inputs"], train=False)
         outputs = objectives.outputs_of(task, outputs)
         return objective.measure(outputs, batch), outputs["logits"] if whole else ()
@@ -91,6 +92,17 @@ def rows(
         return {f"{said}_{key}": value for key, value in means.items()}
 
     return evaluate
+
+
+def with_source(evaluate: Callable[[Adapted], Evaluate], source: SourceTask, mesh: Mesh, adapted: Adapted) -> Evaluate:
+    """Measure what `evaluate` does, and `source_accuracy`, the accuracy on the task that the backbone comes from."""
+
+    @partial(jax.jit, out_shardings=sharding.everywhere(mesh))
+    def look(state, frozen, examples):
+        return source.accuracy(adapted.model, adapted.ended(state.average, frozen) | state.state, examples)
+
+    first = evaluate(adapted)
+    return lambda state, frozen: first(state, frozen) | {"source_accuracy": float(look(state, frozen, source.held_out))}
 
 
 def _of_rows(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -145,7 +157,8 @@ def pairs(
 
     @partial(jax.jit, out_shardings=sharding.everywhere(mesh))
     def embed(state, frozen, inputs):
-        outputs = models.apply(adapted.model, merge(state.average, frozen) | state.state, inputs, train=False)
+        tree = adapted.ended(state.average, frozen) | state.state
+        outputs = models.apply(adapted.model, tree, inputs, train=False)
         return outputs["text_embeds" if "input_ids" in inputs else "image_embeds"]
 
     def in_blocks(state, frozen, total, inputs):

@@ -10,7 +10,7 @@ import optax
 from jtransfer.errors import InputError
 from jtransfer.methods import Adapted
 from jtransfer.train.state import EMA, TrainState
-from jtransfer.tree import FROZEN, Tree, merge, prefixed, select
+from jtransfer.tree import FROZEN, Tree, prefixed, select
 
 KEPT = "kept/"
 """Prefix, in a checkpoint, of the paths of leaves that earlier phases trained and the present phase does not."""
@@ -68,7 +68,7 @@ def parts(adapted: Adapted, phase: int, tree: Tree) -> tuple[Tree, Tree, Tree]:
     """Split a tree into the leaves that learn in a phase, leaves that were found earlier, and all others.
 
     A leaf was found earlier if an earlier phase trained it or if it is of a head that was solved for, and it does not
-    learn in this phase.
+    learn in this phase; and so were the leaves that the phase begins with, under `BEGAN`, where its method reads them.
 
     Args:
         adapted: The model under the method.
@@ -81,6 +81,7 @@ def parts(adapted: Adapted, phase: int, tree: Tree) -> tuple[Tree, Tree, Tree]:
     found: tuple[Tree, Tree, Tree] = {}, {}, {}
     for path, leaf in tree.items():
         found[0 if rates[path] != FROZEN else 1 if path in learned else 2][path] = leaf
+    found[1].update(adapted.phases[phase].begun(found[0]))
     return found
 
 
@@ -102,8 +103,9 @@ def entered(
     Returns:
         The state; the leaves that were found earlier and do not learn now, as `parts` has them; and all others.
     """
-    average = select(state.state, EMA)
-    trainable, kept, frozen = parts(adapted, phase, merge(state.trainable, others))
+    before = adapted.phases[phase - 1]
+    average = {path: x for path, x in before.ended(state.average, others).items() if path in select(state.state, EMA)}
+    trainable, kept, frozen = parts(adapted, phase, before.ended(state.trainable, others))
     kept |= {path: leaf for path, leaf in average.items() if path in kept}
     own = {path: leaf for path, leaf in state.state.items() if not path.startswith(EMA)}
     own |= prefixed({path: average.get(path, leaf) for path, leaf in trainable.items()}, EMA) if average else {}

@@ -5,6 +5,8 @@ from functools import lru_cache
 import jax
 
 from jtransfer.devices import sharding
+from jtransfer.methods.endings import BEGAN, now
+from jtransfer.methods.fisher import FISHER
 from jtransfer.objectives import make_loss
 from jtransfer.train.phases import entered, parts
 from jtransfer.train.runs import Run
@@ -24,7 +26,8 @@ class Programs:
         leaves: The sharding of each leaf of the model, by path.
         keys: Two keys: of the leaves that start at random, and of the steps.
         held: Leaves that the method keeps beside the model's, frozen; empty before `start`.
-        solved: What was chosen for the head that is solved for, as metrics of the first row; empty where none is.
+        solved: What was chosen for the head that is solved for, and what the source accuracy was, as metrics of the
+            first row; empty where there is neither.
         layouts: The shardings of the train state of each phase that has started.
         step: From a phase that has started to its jitted `step(state, frozen, batch) -> (state, metrics)`, which
             donates the state.
@@ -62,11 +65,21 @@ class Programs:
             return TrainState.create(run_key, trainable, state, optimiser, self.run.schedule.ema), kept, frozen
 
         base = self._placed(adapted.base)
-        self.held = adapted.holds(base)  # and no other leaf of the backbone's is kept twice
+        self.held |= adapted.holds(base)  # and no other leaf of the backbone's is kept twice
         for fit in self.run.method.solves if anew else ():
-            head, self.solved = self.run.task.data.solve(fit, base)
-            base |= self._placed(head)
+            head, chosen = self.run.task.data.solve(fit, base)
+            base, self.solved = base | self._placed(head), self.solved | chosen
         return self._laid_out(phase, create, start_key, run_key, base)
+
+    def recall(self) -> None:
+        """Find what the method asks of the source task, and how well the backbone does there before the first step."""
+        source, adapted = self.run.task.data.source, self.run.adapted
+        if source is None:
+            return
+        self.solved |= {"source_before": source.before}
+        if adapted.told:
+            places = {path: self.leaves[path.removeprefix(FISHER)] for path in adapted.told}
+            self.held |= sharding.place(source.told(adapted), places)
 
     def enter(self, phase: int, state: TrainState, kept: Tree, frozen: Tree) -> tuple[TrainState, Tree, Tree]:
         """Start a phase from the end of the phase before it, whose trees are given; returns what `start` does."""
@@ -82,7 +95,7 @@ class Programs:
     def _laid_out(self, phase, call, *args):
         state, *others = jax.eval_shape(call, *args)
         self.layouts[phase] = state_shardings(state, self.leaves, self.run.mesh)
-        places = [{path: self.leaves[path] for path in tree} for tree in others]
+        places = [{path: self.leaves[path.removeprefix(BEGAN)] for path in tree} for tree in others]
         return jax.jit(call, out_shardings=(self.layouts[phase], *places))(*args)
 
     def _optimiser(self, phase):
@@ -98,7 +111,11 @@ class Programs:
         one, task, schedule = self.run.adapted.phases[phase], self.run.task, self.run.schedule
         loss = make_loss(one.model, task.objective, one.scores)
         step = make_step(loss, self._optimiser(phase), task.accumulate, schedule.ema, combine=task.combine)
-        return jax.jit(step, out_shardings=(self.layouts[phase], self.whole), donate_argnums=0)
+
+        def of_now(state, frozen, batch):
+            return step(state, now(frozen), batch)
+
+        return jax.jit(of_now, out_shardings=(self.layouts[phase], self.whole), donate_argnums=0)
 
     def _evaluate(self, phase):
         return self.run.task.data.evaluate(self.run.adapted.phases[phase])

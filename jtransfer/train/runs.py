@@ -14,6 +14,7 @@ from jtransfer.data import preprocess, sources
 from jtransfer.devices import sharding
 from jtransfer.errors import InputError
 from jtransfer.optimiser import Optimiser
+from jtransfer.starts import teachers
 from jtransfer.train import costs, solved, tried
 from jtransfer.train.phases import Plan, plan
 from jtransfer.train.tasks import Task, build_task
@@ -84,8 +85,9 @@ class Run:
     def fingerprints(self) -> dict[str, Any]:
         """Fingerprints of what the run reads, by name.
 
-        `data`; `backbone`, `vision` or `text` for weights; `teacher`; `preprocessing` for the files that say how the
-        model's inputs are made; and `modules`, the digests of the user's modules by name. Only `data` is always there.
+        `data`; `backbone`, `vision` or `text` for weights; `teacher`; `source`; `preprocessing` for the files that say
+        how the model's inputs are made; and `modules`, the digests of the user's modules by name. Only `data` is always
+        there.
         """
         return self.record["fingerprints"]
 
@@ -115,9 +117,11 @@ def prepare(config, stream: Any = None) -> Run:
             f"config.batch {schedule.batch} must be a multiple of {parts}: devices of the batch x accumulate"
         )
     method, optimiser = methods.parse(config.method), Optimiser(**config.optimiser)
-    methods.check_needs([method], ["teacher"] if config.teacher else [])
+    methods.check_needs([method], [key for key in ("teacher", "source") if config[key]])
     task = build_task(config, mesh, stream)
     start, objective = task.start, task.objective
+    if method.binds:
+        method = method.bound(teachers.given(task.data.parts, start.base, task.data.example))
     if start.params and not method.pretrained:
         which = ", ".join(filter(None, (config.backbone, *config.towers.values())))
         log.warning(

@@ -30,8 +30,9 @@ from jtransfer.methods import Adapted
 from jtransfer.models import Heads, build
 from jtransfer.objectives import metrics
 from jtransfer.solvers.few_shot import Fit
-from jtransfer.starts import pairs, teachers
+from jtransfer.starts import pairs, source, teachers
 from jtransfer.starts.inputs import as_they_are, example, gathered, labelling, load_for, prepare_for
+from jtransfer.starts.source import SourceTask
 from jtransfer.starts.start import Start
 from jtransfer.train import measured, solved
 from jtransfer.train.combine import Combine, mean, weighted
@@ -54,6 +55,7 @@ class TaskData:
             batch of each has, by task. Empty for pairs.
         solve: From a solver and the leaves of the backbone to a head at its optimum on the rows that are trained on, as
             `solved.head` returns it. None for pairs, for several tasks, and where the method solves for no head.
+        source: The task that the backbone comes from; None where the config names none.
     """
 
     stream: Stream | PairStream | Joined
@@ -62,6 +64,7 @@ class TaskData:
     evaluate: Callable[[Adapted], Evaluate]
     parts: Mapping[str, Any] = field(default_factory=dict)
     solve: Callable[[Fit, Tree], tuple[Tree, dict[str, float]]] | None = None
+    source: SourceTask | None = None
 
 
 @dataclass(frozen=True)
@@ -102,42 +105,61 @@ def build_task(config, mesh: Mesh, stream: Stream | PairStream | Joined | None =
             fit the others.
     """
     if config.tasks:
+        _refuse_needs(config, True)
         return _of_several(config, mesh, stream)
     settings = {key: config[key] for key in objectives.SETTINGS}
     pairs = objectives.parse(config.objective, settings).reads == "pairs"
+    _refuse_needs(config, pairs)
     return (_of_pairs if pairs else _of_rows)(config, settings, mesh, stream)
+
+
+def _refuse_needs(config, others: bool) -> None:
+    """Refuse a method that needs more of a batch or of the source, if that is not of a single task of rows."""
+    if others:
+        methods.check_rows(methods.parse(config.method))
+    if others and config.source:
+        raise InputError("config.source is of a single task of rows; leave it out")
 
 
 def _of_rows(config, settings, mesh, stream) -> Task:
     """A task of rows, each with its labels or without any."""
+    remembered = stream is not None
     stream = stream or _opened(config, config.data, objectives.parse(config.objective, settings), mesh)
     whole, prepare = _backbone(config, stream)
     objective, named, one = _asked(config, settings, stream, prepare)
     model, params, head = headed(whole, objective, stream.outputs)
     labels, held_out = _labels(prepare, stream)
     objectives.check_mixup(config.mixup, one)
-    taught = teachers.of(config.teacher, stream, config.load.trust) if config.teacher else None
+    method = methods.parse(config.method)
+    taught = teachers.of(config.teacher, stream, method.needs, whole, prepare, config.load.trust)
+    from_source = None
+    if config.source and not remembered:
+        from_source = source.of(config.source, config.source_dir or config.data_dir, whole, config.load)
 
     def ready(batch):
-        inputs = batch["inputs"]
-        own = {"teacher": taught(inputs, np.arange(len(inputs)))} if taught else {}
-        return _ready(prepare, labels, batch) | own
+        inputs, found = batch["inputs"], _ready(prepare, labels, batch)
+        for read in taught.values():
+            found |= read(inputs, np.arange(len(inputs)))
+        return found
 
     evaluate = partial(measured.rows, "", stream, held_out, prepare, objective, named, one, mesh)
+    if from_source:
+        evaluate = partial(measured.with_source, evaluate, from_source, mesh)
     solve = None
-    if methods.parse(config.method).solves:
+    if method.solves:
         chooses = metrics.choosing(named, stream, config.objective)
         solve = partial(solved.head, stream, prepare, chooses, whole.model, mesh, config.batch)
-    start = _start(config, whole, stream)
+    start, parts = _start(config, whole, stream), teachers.parts(held_out, taught.values(), stream.inputs)
+    read = {name: x.fingerprint for name, x in (taught | ({"source": from_source} if from_source else {})).items()}
     return Task(
-        TaskData(stream, ready, one, evaluate, teachers.parts(held_out, taught), solve),
+        TaskData(stream, ready, one, evaluate, parts, solve, from_source),
         replace(
             start,
             model=model,
             params=params,
             head=head,
             classes=_classes(stream, objective),
-            fingerprints={**start.fingerprints} | ({"teacher": taught.fingerprint} if taught else {}),
+            fingerprints={**start.fingerprints} | {key: x for key, x in read.items() if key != "recorded"},
         ),
         objective,
         accumulate=config.accumulate,

@@ -14,6 +14,7 @@ import numpy as np
 from jtransfer import models
 from jtransfer.data.coded import take
 from jtransfer.methods import Adapted
+from jtransfer.methods.endings import now
 from jtransfer.objectives import Objective, make_loss
 from jtransfer.objectives.metrics import METRICS, Metric
 from jtransfer.optimiser import Optimiser
@@ -84,20 +85,21 @@ def make_trial(
     def trial(key, hyper, base, examples, data: TrialData) -> TrialResult:
         start_key, run_key = jax.random.split(key)
         tree, others = adapted.start(start_key, base)
-        held = adapted.holds({path: base[path] for path in adapted.base})
+        held = adapted.held(base)
         state, ends, losses = None, (0, *plan.ends), []
         for number, (phase, factor) in enumerate(zip(adapted.phases, plan.factors, strict=True)):
             own = hyper | {"rate": factor * hyper["rate"]} if factor != 1 else hyper
             transformation = optimiser.build(phase.rates, plan.steps[number], **own, since=phase.since)
             if state is None:
                 trainable, frozen = partition(tree, phase.rates)
+                frozen |= phase.begun(trainable)
                 state = TrainState.create(run_key, trainable, others, transformation)
             else:
                 state, kept, frozen = entered(adapted, number, state, frozen, transformation)
                 frozen = merge(kept, frozen)
             step = make_step(make_loss(phase.model, objective, phase.scores), transformation)
 
-            fixed = merge(frozen, held)
+            fixed = merge(now(frozen), held)
 
             def body(state, rows, step=step, fixed=fixed):
                 state, metrics = step(state, fixed, take(examples, rows))
@@ -105,7 +107,7 @@ def make_trial(
 
             state, found = jax.lax.scan(body, state, data.batches[ends[number] : ends[number + 1]])
             losses.append(found)
-        losses, tree = jnp.concatenate(losses), merge(state.trainable, frozen)
+        losses, tree = jnp.concatenate(losses), phase.ended(state.trainable, frozen)
         logits = predict_rows(adapted, tree, state.state, examples["inputs"], data.validation)
         others = {name: x for name, x in examples.items() if name != "inputs"}
         asked = take(others, data.validation)

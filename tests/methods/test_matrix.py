@@ -9,6 +9,7 @@ And under every way of running, with recomputed blocks, in half precision, on me
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -21,6 +22,7 @@ from jtransfer import methods, models
 from jtransfer.checkpoints import Adapter, Backbone, deltas
 from jtransfer.devices import sharding
 from jtransfer.errors import InputError
+from jtransfer.methods.endings import now
 from jtransfer.models import Classifier, Head, complete
 from jtransfer.objectives import classification, make_loss
 from jtransfer.objectives.contrastive import clip
@@ -62,12 +64,25 @@ TEXTS = {
     "prefix": "prefix",
     "vpt": "vpt",
     "l2sp": "finetune + l2sp",
+    "ewc": "finetune + ewc",
+    "lwf": "finetune + lwf",
+    "wise_ft": "probe >> finetune + wise_ft",
     "distill": "finetune + distill",
+    "distill_features": "finetune + distill_features",
+    "distill_attention": "finetune + distill_attention",
 }
 """How the table writes each method: its defaults, and what it needs beside it."""
-OF_FAMILY = {("lora", "CNN"): "lora(target='.*conv.*')"}
+OF_FAMILY = {
+    ("lora", "CNN"): "lora(target='.*conv.*')",
+    ("wise_ft", "CNN"): "probe >> finetune + frozen_norm + wise_ft",
+    ("wise_ft", "CLIP"): "finetune + wise_ft",
+}
 """Where a family takes it with other options."""
 QUICK = [("lora", "ViT"), ("norm", "CNN"), ("unfreeze", "BERT"), ("ia3", "GPT-2"), ("houlsby", "CLIP")]
+PARTS = {"teacher": (CLASSES,), "recorded": (5,), "teacher_features": (16,), "teacher_map": (2, 2)}
+PARTS = {name: jax.ShapeDtypeStruct((1, *shape), jnp.float32) for name, shape in PARTS.items()}
+PARTS["labels"] = jax.ShapeDtypeStruct((1,), jnp.int32)
+"""What a batch of rows has beside the inputs."""
 CELLS = [(name, family) for name in TEXTS for family in FAMILIES]
 
 
@@ -87,21 +102,44 @@ def backbones():
             }
             state = {path: x for path, x in tree.items() if path.startswith(models.STATISTICS)}
             params = {path: x for path, x in tree.items() if path not in state}
-            made[family] = Backbone(family, module, params, state=state)
+            made[family] = with_head(Backbone(family, module, params, state=state))
         return made[family]
 
     return make
 
 
+SOURCE = 5
+"""Classes of the backbone's own head."""
+
+
+def with_head(backbone):
+    """A backbone with a head of its own, but for a dual encoder."""
+    if backbone.name == "CLIP":
+        return backbone
+    kernel = np.float32(np.random.default_rng(3).normal(size=(16, SOURCE)))
+    own = {"source_head/kernel": kernel, "source_head/bias": np.zeros(SOURCE, np.float32)}
+    return replace(backbone, params=backbone.params | own, head=Head(SOURCE), classes=tuple("vwxyz"))
+
+
+def parsed(text, config):
+    """A method that is made for `PARTS` and a backbone of width 16 or another."""
+    width = getattr(config, "width", 16)
+    return methods.parse(text).bound(methods.Given(PARTS, config, Head(SOURCE), width))
+
+
+def held(adapted, base):
+    """What a method holds beside the model's leaves; every weight matters as much as any other."""
+    return adapted.held(base | {path: np.ones(x.shape, np.float32) for path, x in adapted.told.items()})
+
+
 def adapt(name, family, backbone):
     """A method on a family, as the table has it."""
-    method = methods.parse(OF_FAMILY.get((name, family), TEXTS[name]))
+    method = parsed(OF_FAMILY.get((name, family), TEXTS[name]), backbone.config)
+    if family == "CLIP":
+        methods.check_rows(method)
     model = backbone.model if family == "CLIP" else Classifier(backbone.model, CLASSES)
     base = backbone.params | backbone.state
-    adapted = methods.adapt(method, model, base, backbone.config.inputs)
-    if "teacher" in method.needs and family == "CLIP":
-        raise InputError("distill follows logits of classes, which pairs have not")
-    return method, adapted
+    return method, methods.adapt(method, model, base, backbone.config.inputs)
 
 
 def batch_of(family, backbone, rows=8):
@@ -124,13 +162,16 @@ def batch_of(family, backbone, rows=8):
     places = {"position_ids": np.tile(np.arange(WORDS, dtype=np.int32), (rows, 1))}
     inputs = {name: places.get(name, np.int32(words)) if x is None else x for name, x in inputs.items()}
     one_hot = np.float32(np.eye(CLASSES)[labels])
-    return {"inputs": inputs} if family == "CLIP" else {"inputs": inputs, "labels": labels, "teacher": 3 * one_hot}
+    if family == "CLIP":
+        return {"inputs": inputs}
+    others = {name: np.float32(rng.random((rows, *x.shape[1:]))) for name, x in PARTS.items()}
+    return others | {"inputs": inputs, "labels": labels, "teacher": 3 * one_hot}
 
 
 def trained(adapted, objective, base, batch):
     """All leaves before and after some steps on one batch, and the losses."""
     tree, others = jax.jit(adapted.start)(jax.random.key(0), base)
-    held, steps = adapted.holds({path: base[path] for path in adapted.base}), plan(len(adapted.phases), STEPS)
+    beside, steps = held(adapted, base), plan(len(adapted.phases), STEPS)
     state, losses = None, []
     for number, phase in enumerate(adapted.phases):
         optimiser = Optimiser(rate=3e-3, schedule="constant", warmup=0).build(
@@ -138,15 +179,16 @@ def trained(adapted, objective, base, batch):
         )
         if state is None:
             trainable, frozen = partition(tree, phase.rates)
+            frozen |= phase.begun(trainable)
             state = TrainState.create(jax.random.key(1), trainable, others, optimiser)
         else:
             state, kept, frozen = entered(adapted, number, state, frozen, optimiser)
             frozen = merge(kept, frozen)
         step = jax.jit(make_step(make_loss(phase.model, objective, phase.scores), optimiser))
         for _ in range(steps.steps[number]):
-            state, metrics = step(state, frozen | held, batch)
+            state, metrics = step(state, now(frozen) | beside, batch)
             losses.append(float(metrics["loss"]))
-    return tree, merge(state.trainable, frozen), state.state, losses
+    return tree, phase.ended(state.trainable, frozen), state.state, losses
 
 
 def run(name, family, backbone, directory):
@@ -216,10 +258,6 @@ def test_the_table_of_methods_and_families_is_the_one_in_the_docs(backbones):
         assert before == table
 
 
-PARTS = {
-    "labels": jax.ShapeDtypeStruct((1,), jnp.int32),
-    "teacher": jax.ShapeDtypeStruct((1, CLASSES), jnp.float32),
-}
 DENSE_UPDATES = ()
 """Methods whose few leaves make a whole kernel, the gradient of which is no frozen weight's but theirs."""
 ON_VIT = [name for name in TEXTS if TEXTS[name] not in ("finetune + frozen_norm", "prompt")]
@@ -240,8 +278,9 @@ def products(jaxpr):
 @pytest.mark.parametrize("name", [name for name in ON_VIT if name not in DENSE_UPDATES])
 def test_no_step_forms_the_gradient_of_a_frozen_kernel(name):
     """Of all products in the step of a method none has the shape of a kernel, but those that learn."""
-    method, model = methods.parse(TEXTS[name]), Classifier(models.build("vit", **ODD), CLASSES)
-    base = models.shapes_of(models.build("vit", **ODD), model.backbone.config.inputs)
+    model = Classifier(models.build("vit", **ODD), CLASSES)
+    method = parsed(TEXTS[name], model.backbone.config)
+    base = models.shapes_of(models.Classifier(model.backbone, SOURCE, "source_head"), model.backbone.config.inputs)
     adapted = methods.adapt(method, model, base, model.backbone.config.inputs)
     for phase in adapted.phases:
         shapes = costs.step_shapes(phase, classification(), Optimiser(), 7, parts=PARTS)
@@ -271,9 +310,9 @@ def on_vit(name, **options):
     """A method on a ViT of some options, its leaves at the start, and a batch."""
     backbone = models.build("vit", **VIT | options)
     base = jax.jit(lambda key: complete(backbone, key, {}, backbone.config.inputs))(jax.random.key(1))
-    adapted = methods.adapt(
-        methods.parse(TEXTS[name]), Classifier(backbone, CLASSES), base, backbone.config.inputs
-    ).phases[-1]
+    base = with_head(Backbone("ViT", backbone, base)).params
+    method = parsed(TEXTS[name], backbone.config)
+    adapted = methods.adapt(method, Classifier(backbone, CLASSES), base, backbone.config.inputs).phases[-1]
     tree, _ = jax.jit(adapted.start)(jax.random.key(0), base)
     return adapted, tree, batch_of("ViT", Backbone("ViT", backbone, base))
 
@@ -282,7 +321,7 @@ def one_step(adapted, tree, batch, place=lambda x: x):
     """The trainable leaves after one step, and the loss."""
     optimiser = Optimiser("sgd", rate=0.1, schedule="constant", warmup=0).build(adapted.rates, 1)
     trainable, frozen = partition(tree, adapted.rates)
-    frozen |= adapted.holds({path: tree[path] for path in adapted.base})
+    frozen |= held(adapted, tree)
     state = TrainState.create(jax.random.key(1), trainable, {}, optimiser)
     step = jax.jit(make_step(make_loss(adapted.model, classification(), adapted.scores), optimiser))
     state, metrics = step(*place((state, frozen, batch)))
@@ -341,6 +380,7 @@ def test_trials_side_by_side_are_those_of_one_alone(name, backbones):
     keys = jax.random.split(jax.random.key(0), 2)
     hyper = {"rate": np.float32([0.01, 0.03]), "decay": np.zeros(2, np.float32)}
     each = jax.vmap(jax.vmap(trial, (None, 0, None, None, None)), (0, None, None, None, None))
-    together = jax.jit(each)(keys, hyper, adapted.base, batch, rows)
-    alone = jax.jit(trial)(keys[1], {key: x[1] for key, x in hyper.items()}, adapted.base, batch, rows)
+    base = adapted.base | {path: np.ones(x.shape, np.float32) for path, x in adapted.told.items()}
+    together = jax.jit(each)(keys, hyper, base, batch, rows)
+    alone = jax.jit(trial)(keys[1], {key: x[1] for key, x in hyper.items()}, base, batch, rows)
     np.testing.assert_allclose(together.losses[1, 1], alone.losses, rtol=1e-4, atol=1e-5)
