@@ -7,7 +7,7 @@ from jtransfer.checkpoints.catalogue import Known, families
 from jtransfer.checkpoints.export import to_huggingface, to_orbax
 from jtransfer.checkpoints.hub import embedded
 from jtransfer.checkpoints.merged import merge
-from jtransfer.checkpoints.peft import write_adapter
+from jtransfer.checkpoints.peft_writing import write_adapter
 
 __all__ = [
     "Adapter",

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from jtransfer import files
-from jtransfer.checkpoints import deltas, peft, pooled
+from jtransfer.checkpoints import deltas, peft_writing, pooled
 from jtransfer.checkpoints.adapter import Adapter
 from jtransfer.checkpoints.backbone import Backbone
 from jtransfer.checkpoints.families.values import labels
@@ -83,7 +83,7 @@ def write(
     beside: Mapping[str, bytes] | None = None,
     **about: Any,
 ) -> None:
-    """Write in a format, a key of `FORMATS`; see `to_huggingface`, `to_orbax` and `peft.write_adapter`.
+    """Write in a format, a key of `FORMATS`; see `to_huggingface`, `to_orbax` and `peft_writing.write_adapter`.
 
     `beside` are more files, as a tokenizer's.
 
@@ -146,7 +146,7 @@ def check_result(result: Backbone | Adapter, format: str, adapters: str = "merge
         _check_base(result)
     try:
         if isinstance(result, Adapter) and (format == "peft" or adapters == "apart"):
-            peft.to_peft(result)
+            peft_writing.to_peft(result)
         if format == "hf":
             check_names(result.hollow() if isinstance(result, Adapter) else result)
     except InputError as error:
@@ -172,7 +172,7 @@ def _parts(result):
 def _huggingface(directory: Path, result: Backbone | Adapter, adapters: str) -> None:
     result = _without_pooled_head(directory, result)
     if isinstance(result, Adapter) and adapters == "apart":
-        peft.fill(directory, result)
+        peft_writing.fill(directory, result)
         result = result.without_additions()
     backbone = result.merged() if isinstance(result, Adapter) else result
     kind, tensors = tensors_of(backbone)
@@ -185,7 +185,7 @@ def _huggingface(directory: Path, result: Backbone | Adapter, adapters: str) -> 
 
 
 def _peft(directory: Path, result: Backbone | Adapter, adapters: str) -> None:
-    peft.fill(directory, _without_pooled_head(directory, result))
+    peft_writing.fill(directory, _without_pooled_head(directory, result))
 
 
 def _without_pooled_head(directory: Path, result: Backbone | Adapter) -> Backbone | Adapter:

@@ -1,33 +1,35 @@
-"""LoRA adapters in PEFT's files, `adapter_config.json` and `adapter_model.safetensors`, in and out.
+"""Adapters in PEFT's files, `adapter_config.json` and `adapter_model.safetensors`: how they are read.
 
 Their names are those of PyTorch's modules, which transformers 5 renamed for some architectures while files of whole
-models kept the old ones. Both are read. The new ones are written, because PEFT looks for modules in memory by them.
+models kept the old ones. Both are read. The new ones are written (`peft_writing`), because PEFT looks for modules in
+memory by them.
 """
 
 import dataclasses
 import re
-from typing import Any
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 
-from jtransfer import files, methods
-from jtransfer.checkpoints import hub, peft_config, peft_prompts, pooled, recognition, tensors, tying
+from jtransfer import methods
+from jtransfer.checkpoints import hub, peft_config, pooled, recognition, tensors, tying
 from jtransfer.checkpoints.adapter import HEAD, Adapter
 from jtransfer.checkpoints.backbone import Backbone
-from jtransfer.checkpoints.huggingface import architecture_of, as_their_class_reads, family_of, kind_of, values_of
-from jtransfer.checkpoints.names import SAME, SourceTensor, assign
-from jtransfer.checkpoints.peft_config import by_pattern, is_adapted
-from jtransfer.checkpoints.peft_names import is_dense, table
+from jtransfer.checkpoints.huggingface import architecture_of, as_their_class_reads, family_of, values_of
+from jtransfer.checkpoints.names import SourceTensor, assign
+from jtransfer.checkpoints.peft_config import by_pattern, is_adapted, is_named
+from jtransfer.checkpoints.peft_formats import FORMATS
+from jtransfer.checkpoints.peft_names import is_adaptable, is_dense, table
 from jtransfer.errors import InputError, nearest
-from jtransfer.methods.lora import LoRA
+from jtransfer.methods.lora import FROM_BASE, LoRA
+from jtransfer.methods.method import HEAD as HEAD_RULE
+from jtransfer.methods.updates import site_of
 from jtransfer.models import SOURCE_HEAD, Head, Headed, shapes_of
 from jtransfer.storage import directories
-from jtransfer.tree import Tree
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-BASE = "base_model.model."
+BASE, SHARED = "base_model.model.", "base_model."
 
 TASKS = {"sequence": "SEQ_CLS", "token": "TOKEN_CLS", "span": "QUESTION_ANS", "causal_lm": "CAUSAL_LM"}
 """PEFT's `task_type` for kinds of heads."""
@@ -36,7 +38,7 @@ TASKS = {"sequence": "SEQ_CLS", "token": "TOKEN_CLS", "span": "QUESTION_ANS", "c
 def load_adapter(
     backbone: Backbone, name: str, *, head: str | None = None, revision: str | None = None, subfolder: str | None = None
 ) -> Adapter:
-    """Load a LoRA adapter that PEFT wrote for the checkpoint of a backbone.
+    """Load an adapter that PEFT wrote for the checkpoint of a backbone, by a method of `peft_formats.FORMATS`.
 
     Args:
         backbone: What it was trained on.
@@ -56,36 +58,44 @@ def load_adapter(
     """
     where = _find(str(name), revision, subfolder)
     directories.verify(where)
-    config, found = peft_config.read(where / CONFIG), _read_tensors(where)
+    config = peft_config.read(where / CONFIG)
+    format = FORMATS[config["peft_type"]]
+    found = _read_tensors(where, format)
     kind = _kind(where, backbone, config, head)
-    saved = peft_config.saved(config)
+    saved, tables = peft_config.saved(config), partial(table, format=format)
     backbone, found = tying.settle(
-        where, backbone, kind, found, table, lambda names, path: any(map(saved, _modules(names, path)))
+        where, backbone, kind, found, tables, lambda names, path: any(map(saved, _modules(names, path)))
     )
-    names = table(family_of(backbone)[1].names(backbone.config, kind))
+    names = tables(family_of(backbone)[1].names(backbone.config, kind))
     own, borrowed = _own_head(where, backbone, kind, names, found)
     shapes = _shapes(backbone, own)
-    layers = _layers(config, names, shapes)
 
     filled = {target.path for name in found for target in names.targets(name)}
     whole_head = {path for path in shapes if own and path.startswith(SOURCE_HEAD)} - borrowed.keys()
-    wanted = filled | whole_head | _expected(config, names, shapes, layers, filled)
-    for layer, (rank, _) in layers.items():
-        *wide, high = shapes[f"{layer}/kernel"].shape
-        shapes |= {f"{layer}/lora/a": _shape(*wide, rank), f"{layer}/lora/b": _shape(rank, high)}
+    sites = _sites(config, format, names, shapes, filled)
+    values = _values(config, format, names, sites)
+    method = _method(where, config, format, sites, values)
+    beside = _beside(format, method, sites)
+    wanted = filled | whole_head | {path for path in beside if names.source(path)}
+    wanted |= _whole_modules(config, format, names, shapes, filled)
+    shapes |= beside
     wanted = {path: shapes[path] for path in shapes if path in wanted}
     sources = assign(names, found, wanted, where, lambda path: False, f"backbone '{backbone.name}'")
     used = {source.name for source in sources.values()}
     if idle := [name for name in found if name not in used and not names.ignores(name)]:
         raise InputError(f"{where / WEIGHTS}: backbone '{backbone.name}' has no place for {tensors.some(idle)}")
-    if not any(path.endswith("/lora/a") for path in sources):
-        raise InputError(f"{where / WEIGHTS} has no lora_A")
+    if not sites and not (format.whole and sources):
+        raise InputError(f"{where / WEIGHTS} has no {format.first}")
 
     dtype = next(iter(backbone.params.values())).dtype
     params = {path: jnp.array(source.read(), dtype) for path, source in sources.items()} | borrowed
+    params |= _of_base(where, method, sites, backbone.params)
+    params = {path: x for path, x in params.items() if not _is_copy(path, x, backbone.params, saved, names)}
     if own:
-        params = {_renamed(path, SOURCE_HEAD, HEAD): leaf for path, leaf in params.items()}
-        layers = {_renamed(layer, SOURCE_HEAD, HEAD): options for layer, options in layers.items()}
+        params = {renamed(path, SOURCE_HEAD, HEAD): leaf for path, leaf in params.items()}
+        sites = {new: dataclasses.replace(x, path=new) for old, x in sites.items() for new in [_own(old)]}
+        values = {key: {_own(layer): x for layer, x in own.items()} for key, own in values.items()}
+        method = _method(where, config, format, sites, values)
     classes = backbone.classes
     if own is None and backbone.config.sentence_pooling and (beside := pooled.read(where)):
         classes, found = beside
@@ -94,86 +104,7 @@ def load_adapter(
         params[f"{HEAD}bias"] = jnp.array(found["head.bias"].read(), dtype)
     if own and own.classes != len(classes):
         classes = tuple(map(str, range(own.classes)))
-    return Adapter(backbone, _method(config, layers, params, backbone.params), params, own, classes)
-
-
-def write_adapter(directory: epath.PathLike, adapter: Adapter) -> None:
-    """Write an adapter as PEFT's `PeftModel.from_pretrained(base, directory)` loads it on the same base.
-
-    The directory appears whole or not at all; an earlier export there is replaced.
-
-    Raises:
-        InputError: something that PEFT's LoRA cannot say, by name; another directory that is in the way, or an object
-            store.
-        MachineError: it cannot be written.
-    """
-    with directories.replacing(directory, {"format": "peft"}) as draft:
-        fill(draft, adapter)
-
-
-def fill(directory: epath.PathLike, adapter: Adapter) -> None:
-    """Write the two files of an adapter.
-
-    Raises:
-        InputError: something that PEFT's LoRA cannot say.
-    """
-    config, tree = to_peft(adapter)
-    tensors.write_safetensors(epath.Path(directory) / WEIGHTS, tree)
-    (epath.Path(directory) / CONFIG).write_text(files.as_json(config))
-
-
-def to_peft(adapter: Adapter) -> tuple[dict[str, Any], Tree]:
-    """The values of `adapter_config.json`, and the tensors by PEFT's names.
-
-    Raises:
-        InputError: something that PEFT's LoRA cannot say.
-    """
-    backbone, head = adapter.backbone, adapter.head or adapter.backbone.head
-    if peft_prompts.is_of(adapter):
-        return peft_prompts.to_peft(adapter, _base(backbone))
-    model_type, family = family_of(backbone)
-    kind = kind_of(backbone, head)
-    plain = family.names(backbone.config, kind)
-    names = table(plain)
-    params = _without_known_head({_renamed(path, HEAD, SOURCE_HEAD): x for path, x in adapter.params.items()}, backbone)
-    if head and head.tied and any(path.startswith(SOURCE_HEAD) and "/lora/" not in path for path in params):
-        raise InputError("peft: a head that is tied to the word embeddings cannot be saved with an adapter")
-    adapted = [path.removesuffix("/lora/a") for path in adapter.params if path.endswith("/lora/a")]
-    layers = {_renamed(layer, HEAD, SOURCE_HEAD): layer for layer in adapted}
-    options = _options(adapter.method, adapted)
-    modules = {layer: names.called(f"{layer}/kernel")[0].removesuffix(".weight") for layer in layers}
-    tree = names.write(params, names.prefix if kind else "")
-    for path in filter(_in_head, params):
-        tree |= {name: tree[names.called(path)[0]] for name in plain.every(path)}  # PEFT misses a name of the two
-    for layer, module in modules.items():
-        module = module if _in_head(layer) or not kind else names.prefix + module
-        for end in (".weight", ".bias"):
-            if module + end in tree:
-                tree[f"{module}.base_layer{end}"] = tree.pop(module + end)
-    bias, saved = _changed(params, layers, names, backbone.params)
-    rank, alpha = options.ranks[-1][1], options.alphas[-1][1]
-    own = {modules[layer]: options.of(path) for layer, path in layers.items()}
-    config = {
-        "peft_type": "LORA",
-        "task_type": TASKS.get(kind),
-        "auto_mapping": None if kind in TASKS else _auto_mapping(model_type, family, kind),
-        "base_model_name_or_path": _base(backbone),
-        "revision": backbone.origin and (backbone.origin.options or {}).get("revision"),
-        "inference_mode": True,
-        "r": rank,
-        "lora_alpha": alpha,
-        "lora_dropout": options.dropout,
-        "use_rslora": options.rs,
-        "target_modules": sorted(own),
-        "rank_pattern": {module: r for module, (r, _) in sorted(own.items()) if r != rank},
-        "alpha_pattern": {module: x for module, (_, x) in sorted(own.items()) if x != alpha},
-        "modules_to_save": saved or None,
-        "bias": bias,
-        "fan_in_fan_out": any(names.source(f"{layer}/kernel")[2] is SAME for layer in layers),
-        "init_lora_weights": True,
-        "use_dora": False,
-    }
-    return config, {BASE + name: leaf for name, leaf in tree.items()}
+    return Adapter(backbone, _with_changed(method, format, params, backbone.params), params, own, classes)
 
 
 def _find(name, revision, subfolder):
@@ -186,17 +117,18 @@ def _find(name, revision, subfolder):
     return where
 
 
-def _read_tensors(where):
+def _read_tensors(where, format):
     if not (where / WEIGHTS).exists():
         names = sorted(path.name for path in where.iterdir())
         tensors.refuse_pickles(where, names, tensors.conversion(where, "adapter"))
         raise InputError(f"{where / WEIGHTS} is missing")
     found = tensors.read_safetensors(where / WEIGHTS)
-    offenders = [f"'{name}' (expected {BASE}...)" for name in found if not name.startswith(BASE)]
-    offenders += [f"'{name}' (of an embedding)" for name in found if ".lora_embedding_" in name]
-    if offenders:
+    shared = {SHARED + name for name in format.shared}
+    if offenders := [
+        f"'{name}' (expected {BASE}...)" for name in found if not name.startswith(BASE) | (name in shared)
+    ]:
         raise InputError(f"{where / WEIGHTS}: not supported: {tensors.some(offenders)}")
-    return {name.removeprefix(BASE): tensor for name, tensor in found.items()}
+    return {name.removeprefix(SHARED if name in shared else BASE): tensor for name, tensor in found.items()}
 
 
 def _kind(where, backbone, config, head):
@@ -263,123 +195,130 @@ def _shapes(backbone, own):
     return {path: leaf for path, leaf in shapes.items() if path in backbone.params or path.startswith(SOURCE_HEAD)}
 
 
-def _shape(*sides):
-    return np.broadcast_to(np.float32(0), sides)
-
-
-def _layers(config, names, shapes):
-    """Rank and alpha of every layer that could be adapted."""
-    layers = {}
-    for path in shapes:
-        layer = path.removesuffix("/kernel")
-        if layer != path and names.source(f"{layer}/lora/a"):
-            modules = _modules(names, path)
-            layers[layer] = tuple(
-                by_pattern(config[f"{key}_pattern"], modules, config[default])
-                for key, default in (("rank", "r"), ("alpha", "lora_alpha"))
-            )
-    return layers
-
-
 def _modules(names, path):
     """Every name of the module that has a leaf, with prefix and without."""
     stems = [name.rpartition(".")[0] for name in names.called(path)]
     return [*stems, *(names.prefix + stem for stem in stems)]
 
 
-def _expected(config, names, shapes, layers, filled):
-    """Leaves that the config says are in the file."""
-    # A layer outside the blocks, as a pooler, may be here and not have been in the model that was adapted.
-    adapted = {
-        layer
-        for layer in layers
-        if {f"{layer}/lora/a", f"{layer}/lora/b"} & filled
-        or ("/block_" in layer and _is_adapted(config, names, f"{layer}/kernel"))
-    }
-    saved = peft_config.saved(config)
-    sides = {f"{layer}/lora/{side}" for layer in adapted for side in "ab"}
-    return sides | {path for path in shapes if any(map(saved, _modules(names, path)))}
+def _sites(config, format, names, shapes, filled):
+    """The layers that are adapted: those that have tensors, and those that the config says have."""
+    inside = re.compile(f"(.*)/{format.folder}/[^/]+")
+    touched = {match[1] for path in filled if (match := inside.fullmatch(path))}
+    sites = {}
+    for path, leaf in shapes.items():
+        layer, _, weight = path.rpartition("/")
+        # A layer outside the blocks, as a pooler, may be here and not have been in the model that was adapted.
+        asked = layer in touched or ("/block_" in layer and _is_adapted(config, names, path))
+        if weight in ("kernel", "embedding") and asked and is_adaptable(names, format, path):
+            sites[layer] = site_of(layer, {weight: leaf})
+    return sites
 
 
 def _is_adapted(config, names, path):
     every = str(config.get("target_modules")).lower() == "all-linear"
-    modules = _modules(names, path) if is_dense(names, path) or not every else []
+    modules = _modules(names, path) if not every or is_dense(names, path) else []
     return any(is_adapted(config, module) for module in modules)
 
 
-def _in_head(layer):
-    return f"{layer}/".startswith(SOURCE_HEAD)
+def _values(config, format, names, sites):
+    """Of each key of patterns, the values of layers that do not have the default; and the layers that a list names."""
+    called = {
+        layer: _modules(names, f"{layer}/{'embedding' if s.kind == 'embedding' else 'kernel'}")
+        for layer, s in sites.items()
+    }
+    values = {
+        key: {
+            layer: x
+            for layer in sites
+            if (x := by_pattern(config[key], called[layer], config[default])) != config[default]
+        }
+        for key, default in format.patterns.items()
+    }
+    listed = config.get("feedforward_modules") or []
+    return values | {
+        "feedforward_modules": {x: True for x in sites if any(is_named(listed, name) for name in called[x])}
+    }
 
 
-def _renamed(path, before, after):
+def _method(where, config, format, sites, values):
+    """The method as the adapter was trained."""
+    try:
+        return format.read(
+            config,
+            "|".join(map(re.escape, sites)),
+            sites,
+            lambda key: {re.escape(layer): x for layer, x in values[key].items()},
+        )
+    except InputError as error:
+        raise InputError(f"{where / CONFIG}: {error}") from None
+
+
+def _beside(format, method, sites):
+    """Shapes of the leaves that the method adds."""
+    if not sites or format.whole:
+        return {}
+    (part,) = method.parts
+    shapes = {
+        f"{x}/{format.folder}/{name}": shape
+        for x, site in sites.items()
+        for name, shape in format.shapes(part, site).items()
+    }
+    if format.shared:
+        widest = max(site.rows for site in sites.values()), max(site.outputs for site in sites.values())
+        made = part.shared(widest)
+        shapes |= {path: made[path.rpartition("/")[2]][1] for path, _ in format.shared.values()}
+    return {path: np.broadcast_to(np.float32(0), shape) for path, shape in shapes.items()}
+
+
+def _whole_modules(config, format, names, shapes, filled):
+    """Leaves of the modules that the config says are saved, and of those that the method has copies of."""
+    saved = peft_config.saved(config)
+    found = {path for path in shapes if any(map(saved, _modules(names, path)))}
+    touched = {path.rpartition("/")[0] for path in filled} if format.whole else ()
+    return found | {
+        path
+        for path in shapes
+        if format.whole
+        and (path.rpartition("/")[0] in touched or ("/block_" in path and _is_adapted(config, names, path)))
+    }
+
+
+def _of_base(where, method, sites, base):
+    """The leaves that follow from the kernels of the base."""
+    part = next(iter(method.parts), None)
+    if not (isinstance(part, LoRA) and part.start in FROM_BASE):
+        return {}
+    leaves = {}
+    for layer, site in sites.items():
+        kernel = base.get(f"{layer}/{'embedding' if site.kind == 'embedding' else 'kernel'}")
+        if kernel is None:
+            raise InputError(f"{where / CONFIG}: a start of {part.start} for '{layer}', which the base does not have")
+        made = part.makes(site, lambda kernel=kernel: jnp.asarray(kernel))
+        for name in ("a_start", "b_start"):
+            init, shape = made[name]
+            leaves[f"{layer}/lora/{name}"] = init(None, shape, kernel.dtype)
+    return leaves
+
+
+def _is_copy(path, leaf, base, saved, names):
+    """Whether a leaf is a table of the base, which PEFT saves beside its update."""
+    copied = path.endswith("/embedding") and path in base and not any(map(saved, _modules(names, path)))
+    return copied and np.array_equal(leaf, base[path])
+
+
+def _with_changed(method, format, params, base):
+    """The method, and what else is learned of the base."""
+    changed = [(re.escape(path), 1.0) for path in params if path in base]
+    if format.whole:
+        return methods.Method("ln_tuning", methods.learn(HEAD_RULE, *changed))
+    return method + methods.Method("changed", methods.learn(*changed)) if changed else method
+
+
+def renamed(path, before, after):
     """A leaf or layer of the head under the other of its names."""
     return re.sub(f"^{before}", after, f"{path}/").rstrip("/")
 
 
-def _method(config, layers, params, base):
-    """`lora` as the adapter was trained, and what else is learned of the base."""
-    layers = {layer: options for layer, options in layers.items() if f"{layer}/lora/a" in params}
-    rank, alpha = config["r"], config["lora_alpha"]
-    method = methods.lora(
-        rank=rank,
-        alpha=alpha,
-        target="|".join(map(re.escape, layers)),
-        rs=bool(config.get("use_rslora")),
-        dropout=config["lora_dropout"],
-        ranks={re.escape(layer): r for layer, (r, _) in layers.items() if r != rank},
-        alphas={re.escape(layer): x for layer, (_, x) in layers.items() if x != alpha},
-    )
-    if changed := [(re.escape(path), 1.0) for path in params if path in base]:
-        method += methods.Method("changed", methods.learn(*changed))
-    return method
-
-
-def _without_known_head(params, backbone):
-    """Without the head where all of it but A and B is the backbone's."""
-    head = {path for path in params if path.startswith(SOURCE_HEAD) and "/lora/" not in path}
-    known = all(path in backbone.params and np.array_equal(params[path], backbone.params[path]) for path in head)
-    return {path: leaf for path, leaf in params.items() if not (known and path in head)}
-
-
-def _options(method, layers):
-    """The one LoRA of a method."""
-    found = [part for part in method.parts if isinstance(part, LoRA)]
-    if len(found) != 1 or not layers:
-        raise InputError(f"peft: method '{method.name}' has {len(found)} LoRAs; an adapter of PEFT has one")
-    return found[0]
-
-
-def _changed(params, layers, names, base):
-    """PEFT's `bias` and `modules_to_save` for the leaves that are no A or B."""
-    heads = {names.called(path)[0].split(".")[0] for path in params if path.startswith(SOURCE_HEAD)}
-    if any(map(_in_head, layers)):
-        heads = set()  # PEFT does not adapt what it saves; it loads the kernels below A and B nonetheless
-    changed = {path for path in params if path in base and not path.startswith(SOURCE_HEAD)}
-    biases = {path for path in base if path.endswith("/bias") and not path.startswith(SOURCE_HEAD)}
-    for bias, paths in {"none": set(), "lora_only": {f"{x}/bias" for x in layers} & biases, "all": biases}.items():
-        if changed == paths:
-            return bias, sorted(heads)
-    modules = {path.rpartition("/")[0] for path in changed}
-    parts = {path for path in base if path.rpartition("/")[0] in modules}
-    if parts != changed or modules & layers.keys() or any(names.source(path) is None for path in changed):
-        raise InputError(
-            f"peft: what was learned beside LoRA is neither all biases, nor those of its layers, nor whole modules: "
-            f"{', '.join(sorted(changed))}"
-        )
-    return "none", sorted(heads | {names.called(path)[0].rpartition(".")[0] for path in changed})
-
-
-def _auto_mapping(model_type, family, kind):
-    """The class that the adapter was trained on, where no `task_type` says it, as PEFT does."""
-    package = re.sub(r"_(text|vision)_model$", "", model_type)
-    return {
-        "base_model_class": architecture_of(family, kind),
-        "parent_library": f"transformers.models.{package}.modeling_{package}",
-    }
-
-
-def _base(backbone):
-    """What `from_pretrained` loads the base from: its name on the hub, or a directory."""
-    if not values_of(backbone):
-        return None
-    return str(backbone.origin.directory.resolve()) if epath.Path(backbone.name).exists() else backbone.name
+def _own(layer):
+    return renamed(layer, SOURCE_HEAD, HEAD)

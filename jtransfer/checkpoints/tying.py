@@ -14,6 +14,7 @@ import numpy as np
 from jtransfer.checkpoints.backbone import Backbone
 from jtransfer.checkpoints.huggingface import family_of, kind_of, values_of
 from jtransfer.checkpoints.names import Names
+from jtransfer.checkpoints.peft_formats import BESIDE
 from jtransfer.checkpoints.tensors import Tensor
 from jtransfer.errors import InputError
 from jtransfer.models import SOURCE_HEAD
@@ -80,11 +81,12 @@ def settle(
     words, kernel = at.get(WORDS), at.get(output)
     _check_rows(where, backbone, found, [name for name in (words, kernel) if name])
     saved = [path for path in (WORDS, output) if path and is_saved(names, path)]
-    side = f"{output.removesuffix('/kernel')}/lora/a"
-    parted = config.tied and output and (saved or side in at)
+    layers = {path.rpartition("/")[0] for path in (WORDS, output)}
+    updated = any((match := BESIDE.fullmatch(path)) and match[1] in layers for path in at)  # of one, not of the other
+    parted = config.tied and output and (saved or updated)
     if parted and backbone.head and backbone.head.tied and kind_of(backbone, backbone.head) == kind:
         return untied(backbone), found
-    if config.tied and kernel and not (saved or side in at):
+    if config.tied and kernel and not (saved or updated):
         if words and not _equal(found[words], found[kernel].read()):
             raise InputError(
                 f"{where}: '{words}' and '{kernel}' differ, but the base ties them, and modules_to_save names neither"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from jtransfer import expressions, kinds
 from jtransfer.errors import InputError
 from jtransfer.methods.bottlenecks import adaptformer, houlsby, pfeiffer
+from jtransfer.methods.fourier import fourierft
 from jtransfer.methods.freezing import (
     bitfit,
     finetune,
@@ -25,8 +26,10 @@ from jtransfer.methods.lora import lora
 from jtransfer.methods.method import Adapted, Given, Method, Phase, adapt, learn
 from jtransfer.methods.penalties import l2sp
 from jtransfer.methods.prefixes import prefix
+from jtransfer.methods.products import loha, lokr
 from jtransfer.methods.prompts import prompt, vpt
 from jtransfer.methods.remembering import RECORDED, SOURCE, ewc, lwf
+from jtransfer.methods.rotations import boft, hra, oft
 from jtransfer.methods.teachers import (
     TEACHER_FEATURES,
     TEACHER_MAP,
@@ -34,6 +37,7 @@ from jtransfer.methods.teachers import (
     distill_attention,
     distill_features,
 )
+from jtransfer.methods.vera import vera
 from jtransfer.methods.wise_ft import wise_ft
 from jtransfer.solvers.few_shot import FITS
 
@@ -46,6 +50,7 @@ __all__ = [
     "adapt",
     "adaptformer",
     "bitfit",
+    "boft",
     "check_needs",
     "check_rows",
     "distill",
@@ -53,16 +58,21 @@ __all__ = [
     "distill_features",
     "ewc",
     "finetune",
+    "fourierft",
     "frozen_norm",
     "houlsby",
+    "hra",
     "ia3",
     "l2sp",
     "layerwise",
     "learn",
+    "loha",
+    "lokr",
     "lora",
     "lwf",
     "named_phases",
     "norm",
+    "oft",
     "parse",
     "pfeiffer",
     "prefix",
@@ -72,6 +82,7 @@ __all__ = [
     "scratch",
     "top_blocks",
     "unfreeze",
+    "vera",
     "vpt",
 ]
 
@@ -86,6 +97,13 @@ METHODS: dict[str, Callable[..., Method]] = {
     "norm": norm,
     "frozen_norm": frozen_norm,
     "lora": lora,
+    "vera": vera,
+    "loha": loha,
+    "lokr": lokr,
+    "fourierft": fourierft,
+    "oft": oft,
+    "boft": boft,
+    "hra": hra,
     "ia3": ia3,
     "houlsby": houlsby,
     "pfeiffer": pfeiffer,

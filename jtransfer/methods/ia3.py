@@ -1,7 +1,8 @@
 """(IA)³ (Liu et al. 2022, arXiv:2205.05638): learned scales on keys, values and the hidden units of the MLP."""
 
 import re
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import flax.linen as nn
 
@@ -12,6 +13,19 @@ from jtransfer.methods.targets import there_are
 from jtransfer.tree import Tree
 
 OUTPUTS, INPUTS = r".*attention/(key|value|qkv)", r".*mlp/down"
+
+
+@dataclass(frozen=True)
+class IA3:
+    """The options of `ia3`: patterns of the layers whose outputs are scaled, and of those whose inputs are."""
+
+    outputs: str
+    inputs: str
+    joins: ClassVar[bool] = True
+
+    def shape(self, layer: str, kernel: tuple[int, ...]) -> tuple[int, ...]:
+        """Of the scales of a layer with a kernel of some shape."""
+        return (kernel[0 if re.fullmatch(self.inputs, layer) else 1],)
 
 
 class Scales(nn.Module):
@@ -64,4 +78,4 @@ def ia3(outputs: Annotated[str, PATTERN] = OUTPUTS, inputs: Annotated[str, PATTE
                     merged[f"{layer}/{name}"] = tree[f"{layer}/{name}"] * scale
         return merged
 
-    return Method("ia3", learns, adds=(interceptor,), merge=merge)
+    return Method("ia3", learns, adds=(interceptor,), merge=merge, parts=(IA3(outputs, inputs),))

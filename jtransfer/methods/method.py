@@ -141,11 +141,16 @@ class Method:
         made = self.binds(given) if self.binds else self
         return replace(made, name=self.name, solves=self.solves, binds=None)
 
+    @property
+    def _updates(self) -> bool:
+        """Whether it changes kernels in a way that no other change of kernels goes with."""
+        return any(not getattr(part, "joins", False) for part in self.parts)
+
     def __add__(self, other: "Method") -> "Method":
-        if self.parts and other.parts:  # each would add leaves of the same names, and merge the other's
+        if self._updates and other._updates:  # each would add leaves of the same names, and merge the other's
             raise InputError(
-                f"method '{self.name} + {other.name}': both add low-rank paths; write one lora, whose target "
-                "matches the layers of both, with ranks and alphas of each"
+                f"method '{self.name} + {other.name}': both update kernels; write one, whose target matches the layers "
+                "of both, as lora with ranks and alphas of each"
             )
         counts = len(self.phases), len(other.phases)
         if min(counts) > 1:
@@ -158,10 +163,8 @@ class Method:
         return self._joined(other, operator.add, [_sum(*both) for both in zip(mine, theirs, strict=True)])
 
     def __rshift__(self, other: "Method") -> "Method":
-        if self.parts and other.parts:
-            raise InputError(
-                f"method '{self.name} >> {other.name}': both add low-rank paths; one at a time is supported"
-            )
+        if self._updates and other._updates:
+            raise InputError(f"method '{self.name} >> {other.name}': both update kernels; one at a time is supported")
         later = [phase._replace(adds=_union(self.adds, phase.adds)) for phase in other.phases]
         return self._joined(other, operator.rshift, [*self.phases, *later])
 

@@ -9,10 +9,10 @@ from ml_collections import ConfigDict
 from jtransfer import imports
 from jtransfer.checkpoints import export, hub, peft_prompts
 from jtransfer.checkpoints.adapter import Adapter
+from jtransfer.checkpoints.peft_writing import TYPES
 from jtransfer.config import completed, train_defaults
 from jtransfer.errors import Damaged, InputError
 from jtransfer.files import read_record
-from jtransfer.methods.lora import LoRA
 from jtransfer.storage.workdir import same_data
 from jtransfer.train import loop, outcome, remembered, runs
 
@@ -77,10 +77,10 @@ def result(
 def ways_out(run: runs.Run) -> list[str]:
     """Which formats `jtransfer export` will refuse for a run, known before its first step: one line for each format.
 
-    The line about PEFT is given only for methods with a LoRA, a prompt or a prefix.
+    The line about PEFT is given only for methods that update kernels, a prompt or a prefix.
     """
     hollow = outcome.hollow(run)
-    adapts = any(isinstance(part, LoRA) for part in run.method.parts) or peft_prompts.is_of(hollow)
+    adapts = any(type(part) in TYPES for part in run.method.parts) or peft_prompts.is_of(hollow)
     said = []
     for format in ("hf", "peft") if adapts else ("hf",):
         try:

@@ -10,7 +10,7 @@ from huggingface_hub import errors
 
 import jtransfer as jt
 from jtransfer import checkpoints, cli, methods
-from jtransfer.checkpoints import Adapter, deltas, peft
+from jtransfer.checkpoints import Adapter, deltas, peft_writing
 from jtransfer.errors import InputError
 from jtransfer.models import Head, Headed
 
@@ -149,7 +149,7 @@ def test_an_adapter_finds_its_base_at_the_revision_and_in_the_folder_that_it_was
 
 
 def test_peft_is_told_the_revision_of_the_base_and_refuses_what_it_cannot_say(cache, tmp_path):
-    values, _ = peft.to_peft(lora_on(load(revision=MAIN, head="")))
+    values, _ = peft_writing.to_peft(lora_on(load(revision=MAIN, head="")))
     assert (values["base_model_name_or_path"], values["revision"]) == ("some/body", MAIN)
     folder = cache / "models--some--body" / "snapshots" / MAIN / "vit"
     folder.mkdir()

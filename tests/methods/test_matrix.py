@@ -56,6 +56,13 @@ TEXTS = {
     "frozen_norm": "finetune + frozen_norm",
     "rules": "rules('head/.*', '.*/(bias|scale)')",
     "lora": "lora",
+    "vera": "vera(rank=8)",
+    "loha": "loha(rank=2)",
+    "lokr": "lokr(rank=2)",
+    "fourierft": "fourierft(number=50, scale=20.0)",
+    "oft": "oft(block=4)",
+    "boft": "boft(block=4)",
+    "hra": "hra(rank=4)",
     "ia3": "ia3",
     "houlsby": "houlsby(width=4)",
     "pfeiffer": "pfeiffer",
@@ -76,6 +83,11 @@ OF_FAMILY = {
     ("lora", "CNN"): "lora(target='.*conv.*')",
     ("wise_ft", "CNN"): "probe >> finetune + frozen_norm + wise_ft",
     ("wise_ft", "CLIP"): "finetune + wise_ft",
+    ("loha", "CNN"): "loha(rank=2, target='.*conv.*')",
+    ("lokr", "CNN"): "lokr(rank=2, target='.*conv.*')",
+    ("oft", "CNN"): "oft(block=4, target='.*shortcut.*')",
+    ("boft", "CNN"): "boft(block=2, target='.*block.*conv.*')",
+    ("hra", "CNN"): "hra(rank=2, target='.*conv.*')",
 }
 """Where a family takes it with other options."""
 QUICK = [("lora", "ViT"), ("norm", "CNN"), ("unfreeze", "BERT"), ("ia3", "GPT-2"), ("houlsby", "CLIP")]
@@ -258,7 +270,7 @@ def test_the_table_of_methods_and_families_is_the_one_in_the_docs(backbones):
         assert before == table
 
 
-DENSE_UPDATES = ()
+DENSE_UPDATES = ("fourierft",)
 """Methods whose few leaves make a whole kernel, the gradient of which is no frozen weight's but theirs."""
 ON_VIT = [name for name in TEXTS if TEXTS[name] not in ("finetune + frozen_norm", "prompt")]
 ODD = {**VIT, "width": 24, "heads": 3, "hidden": 40}

@@ -189,7 +189,7 @@ def test_what_a_later_phase_adds_is_not_there_before(backbone):
     ("text", "message"),
     [
         ("(probe >> finetune) + (probe >> bitfit)", "both have phases; write the sum of each"),
-        ("lora >> lora", "both add low-rank paths"),
+        ("lora >> lora", "both update kernels"),
         ("probe >> frozen_norm", "nothing learns"),
         ("probe >> finetun", "did you mean 'finetune'"),
         ("probe >>", "is not of the form"),
