@@ -141,7 +141,7 @@ def parsed(text, config):
 
 def held(adapted, base):
     """What a method holds beside the model's leaves; every weight matters as much as any other."""
-    return adapted.held(base | {path: np.ones(x.shape, np.float32) for path, x in adapted.told.items()})
+    return adapted.held(base | {path: np.full(x.shape, 1e-3, np.float32) for path, x in adapted.told.items()})
 
 
 def adapt(name, family, backbone):
@@ -392,7 +392,7 @@ def test_trials_side_by_side_are_those_of_one_alone(name, backbones):
     keys = jax.random.split(jax.random.key(0), 2)
     hyper = {"rate": np.float32([0.01, 0.03]), "decay": np.zeros(2, np.float32)}
     each = jax.vmap(jax.vmap(trial, (None, 0, None, None, None)), (0, None, None, None, None))
-    base = adapted.base | {path: np.ones(x.shape, np.float32) for path, x in adapted.told.items()}
+    base = adapted.base | {path: np.full(x.shape, 1e-3, np.float32) for path, x in adapted.told.items()}
     together = jax.jit(each)(keys, hyper, base, batch, rows)
     alone = jax.jit(trial)(keys[1], {key: x[1] for key, x in hyper.items()}, base, batch, rows)
     np.testing.assert_allclose(together.losses[1, 1], alone.losses, rtol=1e-4, atol=1e-5)
