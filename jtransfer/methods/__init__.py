@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from jtransfer import expressions, kinds
 from jtransfer.errors import InputError
-from jtransfer.methods.bottlenecks import adaptformer, houlsby, pfeiffer
+from jtransfer.methods.bottlenecks import adaptformer, compacter, houlsby, pfeiffer
 from jtransfer.methods.freezing import (
     bitfit,
     finetune,
@@ -38,6 +38,7 @@ __all__ = [
     "adaptformer",
     "bitfit",
     "check_needs",
+    "compacter",
     "distill",
     "finetune",
     "frozen_norm",
@@ -76,6 +77,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "houlsby": houlsby,
     "pfeiffer": pfeiffer,
     "adaptformer": adaptformer,
+    "compacter": compacter,
     "prompt": prompt,
     "prefix": prefix,
     "vpt": vpt,
