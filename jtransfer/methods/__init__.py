@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from jtransfer import expressions, kinds
 from jtransfer.errors import InputError
-from jtransfer.methods.bottlenecks import adaptformer, houlsby, pfeiffer
+from jtransfer.methods.bottlenecks import adaptformer, compacter, houlsby, pfeiffer
 from jtransfer.methods.fourier import fourierft
 from jtransfer.methods.freezing import (
     bitfit,
@@ -53,6 +53,7 @@ __all__ = [
     "boft",
     "check_needs",
     "check_rows",
+    "compacter",
     "distill",
     "distill_attention",
     "distill_features",
@@ -108,6 +109,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "houlsby": houlsby,
     "pfeiffer": pfeiffer,
     "adaptformer": adaptformer,
+    "compacter": compacter,
     "prompt": prompt,
     "prefix": prefix,
     "vpt": vpt,

@@ -17,10 +17,11 @@ from jtransfer.kinds import checked, number, whole
 from jtransfer.methods.method import HEAD, Interceptor, Method, learn
 from jtransfer.models import layers
 from jtransfer.models.swin import SwinBlock
-from jtransfer.models.transformer import Block, Mlp
+from jtransfer.models.transformer import Block, Encoder, Mlp
 
 WIDTH = whole(1, 2**16)
 ADAPTER = r".*_adapter/(down|up)/(kernel|bias)"
+NORMS = (r".*/norm[^/]*/(scale|bias)", 1.0)
 
 
 class BottleneckAdapter(nn.Module):
@@ -84,7 +85,7 @@ def houlsby(width: Annotated[int, WIDTH] = 64) -> Method:
         x, y, branch = args
         return call(x, y + _adapter(context.module, branch, width, "gelu", SMALL)(y), branch)
 
-    return _method("houlsby", interceptor, (r".*/norm[^/]*/(scale|bias)", 1.0), of="block")
+    return _method("houlsby", interceptor, NORMS, of="block")
 
 
 @checked
@@ -142,6 +143,107 @@ def adaptformer(width: Annotated[int, WIDTH] = 64, scale: Annotated[float, numbe
         return y + scale * _adapter(module.parent, "mlp", width, "relu", NOTHING)(args[0])
 
     return _method("adaptformer", interceptor)
+
+
+@checked
+def compacter(
+    width: Annotated[int, WIDTH] = 24, n: Annotated[int, whole(1, 2**8)] = 4, rank: Annotated[int, WIDTH] = 1
+) -> Method:
+    """An adapter behind each branch of every block, whose kernels are sums of n Kronecker products.
+
+    Each kernel is `sum_i kron(A_i, s_i t_i)` (Karimi Mahabadi et al. 2021, arXiv:2106.04647, equations 4 to 6): the
+    `A [n, n, n]` is one for all adapters of an encoder, `s [n, in / n, rank]` and `t [n, rank, out / n]` are a kernel's
+    own. The adapters, all norms and the head learn. Of a transformer of `depth` blocks of width d it adds
+    `n³ + 2 depth (2 rank (d + width) + width + d)` parameters.
+
+    Args:
+        width: Of the bottleneck, a multiple of n.
+        n: Number of products, which divides the width of the blocks too.
+        rank: Of the factors that are a kernel's own.
+
+    Raises:
+        InputError: an option out of its range, or a width that n does not divide; and, of a model, one without an
+            encoder of transformer blocks.
+    """
+    if width % n:
+        raise InputError(f"compacter: width {width} is no multiple of n={n}; expected one, as {width + -width % n}")
+
+    def interceptor(call, args, kwargs, context):
+        encoder = context.module
+        if not (isinstance(encoder, Encoder) and context.method_name == "__call__"):
+            return call(*args, **kwargs)
+        c = encoder.config
+        if c.width % n:
+            raise InputError(
+                f"compacter: n={n} does not divide the width {c.width} of the blocks; expected one that does"
+            )
+        rule = _Rule(n, c.param_dtype, parent=encoder, name="compacter")()
+
+        def inside(call, args, kwargs, context):
+            if context.method_name != "residual":
+                return call(*args, **kwargs)
+            x, y, branch = args
+            adapter = KroneckerAdapter(
+                width, rank, c.dtype, c.param_dtype, parent=context.module, name=f"{branch}_adapter"
+            )
+            return call(x, y + adapter(y, rule), branch)
+
+        with nn.intercept_methods(inside):
+            return call(*args, **kwargs)
+
+    def learns(paths):
+        if not any(path.endswith("encoder/compacter/rule") for path in paths):
+            raise InputError("compacter: the model has no encoder of transformer blocks, whose adapters share a rule")
+        own = ".*(_adapter/(down|up)/(left|right|bias)|encoder/compacter/rule)"
+        return learn(HEAD, (own, 1.0), NORMS)(paths)
+
+    return Method("compacter", learns, adds=(interceptor,), merge=None)
+
+
+class _Rule(nn.Module):
+    """What the adapters of an encoder share, `[n, n, n]`."""
+
+    n: int
+    param_dtype: str
+
+    @nn.compact
+    def __call__(self):
+        return self.param("rule", nn.initializers.normal(0.01), (self.n,) * 3, self.param_dtype)
+
+
+class KroneckerAdapter(nn.Module):
+    """`up(gelu(down(x)))` of `x [..., features]`, without the skip, where a rule `[n, n, n]` makes both kernels."""
+
+    width: int
+    rank: int
+    dtype: str
+    param_dtype: str
+
+    @nn.compact
+    def __call__(self, x, rule):
+        types = self.rank, self.dtype, self.param_dtype
+        hidden = KroneckerDense(self.width, *types, name="down")(x, rule)
+        return KroneckerDense(x.shape[-1], *types, name="up")(layers.ACTIVATIONS["gelu_tanh"](hidden), rule)
+
+
+class KroneckerDense(nn.Module):
+    """`x W + b` of `x [..., in]` with `W = sum_i kron(rule_i, left_i right_i)`, which is never formed."""
+
+    features: int
+    rank: int
+    dtype: str
+    param_dtype: str
+
+    @nn.compact
+    def __call__(self, x, rule):
+        n, start = len(rule), nn.initializers.glorot_uniform(batch_axis=(0,))
+        left = self.param("left", start, (n, x.shape[-1] // n, self.rank), self.param_dtype)
+        right = self.param("right", start, (n, self.rank, self.features // n), self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
+        x, rule, left, right, bias = nn.dtypes.promote_dtype(x, rule, left, right, bias, dtype=self.dtype)
+        parts = jnp.einsum("...ap,ipr->...air", x.reshape(*x.shape[:-1], n, -1), left)
+        mixed = jnp.einsum("...air,iab->...bir", parts, rule)
+        return jnp.einsum("...bir,irq->...bq", mixed, right).reshape(*x.shape[:-1], -1) + bias
 
 
 def _normalised(norm: nn.LayerNorm, x: jax.Array) -> jax.Array:

@@ -20,6 +20,7 @@ METHODS = {
     "houlsby": (methods.houlsby(4), 4, ("attention", "mlp")),
     "pfeiffer": (methods.pfeiffer(6), 4, ("mlp",)),
     "adaptformer": (methods.adaptformer(4, scale=0.3), 4, ("mlp",)),
+    "compacter": (methods.compacter(4, n=2, rank=3), 4, ("attention", "mlp")),
 }
 
 
@@ -45,9 +46,19 @@ def peer(request, tmp_path_factory):
 
 def hooked(name, model, tree, torch):
     """Adapters of a tree in hooks of a PyTorch model, written from the papers; returns their leaves as tensors."""
-    leaves = {path: torch.tensor(np.asarray(x), requires_grad=True) for path, x in tree.items() if "_adapter/" in path}
+    leaves = {path: torch.tensor(np.asarray(x), requires_grad=True) for path, x in tree.items()}
+
+    def kronecker(block, branch, side, x):
+        left, right, bias = (
+            leaves[f"encoder/block_{block}/{branch}_adapter/{side}/{part}"] for part in ("left", "right", "bias")
+        )
+        products = zip(leaves["encoder/compacter/rule"], left, right, strict=True)
+        return x @ sum(torch.kron(rule, s @ t) for rule, s, t in products) + bias
 
     def bottleneck(block, branch, x):
+        if name == "compacter":
+            hidden = torch.nn.functional.gelu(kronecker(block, branch, "down", x), approximate="tanh")
+            return kronecker(block, branch, "up", hidden)
         down, up = (
             [leaves[f"encoder/block_{block}/{branch}_adapter/{side}/{part}"] for part in ("kernel", "bias")]
             for side in ("down", "up")
@@ -65,7 +76,7 @@ def hooked(name, model, tree, torch):
         def behind(branch, i=i):
             return lambda module, args, y: y + bottleneck(i, branch, y)
 
-        if name == "houlsby":
+        if name in ("houlsby", "compacter"):
             attention.register_forward_hook(behind("attention"))
             (mlp.fc2 if vit else mlp).register_forward_hook(behind("mlp"))
         elif name == "adaptformer":
@@ -128,16 +139,19 @@ def test_it_adds_as_many_parameters_as_its_formula_and_starts_as_the_backbone_or
     adapted = methods.adapt(method, models.Classifier(vit, 3), backbone, (8, 8, 1))
     added = {path: x for path, x in adapted.shapes.items() if "_adapter/" in path}
     d, w = vit.config.width, {"pfeiffer": vit.config.width // 6}.get(name, width)
-    assert size(added) == vit.config.depth * len(branches) * (2 * d * w + w + d)
-    norms = {path for path in backbone if "/norm" in path} if name == "houlsby" else set()
+    of_each = 2 * 3 * (d + w) + w + d if name == "compacter" else 2 * d * w + w + d
+    assert size(added) == vit.config.depth * len(branches) * of_each
+    added |= {
+        path: x for path, x in adapted.shapes.items() if path == "encoder/compacter/rule" and x.shape == (2, 2, 2)
+    }
+    assert len(added) % 2 == (name == "compacter")
+    norms = {path for path in backbone if "/norm" in path} if name in ("houlsby", "compacter") else set()
     learning = {path for path, rate in adapted.rates.items() if rate != FROZEN}
     assert learning == added.keys() | {"head/kernel", "head/bias"} | norms
     tree, _ = jax.jit(adapted.start)(jax.random.key(0), adapted.base)
     some = images[0][:2]
     plain = models.apply(vit, backbone, some)["features"]
-    np.testing.assert_allclose(
-        models.apply(adapted.model, tree, some)["features"], plain, atol=1e-3 if name == "houlsby" else 1e-6
-    )
+    np.testing.assert_allclose(models.apply(adapted.model, tree, some)["features"], plain, atol=1e-3 if norms else 1e-6)
 
 
 def test_a_cnn_has_one_behind_the_branch_of_each_block_and_of_the_others_none():
@@ -148,3 +162,13 @@ def test_a_cnn_has_one_behind_the_branch_of_each_block_and_of_the_others_none():
     for name in ("pfeiffer", "adaptformer"):
         with pytest.raises(InputError, match=f"{name}: the model has no transformer block, whose branches it adapts"):
             methods.adapt(methods.parse(name), model, {}, model.backbone.config.inputs)
+
+
+def test_a_width_that_n_does_not_divide_and_a_model_without_an_encoder_are_refused(vit, backbone):
+    with pytest.raises(InputError, match="compacter: width 6 is no multiple of n=4; expected one, as 8"):
+        methods.compacter(6)
+    with pytest.raises(InputError, match="compacter: n=3 does not divide the width 16 of the blocks"):
+        methods.adapt(methods.compacter(6, n=3), models.Classifier(vit, 3), backbone, (8, 8, 1))
+    model = models.build("resnet", image=(8, 8), stem=4, widths=(8,), depths=(2,))
+    with pytest.raises(InputError, match="compacter: the model has no encoder of transformer blocks"):
+        methods.adapt(methods.compacter(), model, {}, model.config.inputs)

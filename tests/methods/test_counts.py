@@ -33,6 +33,7 @@ TABLE = {  # parameters that learn beside the head, and between which percentage
     "houlsby(width=64)": (2 * DEPTH * bottleneck(64) + NORMS, 1, 5),
     "pfeiffer": (DEPTH * bottleneck(48), 1, 5),
     "adaptformer(width=64)": (DEPTH * bottleneck(64), 1, 5),
+    "compacter": (4**3 + 2 * DEPTH * (2 * (WIDTH + 24) + 24 + WIDTH) + NORMS, 0.1, 0.2),
     "vpt(length=10)": (10 * WIDTH, 0.01, 0.1),
     "vpt(length=10, deep=True)": (DEPTH * 10 * WIDTH, 0.1, 0.2),
     "prefix(length=10)": (DEPTH * 2 * 10 * WIDTH, 0.1, 0.3),

@@ -67,6 +67,7 @@ TEXTS = {
     "houlsby": "houlsby(width=4)",
     "pfeiffer": "pfeiffer",
     "adaptformer": "adaptformer(width=4)",
+    "compacter": "compacter(width=4)",
     "prompt": "prompt",
     "prefix": "prefix",
     "vpt": "vpt",
