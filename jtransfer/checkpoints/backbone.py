@@ -40,6 +40,9 @@ from jtransfer.tree import Tree, prefixed, select
 
 log = logging.getLogger("jtransfer")
 
+IMAGES = "images"
+"""Name of the part of a dual encoder that embeds images: the tower and its projection."""
+
 
 class Ran(NamedTuple):
     """A method that a backbone runs under, as no plain model computes what it adds.
@@ -126,26 +129,38 @@ class Backbone:
     def tower(self, name: str) -> "Backbone":
         """One tower of a dual encoder, "vision" or "text", as a backbone without a head.
 
+        "images" is the tower of images with its projection, which gives `image_embeds` as the whole does.
+
         Raises:
             InputError: it has no such tower, or one that does not run alone under the methods of the whole.
         """
         towers = self.config.towers
+        if name == IMAGES and towers.keys() == {"vision", "text"}:
+            config = dataclasses.replace(self.config, text=None)
+            towers, prefixes, prefix = {name: config}, ("vision/", "vision_projection/"), ""
+        else:
+            prefix = f"{name}/"
+            prefixes = (prefix,)
         if name not in towers:
             raise InputError(f"backbone '{self.name}' has no tower '{name}'; {nearest(name, towers)}")
         origin = self.origin
-        if origin and origin.layout == "huggingface":
+        if origin and origin.layout == "huggingface" and name != IMAGES:
             values = {**(origin.values.get(f"{name}_config") or {})}
             values["model_type"] = f"{origin.values['model_type']}_{name}_model"
             origin = dataclasses.replace(origin, values=values)
         if origin and origin.options is not None:
             origin = dataclasses.replace(origin, options={**origin.options, "tower": name})
         model = under_those_of(self.model, of_config(towers[name]))
-        params = select(self.params, f"{name}/")
-        state = prefixed(select(self.state, f"{STATISTICS}{name}/"), STATISTICS)
+        params, state = (
+            {path.removeprefix(prefix): leaf for path, leaf in tree.items() if path.startswith(prefixes)}
+            for tree in (self.params, select(self.state, STATISTICS))
+        )
+        state = prefixed(state, STATISTICS)
         if self.methods and shapes_of(model, towers[name].inputs).keys() != params.keys() | state.keys():
             texts = " and ".join(f"'{method.text}'" for method in self.methods)
             raise InputError(f"backbone '{self.name}': its tower '{name}' does not run alone under the method {texts}")
-        return dataclasses.replace(self, model=model, params=params, state=state, fresh=(), origin=origin)
+        about = {"head": None, "classes": (), "fresh": (), "origin": origin}
+        return dataclasses.replace(self, model=model, params=params, state=state, **about)
 
     def without_head(self) -> "Backbone":
         """The backbone without the head of its source task, if it has one."""

@@ -246,7 +246,7 @@ def _refuse_unused(command: str, values: Mapping[str, Any]) -> None:
         return [key for key in keys if _plain(own.get(key, other[key])) not in (_plain(other[key]), *but)]
 
     if command == "train":
-        from jtransfer import objectives
+        from jtransfer import methods, objectives
         from jtransfer.starts import OF_ONE
 
         for task in values["tasks"]:
@@ -258,7 +258,8 @@ def _refuse_unused(command: str, values: Mapping[str, Any]) -> None:
             raise InputError(f"config.load.{unused[0]} is of config.backbone, which names none; leave it out")
         text = values["objective"]
         objective = objectives.parse(text, {key: values[key] for key in objectives.SETTINGS})
-        if objective.reads != "pairs" and (unused := set_among(OF_PAIRS)):
+        read = ("templates",) if values["templates"] and methods.parse(values["method"]).names else ()
+        if objective.reads != "pairs" and (unused := set_among(key for key in OF_PAIRS if key not in read)):
             raise InputError(
                 f"config.{unused[0]} is of contrastive objectives, config.objective is '{text}'; leave it out"
             )

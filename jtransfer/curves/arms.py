@@ -43,7 +43,7 @@ class Examples:
         metrics: The metrics by name; the first chooses hyper-parameters and is what the curve shows.
         more: Frozen models by name, as a teacher, whose outputs are more parts of a batch.
         source: The task that the backbone comes from, on which forgetting is measured; None where none is named.
-        read: Backbones with the features that `features` has computed, by the backbone's `id`.
+        read: Backbones with the features that `features` has computed, by the backbone's `id` and what was read.
         reading: Held while they are computed, as arms compile side by side.
     """
 
@@ -55,7 +55,7 @@ class Examples:
     metrics: Mapping[str, Metric] = field(default_factory=lambda: {"accuracy": METRICS["accuracy"]})
     more: Mapping[str, Teacher] = field(default_factory=dict)
     source: SourceTask | None = None
-    read: dict[int, tuple[Backbone, jax.Array]] = field(default_factory=dict)
+    read: dict[tuple[int, str], tuple[Backbone, jax.Array]] = field(default_factory=dict)
     reading: threading.Lock = field(default_factory=threading.Lock)
 
     @cached_property
@@ -71,18 +71,19 @@ class Examples:
             found |= jax.device_put(one(self.dataset.inputs, self.rows))
         return found
 
-    def features(self, backbone: Backbone) -> jax.Array:
+    def features(self, backbone: Backbone, reads: str = "features") -> jax.Array:
         """Features of a backbone for `rows`, `[u, d]` float32: computed once, whichever arms ask for them."""
+        key = id(backbone), reads
         with self.reading:
-            if id(backbone) not in self.read:
-                self.read[id(backbone)] = backbone, self._features(backbone)  # which keeps the id from another's use
-            return self.read[id(backbone)][1]
+            if key not in self.read:
+                self.read[key] = backbone, self._features(backbone, reads)  # which keeps the id from another's use
+            return self.read[key][1]
 
-    def _features(self, backbone):
+    def _features(self, backbone, reads):
         @jax.jit
         def read(tree, inputs):
             def features(some):
-                return models.apply(backbone.model, tree, some)["features"]
+                return models.apply(backbone.model, tree, some)[reads]
 
             return trials.in_blocks(features, inputs, np.arange(len(self.rows)))
 

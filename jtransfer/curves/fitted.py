@@ -13,6 +13,7 @@ from jtransfer.errors import InputError
 from jtransfer.solvers import few_shot as fits
 from jtransfer.storage.cells import ResultRow
 from jtransfer.train import costs
+from jtransfer.train.by_names import EMBEDS, ClassNames
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +26,8 @@ class Fitted(Arm):
         fit: Solves for the heads.
         backbone: The backbone whose features it reads.
         batch: Number of examples in the forward pass whose FLOPs are reported.
+        reads: The output of the backbone that heads are fitted on.
+        names: The names of the classes, for a fit that reads them.
     """
 
     name: str
@@ -32,6 +35,8 @@ class Fitted(Arm):
     fit: fits.Fit
     backbone: checkpoints.Backbone
     batch: int
+    reads: str = "features"
+    names: ClassNames | None = None
 
     how = "solved"
 
@@ -68,7 +73,7 @@ class Fitted(Arm):
     @property
     def features(self) -> jax.Array:
         """Features of all rows that are used, `[u, d]` float32."""
-        return self.examples.features(self.backbone)
+        return self.examples.features(self.backbone, self.reads)
 
     def heads(self, shots: int, seeds: list[int]) -> fits.FewShotHeads:
         """The head of each seed, with the hyper-parameters that validation chose; arrays begin with `[seeds]`."""
@@ -76,7 +81,9 @@ class Fitted(Arm):
         draws = zip(*(examples.drawn(shots, seed) for seed in seeds), strict=True)
         padded = [_padded(part, size) for part, size in zip(draws, examples.most, strict=True)]
         labels = np.asarray(examples.on_device["labels"])
-        return self.fit.call(self.features, labels, len(examples.dataset.classes), *padded, examples.metric)
+        named = {"named": self.names.head} if self.fit.names else {}
+        features = self.features if self.fit.least else None
+        return self.fit.call(features, labels, len(examples.dataset.classes), *padded, examples.metric, **named)
 
     def about(self, rows: list[ResultRow]) -> list[str]:
         """One sentence that says how the heads are solved for."""
@@ -88,7 +95,9 @@ def is_fit(name: str) -> bool:
     return ">>" not in name and name.partition("(")[0].strip() in fits.FITS
 
 
-def build(name: str, examples: Examples, backbone: checkpoints.Backbone, batch: int) -> Fitted:
+def build(
+    name: str, examples: Examples, backbone: checkpoints.Backbone, batch: int, names: ClassNames | None = None
+) -> Fitted:
     """The arm of a method that solves for its head.
 
     Args:
@@ -96,15 +105,29 @@ def build(name: str, examples: Examples, backbone: checkpoints.Backbone, batch: 
         examples: The examples that it learns from.
         backbone: The backbone whose features it reads.
         batch: Number of examples in the forward pass whose FLOPs are reported.
+        names: The names of the classes, and the backbone that reads them.
 
     Raises:
-        InputError: an unknown fit or option, data without one class a row, or fewer shots than the fit needs.
+        InputError: an unknown fit or option, data without one class a row, fewer shots than the fit needs, or a
+            backbone that cannot read names where the fit asks for them.
     """
-    return of_fit(name, fits.parse(name), examples, backbone, batch)
+    fit = fits.parse(name)
+    if not fit.names:
+        return of_fit(name, fit, examples, backbone, batch)
+    names.check(name)
+    return of_fit(name, fit, examples, names.images, batch, EMBEDS, names)
 
 
-def of_fit(name: str, fit: fits.Fit, examples: Examples, backbone: checkpoints.Backbone, batch: int) -> Fitted:
-    """The arm of a fit that is parsed already; its other arguments are those of `build`.
+def of_fit(
+    name: str,
+    fit: fits.Fit,
+    examples: Examples,
+    backbone: checkpoints.Backbone,
+    batch: int,
+    reads: str = "features",
+    names: ClassNames | None = None,
+) -> Fitted:
+    """The arm of a fit that is parsed already, on an output of the backbone; other arguments are those of `build`.
 
     Raises:
         InputError: data without one class a row, or fewer shots than the fit needs.
@@ -115,7 +138,7 @@ def of_fit(name: str, fit: fits.Fit, examples: Examples, backbone: checkpoints.B
         )
     if (fewest := min(examples.shots)) < fit.least:
         raise InputError(f"method '{name}' needs {fit.least} examples of each class; config.shots has {fewest}")
-    return Fitted(name, examples, fit, backbone, batch)
+    return Fitted(name, examples, fit, backbone, batch, reads, names)
 
 
 def _padded(draws, size):

@@ -37,6 +37,7 @@ from jtransfer.starts import teachers
 from jtransfer.storage import workdir
 from jtransfer.storage.cells import Cells, ResultRow, of_source
 from jtransfer.train import tried
+from jtransfer.train.by_names import ClassNames
 
 LISTS = ("methods", "shots")
 """Keys whose lists have each item once."""
@@ -150,13 +151,14 @@ def prepare(config, dataset: sources.Dataset | None = None) -> Curve:
     objectives.check_mixup(config.mixup, examples.example)
     options = Optimiser(**config.optimiser), config.steps, config.batch, config.hyper.to_dict(), config.parallel
     recipe, templates = trained.Recipe(*options), named.templates(config.templates)
+    names_of_classes = ClassNames(backbone, dataset.classes, templates)
 
     def build(name) -> Arm:
         if name == ZERO_SHOT:
             return named.build(examples, backbone, templates, config.batch)
         if fitted.is_fit(name):
-            return fitted.build(name, examples, tower, config.batch)
-        return trained.build(name, examples, tower, objective, recipe)
+            return fitted.build(name, examples, tower, config.batch, names_of_classes)
+        return trained.build(name, examples, tower, objective, recipe, names_of_classes)
 
     built = [build(name) for name in names]
     if recipe.optimiser.schedules:  # of one method's leaves, perhaps, which others lack

@@ -21,6 +21,7 @@ from jtransfer.objectives import Objective
 from jtransfer.starts import teachers
 from jtransfer.storage.cells import ResultRow, value
 from jtransfer.train import Optimiser, Plan, TrialData, costs, make_trial, plan, predict_rows
+from jtransfer.train.by_names import EMBEDS, ClassNames
 from jtransfer.tree import Tree, partition, size
 
 SEARCHED = ("rate", "decay")
@@ -148,7 +149,9 @@ class Trained(Arm):
         }
         edge = "".join(f"; {key} at an edge in {n} of {len(rows)}" for key, n in edges.items())
         steps = " + ".join(map(str, self.plan.steps))
-        before = "".join(f"the head starts at the optimum of {one.fit.how}; " for one in self.solved)
+        before = "".join(
+            f"the head starts {'at the optimum of' if one.fit.least else 'from'} {one.fit.how}; " for one in self.solved
+        )
         how = f"{before}{steps} steps of {self.batch}, {self.optimiser.name}, {self.optimiser.shown_schedules}"
         return [*said, f"{self.name}: {how}, {grid}{edge}{self._statistics()}."]
 
@@ -197,7 +200,12 @@ class Trained(Arm):
 
 
 def build(
-    name: str, examples: Examples, backbone: checkpoints.Backbone, objective: Objective, recipe: Recipe
+    name: str,
+    examples: Examples,
+    backbone: checkpoints.Backbone,
+    objective: Objective,
+    recipe: Recipe,
+    names: ClassNames | None = None,
 ) -> Trained:
     """The arm of a method that trains by steps.
 
@@ -208,6 +216,7 @@ def build(
         backbone: The backbone that it starts from.
         objective: What it learns.
         recipe: How it is trained.
+        names: The names of the classes, and the backbone that reads them.
 
     Raises:
         InputError: hyper-parameters that cannot be searched, or a method or objective that does not fit the backbone.
@@ -221,13 +230,16 @@ def build(
         backbone, method = raw.representation(name, examples, backbone), methods.probe()
     else:
         method = methods.parse(name)
+    if method.names:
+        backbone, objective = names.start(method, objective, examples.source)
     if method.binds:
         method = method.bound(teachers.given(examples.parts, backbone, examples.example))
     model, params, _ = headed(backbone, objective, examples.dataset.outputs)
     where = f"config.hyper['{name}']" if name in recipe.hyper else "config"
     phases = plan(len(method.phases), steps, *shares, where)
     adapted = methods.adapt(method, model, params, examples.example)
-    solved = tuple(fitted.of_fit(name, fit, examples, backbone, recipe.batch) for fit in method.solves)
+    read = (EMBEDS, names) if method.names else ()
+    solved = tuple(fitted.of_fit(name, fit, examples, backbone, recipe.batch, *read) for fit in method.solves)
     arguments = name, examples, adapted, objective, recipe.optimiser, phases, grid, recipe.batch, solved
     return Trained(*arguments, recipe.parallel, method.merge)
 

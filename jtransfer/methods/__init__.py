@@ -162,6 +162,8 @@ def check_rows(method: Method) -> None:
     """
     if method.needs:
         raise InputError(f"method '{method.name}' needs '{method.needs[0]}', which is of a single task of rows")
+    if method.names:
+        raise InputError(f"method '{method.name}' reads names of classes, which are of a single task of rows")
 
 
 MOST_PARTS = 200
@@ -208,7 +210,8 @@ def _built(node: ast.expr, text: str, others: Iterable[str], solvers: Iterable[s
             raise InputError(
                 f"method '{text.strip()}': a head of the backbone's features is of no use to other weights"
             )
-        return replace(method, solves=(expressions.call(node.left, text, "method", FITS)(),))
+        fit = expressions.call(node.left, text, "method", FITS)()
+        return replace(method, solves=(fit,), names=method.names or ("head" if fit.names else ""))
     if isinstance(node, ast.BinOp) and type(node.op) in JOINS:
         left, right = _built(node.left, text, others, solvers), _built(node.right, text, others, ())
         return JOINS[type(node.op)](left, right)

@@ -91,6 +91,8 @@ class Method:
         parts: The options of what it adds, for those who write them in other formats.
         needs: Parts of a batch that `scores` reads beside those of the objective, as "teacher".
         solves: What finds the head before the first step, on features of the backbone; empty where nothing does.
+        names: What it reads the names of the classes by, of a dual encoder: "head" for a head on embeddings of images,
+            which the text tower makes of the names; empty for a method that reads none.
         fold: From an adapted tree to that of `kept`, with equal outputs.
         kept: The method that the leaves are kept by when the training is over, with its text as its name; None where it
             is this one.
@@ -117,6 +119,7 @@ class Method:
     holds: Callable[[Tree], Tree] = lambda base: {}
     needs: tuple[str, ...] = ()
     solves: tuple[Any, ...] = ()
+    names: str = ""
     fold: Callable[[Tree], Tree] = dict
     kept: "Method | None" = None
     before: tuple[Phase, ...] = ()
@@ -139,7 +142,7 @@ class Method:
     def bound(self, given: Given) -> "Method":
         """The method that is made for what is given."""
         made = self.binds(given) if self.binds else self
-        return replace(made, name=self.name, solves=self.solves, binds=None)
+        return replace(made, name=self.name, solves=self.solves, names=self.names, binds=None)
 
     @property
     def _updates(self) -> bool:
@@ -173,6 +176,10 @@ class Method:
         sign, binds = "+" if join is operator.add else " >> ", self.binds or other.binds
         merges = self.merge, other.merge
         kept = join(self.kept or self, other.kept or other) if self.kept or other.kept else None
+        if self.names and other.names and self.names != other.names:
+            raise InputError(
+                f"method '{self.name}{sign}{other.name}': both read the classes' names, each by its own head"
+            )
         return Method(
             name=f"{self.name}{sign}{other.name}",
             learns=last.learns,
@@ -184,7 +191,8 @@ class Method:
             scores=last.scores,
             holds=lambda base: self.holds(base) | other.holds(base),
             needs=tuple(dict.fromkeys((*self.needs, *other.needs))),
-            solves=self.solves,
+            solves=self.solves or (other.solves if join is operator.add else ()),
+            names=self.names or other.names,
             fold=lambda tree: other.fold(self.fold(tree)),
             kept=kept,
             before=tuple(before),

@@ -175,7 +175,8 @@ class CLIPConfig(Architecture):
     Attributes:
         vision: The tower of images: the config of any model of images, or its options, with the name of another
             architecture than "vit" as `architecture` among them.
-        text: The tower of texts, likewise, of "clip_text" or another architecture.
+        text: The tower of texts, likewise, of "clip_text" or another architecture; None for the side of images alone,
+            which embeds as it does beside a tower of texts.
         projection: Width of both embeddings, to which a kernel of each tower projects its features; 0 where the
             features are the embeddings (SigLIP).
         logit_scale: Start of the learned logarithm of the factor on similarities.
@@ -196,6 +197,8 @@ class CLIPConfig(Architecture):
 
         for name in TOWERS:
             tower = getattr(self, name)
+            if tower is None and name == "text":
+                continue
             if isinstance(tower, Mapping):  # as a file has it
                 options = {key: tuple(x) if isinstance(x, list) else x for key, x in tower.items()}
                 architecture = options.pop("architecture", TOWERS[name])
@@ -217,20 +220,20 @@ class CLIPConfig(Architecture):
 
     @property
     def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
-        texts = {name: x for name, x in self.text.inputs.items() if name != "token_type_ids"}  # of pairs of texts
-        return self.vision.inputs | texts
+        inputs = {name: x for tower in self.towers.values() for name, x in tower.inputs.items()}
+        return {name: x for name, x in inputs.items() if name != "token_type_ids"}  # which are of pairs of texts
 
     @property
     def towers(self) -> dict[str, Architecture]:
-        return {"vision": self.vision, "text": self.text}
+        return {"vision": self.vision} | ({"text": self.text} if self.text else {})
 
     @property
     def tables(self) -> dict[str, int]:
-        return {name: rows for name, rows in self.text.tables.items() if name in self.inputs}
+        return {name: rows for name, rows in self.text.tables.items() if name in self.inputs} if self.text else {}
 
     @property
     def depth(self) -> int:
-        return self.vision.depth + self.text.depth
+        return sum(tower.depth for tower in self.towers.values())
 
 
 def _tower(config, name):

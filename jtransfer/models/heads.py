@@ -15,7 +15,7 @@ from jtransfer.tree import nested
 SOURCE_HEAD = "source_head/"
 """Prefix of the head of a backbone's source task, which stays in the tree, frozen, whatever the method."""
 
-READS = ("features", "pooler_output", "first", "last_hidden_state", "patches", "distilled")
+READS = ("features", "pooler_output", "first", "last_hidden_state", "patches", "distilled", "image_embeds")
 """What a head may read: see `Head`."""
 
 
@@ -27,8 +27,8 @@ class Head:
         classes: Outputs for each thing it reads.
         reads: "features" or "pooler_output" `[batch, width]`, "first" (the first token of `last_hidden_state`),
             "last_hidden_state" `[batch, tokens, width]` (a prediction for every token), "patches" (the mean of it over
-            the patches of an image), or "distilled" (the mean of one prediction from the class token and one from the
-            distillation token).
+            the patches of an image), "distilled" (the mean of one prediction from the class token and one from the
+            distillation token), or a dual encoder's "image_embeds" `[batch, width]`, of length 1.
         hidden: Activation of a dense layer before the output; empty for no such layer.
         norm: LayerNorm after that activation, with this epsilon; 0 for none.
         tied: Whether the output kernel is the transposed table of the word embeddings.

@@ -3,18 +3,21 @@
 A fit is `fit(features [n, d], labels [n], classes, train, validation, metric)`, with draws of rows for training and
 validation as `(rows [s, m], weights [s, m])`, weights 0 where a draw is padded. It gives a head for every draw; the
 metric on validation rows chooses its hyper-parameters. As padding is free, one program serves every number of shots.
+
+A fit that reads names works on a dual encoder's embeddings of images, of length 1, and is given `named` as well: kernel
+`[d, classes]` and bias `[classes]` of the head that the text tower makes of the classes' names.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import numpy as np
 
 from jtransfer import expressions
 from jtransfer.kinds import POSITIVES, checked
-from jtransfer.objectives.metrics import METRICS, Metric
+from jtransfer.objectives.metrics import METRICS
 from jtransfer.solvers import heads
 from jtransfer.solvers import logistic as logistics
 from jtransfer.solvers import prototypes as means
@@ -52,12 +55,14 @@ class Fit:
     Attributes:
         call: Fits the heads; its arguments are at the top of this file.
         how: How heads are fitted, in words for a report.
-        least: The fewest examples of each class that a fit needs.
+        least: The fewest examples of each class that a fit needs; 0 if it looks at none.
+        names: Whether it reads the names of the classes.
     """
 
-    call: Callable[[Any, Any, int, Draws, Draws, Metric], FewShotHeads]
+    call: Callable[..., FewShotHeads]
     how: str
     least: int = 1
+    names: bool = False
 
 
 @checked
@@ -100,7 +105,27 @@ def prototypes(kind: str = "cosine") -> Fit:
     return Fit(fit, "a closed form in which nothing is chosen", 2 if kind in ("shrunken", "lda") else 1)
 
 
-FITS: dict[str, Callable[..., Fit]] = {"ridge": ridge, "logistic": logistic, "prototypes": prototypes}
+def zero_shot() -> Fit:
+    """The head that a text tower makes of the classes' names (CLIP, Radford et al. 2021, arXiv:2103.00020).
+
+    With `image_embeds` of length 1, its logits are those of zero-shot classification: the scale of similarities is in
+    the kernel (WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903, section 3).
+    """
+
+    def fit(features, labels, classes, train, validation, metric=METRICS["accuracy"], *, named):
+        draws = len(train[0])
+        kernels, biases = (np.broadcast_to(x, (draws, *x.shape)) for x in named)
+        return FewShotHeads(kernels, biases, np.full(draws, np.nan), [{}] * draws)
+
+    return Fit(fit, "the classes' names, as the text tower reads them", least=0, names=True)
+
+
+FITS: dict[str, Callable[..., Fit]] = {
+    "ridge": ridge,
+    "logistic": logistic,
+    "prototypes": prototypes,
+    "zero_shot": zero_shot,
+}
 """Every fit by the name that a config calls."""
 
 

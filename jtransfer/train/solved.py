@@ -2,7 +2,7 @@
 
 The solver reads features of the frozen backbone for all rows that are trained on. A tenth of these rows chooses its
 hyper-parameters by the metric, as the penalty of a logistic regression, and the head is fitted on the others. The steps
-that follow train on all rows.
+that follow train on all rows. `zero_shot` looks at no row: its head is what a text tower makes of the classes' names.
 """
 
 from typing import Any
@@ -21,6 +21,7 @@ from jtransfer.models import apply
 from jtransfer.objectives.metrics import Metric
 from jtransfer.solvers.few_shot import Fit
 from jtransfer.starts.inputs import Prepare, gathered
+from jtransfer.train.by_names import EMBEDS, ClassNames
 from jtransfer.tree import Tree
 
 PART = 10
@@ -40,6 +41,8 @@ def check(name: str, fit: Fit, stream: Any) -> None:
     """
     if not isinstance(stream, Stream) or stream.targets != "classes":
         raise InputError(f"config.method '{name}' solves for a head of one class a row, which {stream.name} has not")
+    if not fit.least:
+        return
     if stream.pool is None:
         raise InputError(
             f"config.method '{name}' solves for a head on all rows, and {stream.name} has no end; begin with a method "
@@ -62,6 +65,7 @@ def head(
     module: nn.Module,
     mesh: Mesh,
     batch: int,
+    names: ClassNames | None,
     fit: Fit,
     base: Tree,
 ) -> tuple[Tree, dict[str, float]]:
@@ -74,6 +78,7 @@ def head(
         module: The backbone without a head.
         mesh: The devices.
         batch: Number of examples that the backbone reads at once, over all devices.
+        names: The names of the classes, where the head reads embeddings of images; None for one on features.
         fit: The solver.
         base: Leaves and statistics of the backbone, laid out on the mesh.
 
@@ -85,16 +90,19 @@ def head(
     Raises:
         InputError: features that the solver refuses, as NaN, or a head that is not finite.
     """
-    inputs, labels = stream.pool
-    features = _features(prepare, module, mesh, batch, base, inputs)
-    train, validation = _split(labels)
-    draws = [(rows[None], np.ones((1, len(rows)), np.float32)) for rows in (train, validation)]
+    named = {"named": names.head} if fit.names else {}
     name, measure = metric
-    found = fit.call(features, labels, len(stream.classes), *draws, measure)
+    if fit.least:
+        inputs, labels = stream.pool
+        features = _features(prepare, module, mesh, batch, base, inputs, EMBEDS if names else "features")
+        draws = [(rows[None], np.ones((1, len(rows)), np.float32)) for rows in _split(labels)]
+    else:
+        features, labels, draws = None, None, [(np.zeros((1, 0)),) * 2] * 2
+    found = fit.call(features, labels, len(stream.classes), *draws, measure, **named)
     leaves = [np.asarray(x[0], np.float32) for x in (found.kernels, found.biases)]
     if not all(np.isfinite(x).all() for x in leaves):
         raise InputError(f"config.method: the head that is solved for on {stream.name} is not finite")
-    about = {**found.chosen[0], name: float(found.values[0])}
+    about = {**found.chosen[0], name: float(found.values[0])} if fit.least else {}
     return dict(zip(SOLVED, hosts.as_the_first(leaves), strict=True)), {f"solved_{key}": x for key, x in about.items()}
 
 
@@ -105,13 +113,13 @@ def _split(labels):
     return np.setdiff1d(rows, validation), validation
 
 
-def _features(prepare, module, mesh, batch, base, inputs):
+def _features(prepare, module, mesh, batch, base, inputs, reads):
     """Features `[rows, width]` of all inputs, float32, whole in every process."""
     own, count = sharding.rows(mesh, batch), len(inputs)
 
     @jax.jit
     def read(base, inputs):
-        features = apply(module, base, inputs, train=False)["features"].astype(np.float32)
+        features = apply(module, base, inputs, train=False)[reads].astype(np.float32)
         return jax.lax.with_sharding_constraint(features, sharding.everywhere(mesh))
 
     found = []

@@ -26,6 +26,7 @@ from jtransfer.data.sources import open_pairs, open_stream
 from jtransfer.data.streams import Joined, Rows, Stream
 from jtransfer.devices import sharding
 from jtransfer.errors import InputError, Once
+from jtransfer.evaluate.zero_shot import TEMPLATES
 from jtransfer.methods import Adapted
 from jtransfer.models import Heads, build
 from jtransfer.objectives import metrics
@@ -35,6 +36,7 @@ from jtransfer.starts.inputs import as_they_are, example, gathered, labelling, l
 from jtransfer.starts.source import SourceTask
 from jtransfer.starts.start import Start
 from jtransfer.train import measured, solved
+from jtransfer.train.by_names import ClassNames
 from jtransfer.train.combine import Combine, mean, weighted
 from jtransfer.train.measured import Evaluate
 from jtransfer.tree import Tree, select
@@ -125,12 +127,16 @@ def _of_rows(config, settings, mesh, stream) -> Task:
     """A task of rows, each with its labels or without any."""
     remembered = stream is not None
     stream = stream or _opened(config, config.data, objectives.parse(config.objective, settings), mesh)
-    whole, prepare = _backbone(config, stream)
+    method = methods.parse(config.method)
+    whole, prepare = _backbone(config, stream, tower=not method.names)
     objective, named, one = _asked(config, settings, stream, prepare)
+    names, dual = None, whole
+    if method.names:
+        names = ClassNames(dual, stream.classes, tuple(config.templates) or TEMPLATES)
+        whole, objective = names.start(method, objective, config.source)
     model, params, head = headed(whole, objective, stream.outputs)
     labels, held_out = _labels(prepare, stream)
     objectives.check_mixup(config.mixup, one)
-    method = methods.parse(config.method)
     taught = teachers.of(config.teacher, stream, method.needs, whole, prepare, config.load.trust)
     from_source = None
     if config.source and not remembered:
@@ -148,8 +154,9 @@ def _of_rows(config, settings, mesh, stream) -> Task:
     solve = None
     if method.solves:
         chooses = metrics.choosing(named, stream, config.objective)
-        solve = partial(solved.head, stream, prepare, chooses, whole.model, mesh, config.batch)
+        solve = partial(solved.head, stream, prepare, chooses, whole.model, mesh, config.batch, names)
     start, parts = _start(config, whole, stream), teachers.parts(held_out, taught.values(), stream.inputs)
+    fingerprints = {"backbone": dual.fingerprint} if names else start.fingerprints
     read = {name: x.fingerprint for name, x in (taught | ({"source": from_source} if from_source else {})).items()}
     return Task(
         TaskData(stream, ready, one, evaluate, parts, solve, from_source),
@@ -159,7 +166,7 @@ def _of_rows(config, settings, mesh, stream) -> Task:
             params=params,
             head=head,
             classes=_classes(stream, objective),
-            fingerprints={**start.fingerprints} | {key: x for key, x in read.items() if key != "recorded"},
+            fingerprints={**fingerprints} | {key: x for key, x in read.items() if key != "recorded"},
         ),
         objective,
         accumulate=config.accumulate,
@@ -231,11 +238,11 @@ def _opened(config, data, objective, mesh) -> Stream:
     return open_stream(data, config.batch, config.seed, sharding.rows(mesh, config.batch), config.data_dir, every)
 
 
-def _backbone(config, stream):
+def _backbone(config, stream, tower=True):
     """The backbone, without a name or leaves where there is none, and what makes its inputs of a stream's."""
     if config.backbone:
         # On the host, where it may lie in the mapped file; training lays it out on the mesh.
-        return load_for(config.backbone, config.load, stream, sharding="host")
+        return load_for(config.backbone, config.load, stream, tower, sharding="host")
     module = build(**config.model)
     return checkpoints.Backbone("", module, {}), as_they_are(module, stream)
 

@@ -199,7 +199,7 @@ def _names(dialect, config, kind):
     if isinstance(config, dialect.of_images):  # which a head for images stands on
         return _tower_names(dialect, "vision", config, kind)
     for name in READERS:
-        _check_tower(dialect, name, config.towers[name])
+        _check_tower(dialect, name, config.towers.get(name))
     rows = [Row("logit_scale", "logit_scale", dialect.scalar), Row("logit_bias", "logit_bias", dialect.scalar)]
     for tower, projection in PROJECTIONS.items():
         rows += repeated(_rows(dialect, config.towers[tower], tower), f"{tower}_model.", f"{tower}/")
@@ -209,6 +209,8 @@ def _names(dialect, config, kind):
 
 def _check_tower(dialect, tower, config):
     kind = dialect.of_images if tower == "vision" else CLIPTextConfig
+    if config is None:
+        raise InputError(f"images without a tower of texts cannot be written as '{dialect.model_type}'")
     if not isinstance(config, kind):
         own = {ViTConfig: "a ViT", NaFlexViTConfig: "NaFlex's ViT", CLIPTextConfig: "CLIP's own of texts"}[kind]
         raise InputError(f"towers other than {own} cannot be written as '{dialect.model_type}'")
@@ -241,7 +243,7 @@ def _write(dialect, config):
         raise InputError(f"a model with {has} cannot be written as model_type '{dialect.model_type}'")
     said = {"projection_dim": config.projection, "logit_scale_init_value": config.logit_scale}
     said |= {f"{name}_config_dict": None for name in READERS}  # which would go before what is written here
-    towers = {f"{name}_config": _write_tower(dialect, name, config.towers[name]) for name in READERS}
+    towers = {f"{name}_config": _write_tower(dialect, name, config.towers.get(name)) for name in READERS}
     return {"model_type": dialect.model_type, **towers, **(said if dialect.projected else {})}
 
 

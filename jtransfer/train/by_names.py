@@ -1,0 +1,78 @@
+"""What a method that reads the names of classes starts from: a dual encoder's images, and a head of these names."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from jtransfer.checkpoints import Backbone
+from jtransfer.checkpoints.backbone import IMAGES
+from jtransfer.errors import InputError
+from jtransfer.evaluate import zero_shot
+from jtransfer.methods import Method
+from jtransfer.models import Head
+from jtransfer.objectives import Objective
+
+EMBEDS = "image_embeds"
+"""The output of a dual encoder that a head by names reads."""
+
+
+@dataclass(frozen=True, eq=False)
+class ClassNames:
+    """A backbone, and the names of classes that its text tower may read.
+
+    Attributes:
+        backbone: With both towers, if it is a dual encoder.
+        classes: The names, in the order of the labels.
+        templates: Texts with {} for a name.
+    """
+
+    backbone: Backbone
+    classes: tuple[str, ...]
+    templates: tuple[str, ...] = zero_shot.TEMPLATES
+
+    def check(self, method: str) -> None:
+        """Refuse names that cannot be read, before anything is compiled.
+
+        Args:
+            method: The text of the method that reads them.
+
+        Raises:
+            InputError: a backbone without a text tower or a tokenizer, no names, or a template without {}.
+        """
+        try:
+            zero_shot.check(self.backbone)
+            zero_shot.check_texts(self.classes, self.templates)
+            _ = self.backbone.preprocess
+        except InputError as error:
+            raise InputError(f"method '{method}' reads the names of classes: {error}") from None
+
+    @cached_property
+    def images(self) -> Backbone:
+        """The part of the dual encoder that embeds images."""
+        return self.backbone.tower(IMAGES)
+
+    @cached_property
+    def head(self) -> tuple[np.ndarray, np.ndarray]:
+        """Kernel `[d, classes]` and bias `[classes]` of the zero-shot head, float32; the text tower runs for it."""
+        found = zero_shot.text_classifier(self.backbone, self.classes, self.templates)
+        return found.kernel, found.bias
+
+    def start(self, method: Method, objective: Objective, source: Any = None) -> tuple[Backbone, Objective]:
+        """What a method that reads names adapts, and its objective, which brings the head of these names.
+
+        Args:
+            method: The method.
+            objective: What is learned of the data.
+            source: The task that the backbone comes from, which must be none.
+
+        Raises:
+            InputError: as `check`, or an objective of something else than one class a row.
+        """
+        if objective.reads != "classes":
+            raise InputError(f"method '{method.name}' reads the names of classes, and the objective has none")
+        if source:
+            raise InputError(f"config.source: what '{method.name}' forgets is not measured; leave one of the two out")
+        self.check(method.name)
+        return self.images, replace(objective, head=lambda architecture, outputs: Head(outputs, reads=EMBEDS))
