@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from jtransfer import expressions, kinds
 from jtransfer.errors import InputError
 from jtransfer.methods.bottlenecks import adaptformer, compacter, houlsby, pfeiffer
+from jtransfer.methods.clip import clip_adapter
 from jtransfer.methods.fourier import fourierft
 from jtransfer.methods.freezing import (
     bitfit,
@@ -53,6 +54,7 @@ __all__ = [
     "boft",
     "check_needs",
     "check_rows",
+    "clip_adapter",
     "compacter",
     "distill",
     "distill_attention",
@@ -113,6 +115,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "prompt": prompt,
     "prefix": prefix,
     "vpt": vpt,
+    "clip_adapter": clip_adapter,
     "l2sp": l2sp,
     "ewc": ewc,
     "lwf": lwf,

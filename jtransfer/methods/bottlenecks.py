@@ -32,6 +32,7 @@ class BottleneckAdapter(nn.Module):
         activation: A key of `ACTIVATIONS`.
         start: Initialisers of the kernels of `down` and `up`; biases start at zero.
         dtype: Type in which it computes, and `param_dtype` of its leaves.
+        use_bias: Whether the layers have biases.
     """
 
     width: int
@@ -39,10 +40,11 @@ class BottleneckAdapter(nn.Module):
     start: tuple[Callable, Callable]
     dtype: str
     param_dtype: str
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x):
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype, "use_bias": self.use_bias}
         hidden = layers.Dense(self.width, kernel_init=self.start[0], name="down", **types)(x)
         hidden = layers.ACTIVATIONS[self.activation](hidden)
         return layers.Dense(x.shape[-1], kernel_init=self.start[1], name="up", **types)(hidden)

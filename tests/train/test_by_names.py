@@ -94,3 +94,15 @@ def test_what_has_no_names_to_read_is_refused_before_anything_compiles(method, v
     with pytest.raises(InputError, match=message) as refused:
         prepared(method, **values)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("method", ["clip_adapter"])
+def test_what_a_method_makes_of_names_goes_on_after_a_stop_and_is_read_back(method, zero, goes_on, tmp_path_factory):
+    whole = tmp_path_factory.mktemp("whole")
+    rows = loop.train(prepared(method, mesh=ONE), whole, lambda row, speed: None)
+    goes_on(lambda: prepared(method, mesh=ONE), 3, whole)
+    images, labels, logits = zero
+    model = jt.load(str(whole / "model"))
+    found = np.asarray(model(model.preprocess(images))["logits"])
+    assert (found.argmax(-1) == labels).mean() == pytest.approx(rows[-1]["test_accuracy"])
+    assert np.abs(found - logits).max() > 0.1 and model.classes == tuple("0123456789")
