@@ -20,7 +20,7 @@ from jtransfer.models import Architecture, Head, Heads
 from jtransfer.models.heads import READS
 from jtransfer.models.layers import ACTIVATIONS
 
-MOST_CLASSES = 1_000_000
+MOST_CLASSES, MOST_KEYS = 1_000_000, 1 << 28
 KEY, SEVERAL = "head", "tasks"
 WITHOUT_CLASSES = ("masked_lm", "causal_lm", "span", "projection")
 """Kinds whose number of outputs is no number of classes."""
@@ -74,6 +74,8 @@ def read(values: Mapping[str, Any], names: tuple[str, ...], config: Architecture
     if head.classes is None or head.classes > MOST_CLASSES or (names and head.classes != len(names)):
         expected = f"the number of classes, {len(names)}" if names else f"a number up to {MOST_CLASSES:,}"
         raise InputError(f"config.json: {KEY}: classes is {shown(head.classes)}; expected {expected}")
+    if not 0 <= head.keys <= MOST_KEYS:
+        raise InputError(f"config.json: {KEY}: keys is {shown(head.keys)}; expected a number up to {MOST_KEYS:,}")
     if head.tied and head.classes != (words := config.tables.get("input_ids")):
         raise InputError(
             f"config.json: {KEY} is tied to the table of words and has {head.classes} outputs; the model has "

@@ -16,6 +16,7 @@ from jtransfer.checkpoints import Backbone
 from jtransfer.data.coded import Coded
 from jtransfer.data.dataset import Dataset
 from jtransfer.data.subsets import few_shot
+from jtransfer.data.views import view
 from jtransfer.methods import Adapted
 from jtransfer.objectives.metrics import METRICS, Metric
 from jtransfer.starts import inputs, teachers
@@ -88,6 +89,22 @@ class Examples:
             return trials.in_blocks(features, inputs, np.arange(len(self.rows)))
 
         return read(backbone.params | backbone.state, self.on_device["inputs"]).astype(jnp.float32)
+
+    def views(self, backbone: Backbone, reads: str, count: int, flip: bool) -> jax.Array:
+        """The mean over random views of what `features` gives, `[u, d]`; of test rows, which have none, zeros."""
+        own = np.setdiff1d(np.arange(len(self.rows)), self.places(self.test))
+
+        @jax.jit
+        def read(tree, inputs, number):
+            def features(some):
+                images = view(some["inputs"]["pixel_values"], some["rows"], number, flip)
+                return models.apply(backbone.model, tree, some["inputs"] | {"pixel_values": images})[reads]
+
+            return trials.in_blocks(features, {"inputs": inputs, "rows": jnp.asarray(self.rows)}, own)
+
+        tree = backbone.params | backbone.state
+        total = sum(read(tree, self.on_device["inputs"], number).astype(jnp.float32) for number in range(count))
+        return jnp.zeros((len(self.rows), total.shape[1])).at[own].set(total / count)
 
     @cached_property
     def example(self) -> dict[str, jax.ShapeDtypeStruct]:

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from functools import cached_property
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import numpy as np
 from jtransfer import checkpoints
 from jtransfer.curves.arms import Arm, Cell, Examples
 from jtransfer.errors import InputError
+from jtransfer.models.heads import votes
 from jtransfer.solvers import few_shot as fits
 from jtransfer.storage.cells import ResultRow
 from jtransfer.train import costs
@@ -45,18 +47,23 @@ class Fitted(Arm):
         examples, backbone, features = self.examples, self.backbone, self.features
         tree, labels = backbone.params | backbone.state, examples.on_device["labels"]
         test = examples.places(examples.test)
-        trainable = (features.shape[1] + 1) * len(examples.dataset.classes)
+        cached = "keys" in self.fit.leaves
+        trainable = (
+            examples.most[0] * features.shape[1] if cached else (features.shape[1] + 1) * len(examples.dataset.classes)
+        )
         flops = costs.forward_flops(backbone.model, tree, examples.shapes(self.batch))
 
         @jax.jit
-        def tested(kernels, biases):
+        def tested(kernels, biases, more):
             logits = jnp.einsum("nd,sdc->snc", features[test], kernels) + biases[:, None]
+            if more:
+                logits += jax.vmap(lambda own: votes(features[test], **own))(more)
             return jax.vmap(examples.measured, (0, None))(logits, labels[test]), jnp.isfinite(logits).all((-1, -2))
 
         def cell(shots, seeds):
             started = time.perf_counter()
             heads = self.heads(shots, seeds)
-            measured, finite = map(np.asarray, tested(heads.kernels, heads.biases))
+            measured, finite = map(np.asarray, tested(heads.kernels, heads.biases, dict(heads.more)))
             if not finite.all():
                 raise InputError(f"{self.name}: the heads of {shots} per class are not finite on the test rows")
             seconds = (time.perf_counter() - started) / len(seeds)
@@ -75,6 +82,11 @@ class Fitted(Arm):
         """Features of all rows that are used, `[u, d]` float32."""
         return self.examples.features(self.backbone, self.reads)
 
+    @cached_property
+    def keys(self) -> jax.Array:
+        """The mean of the features of random views of each row that may be trained on, `[u, d]`."""
+        return self.examples.views(self.backbone, self.reads, self.fit.views, self.fit.flip)
+
     def heads(self, shots: int, seeds: list[int]) -> fits.FewShotHeads:
         """The head of each seed, with the hyper-parameters that validation chose; arrays begin with `[seeds]`."""
         examples = self.examples
@@ -83,6 +95,7 @@ class Fitted(Arm):
         labels = np.asarray(examples.on_device["labels"])
         named = {"named": self.names.head} if self.fit.names else {}
         features = self.features if self.fit.least else None
+        named |= {"keys": self.keys} if self.fit.views else {}
         return self.fit.call(features, labels, len(examples.dataset.classes), *padded, examples.metric, **named)
 
     def about(self, rows: list[ResultRow]) -> list[str]:
@@ -114,7 +127,7 @@ def build(
     fit = fits.parse(name)
     if not fit.names:
         return of_fit(name, fit, examples, backbone, batch)
-    names.check(name)
+    names.check(name, fit, examples.example)
     return of_fit(name, fit, examples, names.images, batch, EMBEDS, names)
 
 

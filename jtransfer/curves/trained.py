@@ -15,7 +15,6 @@ from jtransfer.checkpoints.headed import headed
 from jtransfer.curves import fitted, raw
 from jtransfer.curves.arms import Arm, Cell, Examples, Training, family
 from jtransfer.data.subsets import batches
-from jtransfer.methods.method import SOLVED
 from jtransfer.methods.statistics import moving
 from jtransfer.objectives import Objective
 from jtransfer.starts import teachers
@@ -189,7 +188,7 @@ class Trained(Arm):
     def _heads(self, shots, seeds):
         """What is solved for, by path, `[seeds, ...]`."""
         found = [one.heads(shots, seeds) for one in self.solved]
-        return {path: x for one in found for path, x in zip(SOLVED, (one.kernels, one.biases), strict=True)}
+        return {path: x for one in found for path, x in one.leaves.items()}
 
     def _trial_data(self, shots, seed):
         train, validation = self.examples.drawn(shots, seed)
@@ -231,7 +230,7 @@ def build(
     else:
         method = methods.parse(name)
     if method.names:
-        backbone, objective = names.start(method, objective, examples.source)
+        backbone, objective = names.start(method, objective, examples.example, examples.most[0], examples.source)
     if method.binds:
         method = method.bound(teachers.given(examples.parts, backbone, examples.example))
     model, params, _ = headed(backbone, objective, examples.dataset.outputs)

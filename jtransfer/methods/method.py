@@ -30,9 +30,6 @@ Learns = Callable[[Collection[str]], Rates]
 HEAD = ("head/.*", 1.0)
 """The rule of every method: the head of the new task learns at the full rate, where the model has one."""
 
-SOLVED = ("head/kernel", "head/bias")
-"""Leaves of a linear head that a method may solve for."""
-
 
 def same(score: Score) -> Score:
     """A score as it is."""
@@ -350,7 +347,7 @@ def adapt(
             raise InputError(f"the backbone does not fit the model: {'; '.join(offenders)}")
     shapes, state = _split(leaves_under(method.name, method.adds, model, example, outputs))
     shapes |= {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in _split(base)[0].items()}
-    solved = SOLVED if method.solves else ()
+    solved = tuple(f"head/{name}" for fit in method.solves for name in fit.leaves)
     if any(path not in shapes for path in solved):
         raise InputError(f"method '{method.name}' solves for a linear head, and the objective here brings none")
     each: list[Adapted] = []

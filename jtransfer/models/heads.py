@@ -1,7 +1,7 @@
 """What stands on a backbone and predicts: one linear layer for a new task, or the head that a checkpoint came with."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import flax.linen as nn
@@ -36,6 +36,7 @@ class Head:
         span: Whether two outputs a token are `start_logits` and `end_logits` `[batch, tokens]` instead of `logits`.
         width: Of the dense layer; 0 for the backbone's.
         output: What the output is called.
+        keys: Number of examples that vote beside the output layer; see `votes`.
     """
 
     classes: int
@@ -47,6 +48,7 @@ class Head:
     span: bool = False
     width: int = 0
     output: str = "logits"
+    keys: int = field(default=0, repr=False)  # fingerprints of earlier versions are over the others
 
     @property
     def kind(self) -> str:
@@ -105,7 +107,34 @@ class Layers(nn.Module):
         return logits + self.param("bias", nn.initializers.zeros, (c.classes,)) if c.bias else logits
 
 
+class Cached(nn.Module):
+    """An output layer with a cache: `{kernel, bias, keys, values, alpha, beta}`; `x [batch, d]` has length 1."""
+
+    config: Head
+
+    @nn.compact
+    def __call__(self, x):
+        c, x, zeros = self.config, x.astype(jnp.float32), nn.initializers.zeros
+        kernel = self.param("kernel", zeros, (x.shape[-1], c.classes))
+        bias = self.param("bias", zeros, (c.classes,))
+        keys = self.param("keys", zeros, (c.keys, x.shape[-1]))
+        values = self.param("values", zeros, (c.keys, c.classes))
+        alpha, beta = (self.param(name, nn.initializers.ones, ()) for name in ("alpha", "beta"))
+        return x @ kernel + bias + votes(x, keys, values, alpha, beta)
+
+
+def votes(x: jax.Array, keys: jax.Array, values: jax.Array, alpha: jax.Array, beta: jax.Array) -> jax.Array:
+    """What a cache of examples adds to logits: `alpha exp(-beta (1 - x keys^T)) values`, `[batch, classes]`.
+
+    `x [batch, d]` and `keys [n, d]` have length 1, and `values [n, classes]` are one-hot (Tip-Adapter, Zhang et al.
+    2022, arXiv:2207.09519, equations 4 to 6).
+    """
+    return alpha * jnp.exp(-beta * (1 - x @ keys.T)) @ values
+
+
 def _output(config: Head, name: str) -> nn.Module:
+    if config.keys:
+        return Cached(config, name=name)
     zeros = nn.initializers.zeros
     return layers.Dense(config.classes, use_bias=config.bias, kernel_init=zeros, name=name, dtype="float32")
 

@@ -5,20 +5,22 @@ validation as `(rows [s, m], weights [s, m])`, weights 0 where a draw is padded.
 metric on validation rows chooses its hyper-parameters. As padding is free, one program serves every number of shots.
 
 A fit that reads names works on a dual encoder's embeddings of images, of length 1, and is given `named` as well: kernel
-`[d, classes]` and bias `[classes]` of the head that the text tower makes of the classes' names.
+`[d, classes]` and bias `[classes]` of the head that the text tower makes of the classes' names. One that asks for views
+is given `keys [n, d]`, the mean of the embeddings of random views of each image that may be trained on.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Annotated, NamedTuple
 
 import jax
 import numpy as np
 
 from jtransfer import expressions
-from jtransfer.kinds import POSITIVES, checked
+from jtransfer.kinds import POSITIVES, checked, whole
 from jtransfer.objectives.metrics import METRICS
-from jtransfer.solvers import heads
+from jtransfer.solvers import cache, heads
 from jtransfer.solvers import logistic as logistics
 from jtransfer.solvers import prototypes as means
 from jtransfer.solvers import ridge as ridges
@@ -40,12 +42,21 @@ class FewShotHeads(NamedTuple):
         biases: `[s, classes]`.
         values: `[s]`, the metric of each head on the validation rows of its draw.
         chosen: The hyper-parameters of each head, by name; empty where none are chosen.
+        more: More leaves of each head by name, `[s, ...]`; empty for linear heads.
     """
 
     kernels: jax.Array
     biases: jax.Array
     values: np.ndarray
     chosen: list[dict[str, float]]
+    more: Mapping[str, jax.Array] = MappingProxyType({})
+
+    @property
+    def leaves(self) -> dict[str, jax.Array]:
+        """All leaves of each head by path, `[s, ...]`."""
+        return {
+            f"head/{name}": x for name, x in ({"kernel": self.kernels, "bias": self.biases} | {**self.more}).items()
+        }
 
 
 @dataclass(frozen=True)
@@ -57,12 +68,18 @@ class Fit:
         how: How heads are fitted, in words for a report.
         least: The fewest examples of each class that a fit needs; 0 if it looks at none.
         names: Whether it reads the names of the classes.
+        leaves: Names of the leaves of the head that it finds.
+        views: Number of views of an image that it asks for, of `data.views.view`; 0 for the image as it is.
+        flip: Whether views may be mirrored.
     """
 
     call: Callable[..., FewShotHeads]
     how: str
     least: int = 1
     names: bool = False
+    leaves: tuple[str, ...] = ("kernel", "bias")
+    views: int = 0
+    flip: bool = False
 
 
 @checked
@@ -120,11 +137,53 @@ def zero_shot() -> Fit:
     return Fit(fit, "the classes' names, as the text tower reads them", least=0, names=True)
 
 
+ALPHAS, BETAS = (tuple(2.0**power for power in powers) for powers in (range(-3, 5), range(-2, 6)))
+"""What `tip_adapter` chooses from."""
+
+
+@checked
+def tip_adapter(
+    alphas: Annotated[tuple, POSITIVES] = ALPHAS,
+    betas: Annotated[tuple, POSITIVES] = BETAS,
+    views: Annotated[int, whole(0, 1000)] = 10,
+    flip: bool = False,
+) -> Fit:
+    """The head of the classes' names beside a cache of the labelled images, which vote for their classes (Tip-Adapter).
+
+    Logits are `x W + b + alpha exp(-beta (1 - x K^T)) V` (Zhang et al. 2022, arXiv:2207.09519), with W the zero-shot
+    head, K the embeddings of the images and V their classes. Nothing is trained; `tip_adapter >> rules('head/keys')`
+    trains K from there (Tip-Adapter-F). Validation chooses alpha and beta, and training keeps them.
+
+    Args:
+        alphas: Weights of the votes to choose from.
+        betas: How fast votes fall with distance, to choose from.
+        views: A key is the mean over this many random views of its image; 0 for the image itself.
+        flip: Whether views may be mirrored, as the authors' are; of characters they must not.
+
+    Raises:
+        InputError: `alphas` or `betas` is no list of positive numbers, or `views` no whole number from 0.
+    """
+
+    def fit(features, labels, classes, train, validation, metric=METRICS["accuracy"], *, named, keys=None):
+        given = features, features if keys is None else keys, np.asarray(labels)
+        grid = np.array(alphas, np.float32), np.array(betas, np.float32)
+        leaves, values = cache.caches(*map(np.asarray, given), classes, train, validation, named, *grid, metric)
+        kernels, biases = (np.broadcast_to(x, (len(train[0]), *x.shape)) for x in named)
+        pairs = zip(*(np.asarray(leaves[name]).tolist() for name in ("alpha", "beta")), strict=True)
+        chosen = [{"alpha": alpha, "beta": beta} for alpha, beta in pairs]
+        return FewShotHeads(kernels, biases, np.asarray(values), chosen, leaves)
+
+    how = f"the names' head and a cache of the images, alpha of {len(alphas)} from {min(alphas):g} to {max(alphas):g}, "
+    how += f"beta of {len(betas)} from {min(betas):g} to {max(betas):g}, keys of {views or 'no'} random views"
+    return Fit(fit, how, names=True, leaves=("kernel", "bias", *cache.LEAVES), views=views, flip=flip)
+
+
 FITS: dict[str, Callable[..., Fit]] = {
     "ridge": ridge,
     "logistic": logistic,
     "prototypes": prototypes,
     "zero_shot": zero_shot,
+    "tip_adapter": tip_adapter,
 }
 """Every fit by the name that a config calls."""
 

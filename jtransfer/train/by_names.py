@@ -1,5 +1,6 @@
 """What a method that reads the names of classes starts from: a dual encoder's images, and a head of these names."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -13,6 +14,7 @@ from jtransfer.evaluate import zero_shot
 from jtransfer.methods import Method
 from jtransfer.models import Head
 from jtransfer.objectives import Objective
+from jtransfer.solvers.few_shot import Fit
 
 EMBEDS = "image_embeds"
 """The output of a dual encoder that a head by names reads."""
@@ -32,14 +34,17 @@ class ClassNames:
     classes: tuple[str, ...]
     templates: tuple[str, ...] = zero_shot.TEMPLATES
 
-    def check(self, method: str) -> None:
+    def check(self, method: str, fit: Fit | None, example: Mapping[str, Any]) -> None:
         """Refuse names that cannot be read, before anything is compiled.
 
         Args:
             method: The text of the method that reads them.
+            fit: What finds its head; None where nothing does.
+            example: Shapes of one example of each input.
 
         Raises:
-            InputError: a backbone without a text tower or a tokenizer, no names, or a template without {}.
+            InputError: a backbone without a text tower or a tokenizer, no names, a template without {}, or views of
+                images of any sides.
         """
         try:
             zero_shot.check(self.backbone)
@@ -47,6 +52,8 @@ class ClassNames:
             _ = self.backbone.preprocess
         except InputError as error:
             raise InputError(f"method '{method}' reads the names of classes: {error}") from None
+        if fit and fit.views and len(example["pixel_values"].shape) != 4:
+            raise InputError(f"method '{method}': the backbone takes images of any sides, which have no views; views=0")
 
     @cached_property
     def images(self) -> Backbone:
@@ -59,12 +66,16 @@ class ClassNames:
         found = zero_shot.text_classifier(self.backbone, self.classes, self.templates)
         return found.kernel, found.bias
 
-    def start(self, method: Method, objective: Objective, source: Any = None) -> tuple[Backbone, Objective]:
+    def start(
+        self, method: Method, objective: Objective, example: Mapping[str, Any], rows: int, source: Any = None
+    ) -> tuple[Backbone, Objective]:
         """What a method that reads names adapts, and its objective, which brings the head of these names.
 
         Args:
             method: The method.
             objective: What is learned of the data.
+            example: Shapes of one example of each input.
+            rows: The most rows that a head is fitted on.
             source: The task that the backbone comes from, which must be none.
 
         Raises:
@@ -74,5 +85,7 @@ class ClassNames:
             raise InputError(f"method '{method.name}' reads the names of classes, and the objective has none")
         if source:
             raise InputError(f"config.source: what '{method.name}' forgets is not measured; leave one of the two out")
-        self.check(method.name)
-        return self.images, replace(objective, head=lambda architecture, outputs: Head(outputs, reads=EMBEDS))
+        (fit,) = method.solves or (None,)
+        self.check(method.name, fit, example)
+        keys = rows if fit and "keys" in fit.leaves else 0
+        return self.images, replace(objective, head=lambda config, outputs: Head(outputs, reads=EMBEDS, keys=keys))

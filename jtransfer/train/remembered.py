@@ -49,6 +49,7 @@ def _record(stream, classes, tokens):
     if isinstance(stream, Stream):
         labels = stream.held_out[2]
         values["labels"] = {"dtype": labels.dtype.name, "shape": list(labels.shape[1:])}
+        values |= {"rows": len(stream.pool[1])} if stream.pool else {}
     return values | {"classes": list(classes)}
 
 
@@ -98,7 +99,9 @@ def _stream(values: Mapping[str, Any]) -> Stream | PairStream:
     sound = len(form) < 2 or (len(form) == 2 and form[1] in (2, 3))  # of rows, or of words and answers in them
     if dtype.kind not in "iuf" or not sound or not all(0 <= side <= LARGEST for side in form):
         raise ValueError(f"labels of {form}, {dtype.name}")
-    return Stream(name, classes, kind, inputs, _no_batches, ("", inputs, np.zeros((0, *form), dtype)), fingerprint)
+    held_out, rows = ("", inputs, np.zeros((0, *form), dtype)), int(values.get("rows", 0))
+    pool = (inputs, np.broadcast_to(np.zeros((), dtype), (rows, *form))) if 0 < rows <= LARGEST else None
+    return Stream(name, classes, kind, inputs, _no_batches, held_out, fingerprint, pool=pool)
 
 
 def _no_batches(cursor):

@@ -5,6 +5,7 @@ hyper-parameters by the metric, as the penalty of a logistic regression, and the
 that follow train on all rows. `zero_shot` looks at no row: its head is what a text tower makes of the classes' names.
 """
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -14,9 +15,9 @@ from jax.sharding import Mesh
 
 from jtransfer.data.splits import stratified
 from jtransfer.data.streams import Stream
+from jtransfer.data.views import view
 from jtransfer.devices import hosts, sharding
 from jtransfer.errors import InputError
-from jtransfer.methods.method import SOLVED
 from jtransfer.models import apply
 from jtransfer.objectives.metrics import Metric
 from jtransfer.solvers.few_shot import Fit
@@ -83,7 +84,8 @@ def head(
         base: Leaves and statistics of the backbone, laid out on the mesh.
 
     Returns:
-        `head/kernel [width, classes]` and `head/bias [classes]`, float32, alike in all processes; and metrics of a row:
+        `head/kernel [width, classes]`, `head/bias [classes]` and perhaps others of `fit.leaves`, float32, alike in all
+        processes; and metrics of a row:
         the hyper-parameters that were chosen, as `solved_l2`, and the metric on the rows that chose them, as
         `solved_accuracy`.
 
@@ -94,36 +96,58 @@ def head(
     name, measure = metric
     if fit.least:
         inputs, labels = stream.pool
-        features = _features(prepare, module, mesh, batch, base, inputs, EMBEDS if names else "features")
+        read = partial(_features, prepare, module, mesh, batch, base, inputs, EMBEDS if names else "features")
+        features = read()
+        if fit.views:
+            named["keys"] = read(fit.views, fit.flip) / fit.views
         draws = [(rows[None], np.ones((1, len(rows)), np.float32)) for rows in _split(labels)]
     else:
         features, labels, draws = None, None, [(np.zeros((1, 0)),) * 2] * 2
     found = fit.call(features, labels, len(stream.classes), *draws, measure, **named)
-    leaves = [np.asarray(x[0], np.float32) for x in (found.kernels, found.biases)]
-    if not all(np.isfinite(x).all() for x in leaves):
+    leaves = {path: np.asarray(x[0], np.float32) for path, x in found.leaves.items()}
+    if not all(np.isfinite(x).all() for x in leaves.values()):
         raise InputError(f"config.method: the head that is solved for on {stream.name} is not finite")
     about = {**found.chosen[0], name: float(found.values[0])} if fit.least else {}
-    return dict(zip(SOLVED, hosts.as_the_first(leaves), strict=True)), {f"solved_{key}": x for key, x in about.items()}
+    leaves = dict(zip(leaves, hosts.as_the_first([*leaves.values()]), strict=True))
+    return leaves, {f"solved_{key}": x for key, x in about.items()}
+
+
+def fitted(stream: Stream) -> int:
+    """How many rows of a stream a head is fitted on; 0 if they have no end."""
+    return 0 if stream.pool is None else (count := len(stream.pool[1])) - _choosing(count)
+
+
+def _choosing(count):
+    return max(1, count // PART)
 
 
 def _split(labels):
     """Rows to fit on, and rows to choose on: each class in its proportion, the same every time."""
     rows = np.arange(len(labels))
-    validation = stratified(labels, rows, max(1, len(labels) // PART))
+    validation = stratified(labels, rows, _choosing(len(labels)))
     return np.setdiff1d(rows, validation), validation
 
 
-def _features(prepare, module, mesh, batch, base, inputs, reads):
-    """Features `[rows, width]` of all inputs, float32, whole in every process."""
+def _features(prepare, module, mesh, batch, base, inputs, reads, views=0, flip=False):
+    """Features `[rows, width]` of all inputs, float32, whole in every process; of views, their sum over all views."""
     own, count = sharding.rows(mesh, batch), len(inputs)
 
+    def features(base, inputs):
+        return apply(module, base, inputs, train=False)[reads].astype(np.float32)
+
     @jax.jit
-    def read(base, inputs):
-        features = apply(module, base, inputs, train=False)[reads].astype(np.float32)
-        return jax.lax.with_sharding_constraint(features, sharding.everywhere(mesh))
+    def read(base, inputs, rows):
+        def of_view(number):
+            images = view(inputs["pixel_values"], rows, number, flip)
+            return features(base, inputs | {"pixel_values": images})
+
+        found = jax.lax.map(of_view, np.arange(views)).sum(0) if views else features(base, inputs)
+        return jax.lax.with_sharding_constraint(found, sharding.everywhere(mesh))
 
     found = []
     for first in range(0, count, batch):
         rows = np.minimum(first + own, count - 1)  # the last block is filled up, so that one program serves
-        found.append(np.asarray(read(base, sharding.assemble(gathered(prepare, inputs, rows), batch, mesh))))
+        arrays = sharding.assemble({"rows": rows, **gathered(prepare, inputs, rows)}, batch, mesh)
+        rows = arrays.pop("rows")
+        found.append(np.asarray(read(base, arrays, rows)))
     return np.concatenate(found)[:count]

@@ -133,7 +133,7 @@ def _of_rows(config, settings, mesh, stream) -> Task:
     names, dual = None, whole
     if method.names:
         names = ClassNames(dual, stream.classes, tuple(config.templates) or TEMPLATES)
-        whole, objective = names.start(method, objective, config.source)
+        whole, objective = names.start(method, objective, one, solved.fitted(stream), config.source)
     model, params, head = headed(whole, objective, stream.outputs)
     labels, held_out = _labels(prepare, stream)
     objectives.check_mixup(config.mixup, one)

@@ -1,5 +1,6 @@
 """Few-shot methods of CLIP compute what reference code in PyTorch does, and differentiate nothing that is frozen."""
 
+import itertools
 from functools import cache
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from jtransfer.errors import InputError
 from jtransfer.evaluate import zero_shot
 from jtransfer.models import Head
 from jtransfer.optimiser import Optimiser
+from jtransfer.solvers import few_shot
 from jtransfer.train import costs
 from jtransfer.tree import partition
 
@@ -102,6 +104,46 @@ def test_clip_adapter_differentiates_the_bottleneck_alone():
     assert (
         costs.step_flops(costs.step_shapes(adapted, objectives.classification(), Optimiser(), BATCH)) < 1.02 * forward
     )
+
+
+def test_a_head_with_a_cache_is_tip_adapters():
+    """As the authors' code has it: `((-1) * (beta - beta * affinity)).exp() @ cache_values`, keys learning alone."""
+    rng, x = np.random.default_rng(0), tensor(embeds(scaled=True))
+    keys = rng.standard_normal((24, x.shape[1])).astype(np.float32)
+    keys /= np.linalg.norm(keys, axis=1, keepdims=True)
+    values = np.eye(10, dtype=np.float32)[np.arange(24) % 10] * (np.arange(24) < 20)[:, None]
+    stored = {"head/keys": keys, "head/values": values, "head/alpha": np.float32(1.17), "head/beta": np.float32(5.5)}
+    text = "tip_adapter >> rules('head/keys')"
+    adapted, tree = adapt(text, Head(10, reads="image_embeds", keys=24), **clip().named.leaves(), **stored)
+    logits, grads = outputs_and_gradient(adapted, tree)
+    learns = tensor(keys, True)
+    theirs = x @ tensor(clip().named.kernel) + 1.17 * ((-1) * (5.5 - 5.5 * x @ learns.T)).exp() @ tensor(values)
+    np.testing.assert_allclose(logits, theirs.detach(), atol=1e-4)
+    assert grads.keys() == {"head/keys"}
+    np.testing.assert_allclose(grads["head/keys"], gradient(theirs, keys=learns)["keys"], atol=1e-3)
+    assert not grads["head/keys"][20:].any(), "padding has no vote"
+
+
+def test_alpha_and_beta_are_the_best_of_all_pairs_on_validation_rows():
+    rng = np.random.default_rng(1)
+    labels = np.arange(90) % 3
+    x = rng.standard_normal((90, 6)).astype(np.float32) + 0.8 * np.eye(3, 6, dtype=np.float32)[labels]
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    named = rng.standard_normal((6, 3)).astype(np.float32), np.zeros(3, np.float32)
+    train, validation = (np.arange(start, 90, 2).reshape(1, -1) for start in (0, 1))
+    weights = [(rows, np.ones(rows.shape, np.float32)) for rows in (train, validation)]
+    alphas, betas = (0.5, 2.0, 8.0), (0.5, 4.0)
+    found = few_shot.tip_adapter(alphas, betas).call(x, labels, 3, *weights, named=named, keys=3 * x)
+    own, asked, y = x[train[0]], x[validation[0]], labels[validation[0]]
+    scores = {}
+    for alpha, beta in itertools.product(alphas, betas):
+        logits = asked @ named[0] + alpha * np.exp(-beta * (1 - asked @ own.T)) @ np.eye(3)[labels[train[0]]]
+        losses = np.logaddexp.reduce(logits, axis=1) - logits[np.arange(len(y)), y]
+        scores[alpha, beta] = (logits.argmax(1) == y).mean(), -losses.mean()
+    best = max(scores, key=scores.get)
+    assert found.chosen == [{"alpha": best[0], "beta": best[1]}]
+    assert found.values[0] == pytest.approx(scores[best][0])
+    np.testing.assert_allclose(found.leaves["head/keys"][0], own, atol=1e-6)
 
 
 def test_what_does_not_embed_images_as_clip_does_is_refused(vit, backbone):

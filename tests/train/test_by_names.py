@@ -70,6 +70,18 @@ def test_a_curve_has_it_too_and_from_there_on_everything_learns(zero):
     assert "vision_projection/kernel" not in arms[2].adapted.shapes, "other methods stay on the tower's features"
 
 
+def test_a_curve_has_tip_adapter_untrained_and_trained_from_there(zero):
+    """Steps that change nothing leave what was solved for; every number of shots runs in one program."""
+    names = "tip_adapter(views=2)", "tip_adapter(views=2) >> rules('head/keys')"
+    still = {"default": {"rate": (1e-30,), "steps": 2}}
+    arms = curve(*names, hyper=still, shots=(1, 2), optimiser={"decay": 0.0}).arms
+    cells = [arm.compile(1) for arm in arms]
+    untrained, trained = ([cell(shots, [0])[0] for shots in (1, 2)] for cell in cells)
+    assert [row["test_accuracy"] for row in untrained] == [row["test_accuracy"] for row in trained]
+    assert all(row["hyper"].keys() == {"alpha", "beta"} for row in untrained)
+    assert untrained[0]["trainable"] == trained[0]["trainable"] == 20 * 48, "keys of the most shots"
+
+
 @pytest.mark.parametrize(
     ("method", "values", "message"),
     [
@@ -96,7 +108,7 @@ def test_what_has_no_names_to_read_is_refused_before_anything_compiles(method, v
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("method", ["clip_adapter"])
+@pytest.mark.parametrize("method", ["clip_adapter", "tip_adapter(views=2) >> rules('head/keys')"])
 def test_what_a_method_makes_of_names_goes_on_after_a_stop_and_is_read_back(method, zero, goes_on, tmp_path_factory):
     whole = tmp_path_factory.mktemp("whole")
     rows = loop.train(prepared(method, mesh=ONE), whole, lambda row, speed: None)
