@@ -207,7 +207,7 @@ class Backbone:
     @cached_property
     def fingerprint(self) -> str:
         """16 hexadecimal digits over architecture, head, classes, methods and weights, wherever they were read from."""
-        about = (self.config, self.head, self.classes, *self.methods)
+        about = (self.config, self.head, self.classes, *self.methods, *getattr(self.head, "texts", ()))
         return leaves.fingerprint(repr(about), self.params | self.state)
 
 

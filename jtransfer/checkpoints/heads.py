@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from jtransfer import kinds
 from jtransfer.checkpoints.families.values import typed, words
 from jtransfer.errors import InputError, nearest
 from jtransfer.kinds import shown
@@ -20,7 +21,7 @@ from jtransfer.models import Architecture, Head, Heads
 from jtransfer.models.heads import READS
 from jtransfer.models.layers import ACTIVATIONS
 
-MOST_CLASSES, MOST_KEYS = 1_000_000, 1 << 28
+MOST_CLASSES = 1_000_000
 KEY, SEVERAL = "head", "tasks"
 WITHOUT_CLASSES = ("masked_lm", "causal_lm", "span", "projection")
 """Kinds whose number of outputs is no number of classes."""
@@ -67,21 +68,32 @@ def read(values: Mapping[str, Any], names: tuple[str, ...], config: Architecture
     defaults = {"classes": len(names) or None} | _defaults()
     if unknown := next((key for key in said if key not in defaults), None):
         raise InputError(f"config.json: {KEY} has no option '{unknown}'; {nearest(unknown, defaults)}")
-    head = Head(**defaults | {name: typed(said, name, defaults[name]) for name in said})
+    head = Head(**defaults | {name: typed(said, name, defaults[name]) for name in said if name != "texts"})
+    if "texts" in said:
+        head = dataclasses.replace(head, texts=_texts(said["texts"], head, config))
     for name, known in {"reads": READS, "hidden": ("", *ACTIVATIONS)}.items():
         if (found := getattr(head, name)) not in known:
             raise InputError(f"config.json: {KEY}: unknown {name} '{found}'; {nearest(found, known)}")
     if head.classes is None or head.classes > MOST_CLASSES or (names and head.classes != len(names)):
         expected = f"the number of classes, {len(names)}" if names else f"a number up to {MOST_CLASSES:,}"
         raise InputError(f"config.json: {KEY}: classes is {shown(head.classes)}; expected {expected}")
-    if not 0 <= head.keys <= MOST_KEYS:
-        raise InputError(f"config.json: {KEY}: keys is {shown(head.keys)}; expected a number up to {MOST_KEYS:,}")
-    if head.tied and head.classes != (words := config.tables.get("input_ids")):
+    words = config.tables.get("input_ids", 0)
+    if head.tied and head.classes != (words or None):
         raise InputError(
             f"config.json: {KEY} is tied to the table of words and has {head.classes} outputs; the model has "
             f"{words or 'no'} words"
         )
     return head
+
+
+def _texts(texts, head, config):
+    """The tokens of one text for each class, all of one length, that a model of images and texts reads."""
+    what, words = f"config.json: {KEY}: texts", config.tables.get("input_ids", 0)
+    most = MOST_CLASSES * config.text_tower.longest
+    kinds.check(texts, kinds.several(kinds.whole(0, max(words - 1, 0)), 1, most), what)
+    if head.reads != "image_embeds" or not config.towers or len(texts) % (head.classes or 1):
+        raise InputError(f"{what} are {len(texts):,} tokens; expected as many for each class, of a dual encoder")
+    return tuple(texts)
 
 
 def _read_several(values, names, config):

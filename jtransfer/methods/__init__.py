@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from jtransfer import expressions, kinds
 from jtransfer.errors import InputError
 from jtransfer.methods.bottlenecks import adaptformer, compacter, houlsby, pfeiffer
-from jtransfer.methods.clip import clip_adapter
+from jtransfer.methods.clip import clip_adapter, coop
 from jtransfer.methods.fourier import fourierft
 from jtransfer.methods.freezing import (
     bitfit,
@@ -56,6 +56,7 @@ __all__ = [
     "check_rows",
     "clip_adapter",
     "compacter",
+    "coop",
     "distill",
     "distill_attention",
     "distill_features",
@@ -116,6 +117,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "prefix": prefix,
     "vpt": vpt,
     "clip_adapter": clip_adapter,
+    "coop": coop,
     "l2sp": l2sp,
     "ewc": ewc,
     "lwf": lwf,

@@ -107,8 +107,9 @@ def leaves_under(
 
 def _sides(name, output):
     """The shapes in an output that a method must not change."""
-    free = (1,) if name == "last_hidden_state" else ()
-    return [[n for i, n in enumerate(x.shape) if i not in free] for x in jax.tree.leaves(output)]
+    leaves = jax.tree_util.tree_leaves_with_path({name: output})  # of towers too, whose outputs lie in those of both
+    free = [(1,) if "'last_hidden_state'" in jax.tree_util.keystr(path) else () for path, _ in leaves]
+    return [[n for i, n in enumerate(x.shape) if i not in own] for own, (_, x) in zip(free, leaves, strict=True)]
 
 
 def _shown(output):

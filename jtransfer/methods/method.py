@@ -89,7 +89,8 @@ class Method:
         needs: Parts of a batch that `scores` reads beside those of the objective, as "teacher".
         solves: What finds the head before the first step, on features of the backbone; empty where nothing does.
         names: What it reads the names of the classes by, of a dual encoder: "head" for a head on embeddings of images,
-            which the text tower makes of the names; empty for a method that reads none.
+            which the text tower makes of the names, "texts" for the tokens of the names, which the text tower reads in
+            every step; empty for a method that reads none.
         fold: From an adapted tree to that of `kept`, with equal outputs.
         kept: The method that the leaves are kept by when the training is over, with its text as its name; None where it
             is this one.

@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jtransfer.errors import InputError
 from jtransfer.models import layers
@@ -37,6 +38,8 @@ class Head:
         width: Of the dense layer; 0 for the backbone's.
         output: What the output is called.
         keys: Number of examples that vote beside the output layer; see `votes`.
+        texts: Tokens of one text for each class, all of one length, class after class: a dual encoder reads them in
+            every call, and its `logits_per_image` are the predictions. Then there are no layers. Empty for no texts.
     """
 
     classes: int
@@ -49,6 +52,7 @@ class Head:
     width: int = 0
     output: str = "logits"
     keys: int = field(default=0, repr=False)  # fingerprints of earlier versions are over the others
+    texts: tuple[int, ...] = field(default=(), repr=False)
 
     @property
     def kind(self) -> str:
@@ -176,6 +180,8 @@ class Headed(nn.Module):
     def __call__(self, *inputs, train: bool = False, logits_to_keep: int = 0, **kwargs) -> dict[str, Any]:
         c, backbone = self.config, self.backbone.copy(name=None)
         nn.share_scope(self, backbone)
+        if isinstance(c, Head) and c.texts:  # as constants, which interceptors may look at
+            kwargs |= {"input_ids": np.array(c.texts, np.int32).reshape(c.classes, -1), "attention_mask": None}
         outputs = backbone(*inputs, train=train, **kwargs)
 
         def predict(head, name):
@@ -202,6 +208,8 @@ class _Several(nn.Module):
 
 def _predictions(c: Head, name: str, outputs: dict[str, Any], table, skipped: int, keep: int) -> dict[str, jax.Array]:
     """What a head makes of a backbone's outputs; its layers are made in the module that calls this."""
+    if c.texts:
+        return {c.output: outputs["logits_per_image"]}
     states = outputs.get("last_hidden_state")
     read = {"first": lambda: states[:, 0], "distilled": lambda: states}
     if "patches" not in outputs:

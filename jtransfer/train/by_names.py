@@ -66,6 +66,15 @@ class ClassNames:
         found = zero_shot.text_classifier(self.backbone, self.classes, self.templates)
         return found.kernel, found.bias
 
+    @cached_property
+    def texts(self) -> tuple[int, ...]:
+        """The tokens of each name with a full stop, class after class, of one length, as `Head.texts` takes them."""
+        arrays = self.backbone.preprocess(text=[f"{name}." for name in self.classes])
+        ids, mask = arrays["input_ids"], arrays.get("attention_mask")
+        if self.backbone.config.text.pool != "last" and mask is not None:  # where what follows the end changes nothing
+            ids = ids[:, : mask.sum(1).max()]
+        return tuple(ids.reshape(-1).tolist())
+
     def start(
         self, method: Method, objective: Objective, example: Mapping[str, Any], rows: int, source: Any = None
     ) -> tuple[Backbone, Objective]:
@@ -87,5 +96,10 @@ class ClassNames:
             raise InputError(f"config.source: what '{method.name}' forgets is not measured; leave one of the two out")
         (fit,) = method.solves or (None,)
         self.check(method.name, fit, example)
+        if method.names == "texts":
+            if fit:
+                raise InputError(f"method '{method.name}' predicts by texts, and has no head to solve for")
+            texts = self.texts
+            return self.backbone, replace(objective, head=lambda config, outputs: Head(outputs, EMBEDS, texts=texts))
         keys = rows if fit and "keys" in fit.leaves else 0
         return self.images, replace(objective, head=lambda config, outputs: Head(outputs, reads=EMBEDS, keys=keys))

@@ -17,7 +17,7 @@ from jtransfer.evaluate import zero_shot
 from jtransfer.models import Head
 from jtransfer.optimiser import Optimiser
 from jtransfer.solvers import few_shot
-from jtransfer.train import costs
+from jtransfer.train import by_names, costs
 from jtransfer.tree import partition
 
 torch = pytest.importorskip("torch")
@@ -146,9 +146,94 @@ def test_alpha_and_beta_are_the_best_of_all_pairs_on_validation_rows():
     np.testing.assert_allclose(found.leaves["head/keys"][0], own, atol=1e-6)
 
 
+@pytest.mark.parametrize(("text", "size"), [("coop", 16 * 32), ("coop(length=4, per_class=True)", 10 * 4 * 32)])
+def test_coop_is_that_of_its_paper(text, size):
+    """The embeddings `[start][V]...[V][NAME].[end]` are put together in PyTorch and read by its own text tower."""
+    backbone = clip().backbone
+    texts = by_names.ClassNames(backbone, clip().classes).texts
+    adapted, tree = adapt(text, Head(10, reads="image_embeds", texts=texts), backbone)
+    logits, grads = outputs_and_gradient(adapted, tree)
+    path = "text/embeddings/context/vectors"
+    assert grads.keys() == {path} and grads[path].size == size
+    learns, p = tensor(tree[path], True), {name: tensor(x) for name, x in backbone.params.items()}
+    words = p["text/embeddings/word/embedding"][torch.tensor(texts).reshape(10, -1)]
+    x = torch.cat([words[:, :1], learns.expand(10, *learns.shape[-2:]), words[:, 1:]], dim=1)
+    embedded = text_tower(p, x, end=x.shape[1] - 1)  # of names of one letter the last token is the end
+    embedded = embedded / embedded.norm(dim=-1, keepdim=True)
+    theirs = p["logit_scale"].exp() * tensor(embeds(scaled=True)) @ embedded.T
+    np.testing.assert_allclose(logits, theirs.detach(), atol=1e-4)
+    np.testing.assert_allclose(grads[path], gradient(theirs, context=learns)["context"], atol=1e-3)
+    assert float(tree[path].std()) == pytest.approx(0.02, rel=0.15)
+
+
+def text_tower(p, x, end):
+    """CLIP's text tower in PyTorch, from embeddings of words to those of texts, with the leaves of ours."""
+
+    def norm(x, name):
+        return torch.nn.functional.layer_norm(x, x.shape[-1:], p[f"{name}/scale"], p[f"{name}/bias"], 1e-5)
+
+    def dense(x, name):
+        return x @ p[f"{name}/kernel"] + p[f"{name}/bias"]
+
+    x = x + p["text/embeddings/positions"][:, : x.shape[1]]
+    for block in (f"text/encoder/block_{i}" for i in range(2)):
+        y = norm(x, f"{block}/norm_1")
+        heads = [dense(y, f"{block}/attention/{name}").unflatten(-1, (2, -1)).transpose(1, 2) for name in QKV]
+        y = torch.nn.functional.scaled_dot_product_attention(*heads, is_causal=True)
+        x = x + dense(y.transpose(1, 2).flatten(2), f"{block}/attention/out")
+        y = dense(norm(x, f"{block}/norm_2"), f"{block}/mlp/up")
+        x = x + dense(y * torch.sigmoid(1.702 * y), f"{block}/mlp/down")
+    return norm(x, "text/encoder/norm")[:, end] @ p["text_projection/kernel"]
+
+
+QKV = "query", "key", "value"
+
+
+def test_coop_differentiates_no_weight_and_nothing_of_images():
+    """Through frozen layers of texts a gradient takes one more pass; images are read forward alone."""
+    backbone = clip().backbone
+    head = Head(10, reads="image_embeds", texts=by_names.ClassNames(backbone, clip().classes).texts)
+    adapted, _ = adapt("coop", head, backbone)
+    step = costs.step_flops(costs.step_shapes(adapted, objectives.classification(), Optimiser(), BATCH))
+    whole = costs.forward_flops(adapted.model, adapted.shapes, clip().batch["inputs"])
+    images = costs.forward_flops(backbone.tower("images").model, adapted.shapes, clip().batch["inputs"])
+    assert step < images + 2.4 * (whole - images)
+
+
+def test_coop_learns_before_the_names_that_siglip_reads():
+    """Its texts have one length, and the last token is read, padding or not: as much padding goes as context comes."""
+    text = {"vocabulary": 30, "positions": 16, "width": 8, "depth": 1, "heads": 2, "causal": False, "pool": "last"}
+    vision = {"image": (8, 8), "channels": 1, "patch": 4, "width": 8, "depth": 1, "heads": 2}
+    module = models.build("clip", vision=vision, text=text, projection=0, logit_bias=-1.0)
+    tree = jax.jit(lambda key: models.complete(module, key, {}, module.config.inputs))(jax.random.key(0))
+    backbone = SimpleNamespace(model=module, params=tree, config=module.config)
+    rows = np.zeros((2, 16), np.int32)
+    rows[:, :3] = [[5, 6, 2], [7, 2, 0]]
+    head = Head(2, reads="image_embeds", texts=tuple(rows.reshape(-1).tolist()))
+    adapted, tree = adapt("coop(length=10)", head, backbone)
+    # Vectors that are the embedding of a word give what that word gives in their place.
+    same = tree | {"text/embeddings/context/vectors": np.repeat(tree["text/embeddings/word/embedding"][9][None], 10, 0)}
+    pixels = {"pixel_values": np.random.default_rng(0).random((3, 8, 8, 1)).astype(np.float32)}
+    written = np.concatenate([np.full((2, 10), 9, np.int32), rows[:, :6]], axis=1)
+    wanted = models.apply(module, tree, pixels | {"input_ids": written})["logits_per_image"]
+    np.testing.assert_allclose(models.apply(adapted.model, same, pixels)["logits"], wanted, atol=1e-5)
+    with pytest.raises(InputError, match="coop: length=14 leaves too few of the 16 tokens of a text for the names"):
+        adapt("coop(length=14)", head, backbone)
+
+
+def test_a_context_that_is_too_long_for_the_positions_is_refused():
+    head = Head(10, reads="image_embeds", texts=by_names.ClassNames(clip().backbone, clip().classes).texts)
+    with pytest.raises(
+        InputError, match="coop: length=29 and names of 4 tokens are 33; the text tower has 32 positions"
+    ):
+        adapt("coop(length=29)", head, clip().backbone)
+
+
 def test_what_does_not_embed_images_as_clip_does_is_refused(vit, backbone):
     with pytest.raises(InputError, match="clip_adapter: the model has no embeddings of images as CLIP's"):
         methods.adapt(methods.parse("clip_adapter"), models.Classifier(vit, 3), backbone, (8, 8, 1))
-    for text in ("clip_adapter(ratio=2.0)", "clip_adapter(reduction=0)"):
-        with pytest.raises(InputError, match="method 'clip_adapter': r"):
+    with pytest.raises(InputError, match="coop: the model reads no names of classes by CLIP's text tower"):
+        methods.adapt(methods.parse("coop"), models.Classifier(vit, 3), backbone, (8, 8, 1))
+    for text in ("clip_adapter(ratio=2.0)", "clip_adapter(reduction=0)", "coop(length=0)"):
+        with pytest.raises(InputError, match="method 'c.*': [rl]"):
             methods.parse(text)

@@ -98,6 +98,9 @@ def test_a_curve_has_tip_adapter_untrained_and_trained_from_there(zero):
             "reads names of classes, which are of a single task",
         ),
         ("zero_shot >> finetune", {"source": "glyphs"}, "config.source: what 'zero_shot >> finetune' forgets is not"),
+        ("coop(length=30)", {}, "coop: length=30 and names of 4 tokens are 34; the text tower has 32 positions"),
+        ("logistic >> coop", {}, "predicts by texts, and has no head to solve for"),
+        ("coop + clip_adapter", {}, "both read the classes' names, each by its own head"),
         ("finetune", {"templates": ("a {}",)}, "config.templates is of contrastive objectives"),
         ("probe >> zero_shot", {}, "expected it to stand first, as in 'zero_shot >> finetune'"),
     ],
@@ -108,7 +111,7 @@ def test_what_has_no_names_to_read_is_refused_before_anything_compiles(method, v
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("method", ["clip_adapter", "tip_adapter(views=2) >> rules('head/keys')"])
+@pytest.mark.parametrize("method", ["clip_adapter", "tip_adapter(views=2) >> rules('head/keys')", "coop"])
 def test_what_a_method_makes_of_names_goes_on_after_a_stop_and_is_read_back(method, zero, goes_on, tmp_path_factory):
     whole = tmp_path_factory.mktemp("whole")
     rows = loop.train(prepared(method, mesh=ONE), whole, lambda row, speed: None)
