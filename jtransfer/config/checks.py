@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from jtransfer import kinds
@@ -246,7 +247,7 @@ def _refuse_unused(command: str, values: Mapping[str, Any]) -> None:
         return [key for key in keys if _plain(own.get(key, other[key])) not in (_plain(other[key]), *but)]
 
     if command == "train":
-        from jtransfer import methods, objectives
+        from jtransfer import objectives
         from jtransfer.starts import OF_ONE
 
         for task in values["tasks"]:
@@ -258,14 +259,14 @@ def _refuse_unused(command: str, values: Mapping[str, Any]) -> None:
             raise InputError(f"config.load.{unused[0]} is of config.backbone, which names none; leave it out")
         text = values["objective"]
         objective = objectives.parse(text, {key: values[key] for key in objectives.SETTINGS})
-        read = ("templates",) if values["templates"] and methods.parse(values["method"]).names else ()
+        read = ("templates",) if values["templates"] and _fills_templates(values["method"]) else ()
         if objective.reads != "pairs" and (unused := set_among(key for key in OF_PAIRS if key not in read)):
             raise InputError(
                 f"config.{unused[0]} is of contrastive objectives, config.objective is '{text}'; leave it out"
             )
         if text == "siglip" and set_among(("temperature_limit",), but=(0,)):
             raise InputError("config.temperature_limit is of objective 'clip'; 'siglip' has none; leave it out")
-    if "methods" in values and values["templates"] and "zero_shot" not in values["methods"]:
+    if "methods" in values and values["templates"] and not any(map(_fills_templates, values["methods"])):
         raise InputError("config.templates is of the method zero_shot, which config.methods has not; leave it out")
     if values.get("source_dir") and not values["source"]:
         raise InputError("config.source_dir is of config.source, which names no source; leave it out")
@@ -277,6 +278,15 @@ def _refuse_unused(command: str, values: Mapping[str, Any]) -> None:
             raise InputError(
                 f"config.optimiser.{unused[0]} is of '{other}', config.optimiser.name is '{name}'; leave it out"
             )
+
+
+def _fills_templates(method: str) -> bool:
+    """Whether a method, or a head that is solved for alone, is made of the names of classes in templates."""
+    from jtransfer import methods
+
+    with suppress(InputError):  # which are of other checks, as of arms that are neither
+        return methods.parse(f"{method} >> finetune").names == "head"
+    return False
 
 
 def _plain(value):

@@ -166,6 +166,7 @@ def _of_rows(config, settings, mesh, stream) -> Task:
             params=params,
             head=head,
             classes=_classes(stream, objective),
+            tokenizer=tokenizer_files(dual) if method.names == "texts" else start.tokenizer,
             fingerprints={**fingerprints} | {key: x for key, x in read.items() if key != "recorded"},
         ),
         objective,

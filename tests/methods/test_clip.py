@@ -1,6 +1,7 @@
 """Few-shot methods of CLIP compute what reference code in PyTorch does, and differentiate nothing that is frozen."""
 
 import itertools
+from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 
@@ -198,6 +199,26 @@ def test_coop_differentiates_no_weight_and_nothing_of_images():
     whole = costs.forward_flops(adapted.model, adapted.shapes, clip().batch["inputs"])
     images = costs.forward_flops(backbone.tower("images").model, adapted.shapes, clip().batch["inputs"])
     assert step < images + 2.4 * (whole - images)
+
+
+@pytest.mark.parametrize("text", ["clip_adapter", "coop", "tip_adapter >> rules('head/keys')"])
+def test_in_half_precision_with_recomputed_blocks_what_learns_stays_in_float32(text):
+    losses = []
+    for dtype, remat in (("float32", False), ("bfloat16", True)):
+        backbone = jt.load("glyphs-clip", dtype=dtype)
+        towers = {name: replace(tower, remat=remat) for name, tower in backbone.config.towers.items()}
+        backbone = replace(backbone, model=models.of_config(replace(backbone.config, **towers)))
+        head, leaves = NAMED, clip().named.leaves()
+        if text == "coop":
+            head, leaves = replace(NAMED, texts=by_names.ClassNames(clip().backbone, clip().classes).texts), {}
+        if "keys" in text:
+            keys = np.asarray(embeds(scaled=True))
+            head, leaves = replace(NAMED, keys=BATCH), leaves | {"head/keys": keys, "head/values": np.eye(BATCH, 10)}
+        adapted, tree = adapt(text, head, backbone if text == "coop" else backbone.tower("images"), **leaves)
+        logits, grads = outputs_and_gradient(adapted, tree)
+        assert {x.dtype for x in [logits, *grads.values()]} == {np.dtype("float32")}
+        losses.append(-jax.nn.log_softmax(logits)[np.arange(BATCH), clip().batch["labels"]].mean())
+    assert abs(losses[1] - losses[0]) < 0.05 * losses[0]
 
 
 def test_coop_learns_before_the_names_that_siglip_reads():

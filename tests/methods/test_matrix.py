@@ -23,7 +23,7 @@ from jtransfer.checkpoints import Adapter, Backbone, deltas
 from jtransfer.devices import sharding
 from jtransfer.errors import InputError
 from jtransfer.methods.endings import now
-from jtransfer.models import Classifier, Head, complete
+from jtransfer.models import Classifier, Head, Headed, complete
 from jtransfer.objectives import classification, make_loss
 from jtransfer.objectives.contrastive import clip
 from jtransfer.train import Optimiser, TrainState, TrialData, costs, make_step, make_trial, plan
@@ -42,7 +42,7 @@ FAMILIES = {
     "GPT-2": lambda: models.build("gpt2", **TEXT),
     "CLIP": lambda: models.build("clip", projection=8, vision=VIT, text=TEXT),
 }
-"""A small backbone of each; CLIP's two towers are trained on pairs, the others on classes."""
+"""A small backbone of each; CLIP's two towers are trained on pairs, or on classes by name, the others on classes."""
 
 TEXTS = {
     "probe": "probe",
@@ -71,6 +71,8 @@ TEXTS = {
     "prompt": "prompt",
     "prefix": "prefix",
     "vpt": "vpt",
+    "clip_adapter": "clip_adapter(reduction=1)",
+    "coop": "coop(length=4)",
     "l2sp": "finetune + l2sp",
     "ewc": "finetune + ewc",
     "lwf": "finetune + lwf",
@@ -145,12 +147,25 @@ def held(adapted, base):
     return adapted.held(base | {path: np.full(x.shape, 1e-3, np.float32) for path, x in adapted.told.items()})
 
 
+def subject(name, family, backbone):
+    """What a method adapts of a family, and the head that predicts; None of pairs."""
+    names = methods.parse(TEXTS[name]).names
+    if family != "CLIP" or not names:
+        return backbone, None if family == "CLIP" else Head(CLASSES)
+    if names == "head":
+        return backbone.tower("images"), Head(CLASSES, reads="image_embeds")
+    text = replace(backbone.config.text, pool="largest")
+    module = models.of_config(replace(backbone.config, text=text))
+    return replace(backbone, model=module), Head(CLASSES, reads="image_embeds", texts=(3, 19, 4, 19, 5, 19))
+
+
 def adapt(name, family, backbone):
     """A method on a family, as the table has it."""
     method = parsed(OF_FAMILY.get((name, family), TEXTS[name]), backbone.config)
-    if family == "CLIP":
+    if family == "CLIP" and not method.names:
         methods.check_rows(method)
-    model = backbone.model if family == "CLIP" else Classifier(backbone.model, CLASSES)
+    backbone, head = subject(name, family, backbone)
+    model = Headed(backbone.model, head, "head") if head else backbone.model
     base = backbone.params | backbone.state
     return method, methods.adapt(method, model, base, backbone.config.inputs)
 
@@ -207,8 +222,11 @@ def trained(adapted, objective, base, batch):
 def run(name, family, backbone, directory):
     """One cell: learn, look at what moved, save, load, compare."""
     method, adapted = adapt(name, family, backbone)
-    objective, batch = clip() if family == "CLIP" else classification(), batch_of(family, backbone)
-    before, after, state, losses = trained(adapted, objective, backbone.params | backbone.state, batch)
+    backbone, head = subject(name, family, backbone)
+    objective, batch = classification() if head else clip(), batch_of("" if head else family, backbone)
+    rng = np.random.default_rng(3)
+    solved = {path: np.float32(rng.normal(size=adapted.shapes[path].shape)) for path in adapted.solved}
+    before, after, state, losses = trained(adapted, objective, backbone.params | backbone.state | solved, batch)
     assert np.isfinite(losses).all() and losses[-1] < losses[0]
     moved = {path for path, leaf in after.items() if (leaf != before[path]).any()}
     learns = {path for path, rate in adapted.rates.items() if rate != FROZEN}
@@ -218,13 +236,12 @@ def run(name, family, backbone, directory):
 
     known = backbone.params | backbone.state
     params = {path: x for path, x in (after | state).items() if path not in known or path in learns or path in state}
-    head = None if family == "CLIP" else Head(CLASSES)
     adapter = Adapter(backbone, method, params, head, ("a", "b", "c") if head else ())
     deltas.check(adapter)
     deltas.save(directory, adapter, {})
     again = jt.load(str(directory))
     wanted, found = adapter(batch["inputs"]), again(batch["inputs"])
-    for output in ["image_embeds", "text_embeds"] if family == "CLIP" else ["logits"]:
+    for output in ["logits"] if head else ["image_embeds", "text_embeds"]:
         np.testing.assert_allclose(found[output], wanted[output], atol=1e-5)
 
 
@@ -273,7 +290,8 @@ def test_the_table_of_methods_and_families_is_the_one_in_the_docs(backbones):
 
 DENSE_UPDATES = ("fourierft",)
 """Methods whose few leaves make a whole kernel, the gradient of which is no frozen weight's but theirs."""
-ON_VIT = [name for name in TEXTS if TEXTS[name] not in ("finetune + frozen_norm", "prompt")]
+ALONE = "frozen_norm", "prompt"
+ON_VIT = [name for name, text in TEXTS.items() if name not in ALONE and not methods.parse(text).names]
 ODD = {**VIT, "width": 24, "heads": 3, "hidden": 40}
 """Sides that no activation has, with 7 images of 5 tokens."""
 

@@ -82,6 +82,14 @@ def test_a_curve_has_tip_adapter_untrained_and_trained_from_there(zero):
     assert untrained[0]["trainable"] == trained[0]["trainable"] == 20 * 48, "keys of the most shots"
 
 
+def test_templates_are_read_by_whatever_makes_a_head_of_names(tmp_path):
+    (tmp_path / "templates.txt").write_text("the digit {}\n")
+    (arm,) = curve("clip_adapter", templates=str(tmp_path / "templates.txt")).arms
+    assert arm.solved[0].names.templates == ("the digit {}",)
+    with pytest.raises(InputError, match=r"config.templates is of the method zero_shot, which config.methods has not"):
+        curve("coop", "pixels", templates=str(tmp_path / "templates.txt"))
+
+
 @pytest.mark.parametrize(
     ("method", "values", "message"),
     [
@@ -101,6 +109,7 @@ def test_a_curve_has_tip_adapter_untrained_and_trained_from_there(zero):
         ("coop(length=30)", {}, "coop: length=30 and names of 4 tokens are 34; the text tower has 32 positions"),
         ("logistic >> coop", {}, "predicts by texts, and has no head to solve for"),
         ("coop + clip_adapter", {}, "both read the classes' names, each by its own head"),
+        ("coop", {"templates": ("a {}",)}, "config.templates is of contrastive objectives"),
         ("finetune", {"templates": ("a {}",)}, "config.templates is of contrastive objectives"),
         ("probe >> zero_shot", {}, "expected it to stand first, as in 'zero_shot >> finetune'"),
     ],
@@ -116,8 +125,13 @@ def test_what_a_method_makes_of_names_goes_on_after_a_stop_and_is_read_back(meth
     whole = tmp_path_factory.mktemp("whole")
     rows = loop.train(prepared(method, mesh=ONE), whole, lambda row, speed: None)
     goes_on(lambda: prepared(method, mesh=ONE), 3, whole)
+    many = loop.train(prepared(method, sharding="fsdp"), tmp_path_factory.mktemp("many"), lambda row, speed: None)
+    for one, other in zip(rows, many, strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-4), "eight devices take the steps that one takes"
     images, labels, logits = zero
     model = jt.load(str(whole / "model"))
     found = np.asarray(model(model.preprocess(images))["logits"])
     assert (found.argmax(-1) == labels).mean() == pytest.approx(rows[-1]["test_accuracy"])
+    if method == "coop":
+        assert {"input_ids"} <= model.preprocess(text=["7."]).keys(), "its tokenizer is kept"
     assert np.abs(found - logits).max() > 0.1 and model.classes == tuple("0123456789")
