@@ -2,7 +2,8 @@
 
 jtransfer curve --config=configs/clip/few_shot.py --workdir=runs/clip_few_shot
 
-At 16 labels per class CoOp has EXPECTED; experiments/clip_few_shot has the table.
+At 16 labels per class CoOp has 76.9 ± 0.9%, CLIP-Adapter 91.6 ± 1.6%, Tip-Adapter 87.3 ± 2.7% and,
+with its keys trained, 90.4 ± 2.5%; experiments/clip_few_shot has the table.
 """
 
 from ml_collections import ConfigDict
@@ -11,14 +12,14 @@ TIP_F = "tip_adapter >> rules('head/keys')"
 
 
 def get_config():
-    """Zero-shot, and six methods at 1, 4 and 16 labels per class, five seeds each."""
+    """Zero-shot, and seven methods at 1, 4 and 16 labels per class, five seeds each."""
     return ConfigDict(
         {
             "data": "digits",
             "backbone": "glyphs-clip",
             "methods": (
-                *("zero_shot", "logistic", "zero_shot >> finetune", "coop"),
-                *("clip_adapter", "tip_adapter", TIP_F),
+                *("zero_shot", "logistic", "finetune", "zero_shot >> finetune"),
+                *("coop", "clip_adapter", "tip_adapter", TIP_F),
             ),
             "shots": (1, 4, 16),
             "seeds": 5,
@@ -26,9 +27,10 @@ def get_config():
             "steps": 200,
             "hyper": {
                 "zero_shot >> finetune": {"rate": (0.00003, 0.0001, 0.0003, 0.001, 0.003), "steps": 50},
-                "coop": {"rate": (0.0003, 0.001, 0.003, 0.01, 0.03)},
-                "clip_adapter": {"rate": (0.0003, 0.001, 0.003, 0.01, 0.03)},
-                TIP_F: {"rate": (0.0003, 0.001, 0.003, 0.01, 0.03)},
+                "finetune": {"rate": (0.00003, 0.0001, 0.0003, 0.001, 0.003), "steps": 50},
+                "coop": {"rate": (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)},
+                "clip_adapter": {"rate": (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)},
+                TIP_F: {"rate": (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03)},
             },
         }
     )

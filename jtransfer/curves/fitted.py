@@ -10,6 +10,7 @@ import numpy as np
 
 from jtransfer import checkpoints
 from jtransfer.curves.arms import Arm, Cell, Examples
+from jtransfer.curves.named import ZERO_SHOT
 from jtransfer.errors import InputError
 from jtransfer.models.heads import votes
 from jtransfer.solvers import few_shot as fits
@@ -104,8 +105,11 @@ class Fitted(Arm):
 
 
 def is_fit(name: str) -> bool:
-    """Whether the text of a method names a fit alone, as `ridge` or `prototypes('lda')`; a phase of it does not."""
-    return ">>" not in name and name.partition("(")[0].strip() in fits.FITS
+    """Whether the text of a method names a fit alone, as `ridge` or `prototypes('lda')`; a phase of it does not.
+
+    `zero_shot` alone, which looks at no label, is an arm of its own.
+    """
+    return ">>" not in name and name.partition("(")[0].strip() in fits.FITS.keys() - {ZERO_SHOT}
 
 
 def build(
