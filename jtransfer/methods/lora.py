@@ -20,8 +20,8 @@ from jtransfer.methods.updates import (
     RANKS,
     TARGET,
     UNIFORM,
-    Change,
     Delta,
+    Effect,
     Makes,
     Site,
     adding,
@@ -175,7 +175,7 @@ def lora(
     return updating("lora", options, options.makes, change, tuple(rates), (DENSE, CONV, EMBED), dropout, rules)
 
 
-def _weighed(options: LoRA) -> Change:
+def _weighed(options: LoRA) -> Effect:
     """Add the low-rank path, and give every column of the sum the norm that a leaf says."""
 
     def run(call, x, beside, site, layer):
@@ -193,7 +193,7 @@ def _weighed(options: LoRA) -> Change:
         norms = jnp.linalg.norm(_flat(plain[weight]), axis=0)
         return plain | {weight: plain[weight] * (leaves["magnitude"] / norms)}
 
-    return Change(run, merge)
+    return Effect(run, merge)
 
 
 def _norms(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:

@@ -139,7 +139,7 @@ def together(makes: Callable[[jax.Array], Mapping[str, jax.Array]], shapes: Mapp
     return {name: (partial(start, name), shape) for name, shape in shapes.items()}
 
 
-class Change(NamedTuple):
+class Effect(NamedTuple):
     """How leaves change a layer.
 
     Attributes:
@@ -151,7 +151,7 @@ class Change(NamedTuple):
     merge: Callable[[Tree, Site, Tree], Tree]
 
 
-def adding(delta: Callable[[Site, Tree], Delta]) -> Change:
+def adding(delta: Callable[[Site, Tree], Delta]) -> Effect:
     """Add to a layer what leaves stand for."""
 
     def run(call, x, beside, site, layer):
@@ -163,12 +163,12 @@ def adding(delta: Callable[[Site, Tree], Delta]) -> Change:
         weight = "embedding" if site.kind == EMBED else "kernel"
         return own | {weight: own[weight] + delta(site, leaves).whole()}
 
-    return Change(run, merge)
+    return Effect(run, merge)
 
 
 def turning(
     turn: Callable[[Site, Tree], Callable[[jax.Array], jax.Array]], scale: Callable[[Tree], jax.Array] = lambda _: None
-) -> Change:
+) -> Effect:
     """Turn the inputs of a layer, of a convolution all that makes an output, and perhaps scale its outputs.
 
     Args:
@@ -197,14 +197,14 @@ def turning(
         kernel = turn(site, leaves)(jnp.eye(site.rows)) @ site.matrix(own["kernel"])
         return own | {"kernel": site.kernel(kernel if factor is None else kernel * factor)}
 
-    return Change(run, merge)
+    return Effect(run, merge)
 
 
 def updating(
     name: str,
     options: Any,
     makes: Callable[[Site, Callable[[], jax.Array]], Makes],
-    change: Change,
+    change: Effect,
     rates: tuple[tuple[str, float], ...] = (("[^/]+", 1.0),),
     kinds: tuple[str, ...] = (DENSE, CONV),
     dropout: float = 0.0,

@@ -1,6 +1,8 @@
 """Every method of PEFT that has files of ours: the same outputs and gradients, files in and out, merged weights."""
 
+import json
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +11,11 @@ import pytest
 
 import jtransfer as jt
 from jtransfer import methods
-from jtransfer.checkpoints import write_adapter
+from jtransfer.checkpoints import Adapter, write_adapter
 from jtransfer.checkpoints.huggingface import family_of
 from jtransfer.checkpoints.peft_formats import FORMATS
 from jtransfer.checkpoints.peft_names import table
+from jtransfer.errors import InputError
 from jtransfer.methods.method import Intercepted
 from jtransfer.models import apply
 from jtransfer.tree import FROZEN
@@ -286,3 +289,85 @@ def test_files_of_peft_give_its_outputs_and_gradients_and_ours_do_in_peft(case, 
         for path, leaf in jt.load(str(tmp_path / "merged")).params.items():
             path = re.sub("^source_head", "head", path) if ours.head else path
             np.testing.assert_allclose(merged[path], leaf, atol=2e-5, rtol=1e-4, err_msg=path)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """`saved(case) -> directory` of an adapter of PEFT, made once."""
+    made = {}
+
+    def of(case):
+        if case not in made:
+            made[case] = tmp_path_factory.mktemp("saved")
+            adapted(case, made[case])
+        return made[case]
+
+    return of
+
+
+@pytest.mark.parametrize(
+    ("case", "values", "message"),
+    [
+        ("VeRA", {"save_projection": False}, "save_projection=false (the random matrices are not in the file"),
+        ("LoHa", {"use_effective_conv2d": True}, "not supported: use_effective_conv2d=true"),
+        ("OFT", {"coft": True}, "not supported: coft=true"),
+        ("OFT", {"r": 3}, "oft_block_size is 7 and r is 3; expected one of them to be 0"),
+        ("OFT", {"num_cayley_neumann_terms": 2}, "num_cayley_neumann_terms is 2; expected a whole number from 3"),
+        ("OFT", {"oft_block_size": 5}, "oft_R.weight' has shape [4, 15] for encoder/block_0/attention/query/oft/r"),
+        ("HRA", {"apply_GS": True}, "not supported: apply_GS=true"),
+        ("HRA", {"r": 30}, "hra: rank 30 is above the 24 inputs of layer"),
+        ("BOFT", {"boft_block_size": 5}, "boft: a block size of 5 does not divide the 24 inputs"),
+        ("FourierFT", {"n_frequency": 1 << 20}, "fourierft: 1048576 coefficients are more than the 576 entries"),
+        ("LoKr", {"decompose_factor": 0}, "decompose_factor is 0; expected -1 or a whole number above 0"),
+        (
+            "(IA)3",
+            {"feedforward_modules": ["k_proj"]},
+            "fc2.ia3_l' has shape [40] for encoder/block_0/mlp/down/ia3/scale",
+        ),
+        ("norms", {"of_tomorrow": 1}, "not supported: of_tomorrow=1"),
+    ],
+)
+def test_what_a_config_says_and_we_have_not_is_refused_by_name(case, values, message, saved, bases, tmp_path):
+    shutil.copytree(saved(case), tmp_path / "changed")
+    config = tmp_path / "changed" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | values))
+    with pytest.raises(InputError, match=re.escape(message)) as error:
+        jt.load_adapter(bases(CASES[case][0])[1], str(tmp_path / "changed"))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("family", "text", "message"),
+    [
+        (
+            "gpt2",
+            "loha(rank=2)",
+            "LOHA has no tensors for encoder/block_0/attention/qkv, as these layers lie in PyTorch",
+        ),
+        ("vit", "oft(block=4, blocks={'.*query': 8})", "OFT has one block size for all layers, and these have [4, 8]"),
+        ("vit", "lora + ia3", "has 2 updates of kernels; an adapter of PEFT has one of boft, fourierft, hra"),
+        ("vit", "houlsby(width=2)", "has 0 updates of kernels"),
+    ],
+)
+def test_what_peft_has_not_is_refused_by_name(family, text, message, bases, tmp_path):
+    backbone, method = bases(family)[1], methods.parse(text)
+    made = methods.adapt(method, backbone.whole, backbone.params, backbone.config.inputs)
+    params = {path: np.zeros(x.shape, x.dtype) for path, x in made.shapes.items() if path not in backbone.params}
+    with pytest.raises(InputError, match=re.escape(message)):
+        write_adapter(tmp_path / "adapter", Adapter(backbone, method, params))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_update_of_a_tied_table_parts_it_from_the_head_as_in_peft(tmp_path):
+    options = {"vocab_size": WORDS, "n_positions": 12, "n_embd": 24, "n_layer": 1, "n_head": 2}
+    peer = transformers.GPT2LMHeadModel(transformers.GPT2Config(**options, bos_token_id=1, eos_token_id=2)).eval()
+    randomise(peer.named_parameters(), 0)
+    peer.save_pretrained(tmp_path / "base")
+    config = peft.LoraConfig(r=2, target_modules=["wte"], init_lora_weights=False)
+    theirs = peft.get_peft_model(peer, config).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = jt.load_adapter(jt.load(str(tmp_path / "base")), str(tmp_path / "theirs"))
+    batch = batch_of("gpt2")
+    expected = logits_of(theirs, batch).detach().numpy()[batch["attention_mask"] == 1]
+    for model in (ours, ours.merged()):
+        np.testing.assert_allclose(model(batch)["logits"][batch["attention_mask"] == 1], expected, atol=1e-4)
