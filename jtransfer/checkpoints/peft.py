@@ -7,17 +7,20 @@ memory by them.
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from jtransfer import methods
 from jtransfer.checkpoints import hub, peft_config, pooled, recognition, tensors, tying
 from jtransfer.checkpoints.adapter import HEAD, Adapter
 from jtransfer.checkpoints.backbone import Backbone
 from jtransfer.checkpoints.huggingface import architecture_of, as_their_class_reads, family_of, values_of
-from jtransfer.checkpoints.names import SourceTensor, assign
+from jtransfer.checkpoints.names import Names, SourceTensor, assign
 from jtransfer.checkpoints.peft_config import by_pattern, is_adapted, is_named
 from jtransfer.checkpoints.peft_formats import FORMATS
 from jtransfer.checkpoints.peft_names import is_adaptable, is_dense, table
@@ -27,6 +30,7 @@ from jtransfer.methods.method import HEAD as HEAD_RULE
 from jtransfer.methods.updates import site_of
 from jtransfer.models import SOURCE_HEAD, Head, Headed, shapes_of
 from jtransfer.storage import directories
+from jtransfer.tree import Tree
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 BASE, SHARED = "base_model.model.", "base_model."
@@ -61,14 +65,14 @@ def load_adapter(
     config = peft_config.read(where / CONFIG)
     format = FORMATS[config["peft_type"]]
     found = _read_tensors(where, format)
-    kind = _kind(where, backbone, config, head)
+    kind = trained_kind(where, backbone, config, head)
     saved, tables = peft_config.saved(config), partial(table, format=format)
     backbone, found = tying.settle(
         where, backbone, kind, found, tables, lambda names, path: any(map(saved, _modules(names, path)))
     )
     names = tables(family_of(backbone)[1].names(backbone.config, kind))
-    own, borrowed = _own_head(where, backbone, kind, names, found)
-    shapes = _shapes(backbone, own)
+    own, borrowed = own_head(where, backbone, kind, names, found)
+    shapes = with_head(backbone, own)
 
     filled = {target.path for name in found for target in names.targets(name)}
     whole_head = {path for path in shapes if own and path.startswith(SOURCE_HEAD)} - borrowed.keys()
@@ -131,7 +135,7 @@ def _read_tensors(where, format):
     return {name.removeprefix(SHARED if name in shared else BASE): tensor for name, tensor in found.items()}
 
 
-def _kind(where, backbone, config, head):
+def trained_kind(where: epath.Path, backbone: Backbone, config: Mapping[str, Any], head: str | None) -> str:
     """The kind of head of the model that the adapter was trained on; the surest source first."""
     family = family_of(backbone)[1]
     kinds = dict.fromkeys(family.heads.values())
@@ -145,7 +149,9 @@ def _kind(where, backbone, config, head):
     return next((kind for kind in (family.heads.get(trained), by_task, own) if kind is not None), "")
 
 
-def _own_head(where, backbone, kind, names, found):
+def own_head(
+    where: epath.Path, backbone: Backbone, kind: str, names: Names, found: Mapping[str, tensors.Tensor]
+) -> tuple[Head | None, Tree]:
     """The head that the adapter has or changes, and the leaves of the backbone's that are then its own too."""
     places = [(target, name) for name in found for target in names.targets(name)]
     shapes = {t.path: SourceTensor(name, found[name], t).shape for t, name in places if t.path.startswith(SOURCE_HEAD)}
@@ -187,7 +193,7 @@ def _reading(where, backbone, kind, head):
     return dataclasses.replace(head, reads="pooler_output") if elsewhere else head
 
 
-def _shapes(backbone, own):
+def with_head(backbone: Backbone, own: Head | None) -> Tree:
     """Of every leaf of the backbone and of the head that predicts."""
     if own in (None, backbone.head):
         return dict(backbone.params)

@@ -21,22 +21,17 @@ from jtransfer.checkpoints.adapter import HEAD, Adapter
 from jtransfer.checkpoints.backbone import Backbone
 from jtransfer.checkpoints.huggingface import family_of, kind_of
 from jtransfer.checkpoints.names import LEAF, Layout, Names, Row, assign
+from jtransfer.checkpoints.peft import CONFIG, SHARED, WEIGHTS, own_head, renamed, trained_kind, with_head
+from jtransfer.checkpoints.peft import TASKS as TASKS_OF_HEADS
 from jtransfer.errors import InputError, cut
 from jtransfer.methods.method import Intercepted
 from jtransfer.models import SOURCE_HEAD, apply
 from jtransfer.storage import directories
 from jtransfer.tree import Tree
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-BASE, OWN = "base_model.", "prompt_embeddings"
+OWN = "prompt_embeddings"
 PROMPT, PREFIX = "PROMPT_TUNING", "PREFIX_TUNING"
-TASKS = {
-    "": "FEATURE_EXTRACTION",
-    "sequence": "SEQ_CLS",
-    "token": "TOKEN_CLS",
-    "span": "QUESTION_ANS",
-    "causal_lm": "CAUSAL_LM",
-}
+TASKS = {"": "FEATURE_EXTRACTION", **TASKS_OF_HEADS}
 """PEFT's `task_type` for kinds of heads."""
 READ = {"peft_type", "task_type", "auto_mapping", "num_virtual_tokens", "num_transformer_submodules", "modules_to_save"}
 IRRELEVANT = {
@@ -68,20 +63,18 @@ def load(backbone: Backbone, where: epath.Path, head: str | None = None) -> Adap
         InputError: what is not supported, by name; tensors that have no place, shapes that differ, and leaves that the
             file lacks: one line that lists every offender.
     """
-    from jtransfer.checkpoints import peft
-
     where = _directory(where)
     directories.verify(where)
     _check_texts(f"{where}: ", backbone)
     config, found = _config(where / CONFIG), _tensors(where)
-    length, kind = config["num_virtual_tokens"], peft._kind(where, backbone, config, head)
+    length, kind = config["num_virtual_tokens"], trained_kind(where, backbone, config, head)
     names = _table(family_of(backbone)[1].names(backbone.config, kind), config["peft_type"], backbone)
-    own, borrowed = peft._own_head(where, backbone, kind, names, found)
+    own, borrowed = own_head(where, backbone, kind, names, found)
     if config["peft_type"] == PROMPT and (predicts := own or backbone.head) and predicts.reads == "first":
         raise InputError(
             f"{where}: in PEFT the head of this base reads the first prompt, here the first word; no equal outputs"
         )
-    shapes = peft._shapes(backbone, own)
+    shapes = with_head(backbone, own)
     method = methods.parse(f"{'prompt' if config['peft_type'] == PROMPT else 'prefix'}(length={length})")
     adapted = methods.adapt(method, backbone.model, _without_head(backbone.params), backbone.config.inputs)
     shapes |= {path: x for path, x in adapted.shapes.items() if path not in shapes}
@@ -95,7 +88,7 @@ def load(backbone: Backbone, where: epath.Path, head: str | None = None) -> Adap
     dtype = next(iter(backbone.params.values())).dtype
     params = borrowed | {path: jnp.array(source.read(), dtype) for path, source in sources.items()}
     if own:
-        params = {re.sub(f"^{SOURCE_HEAD}", HEAD, path): leaf for path, leaf in params.items()}
+        params = {renamed(path, SOURCE_HEAD, HEAD): leaf for path, leaf in params.items()}
     if changed := [(re.escape(path), 1.0) for path in params if path in backbone.params]:
         method += methods.Method("changed", methods.learn(*changed))
     classes = backbone.classes
@@ -129,7 +122,7 @@ def to_peft(adapter: Adapter, base: str | None) -> tuple[dict[str, Any], Tree]:
     peft_type = PROMPT if prompted else PREFIX
     row = _row(peft_type, config.depth)
     tokens = {path: adapter.params[path] for path in row.paths if path in adapter.params}
-    rest = {re.sub(f"^{HEAD}", SOURCE_HEAD, path): x for path, x in adapter.params.items() if path not in tokens}
+    rest = {renamed(path, HEAD, SOURCE_HEAD): x for path, x in adapter.params.items() if path not in tokens}
     length = len(next(iter(tokens.values())))
     said = (methods.prompt if prompted else methods.prefix)(length)
     if rest.keys() - backbone.params.keys() - _heads(rest) or not _computes(adapter, said):
@@ -140,7 +133,7 @@ def to_peft(adapter: Adapter, base: str | None) -> tuple[dict[str, Any], Tree]:
     elif _heads(rest):
         raise InputError("peft: a head that is tied to the word embeddings cannot be saved with an adapter")
     names = _table(family_of(backbone)[1].names(config, kind), peft_type, backbone)
-    tree = {BASE + name: x for name, x in names.write(rest, names.prefix if kind else "").items()}
+    tree = {SHARED + name: x for name, x in names.write(rest, names.prefix if kind else "").items()}
     saved = {names.called(path)[0].rpartition(".")[0] for path in rest}
     values = {
         "peft_type": peft_type,
@@ -199,9 +192,11 @@ def _tensors(where):
         tensors.refuse_pickles(where, names, tensors.conversion(where, "adapter"))
         raise InputError(f"{where / WEIGHTS} is missing")
     found = tensors.read_safetensors(where / WEIGHTS)
-    if offenders := [f"'{name}' (expected {BASE}...)" for name in found if not name.startswith(BASE) and name != OWN]:
+    if offenders := [
+        f"'{name}' (expected {SHARED}...)" for name in found if not name.startswith(SHARED) and name != OWN
+    ]:
         raise InputError(f"{where / WEIGHTS}: not supported: {tensors.some(offenders)}")
-    return {name.removeprefix(BASE): tensor for name, tensor in found.items()}
+    return {name.removeprefix(SHARED): tensor for name, tensor in found.items()}
 
 
 def _row(peft_type: str, depth: int) -> Row:

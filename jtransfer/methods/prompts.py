@@ -186,7 +186,7 @@ def check_places(what: str, length: int, texts: int, config: Any) -> None:
     if length + texts > config.longest:
         raise InputError(
             f"{what}: {length} places before texts of {texts} tokens are too many; the model has {config.longest}: "
-            f"expected {max(0, config.longest - texts)} at most, or shorter texts"
+            f"expected {max(0, config.longest - texts)} at most, or shorter texts (config.load.tokens)"
         )
 
 

@@ -96,7 +96,7 @@ def test_shallow_prompts_compute_what_registers_of_their_values_do_and_outputs_k
     np.testing.assert_allclose(ours["last_hidden_state"][:, -4:], patches, atol=1e-5)
 
 
-@pytest.mark.parametrize("pool", ["mean", "map", "cls_mean"])
+@pytest.mark.parametrize("pool", ["mean", "map"])
 def test_features_are_made_of_the_tokens_that_they_were_made_of_before(pool):
     model = models.build("vit", **{**SMALL, "depth": 2}, pool=pool)
     adapted = methods.adapt(methods.vpt(LENGTH, deep=True), model, {}, (16, 16, 3))

@@ -38,6 +38,12 @@ CASES = {  # all that PEFT runs of the two with these classes
     "projected prefix, features of BERT": ("Prefix", "BertModel", BERT, "FEATURE_EXTRACTION", PROJECTED),
     "projected prefix, language by GPT-2": ("Prefix", "GPT2LMHeadModel", GPT2, "CAUSAL_LM", PROJECTED),
 }
+QUICK = (
+    "prompt, classes of texts by BERT",
+    "prompt, language by GPT-2",
+    "prefix, features of BERT",
+    "projected prefix, language by GPT-2",
+)
 OUTPUTS = ("logits", "last_hidden_state", "pooler_output")
 
 
@@ -48,7 +54,9 @@ def outputs_of(outputs):
     return {key: x[:, -7:] if x.ndim == 3 else x for key, x in found.items()}
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(
+    scope="module", params=[pytest.param(case, marks=[pytest.mark.slow] * (case not in QUICK)) for case in CASES]
+)
 def both(request, tmp_path_factory, randomised):
     """A prompt or prefix as PEFT and as we have it on one base, with outputs and gradients of their mean square."""
     method, name, sizes, task, more = CASES[request.param]

@@ -3,10 +3,12 @@
 import json
 
 import numpy as np
+import pytest
 from ml_collections import ConfigDict
 
 import jtransfer as jt
 from jtransfer import config
+from jtransfer.errors import InputError
 from jtransfer.train import loop, programs, results, runs
 from jtransfer.tree import FROZEN
 
@@ -43,3 +45,12 @@ def test_prompts_and_a_projected_prefix_go_on_bit_identically_and_are_kept_plain
     assert said == adapter.method.name == "prompt(length=8) + prefix(length=8)"
     batch = loaded.preprocess(run.task.data.stream.held_out[1][:4])
     np.testing.assert_array_equal(loaded(batch)["logits"], adapter(batch)["logits"])
+
+
+@pytest.mark.parametrize("method", ["prompt(length=40)", "prefix(length=40)"])
+def test_a_prompt_or_prefix_longer_than_the_places_is_refused_before_anything_is_compiled(method, reviews, bert):
+    values = {"data": "tfds:reviews", "data_dir": reviews, "backbone": bert, "method": method, **OFTEN}
+    with pytest.raises(
+        InputError, match=r"40 places before texts of \d+ tokens are too many; the model has 40: expected"
+    ):
+        runs.prepare(ConfigDict(config.completed("train", values)))
