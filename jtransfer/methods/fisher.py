@@ -45,13 +45,13 @@ class Fisher:
             name: Name of the method, for the error.
             shapes: Of all leaves of the adapted model.
             learned: Rates of the leaves that learn, in any phase.
-            base: The leaves of the backbone.
+            base: The leaves of the backbone; empty where only the shapes of a model are looked at.
 
         Raises:
-            InputError: none learns.
+            InputError: none of them learns.
         """
         own = [path for path in learned if path in base and not path.startswith((SOURCE_HEAD, STATISTICS))]
-        if not own:
+        if base and not own:
             raise InputError(
                 f"method '{name}' holds leaves of the backbone where they are, of which none learns; add what trains "
                 "some, as in 'finetune + ewc'"

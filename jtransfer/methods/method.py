@@ -377,6 +377,8 @@ def adapt(
         if phase.ends:
             endings.check(method.name, each[-1], plain, first=len(each) == 1)
     learned = {path: rate for one in each for path, rate in one.rates.items() if rate != FROZEN}
+    if method.asks and not method.pretrained:
+        raise InputError(f"method '{method.name}' holds leaves of the backbone where they are, and starts at random")
     if len(method.asks) > 1:
         raise InputError(f"method '{method.name}' asks two things of the source task; expected one")
     told = {path: leaf for ask in method.asks for path, leaf in ask.shapes(method.name, shapes, learned, base).items()}

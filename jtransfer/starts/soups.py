@@ -7,6 +7,7 @@ import numpy as np
 
 from jtransfer.checkpoints.backbone import Backbone
 from jtransfer.errors import InputError
+from jtransfer.methods.teachers import TEACHER
 from jtransfer.starts.inputs import prepare_for
 from jtransfer.starts.teachers import Teacher, source_columns
 
@@ -32,7 +33,7 @@ def accuracy(backbone: Backbone, data: Any, what: str = "--data") -> Callable[[B
     columns = np.array(source_columns(what, data, backbone))
 
     def score(backbone: Backbone) -> float:
-        logits = Teacher(backbone, prepare, columns)(data.inputs, data.pool)
-        return float(np.mean(logits.argmax(1) == data.labels[data.pool]))
+        told = Teacher(backbone, prepare, {TEACHER: lambda outputs: outputs["logits"][:, columns]})
+        return float(np.mean(told(data.inputs, data.pool)[TEACHER].argmax(1) == data.labels[data.pool]))
 
     return score

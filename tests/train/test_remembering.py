@@ -294,6 +294,10 @@ def test_a_run_with_both_goes_on_bit_identically_on_eight_devices(file, tmp_path
         (("--config.source=", "--config.source_dir=x"), "config.source_dir is of config.source"),
         (("--config.backbone=glyphs-clip", "--config.source=", "--config.methods=finetune + lwf"), "has no head of"),
         (("--config.methods=finetune + ewc + ewc(rows=3)",), "asks two things of the source task"),
+        (
+            ("--config.methods=scratch + ewc",),
+            "'scratch + ewc' holds leaves of the backbone where they are, and starts",
+        ),
     ],
 )
 def test_what_has_no_source_is_refused_in_one_line(flags, said, file, place):
