@@ -14,7 +14,7 @@ from jtransfer.models.clip import CLIP, CLIPText, CLIPTextConfig, TextEmbeddings
 from jtransfer.solvers import few_shot
 
 
-class Context(nn.Module):
+class ContextVectors(nn.Module):
     """Learned vectors `[length, width]`, or `[texts, length, width]` for each text its own.
 
     Attributes:
@@ -88,7 +88,7 @@ def coop(
         if isinstance(module, TextEmbeddings) and name == "embed":
             c, start = module.config, _start(module.config)
             shape = (*x.shape[: int(per_class)], length, c.width)
-            vectors = Context(shape, std, c.param_dtype, parent=module, name="context")().astype(x.dtype)
+            vectors = ContextVectors(shape, std, c.param_dtype, parent=module, name="context")().astype(x.dtype)
             vectors = jnp.broadcast_to(vectors, (len(x), length, c.width))
             x = jnp.concatenate([x[:, :start], vectors, x[:, start + length :]], axis=1)
         return x
