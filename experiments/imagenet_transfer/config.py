@@ -1,6 +1,6 @@
-"""A curve of `run.py`: the recipe of configs/imagenet_quickstart.py with more steps where there are more images.
+"""A curve of `run.py`: one method by the recipe of configs/imagenet_quickstart.py, with more steps for more images.
 
-jtransfer curve --config=experiments/imagenet_transfer/config.py:band=1,names=['scratch','finetune'] --workdir=runs/mine
+jtransfer curve --config=experiments/imagenet_transfer/config.py:band=1,method=finetune --workdir=runs/mine
 
 Of the textbook's bands 0 is up to 1000 images, 1 up to 10,000, and 2 more.
 """
@@ -12,7 +12,7 @@ from jtransfer.config import arguments
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "imagenet_quickstart.py"
 GROWTH = 3  # steps of a band to those of the band before it
-RATES = {  # of each band; one rate is that which the band before it chose most often
+RATES = {  # of each band; a single rate is one that the band before it chose
     "scratch": ((0.001, 0.003), (0.003,), (0.003,)),
     "finetune": ((0.001, 0.003, 0.01), (0.001, 0.003), (0.001,)),
     "finetune + frozen_norm": ((0.0001, 0.0003, 0.001), (0.0001, 0.0003), (0.0003,)),
@@ -21,18 +21,18 @@ RATES = {  # of each band; one rate is that which the band before it chose most 
 
 
 def get_config(arg: str):
-    """The methods `names` in band `band`; any other key of a curve may be given beside them."""
+    """`method` in band `band`; any other key of a curve may be given beside them."""
     values = arguments(arg)
-    band, names = values.pop("band"), values.pop("names")
+    band, method = values.pop("band"), values.pop("method")
     spec = importlib.util.spec_from_file_location("imagenet_quickstart", QUICKSTART)
     quickstart = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(quickstart)
     config = quickstart.get_config()
     config.update(values)
-    config.methods, config.steps = tuple(names), config.steps * GROWTH**band
+    config.methods, config.steps = (method,), config.steps * GROWTH**band
     for own in config.hyper.values():
         if "steps" in own:
             own.steps *= GROWTH**band
-    for name in RATES.keys() & {*names}:
-        config.hyper[name] = {**config.hyper.get(name, {}), "rate": RATES[name][band]}
+    if method in RATES:
+        config.hyper[method] = {**config.hyper.get(method, {}), "rate": RATES[method][band]}
     return config

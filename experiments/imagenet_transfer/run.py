@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from jtransfer import cli
+from jtransfer.config import slug
 from jtransfer.curves.points import interval
 from jtransfer.evaluate.report import canvas
 from jtransfer.figures import COLOURS, MARKERS, render, style
@@ -45,6 +46,7 @@ SMALL = {  # that have the first band alone
     "lora(target='.*conv')": {"color": COLOURS[0], "marker": MARKERS[0]},
 }
 ALL = METHODS | SMALL
+STARVED = ("top_blocks(1)", "finetune + frozen_norm")  # that have the steps of the next band too
 IMAGE = 64  # side of the images, but for RESOLVED
 IMAGES = (32, 64, 96, 128, 224)
 RESOLVED = "logistic"  # the method that all resolutions have, and that others are compared with
@@ -65,7 +67,7 @@ def main(argv):
     options = parser.parse_args(argv)
     for target in options.targets if options.seeds else ():
         for image in options.images:
-            curve(options, target, image)
+            curves(options, target, image)
     rows = gathered(options.workdir)
     with open(options.workdir / "results.csv", "w", newline="") as file:
         table = csv.DictWriter(file, rows[0], lineterminator="\n")
@@ -77,20 +79,33 @@ def main(argv):
     print(f"\nWritten to {options.workdir}: results.csv, table.md, imagenet_transfer.png")
 
 
-def curve(options, target, image):
-    """Run the curves of one target at one resolution: one for each band, as the bands have other steps."""
+def curves(options, target, image):
+    """Run the curves of one target at one resolution: one for each method and band, as bands have other steps."""
     data, _, shots = TARGETS[target]
     shots = [k for k in shots if (not options.shots or k in options.shots) and (image == IMAGE or k <= LIMIT)]
-    for band, seeds in enumerate(SEEDS):
-        names = [name for name in options.methods if name in METHODS or band == 0]
-        names = [name for name in names if image == IMAGE or name == RESOLVED]
-        own = [k for k in shots if band_of(target, k) == band]
-        if names and own:
+    for (band, seeds), name in itertools.product(enumerate(SEEDS), options.methods):
+        own = [k for k in shots if band in bands_of(target, name, k)]
+        if own and (name == RESOLVED or image == IMAGE):
             cli.run(
-                *("curve", f"--config={CONFIG}:band={band},names={names},data={data},load.image={image}"),
-                *(f"--workdir={options.workdir / f'{target}-{image}-{band}'}", f"--config.backbone={options.backbone}"),
-                *(f"--config.shots={','.join(map(str, own))}", f"--config.seeds={min(seeds, options.seeds)}"),
+                *("curve", f"--config={CONFIG}:band={band},method={name},data={data},load.image={image}"),
+                *(
+                    f"--workdir={place(options.workdir, target, image, band, name)}",
+                    f"--config.seeds={min(seeds, options.seeds)}",
+                ),
+                *(f"--config.shots={','.join(map(str, own))}", f"--config.backbone={options.backbone}"),
             )
+
+
+def place(workdir, target, image, band, name):
+    """Where one curve lies."""
+    return workdir / f"{target}-{image}-{band}" / slug(name)
+
+
+def bands_of(target, name, shots):
+    """The bands whose recipe a method has at so many labels per class; first that of the number of images."""
+    own = band_of(target, shots)
+    more = name in STARVED and 1 < shots <= LIMIT
+    return (own, own + 1) if more else (own,) if name in METHODS or own == 0 else ()
 
 
 def band_of(target, shots):
@@ -102,18 +117,22 @@ def gathered(workdir):
     """A row for each run of every curve in a workdir."""
     rows = []
     for target in TARGETS:
-        for image, band in itertools.product(IMAGES, range(len(BANDS))):
-            file = workdir / f"{target}-{image}-{band}" / "results.jsonl"
+        for image, band, name in itertools.product(IMAGES, range(len(BANDS)), ALL):
+            file = place(workdir, target, image, band, name) / "results.jsonl"
             for row in map(json.loads, file.read_text().splitlines() if file.exists() else ()):
                 kept = {key: row[key] for key in ("method", "shots", "seed")}
-                what = {"target": target, "image": image, **kept, "test_accuracy": row["test_accuracy"]}
+                what = {"target": target, "image": image, "band": band, **kept, "test_accuracy": row["test_accuracy"]}
                 rows.append(what | {"rate": row["hyper"].get("rate")})
     return rows
 
 
-def points(rows, target, method, image=IMAGE):
-    """By labels per class: the mean accuracy in %, half the width of its 95% interval, and the number of seeds."""
+def points(rows, target, method, image=IMAGE, more=0):
+    """By labels per class: the mean accuracy in %, half the width of its 95% interval, and the number of seeds.
+
+    `more` says of how many bands further the steps are.
+    """
     own = [row for row in rows if (row["target"], row["method"], row["image"]) == (target, method, image)]
+    own = [row for row in own if row["band"] == band_of(target, row["shots"]) + more]
     own = [row for row in own if row["test_accuracy"] is not None]  # None where every trial diverged
     shots = sorted({row["shots"] for row in own})
     by = {k: [100 * row["test_accuracy"] for row in own if row["shots"] == k] for k in shots}
@@ -135,9 +154,10 @@ def grid(head, lines):
 
 def table_of(rows, target):
     """A line for each method, a column for each number of labels per class."""
-    found = {name: points(rows, target, name) for name in ALL}
+    found = {f"`{name}`": points(rows, target, name) for name in ALL}
+    found |= {f"`{name}`, steps of the next band": points(rows, target, name, more=1) for name in STARVED}
     shots = sorted({k for of in found.values() for k in of})
-    lines = [[f"`{name}`", *(text(of.get(k)) for k in shots)] for name, of in found.items() if of]
+    lines = [[what, *(text(of.get(k)) for k in shots)] for what, of in found.items() if of]
     return grid([target, *map(str, shots)], lines)
 
 
@@ -149,21 +169,23 @@ def resolutions(rows):
     return grid([RESOLVED, "pixels", *map(str, shots)], lines)
 
 
-def paired(rows, target, method):
+def paired(rows, target, method, more=0):
     """By labels per class: how many points a method is above `RESOLVED`, draw by draw, as `points` has it."""
-    own = [row for row in rows if (row["target"], row["image"]) == (target, IMAGE)]
+    own = [row for row in rows if row["target"] == target and row["test_accuracy"] is not None]
+    own = [row for row in own if row["image"] == IMAGE]
     base = {(row["shots"], row["seed"]): row["test_accuracy"] for row in own if row["method"] == RESOLVED}
-    own = [row for row in own if row["method"] == method and base.get((row["shots"], row["seed"])) is not None]
-    own = [row for row in own if row["test_accuracy"] is not None]
+    own = [row for row in own if row["method"] == method and (row["shots"], row["seed"]) in base]
     both = [row | {"test_accuracy": row["test_accuracy"] - base[row["shots"], row["seed"]]} for row in own]
-    return points(both, target, method)
+    return points(both, target, method, more=more)
 
 
 def gains(rows, target):
     """A line for each method that uses the backbone, a column for each number of labels: points above `RESOLVED`."""
-    found = {name: paired(rows, target, name) for name in ALL if name not in ("scratch", "pixels", RESOLVED)}
+    names = [name for name in ALL if name not in ("scratch", "pixels", RESOLVED)]
+    found = {f"`{name}`": paired(rows, target, name) for name in names}
+    found |= {f"`{name}`, steps of the next band": paired(rows, target, name, more=1) for name in STARVED}
     shots = sorted({k for of in found.values() for k in of})
-    lines = [[f"`{name}`", *(text(of.get(k)) for k in shots)] for name, of in found.items() if of]
+    lines = [[what, *(text(of.get(k)) for k in shots)] for what, of in found.items() if of]
     return grid([f"{target}, less `{RESOLVED}`", *map(str, shots)], lines)
 
 
@@ -188,20 +210,25 @@ def claim(rows):
 def figure(rows):
     """Above: methods by labelled images, with the textbook's bands. Below: methods that train little; resolutions."""
     with style():
-        picture, photographs, drawings, small, sizes = canvas(13, 9, 2, 2)
+        picture, photographs, drawings, small, sizes = canvas(11, 11, 2, 2)
         for panel, target in ((photographs, "cifar10"), (drawings, "emoji")):
             classes = TARGETS[target][1]
             own = {name: points(rows, target, name) for name in METHODS}
             for name, found in own.items():
                 draw(panel, {k * classes: point for k, point in found.items()}, METHODS[name] | {"label": name})
-            most = 1.6 * classes * max(k for found in own.values() for k in found)
+            for name in STARVED:
+                more = {k * classes: point for k, point in points(rows, target, name, more=1).items()}
+                if more:
+                    draw(panel, more, METHODS[name] | {"label": f"{name}, steps of the next band", "ls": ":"})
+            most = 2.5 * classes * max(k for found in own.values() for k in found)
             logarithmic(panel, (7, most), [n for n in (10, 100, 1000, 10_000) if n < most])
             for shade, ((start, end), learns) in enumerate(BANDS.items()):
                 if start < most:
                     end = min(end, most)
                     panel.axvspan(start, end, color="#000000", alpha=0.03 + 0.03 * shade, linewidth=0, zorder=0)
-                    place = {"xy": ((start * end) ** 0.5, 1), "xycoords": ("data", "axes fraction"), "ha": "center"}
-                    panel.annotate(learns, va="top", fontsize=9, color="#555555", **place)
+                    top = {"xy": ((start * end) ** 0.5, 1), "xycoords": ("data", "axes fraction"), "ha": "center"}
+                    panel.annotate(learns, va="top", fontsize=9, color="#555555", **top)
+            panel.margins(y=0.1)
             panel.set(xlabel="labelled images for training", ylabel="test accuracy (%)")
             panel.set_title(f"{target}, {classes} classes, {IMAGE} pixels", loc="left", fontsize=11)
         for number, (name, look) in enumerate(SMALL.items()):
@@ -214,13 +241,16 @@ def figure(rows):
         by = {image: points(rows, "cifar10", RESOLVED, image) for image in IMAGES}
         for number, k in enumerate(k for k in TARGETS["cifar10"][2] if k <= LIMIT):
             found = {image: of[k] for image, of in by.items() if k in of}
+            if len(found) < 2:
+                continue
             look = {"color": COLOURS[number], "marker": MARKERS[number], "label": f"{k} labels per class"}
             draw(sizes, found, look)
         logarithmic(sizes, (28, 256), IMAGES)
         sizes.set(xlabel="side of the images, in pixels", ylabel="test accuracy (%)")
         sizes.set_title(f"cifar10, {RESOLVED}, by resolution", loc="left", fontsize=11)
-        for panel in (drawings, small, sizes):
-            panel.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        for panel in (photographs, small):
+            panel.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
+        sizes.legend(frameon=False, fontsize=9, loc="lower right")
         return picture
 
 
