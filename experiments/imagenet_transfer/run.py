@@ -220,7 +220,7 @@ def figure(rows):
                 more = {k * classes: point for k, point in points(rows, target, name, more=1).items()}
                 if more:
                     draw(panel, more, METHODS[name] | {"label": f"{name}, steps of the next band", "ls": ":"})
-            most = 2.5 * classes * max(k for found in own.values() for k in found)
+            most = 2.5 * classes * max((k for found in own.values() for k in found), default=LIMIT)
             logarithmic(panel, (7, most), [n for n in (10, 100, 1000, 10_000) if n < most])
             for shade, ((start, end), learns) in enumerate(BANDS.items()):
                 if start < most:
