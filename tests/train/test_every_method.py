@@ -27,8 +27,6 @@ def test_a_run_that_is_cut_off_goes_on_to_the_same_bits(text, goes_on, tmp_path_
         given |= {"source": "glyphs"} if "source" in needs else {}
         return runs.prepare(ConfigDict(config.completed("train", {**SMALL, **OFTEN, **given, "method": text})))
 
-    if "teacher" in needs:
-        pytest.skip("no embedded teacher has the classes of the digits; tests/starts/test_teachers.py goes on with one")
     whole = tmp_path_factory.mktemp("whole")
     loop.train(prepare(), whole, lambda row, speed: None)
     goes_on(prepare, 2, whole)
