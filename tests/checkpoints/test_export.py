@@ -228,7 +228,7 @@ def test_adapters_are_kept_apart_only_where_peft_can_have_them(base, vit, backbo
     with pytest.raises(InputError, match="the base, backbone 'glyphs', is no checkpoint of Hugging Face"):
         write(tmp_path / "out", ours, "peft")
     probe = Adapter(jt.load(str(base)), methods.probe(), {}, None, tuple("abc"))
-    with pytest.raises(InputError, match="method 'probe' has 0 LoRAs"):
+    with pytest.raises(InputError, match="method 'probe' has 0 updates of kernels"):
         to_huggingface(tmp_path / "out", probe, adapters="apart")
     with pytest.raises(InputError, match="has no adapter"):
         write(tmp_path / "out", probe.backbone, "peft")

@@ -85,8 +85,7 @@ def test_a_curve_takes_another_size_and_grey_images(file, tmp_path):
 
 
 def test_inspection_counts_it(file, tmp_path):
-    overrides = [f"--config.backbone={write(tmp_path, 'vit', VIT)}"]
-    probe, lora = inspection.of_curve(config.load("curve", file, overrides)[1])
+    probe, lora = inspection.of_curve(prepared(file, f"backbone={write(tmp_path, 'vit', VIT)}"))
     assert probe["trainable"] == 16 * 10 + 10 < lora["trainable"] < lora["parameters"]
 
 

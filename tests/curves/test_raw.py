@@ -39,6 +39,6 @@ def test_words_are_of_texts_as_pixels_are_of_images():
 def test_features_are_read_once_whichever_fits_ask_for_them(tmp_path, monkeypatch):
     read = []
     once = arms.Examples._features
-    monkeypatch.setattr(arms.Examples, "_features", lambda self, backbone: read.append(0) or once(self, backbone))
+    monkeypatch.setattr(arms.Examples, "_features", lambda self, *own: read.append(0) or once(self, *own))
     curve = curves.prepare(config(methods=("prototypes", "prototypes('euclidean')", "ridge")))
     assert len(curves.run(curve, tmp_path, lambda *cell: None)) == 6 and len(read) == 1

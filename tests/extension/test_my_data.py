@@ -137,6 +137,7 @@ def test_a_stream_goes_on_from_the_cursor_of_the_batch_that_was_trained_on_bit_f
     assert all(one.read_bytes() == other.read_bytes() for one, other in zip(whole, parts, strict=True))
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_from_the_cursor_bit_for_bit_and_learn_what_one_does():
     """Each reads half of every batch; the cursor is a place in whole batches, and that of one process."""
     with socket.socket() as probe:

@@ -164,7 +164,12 @@ def test_it_runs_in_a_curve(name):
     assert row["metric"] == PARTS[name].measures
 
 
-@pytest.mark.parametrize("name", PARTS)
+OFTEN_KILLED = ("bottleneck", "reader", "family")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in OFTEN_KILLED else pytest.param(name, marks=pytest.mark.slow) for name in PARTS]
+)
 def test_a_training_that_is_killed_goes_on_to_the_same_bits(name, trained, monkeypatch):
     show = display.TrainProgress.__call__
 

@@ -114,6 +114,7 @@ def whole(file, tmp_path_factory):
     return of
 
 
+@pytest.mark.slow
 def test_stopped_twice_and_killed_a_training_ends_as_if_nothing_had_been(file, whole, tmp_path):
     for number, at in ((signal.SIGTERM, 20), (signal.SIGINT, 100), (signal.SIGKILL, 200)):
         run = Training(file, tmp_path)
