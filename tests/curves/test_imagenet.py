@@ -72,7 +72,7 @@ def test_above_means_that_intervals_of_several_seeds_do_not_touch():
     [
         ("cifar10", "logistic", [1, 5, 25, 100, 300]),
         ("cifar10", "probe", [1, 5, 25, 100]),
-        ("emoji", "logistic", [5, 25]),
+        ("emoji", "logistic", [1, 5, 25, 100]),
     ],
 )
 def test_heads_beat_scratch_with_intervals_apart_at_every_number_of_labels_that_was_measured(target, method, shots):
