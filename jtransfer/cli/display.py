@@ -180,7 +180,7 @@ def show_costs(reports: list[dict]) -> None:
             str(number), report["method"], f"{report['trainable']:,}", share, _flops(report["flops_per_step"]), *sizes
         )
     console.print(costs)
-    if "seconds_step" not in reports[0]:
+    if not any("seconds_step" in report for report in reports):
         return
     times = Table(
         title="Milliseconds, the least of seven turns of all methods; a prediction is of one example", **spaced

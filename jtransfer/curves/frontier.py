@@ -10,7 +10,7 @@ from jtransfer.figures import style
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COSTS = {"trainable": "parameters that learn", "flops_per_step": "FLOPs of a training step"}
+COSTS = {"trainable": "parameters that learn", "flops_per_step": "FLOPs of a step (of a solved head, a forward pass)"}
 
 
 def best(costs: dict[str, float], means: dict[str, float], higher: bool = True) -> list[str]:

@@ -172,6 +172,11 @@ def test_inspect_says_of_each_leaf_that_learns_whether_weight_decay_applies(caps
     assert decays["head/kernel"] == 0.05 and decays["head/bias"] == 0 and decays["encoder/block_0/mlp/up/kernel"] == 0
 
 
+def test_where_no_method_is_trained_by_steps_there_is_nothing_to_inspect(capsys):
+    assert main(["inspect", f"--config={QUICKSTART}", "--time", "--config.methods=zero_shot"]) == 0
+    assert "One training step" in capsys.readouterr().out
+
+
 def test_a_curve_counts_and_times_what_its_methods_cost(capsys, tmp_path):
     flags = ("--config.backbone=glyphs-vit", "--config.methods=probe,lora,houlsby(width=2)", "--config.costs=True")
     small = ("--config.shots=1", "--config.seeds=1", "--config.steps=2", "--config.test_rows=20")
