@@ -98,7 +98,8 @@ def test_features_of_another_width_are_followed_through_a_projection_that_is_not
 def test_features_of_the_same_width_are_followed_as_they_are(place):
     rng = np.random.default_rng(0)
     metrics, _, outputs, batch, tree = both("finetune + distill_features", place, rng, teacher_features=(8,))
-    assert metrics["hint"] == pytest.approx(np.mean((outputs["features"] - batch["teacher_features"]) ** 2), rel=1e-4)
+    theirs = float(np.mean((outputs["features"] - batch["teacher_features"]) ** 2))
+    assert metrics["hint"] == pytest.approx(theirs, rel=1e-4)
     assert not [path for path in tree if path.startswith("hint/")]
 
 
