@@ -3,7 +3,10 @@
 jtransfer curve --config=configs/adaptation.py:on=digits --workdir=runs/adaptation/digits
 jtransfer curve --config=configs/adaptation.py:on=cifar10 --workdir=runs/adaptation/cifar10
 jtransfer curve --config=configs/adaptation.py:on=sst_binary --workdir=runs/adaptation/sst_binary
-jtransfer curve --config=configs/adaptation.py:on=ag_news,seeds=3 --workdir=runs/adaptation/ag_news
+jtransfer curve --config=configs/adaptation.py:on=ag_news --workdir=runs/adaptation/ag_news
+
+Rates, steps and batches are those that two cores finish in one to two hours for each target, the first in half of one.
+Where there is more: `on=sst_binary,load.tokens=128,batch=32,steps=200`.
 """
 
 from ml_collections import ConfigDict
@@ -11,40 +14,76 @@ from ml_collections import ConfigDict
 from jtransfer.config import arguments
 from jtransfer.errors import InputError, nearest
 
-WHOLE = ("finetune", "probe >> finetune", "layerwise(0.75)", "unfreeze(1, decay=0.75)", "finetune + l2sp")
+WHOLE = ("finetune", "probe >> finetune", "layerwise(0.75)")
 """Ways of training all weights."""
-OF_BLOCKS = (
-    *("bitfit", "norm", "ia3", "top_blocks(1)"),
-    *("lora(rank=4)", "lora(rank=4, dora=True)", "lora(rank=4, start='pissa')", "lora(rank=4, b_rate=16.0)"),
-    *("vera(rank=64)", "loha(rank=2)", "lokr(rank=4)", "fourierft(number=256)"),
-    *("oft(block=8)", "boft(block=8)", "hra(rank=4)"),
-    *("houlsby(width=8)", "pfeiffer", "adaptformer(width=8)", "compacter(width=8)", "prefix(length=4)"),
+CAREFUL = ("unfreeze(1, decay=0.75)", "finetune + l2sp")
+LOW_RANK = ("lora(rank=4)", "lora(rank=4, dora=True)", "vera(rank=64)")
+RELATIVES = (
+    *("lora(rank=4, start='pissa')", "lora(rank=4, b_rate=16.0)", "loha(rank=2)", "lokr(rank=4)"),
+    *("fourierft(number=256)", "oft(block=8)", "boft(block=8)", "hra(rank=4)"),
 )
+BOTTLENECKS = ("houlsby(width=8)", "adaptformer(width=8)")
+FEW = ("bitfit", "ia3", "top_blocks(1)", *LOW_RANK, *BOTTLENECKS, "prefix(length=4)")
 """Ways of training few parameters of a transformer."""
 FROZEN = " + frozen_norm"
 OF_CONVOLUTIONS = (
-    *(f"{name}{FROZEN}" for name in (*WHOLE, "top_blocks(1)", "bitfit", "norm", "houlsby(width=16)")),
+    *(f"{name}{FROZEN}" for name in (*WHOLE, *CAREFUL, "top_blocks(1)", "bitfit", "norm", "houlsby(width=16)")),
     *(f"{name}, target='.*conv')" for name in ("lora(rank=4", "lora(rank=4, dora=True", "loha(rank=2", "lokr(rank=4")),
     "hra(rank=4, target='.*conv')",
 )
-LOW, HIGH = (0.0001, 0.0003, 0.001, 0.003), (0.001, 0.003, 0.01, 0.03)
-TWO = {"rate": LOW, "phase_rates": (10.0, 1.0)}
+ALL = ("finetune", "probe >> finetune", "layerwise", "unfreeze", "scratch")
+"""What trains all weights learns at lower rates than what adds a few."""
+
+
+def rates(all_weights, default, **others) -> dict:
+    """Rates that are searched: for what trains all weights, for the rest, and for single methods."""
+    own = {name: {"rate": all_weights} for name in ALL} | {"default": {"rate": default}}
+    own["probe >> finetune"] |= {"phase_rates": (10.0, 1.0)}
+    return own | {name: {"rate": rate} for name, rate in others.items()}
+
+
 OF_TEXTS = {
     "backbone": "sentence-transformers/all-MiniLM-L6-v2",
-    "load": {"tokens": 48},
-    "methods": ("words", "logistic", "probe", *WHOLE, *OF_BLOCKS, "prompt(length=4)"),
+    "load": {"tokens": 32},
+    "methods": ("words", "logistic", "probe", *WHOLE, *FEW, "prompt(length=4)"),
+    "test_rows": 400,
+    "batch": 8,
+    "steps": 24,
+    "hyper": rates(
+        (0.0001, 0.0005),
+        (0.001, 0.005),
+        probe=(0.003, 0.01, 0.03),
+        **dict.fromkeys(("bitfit", "ia3", "vera", "prompt", "prefix"), (0.003, 0.01)),
+    ),
 }
 ON = {
     "digits": {
         "backbone": "glyphs-clip",
-        "methods": ("zero_shot", "logistic", "probe", *WHOLE, *OF_BLOCKS, "vpt(length=4)", "vpt(length=4, deep=True)"),
+        "methods": (
+            *("zero_shot", "logistic", "probe", *WHOLE, *CAREFUL, "norm", *FEW, *RELATIVES),
+            *("pfeiffer", "compacter(width=8)", "vpt(length=4)", "vpt(length=4, deep=True)"),
+        ),
+        "batch": 16,
+        "steps": 60,
+        "hyper": rates(
+            (0.0003, 0.001, 0.003, 0.01),
+            (0.001, 0.003, 0.01, 0.03),
+            **dict.fromkeys(("probe", "ia3", "vera", "fourierft"), (0.003, 0.01, 0.03, 0.1)),
+        ),
     },
     "cifar10": {
         "data": "tfds:cifar10",
         "backbone": "timm/tf_efficientnet_lite0.in1k",
         "load": {"image": 64},
         "methods": ("scratch", "pixels", "logistic", "probe", *OF_CONVOLUTIONS),
+        "test_rows": 1000,
+        "batch": 16,
+        "steps": 40,
         "parallel": 4,
+        "hyper": rates((0.0003, 0.001), (0.001, 0.003), top_blocks=(0.003, 0.01), layerwise=(0.001, 0.003))
+        | {"probe": {"rate": (0.001, 0.003, 0.01, 0.03), "steps": 100}}
+        | {"pixels": {"rate": (0.0003, 0.001, 0.003, 0.01), "steps": 200}}
+        | {"scratch": {"rate": (0.001, 0.003), "steps": 120}},
     },
     "sst_binary": OF_TEXTS | {"data": "tfds:sst_binary"},
     "ag_news": OF_TEXTS | {"data": "tfds:ag_news_subset"},
@@ -57,23 +96,6 @@ def get_config(arg: str = "on=digits"):
     on = own.pop("on", "digits")
     if on not in ON:
         raise InputError(f"on={on}: {nearest(str(on), ON)}")
-    config = ConfigDict(
-        {
-            "data": on,
-            "shots": (1, 4, 16, 64),
-            "seeds": 5,
-            "test_rows": 1000,
-            "batch": 16,
-            "steps": 60,
-            "costs": True,
-            "hyper": {
-                "default": {"rate": HIGH},
-                **{name: {"rate": LOW} for name in ("finetune", "layerwise", "unfreeze", "top_blocks", "scratch")},
-                "probe": {"rate": HIGH},
-                **{name: TWO for name in ON[on]["methods"] if name.startswith("probe >> finetune")},
-            },
-            **ON[on],
-        }
-    )
+    config = ConfigDict({"data": on, "shots": (1, 4, 16, 64), "seeds": 5, "costs": True} | ON[on])
     config.update(own)
     return config
