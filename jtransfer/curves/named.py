@@ -2,21 +2,18 @@
 
 import time
 from dataclasses import dataclass
-from functools import lru_cache
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jtransfer import checkpoints, models
 from jtransfer.curves.arms import Arm, Cell, Examples
 from jtransfer.errors import InputError
 from jtransfer.evaluate import zero_shot as by_names
-from jtransfer.starts.source import SourceTask
-from jtransfer.starts.source import of as of_head
 from jtransfer.starts.teachers import source_columns
 from jtransfer.storage.cells import ResultRow
 from jtransfer.train import costs, trials
+from jtransfer.train.by_names import EMBEDS, is_dual
 
 ZERO_SHOT = "zero_shot"
 
@@ -46,7 +43,7 @@ class ZeroShotArm(Arm):
         examples, backbone = self.examples, self.backbone
         whole, tree = backbone.whole, backbone.params | backbone.state
         test, labels = examples.places(examples.test), examples.dataset.labels[examples.test]
-        output = "image_embeds" if is_dual(backbone) else "logits"
+        output = EMBEDS if is_dual(backbone) else "logits"
 
         @jax.jit
         def read(tree, inputs):
@@ -92,38 +89,6 @@ def build(examples: Examples, backbone: checkpoints.Backbone, templates: tuple[s
     return ZeroShotArm(examples, backbone, templates, batch)
 
 
-def source(config, backbone: checkpoints.Backbone, tower: checkpoints.Backbone) -> SourceTask:
-    """The source task of a config: told by the backbone's own head, or by a dual encoder that reads names of classes.
-
-    Raises:
-        InputError: as `starts.source.of`; a dual encoder without a tokenizer.
-    """
-    where = config.source, config.source_dir or config.data_dir
-    if not is_dual(backbone) or "pixel_values" not in tower.config.inputs:
-        return of_head(*where, tower, config.load, config.test_rows)
-    by_names.check(backbone)
-    texts = templates(config.templates)
-
-    def classifies(classes):
-        by_names.check_texts(classes, texts)
-
-        def predict(tree, outputs):
-            found, x = classifier(), outputs["features"].astype(jnp.float32)
-            kernel = backbone.params.get("vision_projection/kernel")
-            x = x if kernel is None else x @ kernel
-            return x / jnp.linalg.norm(x, axis=-1, keepdims=True) @ found.kernel + found.bias
-
-        @lru_cache(1)
-        def classifier():
-            with jax.ensure_compile_time_eval():  # which may be asked for while another program is traced
-                return by_names.text_classifier(backbone, classes, texts)
-
-        return predict
-
-    what = f"names of classes in {len(texts)} templates ({by_names.fingerprint(texts, backbone.fingerprint)})"
-    return of_head(*where, tower, config.load, config.test_rows, classifies, what)
-
-
 def templates(file: str) -> tuple[str, ...]:
     """The templates in a file; `zero_shot.TEMPLATES` where the name is empty.
 
@@ -131,8 +96,3 @@ def templates(file: str) -> tuple[str, ...]:
         InputError: no such file, or a file that is no list of texts.
     """
     return by_names.read_texts(file) if file else by_names.TEMPLATES
-
-
-def is_dual(backbone: checkpoints.Backbone) -> bool:
-    """Whether a backbone has towers of both images and texts."""
-    return {"pixel_values", "input_ids"} <= backbone.config.inputs.keys()

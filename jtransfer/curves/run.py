@@ -146,12 +146,15 @@ def prepare(config, dataset: sources.Dataset | None = None) -> Curve:
     tower = starts.tower_for(backbone, dataset)
     needs = {part for method in learned.values() for part in method.needs}
     taught = teachers.of(config.teacher, dataset, needs, tower, make, config.load.trust)
-    source = named.source(config, backbone, tower) if config.source else None
+    templates = named.templates(config.templates)
+    names_of_classes, source = ClassNames(backbone, dataset.classes, templates), None
+    if config.source:
+        place = config.source, config.source_dir or config.data_dir
+        source = names_of_classes.source(*place, tower, config.load, config.test_rows)
     examples = Examples(dataset, test, rows, make, tuple(config.shots), chosen, taught, source)
     objectives.check_mixup(config.mixup, examples.example)
     options = Optimiser(**config.optimiser), config.steps, config.batch, config.hyper.to_dict(), config.parallel
-    recipe, templates = trained.Recipe(*options), named.templates(config.templates)
-    names_of_classes = ClassNames(backbone, dataset.classes, templates)
+    recipe = trained.Recipe(*options)
 
     def build(name) -> Arm:
         if name == ZERO_SHOT:

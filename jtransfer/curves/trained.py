@@ -3,7 +3,7 @@
 import itertools
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -230,7 +230,9 @@ def build(
     else:
         method = methods.parse(name)
     if method.names:
-        backbone, objective = names.start(method, objective, examples.example, examples.most[0], examples.source)
+        backbone, objective = names.start(method, objective, examples.example, examples.most[0])
+        if examples.source:
+            examples = replace(examples, source=replace(examples.source, backbone=names.images))
     if method.binds:
         method = method.bound(teachers.given(examples.parts, backbone, examples.example))
     model, params, _ = headed(backbone, objective, examples.dataset.outputs)

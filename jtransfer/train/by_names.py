@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jtransfer.checkpoints import Backbone
@@ -15,6 +17,8 @@ from jtransfer.methods import Method
 from jtransfer.models import Head
 from jtransfer.objectives import Objective
 from jtransfer.solvers.few_shot import Fit
+from jtransfer.starts import source as sources
+from jtransfer.starts.source import SourceTask
 
 EMBEDS = "image_embeds"
 """The output of a dual encoder that a head by names reads."""
@@ -76,7 +80,7 @@ class ClassNames:
         return tuple(ids.reshape(-1).tolist())
 
     def start(
-        self, method: Method, objective: Objective, example: Mapping[str, Any], rows: int, source: Any = None
+        self, method: Method, objective: Objective, example: Mapping[str, Any], rows: int
     ) -> tuple[Backbone, Objective]:
         """What a method that reads names adapts, and its objective, which brings the head of these names.
 
@@ -85,15 +89,12 @@ class ClassNames:
             objective: What is learned of the data.
             example: Shapes of one example of each input.
             rows: The most rows that a head is fitted on.
-            source: The task that the backbone comes from, which must be none.
 
         Raises:
             InputError: as `check`, or an objective of something else than one class a row.
         """
         if objective.reads != "classes":
             raise InputError(f"method '{method.name}' reads the names of classes, and the objective has none")
-        if source:
-            raise InputError(f"config.source: what '{method.name}' forgets is not measured; leave one of the two out")
         (fit,) = method.solves or (None,)
         self.check(method.name, fit, example)
         if method.names == "texts":
@@ -103,3 +104,49 @@ class ClassNames:
             return self.backbone, replace(objective, head=lambda config, outputs: Head(outputs, EMBEDS, texts=texts))
         keys = rows if fit and "keys" in fit.leaves else 0
         return self.images, replace(objective, head=lambda config, outputs: Head(outputs, reads=EMBEDS, keys=keys))
+
+    def source(
+        self, name: str, data_dir: str, tower: Backbone, options: Mapping[str, Any], most: int = 0
+    ) -> SourceTask:
+        """The task that a backbone comes from: told by its own head, or by a dual encoder by names of classes.
+
+        Args:
+            name: Of its data, as of `starts.source.of`.
+            data_dir: As there.
+            tower: The part of the backbone that learns: its tower for the data, or `images`.
+            options: As there.
+            most: As there.
+
+        Raises:
+            InputError: as `starts.source.of`; a dual encoder without a tokenizer, or a template without {}.
+        """
+        if not is_dual(self.backbone) or "pixel_values" not in tower.config.inputs:
+            return sources.of(name, data_dir, tower, options, most)
+        zero_shot.check(self.backbone)
+
+        def classifies(classes):
+            zero_shot.check_texts(classes, self.templates)
+
+            @lru_cache(1)
+            def classifier():
+                with jax.ensure_compile_time_eval():  # which may be asked for while another program is traced
+                    return zero_shot.text_classifier(self.backbone, classes, self.templates)
+
+            def predict(tree, outputs):
+                embeds = outputs.get(EMBEDS)  # which a tower without its projection does not have
+                if embeds is None:
+                    kernel = self.backbone.params.get("vision_projection/kernel")
+                    embeds = outputs["features"] if kernel is None else outputs["features"] @ kernel
+                found, x = classifier(), embeds.astype(jnp.float32)
+                return x / jnp.linalg.norm(x, axis=-1, keepdims=True) @ found.kernel + found.bias
+
+            return predict
+
+        read = zero_shot.fingerprint(self.templates, self.backbone.fingerprint)
+        what = f"names of classes in {len(self.templates)} templates ({read})"
+        return sources.of(name, data_dir, tower, options, most, classifies, what)
+
+
+def is_dual(backbone: Backbone) -> bool:
+    """Whether a backbone has towers of both images and texts."""
+    return {"pixel_values", "input_ids"} <= backbone.config.inputs.keys()

@@ -31,8 +31,8 @@ from jtransfer.methods import Adapted
 from jtransfer.models import Heads, build
 from jtransfer.objectives import metrics
 from jtransfer.solvers.few_shot import Fit
-from jtransfer.starts import pairs, source, teachers
-from jtransfer.starts.inputs import as_they_are, example, gathered, labelling, load_for, prepare_for
+from jtransfer.starts import pairs, teachers
+from jtransfer.starts.inputs import as_they_are, example, gathered, labelling, load_for, prepare_for, tower_for
 from jtransfer.starts.source import SourceTask
 from jtransfer.starts.start import Start
 from jtransfer.train import measured, solved
@@ -128,19 +128,21 @@ def _of_rows(config, settings, mesh, stream) -> Task:
     remembered = stream is not None
     stream = stream or _opened(config, config.data, objectives.parse(config.objective, settings), mesh)
     method = methods.parse(config.method)
-    whole, prepare = _backbone(config, stream, tower=not method.names)
+    dual, prepare = _backbone(config, stream, tower=not (method.names or config.source))
     objective, named, one = _asked(config, settings, stream, prepare)
-    names, dual = None, whole
+    names = ClassNames(dual, stream.classes, tuple(config.templates) or TEMPLATES)
     if method.names:
-        names = ClassNames(dual, stream.classes, tuple(config.templates) or TEMPLATES)
-        whole, objective = names.start(method, objective, one, solved.fitted(stream), config.source)
+        whole, objective = names.start(method, objective, one, solved.fitted(stream))
+    else:
+        whole = tower_for(dual, stream) if config.source else dual
     model, params, head = headed(whole, objective, stream.outputs)
     labels, held_out = _labels(prepare, stream)
     objectives.check_mixup(config.mixup, one)
     taught = teachers.of(config.teacher, stream, method.needs, whole, prepare, config.load.trust)
     from_source = None
     if config.source and not remembered:
-        from_source = source.of(config.source, config.source_dir or config.data_dir, whole, config.load)
+        part = names.images if method.names else whole
+        from_source = names.source(config.source, config.source_dir or config.data_dir, part, config.load)
 
     def ready(batch):
         inputs, found = batch["inputs"], _ready(prepare, labels, batch)
@@ -154,9 +156,10 @@ def _of_rows(config, settings, mesh, stream) -> Task:
     solve = None
     if method.solves:
         chooses = metrics.choosing(named, stream, config.objective)
-        solve = partial(solved.head, stream, prepare, chooses, whole.model, mesh, config.batch, names)
+        read = names if method.names else None
+        solve = partial(solved.head, stream, prepare, chooses, whole.model, mesh, config.batch, read)
     start, parts = _start(config, whole, stream), teachers.parts(held_out, taught.values(), stream.inputs)
-    fingerprints = {"backbone": dual.fingerprint} if names else start.fingerprints
+    fingerprints = {"backbone": dual.fingerprint} if method.names else start.fingerprints
     read = {name: x.fingerprint for name, x in (taught | ({"source": from_source} if from_source else {})).items()}
     return Task(
         TaskData(stream, ready, one, evaluate, parts, solve, from_source),

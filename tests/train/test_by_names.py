@@ -105,7 +105,6 @@ def test_templates_are_read_by_whatever_makes_a_head_of_names(tmp_path):
             {"data": "glyph_captions", "objective": "clip"},
             "reads names of classes, which are of a single task",
         ),
-        ("zero_shot >> finetune", {"source": "glyphs"}, "config.source: what 'zero_shot >> finetune' forgets is not"),
         ("coop(length=30)", {}, "coop: length=30 and names of 4 tokens are 34; the text tower has 32 positions"),
         ("logistic >> coop", {}, "predicts by texts, and has no head to solve for"),
         ("coop + clip_adapter", {}, "both read the classes' names, each by its own head"),

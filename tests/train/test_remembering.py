@@ -259,15 +259,30 @@ def test_a_curve_measures_the_source_before_and_after(file, tmp_path):
 
 
 def test_the_zero_shot_accuracy_of_a_dual_encoder_is_measured_before_and_after(tmp_path):
-    """Before, it is what the arm `zero_shot` has on these rows; training on them from new heads changes it."""
-    values = {"backbone": "glyphs-clip", "source": "digits", "methods": ("zero_shot", "probe", "finetune")}
+    """Before, it is what the arm `zero_shot` has on these rows; training on them from new heads changes it.
+
+    What leaves the tower of images as it is has what it had, whether its head reads features, embeddings or texts.
+    """
+    still, moves = ("probe", "clip_adapter", "coop(length=2)"), ("finetune", "zero_shot >> finetune + ewc(rows=8)")
+    values = {"backbone": "glyphs-clip", "source": "digits", "methods": ("zero_shot", *still, *moves)}
     values |= {"shots": (1,), "seeds": 1, "steps": 3, "test_rows": 40, "hyper": {"default": {"rate": (0.01,)}}}
     curve = curves.prepare(ConfigDict(curve_defaults() | values))
     rows = curves.run(curve, tmp_path, lambda *_: None)
-    named, probed, tuned = rows
-    assert named["test_accuracy"] == named["source_before"] == named["source_after"] == probed["source_after"] > 0.5
-    assert tuned["source_after"] < tuned["source_before"]
+    after = {row["method"]: row["source_after"] for row in rows}
+    assert {rows[0]["test_accuracy"]} == {row["source_before"] for row in rows} == {after[name] for name in still}
+    assert after["zero_shot"] > 0.5 and after["finetune"] < after["zero_shot"] != after[moves[1]]
     assert "told by names of classes in 1 templates" in "".join(curves.protocol(curve, rows))
+
+
+@pytest.mark.parametrize("method", ["finetune", "zero_shot >> probe"])
+def test_a_run_measures_the_zero_shot_accuracy_of_a_dual_encoder(method, tmp_path):
+    values = {"data": "digits", "backbone": "glyphs-clip", "source": "digits", "method": method, "batch": 8}
+    values |= {"steps": 2, "eval_every": 2, "log_every": 1, "optimiser": {"name": "sgd", "rate": 0.5}}
+    prepared = runs.prepare(ConfigDict(config.completed("train", values)))
+    rows = loop.train(prepared, tmp_path, lambda row, speed: None)
+    before = rows[0]["source_before"]
+    assert before == prepared.task.data.source.before > 0.5
+    assert (rows[-1]["source_accuracy"] == before) == (method != "finetune")
 
 
 def test_a_run_with_both_goes_on_bit_identically_on_eight_devices(file, tmp_path, goes_on):
