@@ -7,6 +7,7 @@ them: a run that was stopped goes on, and one whose methods, shots or seeds have
 
 import contextlib
 import itertools
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ from jtransfer.storage.cells import Cells, ResultRow, of_source
 from jtransfer.train import tried
 from jtransfer.train.by_names import ClassNames
 
+log = logging.getLogger("jtransfer")
 LISTS = ("methods", "shots")
 """Keys whose lists have each item once."""
 GROWS = (*LISTS, "seeds")
@@ -110,8 +112,13 @@ def prepare(config, dataset: sources.Dataset | None = None) -> Curve:
                 modules[name] = own
     known = ["default", *RAW.values(), *methods.METHODS, *learned, *map(arms.family, modules)]
     for name in config.hyper:
-        if name not in known:
-            raise InputError(f"config.hyper: unknown method '{name}'; {nearest(name, known)}")
+        if name in known:
+            continue
+        try:
+            methods.parse(name, (*WITHOUT_METHOD, *fits.FITS))
+        except InputError:
+            raise InputError(f"config.hyper: unknown method '{name}'; {nearest(name, known)}") from None
+        log.warning("config.hyper['%s'] is of none of config.methods", name)
     objective = objectives.parse(config.objective, {key: config[key] for key in objectives.SETTINGS})
     own = expressions.modules(config.objective, "objective")
     for name in config.metrics:
