@@ -85,7 +85,7 @@ ON = {
         "test_rows": 1000,
         "batch": 16,
         "steps": 40,
-        "parallel": 4,
+        "parallel": 2,
         "hyper": rates(
             (0.0003, 0.001), (0.001, 0.003), LP_FT + FROZEN, top_blocks=(0.003, 0.01), layerwise=(0.001, 0.003)
         )

@@ -28,6 +28,8 @@ from jtransfer.figures import COLOURS, MARKERS, render, style
 
 CONFIG = Path(__file__).parents[2] / "configs" / "forgetting.py"
 CLEAN = "own"
+LOOKS = {"logistic": ("#777777", "s"), "finetune": ("#222222", "X"), "LP-FT": (COLOURS[5], "*")}
+LOOKS |= {name: (COLOURS[i], MARKERS[i]) for i, name in enumerate(("L2-SP", "EWC", "LwF", "LoRA", "WiSE-FT"))}
 
 
 def turned(image, rng):
@@ -123,7 +125,7 @@ def main(argv):
         table = csv.DictWriter(file, rows[0], lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
-    there = [on for on in STYLES if any(row["target"] == on for row in rows)]
+    there = [on for on in STYLES if any(of(rows, on, name, "other") for name in methods_of(rows, on)[1:])]
     (options.workdir / "table.md").write_text("\n".join(table_of(rows, on) + differences(rows, on) for on in there))
     (options.workdir / "forgetting.png").write_bytes(render(figure(rows, there), "png"))
     print(f"\nWritten to {options.workdir}: results.csv, table.md, forgetting.png")
@@ -150,7 +152,8 @@ def gathered(workdir):
                 own |= {"method": row["method"], "seed": row["seed"], name: row["test_accuracy"]}
                 if row.get("source_before") is not None:
                     own |= {"before": row["source_before"], "source": row["source_after"]}
-    keys = dict.fromkeys(key for row in found.values() for key in row)
+    first = ("target", "method", "seed", "before", "source")
+    keys = dict.fromkeys((*first, *(key for row in found.values() for key in row)))
     return [{key: row.get(key, "") for key in keys} for row in found.values()]
 
 
@@ -164,7 +167,8 @@ def of(rows, on, method, key):
     """The values of a column in %, seed after seed; "other" is the mean over all styles but the target's own."""
     own = [row for row in rows if (row["target"], row["method"]) == (on, method)]
     keys = [name for name in STYLES[on] if name != CLEAN] if key == "other" else [key]
-    return [100 * np.mean([row[key] for key in keys]) for row in own if "" not in [row[key] for key in keys]]
+    found = [[row.get(key, "") for key in keys] for row in own]
+    return [100 * np.mean(values) for values in found if "" not in values]
 
 
 def methods_of(rows, on):
@@ -173,7 +177,9 @@ def methods_of(rows, on):
 
 
 def text(values, sign=""):
-    """Mean and half width of the 95% interval."""
+    """Mean and half width of the 95% interval; a dash for nothing."""
+    if len(values) == 0:
+        return "–"
     mean, half = interval(values)
     return f"{mean:{sign}.1f} ± {half:.1f}"
 
@@ -214,20 +220,19 @@ def family(method):
 def figure(rows, there):
     """For each target, the accuracy on the source or on other styles against that on the target, by strength."""
     panels = [(on, key) for on in there for key in ("source", "other") if of(rows, on, methods_of(rows, on)[0], key)]
-    names = list(dict.fromkeys(family(row["method"]) for row in rows))
     with style():
         picture, *axes = canvas(4.2 * len(panels), 4, 1, len(panels))
         for axis, (on, key) in zip(axes, panels, strict=True):
             by = {}
             for method in methods_of(rows, on):
-                by.setdefault(family(method), []).append([np.mean(of(rows, on, method, k)) for k in (CLEAN, key)])
+                place = [of(rows, on, method, k) for k in (CLEAN, key)]
+                by.setdefault(family(method), []).append([np.mean(x) if x else np.nan for x in place])
             for name, points in by.items():
-                number = names.index(name)
-                shown = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
-                axis.plot(*np.transpose(points), **shown, label=name)
+                axis.plot(*np.transpose(points), color=LOOKS[name][0], marker=LOOKS[name][1], label=name)
             axis.set_xlabel(f"accuracy on {on}, %")
             axis.set_ylabel("accuracy on the source, %" if key == "source" else "accuracy on other styles, %")
-        axes[0].legend()
+        marks = axes[0].get_legend_handles_labels()
+        picture.legend(*marks, loc="outside lower center", ncols=4, frameon=False)
     return picture
 
 

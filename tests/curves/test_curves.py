@@ -213,6 +213,13 @@ def test_what_cannot_run_is_refused_before_any_compile(file, overrides, message)
         prepared(file, *overrides)
 
 
+def test_what_is_searched_for_a_method_that_is_not_run_is_said_and_kept(file, caplog):
+    """A config with an entry for each of its methods runs with a part of them."""
+    curve = prepared(file, "methods=probe", "hyper.probe >> finetune.rate=1")
+    assert [arm.name for arm in curve.arms] == ["probe"]
+    assert "config.hyper['probe >> finetune'] is of none of config.methods" in caplog.text
+
+
 def test_own_arrays_of_another_size_are_resized(file, tmp_path):
     np.savez(tmp_path / "own.npz", images=np.full((20, 9, 9), 51, np.uint8), labels=np.arange(20) % 2)
     curve = prepared(file, f"data=npz:{tmp_path}/own.npz", "shots=1", "methods=probe,")
