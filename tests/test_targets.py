@@ -146,6 +146,7 @@ def wrong(place):
     return place[0] / "wrong"
 
 
+@pytest.mark.slow
 def test_the_student_of_a_wrong_teacher_learns_the_wrong_answers(place, wrong, tmp_path):
     teacher = f"teacher={wrong}", "shots=10", "steps=60"
     rows = {}

@@ -76,6 +76,7 @@ def test_split_weights_come_to_those_of_whole_ones_and_only_the_bottlenecks_of_b
     assert any(place.spec for place in places.values())
 
 
+@pytest.mark.slow
 def test_a_new_process_reads_both_with_outputs_equal_to_the_bit(place):
     np.save("pixels.npy", np.random.default_rng(0).random((2, 8, 8, 1)).astype(np.float32))
     environment = os.environ | {"PYTHONPATH": str(HERE.parents[1])}

@@ -113,6 +113,7 @@ def cells(place):
     return {row["method"]: row for row in map(json.loads, (place / "run/results.jsonl").read_text().splitlines())}
 
 
+@pytest.mark.slow
 def test_a_training_knows_the_source_and_its_workdir_imports_nothing_that_is_not_trusted(place, capsys):
     (place / "configs/own.py").write_text(TRAIN)
     again = ["train", "--config=configs/own.py", "--workdir=run"]

@@ -127,6 +127,7 @@ def get_config():
 """
 
 
+@pytest.mark.slow
 def test_advise_takes_it_and_what_to_run_next_has_the_trust_or_refuses_in_one_line(place, capsys, monkeypatch):
     Path("configs/advise.py").write_text(ADVISE)
     digits = sources.load("digits")

@@ -15,7 +15,7 @@ spec.loader.exec_module(shared)
 Training, left, assert_same, file, whole = shared.Training, shared.left, shared.assert_same, shared.file, shared.whole
 
 
-@pytest.mark.parametrize("gone", [0, 1])
+@pytest.mark.parametrize("gone", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_the_other_process_ends_with_a_line_that_names_the_host_of_the_one_that_was_killed(gone, file, tmp_path):
     run = Training(file, tmp_path, 2)
     run.until(20)

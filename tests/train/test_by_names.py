@@ -119,10 +119,8 @@ def test_what_has_no_names_to_read_is_refused_before_anything_compiles(method, v
     assert "\n" not in str(refused.value)
 
 
-SLOWLY = ("clip_adapter", "tip_adapter(views=2) >> rules('head/keys')")
-
-
-@pytest.mark.parametrize("method", ["coop", *(pytest.param(text, marks=pytest.mark.slow) for text in SLOWLY)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["coop", "clip_adapter", "tip_adapter(views=2) >> rules('head/keys')"])
 def test_what_a_method_makes_of_names_goes_on_after_a_stop_and_is_read_back(method, zero, goes_on, tmp_path_factory):
     whole = tmp_path_factory.mktemp("whole")
     rows = loop.train(prepared(method, mesh=ONE), whole, lambda row, speed: None)

@@ -156,6 +156,7 @@ def test_a_curve_follows_a_teacher_of_other_classes_by_all_but_its_logits(file, 
         curves.prepare(config.load("curve", file(CURVE.replace("METHODS", "('finetune + distill',)")), [])[1])
 
 
+@pytest.mark.slow
 def test_a_run_that_follows_goes_on_bit_identically_and_keeps_a_plain_model(file, place, tmp_path, goes_on):
     path = file(TRAIN)
 

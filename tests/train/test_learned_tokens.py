@@ -21,6 +21,7 @@ KEPT = {
 }
 
 
+@pytest.mark.slow
 def test_prompts_and_a_projected_prefix_go_on_bit_identically_and_are_kept_plain(
     goes_on, reviews, bert, tmp_path_factory
 ):

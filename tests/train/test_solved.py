@@ -51,6 +51,7 @@ def test_the_first_step_starts_at_the_optimum_that_scikit_learn_finds(split, mes
     np.testing.assert_allclose(found, peers[chosen].predict_proba(x), atol=2e-3)
 
 
+@pytest.mark.slow
 def test_a_head_that_is_solved_for_and_learns_no_more_is_there_after_a_stop(goes_on, tmp_path_factory):
     """Nothing is solved for again: it lies in the checkpoint, beside what learns."""
     whole = tmp_path_factory.mktemp("whole")

@@ -109,6 +109,7 @@ def prepared(file, method, *overrides):
     return runs.prepare(config.load("train", file, [f"--config.method={method}", *overrides])[1])
 
 
+@pytest.mark.slow
 def test_a_run_keeps_what_lies_between_and_goes_on_to_it_after_a_stop(file, backbone, tmp_path, goes_on):
     flag, trees = "--config.ema=0.5", []
     for name in ("logistic >> finetune", "logistic >> finetune + wise_ft(0.25)"):
