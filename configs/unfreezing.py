@@ -14,7 +14,7 @@ METHODS = ("logistic", "finetune", "layerwise(0.75)", "layerwise(0.385)", "probe
 """0.385 is ULMFiT's 1 / 2.6 from block to block, 0.75 what transformers of images are finetuned with."""
 GRADUAL = ("unfreeze(1)", "unfreeze(1, 2)", "unfreeze(1, 2, decay=0.385)")
 """From the head down: block by block, in two stages, and in two stages with ULMFiT's rates."""
-RATES, OF_TEXTS = (0.0003, 0.001, 0.003, 0.01), (0.0001, 0.0005)
+RATES, OF_TEXTS = (0.0003, 0.001, 0.003, 0.01, 0.03), (0.0001, 0.0005)
 ON = {
     "digits": {
         "backbone": "glyphs-clip",

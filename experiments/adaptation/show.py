@@ -1,8 +1,9 @@
 """Ways of adapting, compared on every target that was run: accuracies, costs, paired differences and the frontier.
 
     python experiments/adaptation/show.py --workdir=runs/adaptation
+    python experiments/adaptation/show.py --workdir=runs/unfreezing
 
-reads the workdirs of configs/adaptation.py, one for each target, and writes `results.csv`, `table.md` and
+reads the workdirs of curves that lie in a folder, one for each target, and writes `results.csv`, `table.md` and
 `frontier.png` beside them. Costs are there where `jtransfer curve` was run with `costs=True`.
 """
 
@@ -19,8 +20,7 @@ from jtransfer.curves.points import interval
 from jtransfer.evaluate.report import canvas
 from jtransfer.figures import COLOURS, MARKERS, render, style
 
-TARGETS = ("digits", "cifar10", "sst_binary", "ag_news")
-SHOTS = (1, 4, 16, 64)
+ORDER = ("digits", "cifar10", "sst_binary", "ag_news")
 AT = 16  # labels per class of the figure
 PLAIN = "finetune"
 FAMILIES = {  # by how a method's text begins, in this order; what else there is trains an addition of low rank
@@ -39,24 +39,26 @@ def main(argv):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", type=Path, required=True, help="with a folder for each target")
     workdir = parser.parse_args(argv).workdir
-    rows = [row | {"target": on} for on in TARGETS for row in lines(workdir / on / "results.jsonl")]
-    costs = {on: whole(workdir / on / "costs.json") for on in TARGETS}
+    found = {file.parent.name for file in workdir.glob("*/results.jsonl")}
+    there = [*(on for on in ORDER if on in found), *sorted(found - {*ORDER})]
+    rows = [row | {"target": on} for on in there for row in lines(workdir / on / "results.jsonl")]
     keys = ("target", "method", "shots", "seed", "test_accuracy")
     kept = [{key: row[key] for key in keys} | {"rate": (row["hyper"] or {}).get("rate")} for row in rows]
     with open(workdir / "results.csv", "w", newline="") as file:
         table = csv.DictWriter(file, kept[0], lineterminator="\n")
         table.writeheader()
         table.writerows(kept)
-    there = [on for on in TARGETS if any(row["target"] == on for row in rows)]
-    parts = [part for on in there for part in (accuracies(rows, on), above(rows, on), needs(costs[on]))]
+    parts = []
+    for on in there:
+        parts += [accuracies(rows, on), above(rows, on), needs(whole(workdir / on / "costs.json"))]
     (workdir / "table.md").write_text("\n".join(parts))
     (workdir / "frontier.png").write_bytes(render(figure(rows, there), "png"))
     print(f"Written to {workdir}: results.csv, table.md, frontier.png")
 
 
 def lines(file):
-    """The rows of a file; none where it is missing."""
-    return list(map(json.loads, file.read_text().splitlines())) if file.exists() else []
+    """The rows of a file."""
+    return list(map(json.loads, file.read_text().splitlines()))
 
 
 def whole(file):
@@ -68,6 +70,11 @@ def by_seed(rows, on, method, shots):
     """The accuracies in %, by seed."""
     own = [row for row in rows if (row["target"], row["method"], row["shots"]) == (on, method, shots)]
     return {row["seed"]: 100 * row["test_accuracy"] for row in own if row["test_accuracy"] is not None}
+
+
+def shots_of(rows, on):
+    """The numbers of labels per class, of what draws any."""
+    return sorted({row["shots"] for row in rows if row["target"] == on and row["shots"]})
 
 
 def methods_of(rows, on):
@@ -103,27 +110,28 @@ def grid(heads, cells):
 
 def accuracies(rows, on):
     """Parameters, FLOPs and the accuracy at each number of labels."""
-    cells = {}
+    cells, every = {}, shots_of(rows, on)
     for method in methods_of(rows, on):
         own = next(row for row in rows if (row["target"], row["method"]) == (on, method))
-        values = [by_seed(rows, on, method, k).values() for k in (SHOTS if own["shots"] else (0,))]
-        shown = [text(one) for one in values] if own["shots"] else [text(values[0]), *["–"] * (len(SHOTS) - 1)]
+        values = [by_seed(rows, on, method, k).values() for k in (every if own["shots"] else (0,))]
+        shown = [text(one) for one in values] if own["shots"] else [text(values[0]), *["–"] * (len(every) - 1)]
         cells[method] = [f"{own['trainable']:,}", f"{own['flops_per_step'] / 1e6:,.3g}", *shown]
-    return f"## {on}\n\n" + grid([on, "parameters", "MFLOP / step", *map(str, SHOTS)], cells)
+    return f"## {on}\n\n" + grid([on, "parameters", "MFLOP / step", *map(str, every)], cells)
 
 
 def above(rows, on):
     """What each method is above finetuning, paired by seed; in bold where the interval does not reach zero."""
-    methods = [name for name in methods_of(rows, on) if by_seed(rows, on, name, SHOTS[-1])]
+    every = shots_of(rows, on)
+    methods = [name for name in methods_of(rows, on) if by_seed(rows, on, name, every[-1])]
     if (plain := plain_of(methods)) is None:
         return ""
     cells = {}
     for method in methods:
-        values = [paired(rows, on, method, plain, k) for k in SHOTS]
+        values = [paired(rows, on, method, plain, k) for k in every]
         shown = [f"**{text(one, '+')}**" if clear(one) else text(one, "+") for one in values]
         if method != plain:
             cells[method] = shown
-    return grid([f"less `{plain}`", *map(str, SHOTS)], cells)
+    return grid([f"less `{plain}`", *map(str, every)], cells)
 
 
 def paired(rows, on, method, plain, shots):
