@@ -35,7 +35,7 @@ OF_CONVOLUTIONS = (
     *(f"{name}, target='.*conv')" for name in ("lora(rank=4", "lora(rank=4, dora=True", "loha(rank=2", "lokr(rank=4")),
     "hra(rank=4, target='.*conv')",
 )
-ALL = ("finetune", "layerwise", "unfreeze", "scratch")
+ALL = ("finetune", "layerwise", "unfreeze")
 """What trains all weights learns at lower rates than what adds a few."""
 
 
@@ -81,7 +81,7 @@ ON = {
         "data": "tfds:cifar10",
         "backbone": "timm/tf_efficientnet_lite0.in1k",
         "load": {"image": 64},
-        "methods": ("scratch", "pixels", "logistic", "probe", *OF_CONVOLUTIONS),
+        "methods": ("pixels", "logistic", "probe", *OF_CONVOLUTIONS),
         "test_rows": 1000,
         "batch": 16,
         "steps": 40,
@@ -90,8 +90,7 @@ ON = {
             (0.0003, 0.001), (0.001, 0.003), LP_FT + FROZEN, top_blocks=(0.003, 0.01), layerwise=(0.001, 0.003)
         )
         | {"probe": {"rate": (0.001, 0.003, 0.01, 0.03), "steps": 100}}
-        | {"pixels": {"rate": (0.0003, 0.001, 0.003, 0.01), "steps": 200}}
-        | {"scratch": {"rate": (0.001, 0.003), "steps": 120}},
+        | {"pixels": {"rate": (0.0003, 0.001, 0.003, 0.01), "steps": 200}},
     },
     "sst_binary": OF_TEXTS | {"data": "tfds:sst_binary"},
     "ag_news": OF_TEXTS | {"data": "tfds:ag_news_subset"},
