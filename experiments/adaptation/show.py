@@ -22,6 +22,7 @@ from jtransfer.figures import COLOURS, MARKERS, render, style
 
 ORDER = ("digits", "cifar10", "sst_binary", "ag_news")
 AT = 16  # labels per class of the figure
+SPAN = 15  # points below the best that the figure shows; what is lower stands at its edge, with its value
 PLAIN = "finetune"
 FAMILIES = {  # by how a method's text begins, in this order; what else there is trains an addition of low rank
     "without the backbone": ("pixels", "words", "scratch"),
@@ -178,13 +179,24 @@ def figure(rows, there):
             own = [row for row in rows if row["target"] == on and row["shots"] == AT and row["trainable"]]
             cost = {row["method"]: row[key] for row in own}
             means = {name: np.mean([*by_seed(rows, on, name, AT).values()]) for name in cost}
+            low = max(means.values()) - SPAN
             for name in cost:
                 number = names.index(family(name))
                 shown = {"color": [*COLOURS, "#777777"][number], "marker": MARKERS[number]}
-                axis.plot(cost[name], means[name], linestyle="none", label=family(name), **shown)
-            line = best(cost, means)
-            axis.plot([cost[x] for x in line], [means[x] for x in line], color="#999", lw=1, ds="steps-post", zorder=0)
-            for name in line:
+                axis.plot(cost[name], max(means[name], low), linestyle="none", label=family(name), **shown)
+                if means[name] < low:
+                    note = f"{name.split('(')[0]} {means[name]:.0f}%"
+                    axis.annotate(note, (cost[name], low), (0, 6), textcoords="offset points", size=7, rotation=60)
+            line = best(cost, {name: max(mean, low) for name, mean in means.items()})
+            axis.plot(
+                [cost[x] for x in line],
+                [max(means[x], low) for x in line],
+                color="#999",
+                lw=1,
+                ds="steps-post",
+                zorder=0,
+            )
+            for name in (name for name in line if means[name] >= low):
                 axis.annotate(name.split("(")[0], (cost[name], means[name]), (3, 4), textcoords="offset points", size=7)
             axis.set(xscale="log", xlabel=("parameters that learn", "FLOPs of a step")[place // len(there)])
             wide = max(cost.values()) > 20 * min(cost.values())
@@ -197,7 +209,9 @@ def figure(rows, there):
                 axis.set_ylabel(f"test accuracy at {AT} labels per class, %")
         seen = {label: mark for axis in axes for mark, label in zip(*axis.get_legend_handles_labels(), strict=True)}
         order = [name for name in names if name in seen]
-        picture.legend([seen[name] for name in order], order, loc="outside lower center", ncols=4, frameon=False)
+        picture.legend(
+            [seen[name] for name in order], order, loc="outside lower center", ncols=2 * len(there), frameon=False
+        )
     return picture
 
 
