@@ -226,7 +226,7 @@ def run(name, family, backbone, directory):
     objective, batch = classification() if head else clip(), batch_of("" if head else family, backbone)
     rng = np.random.default_rng(3)
     solved = {path: np.float32(rng.normal(size=adapted.shapes[path].shape)) for path in adapted.solved}
-    before, after, state, losses = trained(adapted, objective, backbone.params | backbone.state | solved, batch)
+    before, after, state, losses = trained(adapted, objective, adapted.base | solved, batch)
     assert np.isfinite(losses).all() and losses[-1] < losses[0]
     moved = {path for path, leaf in after.items() if (leaf != before[path]).any()}
     learns = {path for path, rate in adapted.rates.items() if rate != FROZEN}
@@ -299,7 +299,7 @@ def on_vit(name, **options):
     base = with_head(Backbone("ViT", backbone, base)).params
     method = parsed(TEXTS[name], backbone.config)
     adapted = methods.adapt(method, Classifier(backbone, CLASSES), base, backbone.config.inputs).phases[-1]
-    tree, _ = jax.jit(adapted.start)(jax.random.key(0), base)
+    tree, _ = jax.jit(adapted.start)(jax.random.key(0), adapted.base)
     return adapted, tree, batch_of("ViT", Backbone("ViT", backbone, base))
 
 
