@@ -71,7 +71,7 @@ class Optimiser:
     schedules: tuple[tuple[str, str], ...] = ()
     warmup: float = 0.1
     decay: float = 0.0
-    no_decay: str = r"(.*/)?(bias|scale(_\d+)?|cls|distillation|registers|positions)|logit_(scale|bias)"
+    no_decay: str = r"(.*/)?(bias|scale(_\d+)?|cls|distillation|registers|positions|[ab]_start)|logit_(scale|bias)"
     clip: float = 1.0
     momentum: float = 0.9
     b1: float = 0.9

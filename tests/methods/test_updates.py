@@ -11,7 +11,8 @@ from jtransfer.checkpoints import Adapter, deltas
 from jtransfer.errors import InputError
 from jtransfer.methods.fourier import entries
 from jtransfer.models import Head, apply
-from jtransfer.tree import FROZEN, size
+from jtransfer.optimiser import Optimiser
+from jtransfer.tree import FROZEN, partition, size
 
 WIDTH, HIDDEN, LAYERS, HEAD = 16, 64, 4, 3 * 17
 """Of the small ViT: width, hidden units, adapted layers (query and value of two blocks), leaves of the head."""
@@ -65,6 +66,26 @@ def test_a_method_starts_as_the_base_has_the_parameters_of_its_formula_and_merge
     np.testing.assert_allclose(start, plain, atol=2e-6)
     np.testing.assert_allclose(merged, moved, atol=2e-6)
     assert np.abs(moved - plain).max() > 1e-3
+
+
+def test_what_a_start_subtracts_stays_where_all_leaves_learn_and_decay(vit, backbone, images):
+    """It has no gradient, and the optimiser's decay would move it."""
+    method, model = methods.parse("finetune + lora(rank=2, start='pissa')"), models.Classifier(vit, 3)
+    adapted = methods.adapt(method, model, backbone, (8, 8, 1))
+    optimiser = Optimiser(rate=0.1, decay=0.5, schedule="constant", warmup=0).build(adapted.rates, 1)
+
+    @jax.jit
+    def step(base, x):
+        tree, _ = adapted.start(jax.random.key(0), base)
+        learns, frozen = partition(tree, adapted.rates)
+        grads = jax.grad(lambda learns: apply(adapted.model, learns | frozen, x)["features"].sum())(learns)
+        return tree, optimiser.update(grads, optimiser.init(learns), learns)[0]
+
+    tree, updates = step(adapted.base, images[0][:3])
+    moved = {path for path, update in updates.items() if update.any()}
+    before = {path for path in tree if path.endswith("_start")}
+    assert before and not before & moved
+    assert {path.removesuffix("_start") for path in before} <= moved
 
 
 def test_the_start_of_fourier_coefficients_is_normal_as_in_the_paper(vit, backbone):
