@@ -194,7 +194,10 @@ def of(
         InputError: no such data, without one class a row or of another kind than the backbone's; no head, or one that
             lacks a class.
     """
-    data = open_stream(name, BLOCK, 0, data_dir=data_dir)
+    try:
+        data = open_stream(name, BLOCK, 0, data_dir=data_dir)
+    except InputError as error:
+        raise InputError(f"config.source: {error}") from None
     if data.targets != "classes":
         raise InputError(f"config.source: {data.name} has not one class a row, by which accuracy could be measured")
     prepare = prepare_for(backbone, options, data)

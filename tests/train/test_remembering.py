@@ -307,6 +307,7 @@ def test_a_run_with_both_goes_on_bit_identically_on_eight_devices(file, tmp_path
         ),
         (("--config.methods=lora + ewc",), "'lora + ewc' holds leaves of the backbone where they are, of which none"),
         (("--config.source=npz:{data}",), "numbers its 10 outputs and does not name them"),
+        (("--config.source=digit",), "config.source: dataset 'digit' is unknown; did you mean 'digits'"),
         (("--config.source=", "--config.source_dir=x"), "config.source_dir is of config.source"),
         (("--config.backbone=glyphs-clip", "--config.source=", "--config.methods=finetune + lwf"), "has no head of"),
         (("--config.methods=finetune + ewc + ewc(rows=3)",), "asks two things of the source task"),
