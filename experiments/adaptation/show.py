@@ -22,6 +22,7 @@ from jtransfer.figures import COLOURS, MARKERS, render, style
 
 ORDER = ("digits", "cifar10", "sst_binary", "ag_news")
 AT = 16  # labels per class of the figure
+FROZEN = " + frozen_norm"
 SPAN = 15  # points below the best that the figure shows; what is lower stands at its edge, with its value
 PLAIN = "finetune"
 FAMILIES = {  # by how a method's text begins, in this order; what else there is trains an addition of low rank
@@ -197,7 +198,13 @@ def figure(rows, there):
                 zorder=0,
             )
             for name in (name for name in line if means[name] >= low):
-                axis.annotate(name.split("(")[0], (cost[name], means[name]), (3, 4), textcoords="offset points", size=7)
+                axis.annotate(
+                    name.removesuffix(FROZEN).split("(")[0],
+                    (cost[name], means[name]),
+                    (3, 4),
+                    textcoords="offset points",
+                    size=7,
+                )
             axis.set(xscale="log", xlabel=("parameters that learn", "FLOPs of a step")[place // len(there)])
             wide = max(cost.values()) > 20 * min(cost.values())
             axis.xaxis.set_major_locator(LogLocator() if wide else MaxNLocator(4))
