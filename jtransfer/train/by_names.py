@@ -133,11 +133,10 @@ class ClassNames:
                     return zero_shot.text_classifier(self.backbone, classes, self.templates)
 
             def predict(tree, outputs):
-                embeds = outputs.get(EMBEDS)  # which a tower without its projection does not have
-                if embeds is None:
-                    kernel = self.backbone.params.get("vision_projection/kernel")
-                    embeds = outputs["features"] if kernel is None else outputs["features"] @ kernel
-                found, x = classifier(), embeds.astype(jnp.float32)
+                found, whole = classifier(), EMBEDS in outputs  # a tower without its projection gives features alone
+                x = outputs[EMBEDS if whole else "features"].astype(jnp.float32)
+                kernel = self.backbone.params.get("vision_projection/kernel")
+                x = x if whole or kernel is None else x @ kernel
                 return x / jnp.linalg.norm(x, axis=-1, keepdims=True) @ found.kernel + found.bias
 
             return predict

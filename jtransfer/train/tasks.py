@@ -156,8 +156,8 @@ def _of_rows(config, settings, mesh, stream) -> Task:
     solve = None
     if method.solves:
         chooses = metrics.choosing(named, stream, config.objective)
-        read = names if method.names else None
-        solve = partial(solved.head, stream, prepare, chooses, whole.model, mesh, config.batch, read)
+        by = names if method.names else None
+        solve = partial(solved.head, stream, prepare, chooses, whole.model, mesh, config.batch, by)
     start, parts = _start(config, whole, stream), teachers.parts(held_out, taught.values(), stream.inputs)
     fingerprints = {"backbone": dual.fingerprint} if method.names else start.fingerprints
     read = {name: x.fingerprint for name, x in (taught | ({"source": from_source} if from_source else {})).items()}
