@@ -9,10 +9,7 @@ Rates, steps and batches are those that two cores finish in one to two hours for
 Where there is more: `on=sst_binary,load.tokens=128,batch=32,steps=200`.
 """
 
-from ml_collections import ConfigDict
-
-from jtransfer.config import arguments
-from jtransfer.errors import InputError, nearest
+from jtransfer.config import one_of
 
 LP_FT = "probe >> finetune"
 WHOLE = ("finetune", LP_FT, "layerwise(0.75)")
@@ -97,12 +94,7 @@ ON = {
 }
 
 
-def get_config(arg: str = "on=digits"):
+def get_config(arg: str = ""):
     """One of `ON`, five seeds; any other key of `jtransfer.config.curve_defaults` changes it."""
-    own = arguments(arg)
-    on = own.pop("on", "digits")
-    if on not in ON:
-        raise InputError(f"on={on}: {nearest(str(on), ON)}")
-    config = ConfigDict({"data": on, "shots": (1, 4, 16, 64), "seeds": 5, "costs": True} | ON[on])
-    config.update(own)
-    return config
+    common = {"shots": (1, 4, 16, 64), "seeds": 5, "costs": True}
+    return one_of(arg, {name: common | own for name, own in ON.items()})

@@ -7,10 +7,7 @@ python experiments/forgetting/run.py --on=cifar10 --data-dir=DIR --workdir=runs/
 The second also tests on inputs of another style, the third an ImageNet network on photographs, without their source.
 """
 
-from ml_collections import ConfigDict
-
-from jtransfer.config import arguments
-from jtransfer.errors import InputError, nearest
+from jtransfer.config import one_of
 
 HELD = {  # by method, in the order of the strengths, the weakest first
     "L2-SP": tuple(f"finetune + l2sp(alpha={alpha:g})" for alpha in (0.01, 0.1, 1.0, 10.0)),
@@ -55,12 +52,6 @@ ON = {
 }
 
 
-def get_config(arg: str = "on=digits"):
+def get_config(arg: str = ""):
     """One of `ON`, one rate each; any other key of `jtransfer.config.curve_defaults` changes it."""
-    own = arguments(arg)
-    on = own.pop("on", "digits")
-    if on not in ON:
-        raise InputError(f"on={on}: {nearest(str(on), ON)}")
-    config = ConfigDict({"data": on} | ON[on])
-    config.update(own)
-    return config
+    return one_of(arg, ON)

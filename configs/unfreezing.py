@@ -5,10 +5,7 @@ jtransfer curve --config=configs/unfreezing.py:optimiser.schedule=slanted --work
 jtransfer curve --config=configs/unfreezing.py:on=sst_binary --workdir=runs/unfreezing/sst_binary
 """
 
-from ml_collections import ConfigDict
-
-from jtransfer.config import arguments
-from jtransfer.errors import InputError, nearest
+from jtransfer.config import one_of
 
 METHODS = ("logistic", "finetune", "layerwise(0.75)", "layerwise(0.385)", "probe >> finetune")
 """0.385 is ULMFiT's 1 / 2.6 from block to block, 0.75 what transformers of images are finetuned with."""
@@ -41,12 +38,6 @@ ON = {
 }
 
 
-def get_config(arg: str = "on=digits"):
+def get_config(arg: str = ""):
     """One of `ON`; any other key of `jtransfer.config.curve_defaults` changes it."""
-    own = arguments(arg)
-    on = own.pop("on", "digits")
-    if on not in ON:
-        raise InputError(f"on={on}: {nearest(str(on), ON)}")
-    config = ConfigDict({"data": on} | ON[on])
-    config.update(own)
-    return config
+    return one_of(arg, ON)

@@ -5,7 +5,7 @@
 
 from jtransfer.config.checks import check
 from jtransfer.config.defaults import DEFAULTS, advise_defaults, curve_defaults, evaluate_defaults, train_defaults
-from jtransfer.config.reading import arguments, completed, defaults, folder, load, once, resolved, slug
+from jtransfer.config.reading import arguments, completed, defaults, folder, load, once, one_of, resolved, slug
 
 __all__ = [
     "DEFAULTS",
@@ -19,6 +19,7 @@ __all__ = [
     "folder",
     "load",
     "once",
+    "one_of",
     "resolved",
     "slug",
     "train_defaults",

@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import types
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,25 @@ def arguments(text: str) -> dict[str, Any]:
             raise InputError(f"'{part}': the key '{'.'.join(keys)}' is given twice behind the path of the config file")
         section[key] = tuple(_outside("+", value)) if key in LISTS else _literal(value)
     return values
+
+
+def one_of(text: str, configs: Mapping[str, Mapping[str, Any]]) -> ConfigDict:
+    """One of several configs of a file, which `on` names behind its path, changed by the other keys there.
+
+    Args:
+        text: As of `arguments`; without `on` it is the first config.
+        configs: By name, which is their `data` where they have none.
+
+    Raises:
+        InputError: as `arguments`, or another name, with the nearest.
+    """
+    own = arguments(text)
+    on = own.pop("on", next(iter(configs)))
+    if on not in configs:
+        raise InputError(f"on={on}: {nearest(str(on), configs)}")
+    config = ConfigDict({"data": on} | configs[on])
+    config.update(own)
+    return config
 
 
 def slug(name: str) -> str:

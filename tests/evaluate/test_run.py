@@ -315,6 +315,14 @@ def test_what_stands_behind_the_path_of_a_config_becomes_its_keys():
         config.arguments("probe")
 
 
+def test_one_of_several_configs_of_a_file_is_named_behind_its_path():
+    configs = {"digits": {"steps": 3, "load": {"image": 8}}, "big": {"data": "tfds:cifar10", "steps": 5}}
+    assert config.one_of("seeds=2", configs).to_dict() == {"data": "digits", "seeds": 2} | configs["digits"]
+    assert config.one_of("on=big,steps=7", configs).to_dict() == {"data": "tfds:cifar10", "steps": 7}
+    with pytest.raises(InputError, match="on=digts: did you mean 'digits'"):
+        config.one_of("on=digts", configs)
+
+
 def test_the_command_writes_the_table_of_what_is_done_and_says_the_rest_with_exit_code_2(
     names, images, tmp_path, capsys
 ):
