@@ -353,7 +353,11 @@ FORMATS: dict[str, Format] = {
     "IA3": Format(
         IA3,
         "ia3",
-        _ends("ia3", _alike({".ia3_l": ("scale", COLUMN)}, TRANSPOSED, SAME)),
+        _ends(
+            "ia3",
+            _alike({".ia3_l": ("scale", COLUMN)}, TRANSPOSED, SAME)
+            | _alike({".ia3_l": ("scale", CHANNELS)}, CONVOLUTION, ONE_BY_ONE),
+        ),
         _read_ia3,
         lambda part, sites: {"feedforward_modules": [x.path for x in sites if re.fullmatch(part.inputs, x.path)]},
         flags={"feedforward_modules": ()},

@@ -99,7 +99,7 @@ def to_peft(adapter: Adapter) -> tuple[dict[str, Any], Tree]:
         turned = own["feedforward_modules"]
         own["feedforward_modules"] = sorted(inside[layer] for layer in turned)
         for layer, site in sites.items():
-            if site.path in turned:
+            if site.path in turned and len(site.shape) == 2:
                 tree[f"{places[layer]}.ia3_l"] = tree[f"{places[layer]}.ia3_l"].T
     config = {
         "peft_type": name,

@@ -24,8 +24,8 @@ class IA3:
     joins: ClassVar[bool] = True
 
     def shape(self, layer: str, kernel: tuple[int, ...]) -> tuple[int, ...]:
-        """Of the scales of a layer with a kernel of some shape."""
-        return (kernel[0 if re.fullmatch(self.inputs, layer) else 1],)
+        """Of the scales of a layer of one group with a kernel `[*window, inputs, outputs]`."""
+        return (kernel[-2 if re.fullmatch(self.inputs, layer) else -1],)
 
 
 class Scales(nn.Module):
@@ -42,19 +42,19 @@ def ia3(outputs: Annotated[str, PATTERN] = OUTPUTS, inputs: Annotated[str, PATTE
     """Scales of the outputs of some dense layers and of the inputs of others learn, and the head.
 
     Those of `LAYER/kernel` are `LAYER/ia3/scale`. At first they are 1, and change nothing. As in PEFT all outputs of a
-    fused layer of query, key and value have one, the query's too.
+    fused layer of query, key and value have one, the query's too, and a convolution has one for each channel.
 
     Args:
         outputs: Pattern of the whole paths of layers whose outputs are scaled, biases with them.
         inputs: Pattern of those whose inputs are scaled (PEFT's `feedforward_modules`); a layer of both has the latter.
 
     Raises:
-        InputError: a pattern that is none; and, of a model, two that match no dense layer.
+        InputError: a pattern that is none; and, of a model, two that match neither a dense layer nor a convolution.
     """
 
     def interceptor(call, args, kwargs, context):
         layer, path = context.module, "/".join(context.module.path)
-        if not isinstance(layer, nn.Dense) or context.method_name != "__call__":
+        if not isinstance(layer, nn.Dense | nn.Conv) or context.method_name != "__call__":
             return call(*args, **kwargs)
         if re.fullmatch(inputs, path):
             return call(Scales(parent=layer, name="ia3")(args[0]), *args[1:], **kwargs)
@@ -63,7 +63,9 @@ def ia3(outputs: Annotated[str, PATTERN] = OUTPUTS, inputs: Annotated[str, PATTE
 
     def learns(paths):
         if not any(path.endswith("/ia3/scale") for path in paths):
-            raise InputError(f"ia3: '{outputs}' and '{inputs}' match no dense layer; {there_are(paths)}")
+            raise InputError(
+                f"ia3: '{outputs}' and '{inputs}' match neither a dense layer nor a convolution; {there_are(paths)}"
+            )
         return learn(HEAD, (r".*/ia3/scale", 1.0))(paths)
 
     def merge(tree: Tree) -> Tree:
@@ -71,7 +73,7 @@ def ia3(outputs: Annotated[str, PATTERN] = OUTPUTS, inputs: Annotated[str, PATTE
         for path in tree.keys() - merged.keys():
             layer, scale = path.removesuffix("/ia3/scale"), tree[path]
             if re.fullmatch(inputs, layer):
-                merged[f"{layer}/kernel"] = scale[:, None] * tree[f"{layer}/kernel"]
+                merged[f"{layer}/kernel"] = _of_inputs(scale, tree[f"{layer}/kernel"])
                 continue
             for name in ("kernel", "bias"):
                 if f"{layer}/{name}" in tree:
@@ -79,3 +81,10 @@ def ia3(outputs: Annotated[str, PATTERN] = OUTPUTS, inputs: Annotated[str, PATTE
         return merged
 
     return Method("ia3", learns, adds=(interceptor,), merge=merge, parts=(IA3(outputs, inputs),))
+
+
+def _of_inputs(scale, kernel):
+    """A kernel `[*window, inputs of a group, outputs]` whose inputs `[inputs]` are scaled."""
+    groups = len(scale) // kernel.shape[-2]
+    by_group = kernel.reshape(*kernel.shape[:-1], groups, -1) * scale.reshape(groups, -1).T[..., None]
+    return by_group.reshape(kernel.shape)

@@ -1,12 +1,14 @@
 """(IA)³: which layers have scales, and when it is refused."""
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
 from jtransfer import methods, models
 from jtransfer.errors import InputError
-from jtransfer.tree import FROZEN
+from jtransfer.methods.intercepted import Intercepted
+from jtransfer.tree import FROZEN, flat, nested
 
 GPT2 = {"vocabulary": 11, "positions": 8, "width": 8, "heads": 2, "depth": 2}
 
@@ -30,6 +32,29 @@ def test_a_fused_layer_has_one_scale_for_query_key_and_value():
     assert shapes["encoder/block_1/attention/qkv/ia3/scale"].shape == (24,)
 
 
-def test_patterns_that_name_no_dense_layer_are_refused_with_those_there_are(vit, backbone):
-    with pytest.raises(InputError, match=r"ia3: '.*/kye' and '.*/dwn' match no dense layer; there are .*mlp/down"):
+def test_patterns_that_name_no_layer_are_refused_with_those_there_are(vit, backbone):
+    message = r"ia3: '.*/kye' and '.*/dwn' match neither a dense layer nor a convolution; there are .*mlp/down"
+    with pytest.raises(InputError, match=message):
         methods.adapt(methods.ia3(".*/kye", ".*/dwn"), models.Classifier(vit, 3), backbone, (8, 8, 1))
+
+
+@pytest.mark.parametrize(
+    ("groups", "outputs", "inputs"), [(1, ".*conv", "(?!)"), (1, "(?!)", ".*conv"), (2, "(?!)", ".*conv")]
+)
+def test_channels_of_a_convolution_are_scaled_and_merge_into_its_kernel(groups, outputs, inputs):
+    class Grouped(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Conv(6, (3, 3), feature_group_count=groups, name="conv")(x)
+
+    x = jax.random.normal(jax.random.key(0), (2, 5, 5, 4))
+    method = methods.ia3(outputs, inputs)
+    model = Intercepted(Grouped(), method.adds)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), x)["params"]
+    keys = iter(jax.random.split(jax.random.key(1), 9))
+    params = jax.tree.map(lambda leaf: jax.random.normal(next(keys), leaf.shape), shapes)
+    merged = nested(method.merge(flat(params)))
+    assert shapes["conv"]["ia3"]["scale"].shape == (6 if inputs == "(?!)" else 4,)
+    np.testing.assert_allclose(
+        Grouped().apply({"params": merged}, x), model.apply({"params": params}, x), rtol=1e-4, atol=1e-4
+    )

@@ -91,6 +91,7 @@ OF_FAMILY = {
     ("oft", "CNN"): "oft(block=4, target='.*shortcut.*')",
     ("boft", "CNN"): "boft(block=2, target='.*block.*conv.*')",
     ("hra", "CNN"): "hra(rank=2, target='.*conv.*')",
+    ("ia3", "CNN"): "ia3('.*conv.*')",
 }
 """Where a family takes it with other options."""
 QUICK = [("lora", "ViT"), ("norm", "CNN"), ("unfreeze", "BERT"), ("ia3", "GPT-2"), ("houlsby", "CLIP")]

@@ -125,6 +125,11 @@ CASES = {
         "IA3",
         {"target_modules": ["c_attn", "mlp.c_proj"], "feedforward_modules": ["mlp.c_proj"]},
     ),
+    "(IA)3 on convolutions": (
+        "resnet",
+        "IA3",
+        {"target_modules": CONVOLUTIONS, "feedforward_modules": r".*layer\.1\.convolution"},
+    ),
     "norms": ("vit", "LNTuning", {"target_modules": r".*layernorm.*"}),
     "norms of BERT": ("bert", "LNTuning", {"target_modules": ["LayerNorm"]}),
 }
