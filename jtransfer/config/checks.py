@@ -48,6 +48,7 @@ CURVE = TRANSFER | {
     "test_rows": whole(0, LARGEST),
     "costs": FLAG,
     "parallel": whole(0, LARGEST),
+    "cache": whole(0, LARGEST),
     "objective": NAME,
     "metrics": several(NAME),
     "teacher": TEXT,

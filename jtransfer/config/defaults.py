@@ -41,6 +41,7 @@ def curve_defaults() -> dict[str, Any]:
         "test_rows": 0,  # report on this many rows of the test split, each class in its proportion; 0 for all
         "costs": False,  # count and time what each method costs, beside the table: a compilation more for each
         "parallel": 0,  # trials that run side by side, where memory is short; 0 for all of a cell
+        "cache": 1024,  # MiB that what frozen layers make of all examples may take, once for each depth; 0 for none
         "objective": "classification",  # or "multilabel", "regression", or a function of yours, as "my_losses.focal"
         "metrics": (),  # names, of which the first chooses and is shown; empty for the data's own or the objective's
         "teacher": "",  # a backbone whose head has the data's classes, for methods that follow one, as distill

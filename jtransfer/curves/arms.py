@@ -4,7 +4,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -23,7 +23,7 @@ from jtransfer.starts import inputs, teachers
 from jtransfer.starts.source import SourceTask
 from jtransfer.starts.teachers import Teacher
 from jtransfer.storage.cells import ResultRow
-from jtransfer.train import trials
+from jtransfer.train import cut, trials
 from jtransfer.train.costs import StepShapes
 from jtransfer.tree import Tree
 
@@ -44,7 +44,7 @@ class Examples:
         metrics: The metrics by name; the first chooses hyper-parameters and is what the curve shows.
         more: Frozen models by name, as a teacher, whose outputs are more parts of a batch.
         source: The task that the backbone comes from, on which forgetting is measured; None where none is named.
-        read: Backbones with the features that `features` has computed, by the backbone's `id` and what was read.
+        read: Backbones with what `features` and `activations` have computed, by the backbone's `id` and what was read.
         reading: Held while they are computed, as arms compile side by side.
     """
 
@@ -56,7 +56,7 @@ class Examples:
     metrics: Mapping[str, Metric] = field(default_factory=lambda: {"accuracy": METRICS["accuracy"]})
     more: Mapping[str, Teacher] = field(default_factory=dict)
     source: SourceTask | None = None
-    read: dict[tuple[int, str], tuple[Backbone, jax.Array]] = field(default_factory=dict)
+    read: dict[tuple[int, Any], tuple[Backbone, jax.Array]] = field(default_factory=dict)
     reading: threading.Lock = field(default_factory=threading.Lock)
 
     @cached_property
@@ -89,6 +89,32 @@ class Examples:
             return trials.in_blocks(features, inputs, np.arange(len(self.rows)))
 
         return read(backbone.params | backbone.state, self.on_device["inputs"]).astype(jnp.float32)
+
+    def activations(self, backbone: Backbone, phase: Adapted, place: cut.Cut) -> jax.Array:
+        """What a model makes of `rows` before a cut, `[u, ...]`: computed once, whichever arms ask for it.
+
+        Features under no method are those of `features`, which fitted arms read too.
+
+        Args:
+            backbone: That the model starts from.
+            phase: The model under a method, in the phase that is cut.
+            place: Where it is cut.
+        """
+        if not phase.under and place.features and place.one.dtype == jnp.float32:
+            return self.features(backbone)
+        key = id(backbone), (place.place, phase.under)
+        with self.reading:
+            if key not in self.read:
+                self.read[key] = backbone, self._before(phase, place)
+            return self.read[key][1]
+
+    def _before(self, phase, place):
+        @jax.jit
+        def read(tree, inputs):
+            first = partial(cut.before(phase, place), tree)
+            return trials.in_blocks(first, inputs, np.arange(len(self.rows)))
+
+        return read(phase.base, trials.read_by(phase, self.on_device["inputs"]))
 
     def views(self, backbone: Backbone, reads: str, count: int, flip: bool) -> jax.Array:
         """The mean over random views of what `features` gives, `[u, d]`; of test rows, which have none, zeros."""

@@ -45,7 +45,7 @@ LISTS = ("methods", "shots")
 """Keys whose lists have each item once."""
 GROWS = (*LISTS, "seeds")
 """Keys that may grow from run to run in one directory."""
-FREE = ("parallel", "costs")
+FREE = ("parallel", "costs", "cache")
 """Keys that change no result."""
 
 OF_KIND = {"image": (ZERO_SHOT, RAW["image"]), "text": (RAW["text"],)}
@@ -160,7 +160,14 @@ def prepare(config, dataset: sources.Dataset | None = None) -> Curve:
         source = names_of_classes.source(*place, tower, config.load, config.test_rows)
     examples = Examples(dataset, test, rows, make, tuple(config.shots), chosen, taught, source)
     objectives.check_mixup(config.mixup, examples.example)
-    options = Optimiser(**config.optimiser), config.steps, config.batch, config.hyper.to_dict(), config.parallel
+    options = (
+        Optimiser(**config.optimiser),
+        config.steps,
+        config.batch,
+        config.hyper.to_dict(),
+        config.parallel,
+        config.cache,
+    )
     recipe = trained.Recipe(*options)
 
     def build(name) -> Arm:

@@ -1,9 +1,11 @@
 """The arms of a curve that train by steps: every seed and hyper-parameter of a cell in one program."""
 
 import itertools
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -19,10 +21,11 @@ from jtransfer.methods.statistics import moving
 from jtransfer.objectives import Objective
 from jtransfer.starts import teachers
 from jtransfer.storage.cells import ResultRow, value
-from jtransfer.train import Optimiser, Plan, TrialData, costs, make_trial, plan, predict_rows
+from jtransfer.train import Optimiser, Plan, TrialData, costs, cut, make_trial, plan, predict_rows
 from jtransfer.train.by_names import EMBEDS, ClassNames
 from jtransfer.tree import Tree, partition, size
 
+log = logging.getLogger("jtransfer")
 SEARCHED = ("rate", "decay")
 
 
@@ -37,6 +40,7 @@ class Recipe:
         hyper: By method, family of methods or "default": lists of the rates and decays that are searched, the number of
             steps, and the steps and rates of the phases.
         parallel: The most trials that run side by side; 0 for all.
+        cache: MiB that what frozen layers make of all examples may take; 0 where it is computed in every step.
     """
 
     optimiser: Optimiser
@@ -44,6 +48,7 @@ class Recipe:
     batch: int
     hyper: Mapping[str, Mapping[str, Any]]
     parallel: int = 0
+    cache: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +67,8 @@ class Trained(Arm):
         solved: Solves for the head of each seed before the first step; empty where heads start as the model says.
         parallel: The most trials that run side by side in the program, while the others wait; 0 for all.
         merge: That of the method.
+        backbone: Of `adapted`, whose features fitted arms read too.
+        cache: MiB that what frozen layers make of all examples may take; 0 where it is computed in every step.
     """
 
     name: str
@@ -75,16 +82,19 @@ class Trained(Arm):
     solved: tuple[fitted.Fitted, ...] = ()
     parallel: int = 0
     merge: Callable[[Tree], Tree] | None = dict
+    backbone: checkpoints.Backbone | None = None
+    cache: int = 0
 
     how = "trained"
 
     def compile(self, seeds: int) -> Cell:
         """Compile a cell into one program: the trials of all seeds and hyper-parameters, and the test of the best."""
-        adapted, examples, many = self.adapted, self.examples, self.parallel
+        adapted, examples, many = self.running, self.examples, self.parallel
         trial = make_trial(adapted, self.objective, self.optimiser, self.plan, examples.metric)
         test, source = examples.places(examples.test), self._source
         given = adapted.base | (examples.source.told(adapted) if adapted.told else {})
         held_out = source.held_out if source else ()
+        given_parts = examples.on_device | {"inputs": examples.on_device["inputs"] | self._activations()}
         seeds_at_once = max(1, many // len(self.grid)) if many else 0
 
         def best(key, grid, base, parts, data, held_out):
@@ -96,7 +106,7 @@ class Trained(Arm):
             tree, _ = adapted.start(jax.random.split(key)[0], base)
             logits = predict_rows(adapted, tree | learned, state, parts["inputs"], test)
             measured = examples.measured(logits, parts["labels"][test])
-            after = source.accuracy(adapted.model, tree | learned | state, held_out) if source else ()
+            after = source.accuracy(self.adapted.model, tree | learned | state, held_out) if source else ()
             return chosen, score, measured, jnp.isfinite(score) & jnp.isfinite(logits).all(), after
 
         @jax.jit
@@ -108,7 +118,7 @@ class Trained(Arm):
             data = [self._trial_data(shots, seed) for seed in seeds]
             keys = jnp.stack([jax.random.fold_in(jax.random.key(seed), shots) for seed in seeds])
             data = TrialData(*map(np.stack, zip(*data, strict=True)))
-            return keys, grid, given, self._heads(shots, list(seeds)), examples.on_device, data, held_out
+            return keys, grid, given, self._heads(shots, list(seeds)), given_parts, data, held_out
 
         grid = {key: jnp.array([point[key] for point in self.grid], jnp.float32) for key in self.grid[0]}
         compiled = {seeds: program.lower(*arguments(min(examples.shots), range(seeds))).compile()}
@@ -165,7 +175,8 @@ class Trained(Arm):
     def training(self) -> list[Training]:
         """The phases of the method, each with its step."""
         named = methods.named_phases(self.name, self.adapted)
-        return [Training(name, phase, self._step(phase), self.merge) for name, phase in named]
+        steps = map(self._step, self.running.phases)
+        return [Training(name, phase, step, self.merge) for (name, phase), step in zip(named, steps, strict=True)]
 
     @property
     def trainable(self) -> int:
@@ -174,7 +185,36 @@ class Trained(Arm):
 
     def flops_per_step(self) -> float:
         """FLOPs of one step; of a method with phases, the mean over all steps of a trial."""
-        return costs.flops_per_step([self._step(phase) for phase in self.adapted.phases], self.plan)
+        return costs.flops_per_step([self._step(phase) for phase in self.running.phases], self.plan)
+
+    @cached_property
+    def cuts(self) -> list[cut.Cut | None]:
+        """Where the model of each phase is cut, as what lies before fits into the cache; None for nowhere."""
+        found = cut.cuts(self.adapted, self.objective, self.examples.parts) if self.cache else []
+        fits = []
+        for one in found or [None] * len(self.adapted.phases):
+            size = one.bytes * len(self.examples.rows) / 2**20 if one else 0
+            if size > self.cache:
+                log.warning(
+                    "%s: what its frozen layers make of all examples (%s) takes %.0f MiB, more than config.cache (%d): "
+                    "it is computed in every step",
+                    *(self.name, one.place.partition(":")[0] or "features", size, self.cache),
+                )
+            fits.append(one if size <= self.cache else None)
+        return fits
+
+    @cached_property
+    def running(self) -> methods.Adapted:
+        """The model under the method as trials run it, behind what is computed once."""
+        return cut.behind(self.adapted, self.cuts)
+
+    def _activations(self):
+        """What frozen layers make of all examples, by the place of each cut."""
+        return {
+            one.place: self.examples.activations(self.backbone, phase, one)
+            for phase, one in zip(self.adapted.phases, self.cuts, strict=True)
+            if one
+        }
 
     @property
     def _source(self):
@@ -242,7 +282,7 @@ def build(
     read = (EMBEDS, names) if method.names else ()
     solved = tuple(fitted.of_fit(name, fit, examples, backbone, recipe.batch, *read) for fit in method.solves)
     arguments = name, examples, adapted, objective, recipe.optimiser, phases, grid, recipe.batch, solved
-    return Trained(*arguments, recipe.parallel, method.merge)
+    return Trained(*arguments, recipe.parallel, method.merge, backbone, recipe.cache)
 
 
 def diverged(name: str, rows: list[ResultRow]) -> list[str]:

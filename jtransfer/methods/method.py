@@ -267,6 +267,7 @@ class Adapted:
         ends: What the method makes of the leaves that learned, as in `Method`; of one with several phases, None.
         asks: What is to be known of the source task, as in `Method`.
         told: Shape and dtype of the leaves that say it. Their values come with those of `base`.
+        under: Interceptors of the method that the model runs under.
     """
 
     model: nn.Module
@@ -283,6 +284,7 @@ class Adapted:
     ends: Callable[[Tree, Tree], Tree] | None = None
     asks: tuple[Any, ...] = ()
     told: Tree = field(default_factory=dict)
+    under: tuple[Interceptor, ...] = ()
 
     @property
     def phases(self) -> tuple["Adapted", ...]:
@@ -366,12 +368,27 @@ def adapt(
                 f"method '{method.name}': nothing learns{headless}; add what does, as in 'finetune + {method.name}'"
             )
         frozen_mode = evaluation_mode({path: rates[path] for path in _split(plain)[0]})
+        under = (*phase.adds, *phase.modes, *wrap)
         whole = Intercepted(model, (*phase.adds, *phase.modes, frozen_mode, *wrap))
         before = each[-1].since if each else {}
         since = {path: before.get(path, len(each)) for path, rate in rates.items() if rate != FROZEN}
         each.append(
             Adapted(
-                whole, shapes, rates, base, state, example, phase.scores, method.holds, since, (), solved, phase.ends
+                *(
+                    whole,
+                    shapes,
+                    rates,
+                    base,
+                    state,
+                    example,
+                    phase.scores,
+                    method.holds,
+                    since,
+                    (),
+                    solved,
+                    phase.ends,
+                ),
+                under=under,
             )
         )
         if phase.ends:

@@ -4,7 +4,7 @@ The loop over steps is one `lax.scan`, so `vmap` runs seeds and hyper-parameters
 copy of the frozen weights: a leaf that no trial changes is never batched.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -99,10 +99,10 @@ def make_trial(
                 frozen = merge(kept, frozen)
             step = make_step(make_loss(phase.model, objective, phase.scores), transformation)
 
-            fixed = merge(now(frozen), held)
+            fixed, own = merge(now(frozen), held), examples | {"inputs": read_by(phase, examples["inputs"])}
 
-            def body(state, rows, step=step, fixed=fixed):
-                state, metrics = step(state, fixed, take(examples, rows))
+            def body(state, rows, step=step, fixed=fixed, own=own):
+                state, metrics = step(state, fixed, take(own, rows))
                 return state, metrics["loss"]
 
             state, found = jax.lax.scan(body, state, data.batches[ends[number] : ends[number + 1]])
@@ -141,7 +141,13 @@ def in_blocks(call: Callable, inputs: Any, rows: jax.Array | np.ndarray, block: 
 
 def predict_rows(adapted: Adapted, params: Tree, state: Tree, inputs: Any, rows: jax.Array | np.ndarray) -> jax.Array:
     """Logits `[rows, classes]` of some rows of `inputs` in evaluation mode, in blocks."""
-    return in_blocks(lambda some: predict(adapted, params, state, some), inputs, rows)
+    return in_blocks(lambda some: predict(adapted, params, state, some), read_by(adapted, inputs), rows)
+
+
+def read_by(adapted: Adapted, inputs: Any) -> Any:
+    """Of several inputs by name, those that a model reads; one array as it is."""
+    several = isinstance(inputs, Mapping) and isinstance(adapted.example, Mapping)
+    return {name: inputs[name] for name in adapted.example} if several else inputs
 
 
 def predict(adapted: Adapted, params: Tree, state: Tree, inputs: Any) -> jax.Array:

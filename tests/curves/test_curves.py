@@ -332,6 +332,23 @@ def test_how_many_trials_run_side_by_side_changes_no_result_and_may_change_in_a_
             }
 
 
+def test_what_frozen_layers_make_of_the_rows_is_computed_once_and_changes_no_number(file, tmp_path, caplog):
+    flags = ("methods=probe,top_blocks(1),logistic", "hyper.probe.rate=0.01,0.1", "shots=4", "steps=20")
+    rows = {cache: run(file, tmp_path / str(cache), *flags, f"cache={cache}")[0] for cache in (0, 1024)}
+    assert run(file, tmp_path / "0", *flags, "cache=7")[1] == []  # it changes no result
+    flops = {}
+    for one, other in zip(*rows.values(), strict=True):
+        flops[one["method"]] = one["flops_per_step"], other["flops_per_step"]
+        assert one | {"seconds": 0, "flops_per_step": 0} == other | {"seconds": 0, "flops_per_step": 0}
+    assert flops["probe"][1] < 0.1 * flops["probe"][0] and flops["top_blocks(1)"][1] < 0.8 * flops["top_blocks(1)"][0]
+    curve = prepared(file, *flags)
+    probe, blocks, _ = (arm.compile(1) and arm for arm in curve.arms)
+    assert probe.cuts[0].features and len(curve.examples.read) == 2  # the fitted arm reads the probe's features
+    small = dataclasses.replace(blocks, cache=0.01)
+    assert small.cuts == [None] and small.flops_per_step() == flops["top_blocks(1)"][0]
+    assert "top_blocks(1): what its frozen layers make of all examples (encoder/block_0)" in caplog.text
+
+
 def test_a_part_of_the_test_rows_has_each_class_in_its_proportion(file, finished, tmp_path):
     flags = ("methods=zero_shot", "test_rows=100")
     curve = prepared(file, *flags)
