@@ -56,6 +56,12 @@ def path(words: epath.PathLike, what: str) -> epath.Path:
     return epath.Path(text)
 
 
+def user_cache() -> epath.Path:
+    """The directory of what jtransfer keeps for a user between runs, which may be deleted at any time."""
+    base = os.environ.get("XDG_CACHE_HOME") or epath.Path("~/.cache").expanduser()
+    return epath.Path(base) / "jtransfer"
+
+
 def _is_installed(package: str) -> bool:
     return package in sys.modules or importlib.util.find_spec(package) is not None
 

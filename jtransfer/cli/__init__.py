@@ -80,6 +80,10 @@ def _command(argv: list[str]) -> int:
     unnamed = "a file"
     try:
         arguments, overrides = _parse(argv)
+        if "jax" not in sys.modules:
+            from jtransfer.devices import compiled
+
+            compiled.keep()
         from jtransfer.cli import commands
         from jtransfer.devices import launch
 

@@ -40,8 +40,10 @@ def curve(arguments, overrides: list[str]) -> None:
     from jtransfer.cli import display
     from jtransfer.curves import report
     from jtransfer.curves import run as curves
+    from jtransfer.devices import compiled
 
     curves.check(config, workdir)
+    compiled.count()
     plan = curves.prepare(config)
     with display.CurveProgress() as progress:
         rows, unfinished = _rows(curves.run, plan, workdir, progress)
@@ -49,6 +51,7 @@ def curve(arguments, overrides: list[str]) -> None:
     title = f"{plan.backbone.name} on {plan.dataset.name}"
     report.write(rows, workdir, protocol, title)
     display.show_curve(rows, protocol, workdir)
+    print(compiled.said())
     if config.costs:
         _costs(plan, rows, workdir, title)
     if unfinished:

@@ -19,6 +19,8 @@ def moving(adapted: "Adapted") -> list[str]:
     Args:
         adapted: The model under a method, in one of its phases.
     """
+    if not adapted.state:
+        return []
     found = []
 
     def trace(tree, state, inputs):

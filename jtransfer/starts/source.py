@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -13,8 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 
+from jtransfer import files
 from jtransfer.checkpoints.backbone import Backbone
 from jtransfer.data.sources import open_stream
 from jtransfer.data.splits import stratified
@@ -117,7 +116,7 @@ class SourceTask:
         about = asdict(ask) | {"data": self.data.fingerprint, "backbone": self.backbone.fingerprint}
         about |= {"predicts": self.what, "inputs": self.prepare.identity, "leaves": sorted(paths)}
         key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
-        directory = _cache() / key
+        directory = files.user_cache() / "fisher" / key
         if (directory / CONTENT).exists():
             try:
                 directories.verify(directory)
@@ -216,8 +215,3 @@ def of(
         *(backbone, data, prepare, lambda tree, outputs: source_logits(head, skipped, tree, outputs), columns),
         *(what, most),
     )
-
-
-def _cache() -> epath.Path:
-    base = os.environ.get("XDG_CACHE_HOME") or epath.Path("~/.cache").expanduser()
-    return epath.Path(base) / "jtransfer" / "fisher"
