@@ -14,8 +14,18 @@ from jax import lax
 
 from jtransfer.errors import InputError
 
+
+def gelu(x: jax.Array) -> jax.Array:
+    """`x Φ(x)` (Hendrycks and Gimpel 2016, arXiv:1606.08415) by `erf`, in float32 at least, as PyTorch has it.
+
+    `jax.nn.gelu` goes by `erfc`, for which XLA computes two functions and chooses.
+    """
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return (0.5 * wide * (1 + lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
+
+
 ACTIVATIONS: dict[str, Callable] = {
-    "gelu": partial(nn.gelu, approximate=False),
+    "gelu": gelu,
     "gelu_tanh": partial(nn.gelu, approximate=True),
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
     "relu": nn.relu,
@@ -272,13 +282,56 @@ def _attend_batched(query, key, value, mask, bias):
     def rows(x):
         return x.transpose(0, 2, 1, 3).reshape(batch * heads, -1, width)
 
-    scores = jnp.einsum("btd,bsd->bts", rows(query), rows(key), preferred_element_type=jnp.float32) * width**-0.5
-    if bias is not None:
-        scores = (scores.reshape(batch, *bias.shape) + bias).reshape(scores.shape)
     if mask is not None:
-        mask = jnp.broadcast_to(mask, (batch, heads, *scores.shape[1:])).reshape(scores.shape)
-        scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
-    weights = jax.nn.softmax(scores).astype(value.dtype)
-    weights = _drop.get()(weights) if _drop.get() else weights
-    out = jnp.einsum("bts,bsd->btd", weights, rows(value))
+        mask = jnp.broadcast_to(mask, (batch, heads, tokens, key.shape[1])).reshape(-1, tokens, key.shape[1])
+    operands = rows(query), rows(key), rows(value), bias, mask
+    if drop := _drop.get():
+        weights = drop(_weights(*operands[:2], bias, mask).astype(value.dtype))
+        out = jnp.einsum("bts,bsd->btd", weights, operands[2])
+    else:
+        out = _attention(*operands)
     return out.reshape(batch, heads, tokens, width).transpose(0, 2, 1, 3)
+
+
+def _weights(query, key, bias, mask):
+    """The softmax of the scores of `[rows, tokens, width]`, float32; a mask is `[rows, tokens, key tokens]`."""
+    scores = jnp.einsum("btd,bsd->bts", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
+    if bias is not None:
+        scores = (scores.reshape(-1, *bias.shape) + bias).reshape(scores.shape)
+    if mask is not None:
+        scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
+    return jax.nn.softmax(scores)
+
+
+@jax.custom_vjp
+def _attention(query, key, value, bias, mask):
+    """Attention of `[rows, tokens, width]`, whose backward pass keeps the weights alone of what it computes.
+
+    The gradient of the scores is `w (dw - sum(dw w))`, and that sum is the product of the output and its gradient
+    (Dao et al. 2022, arXiv:2205.14135, appendix B). There is no forward-mode derivative.
+    """
+    return _attention_forward(query, key, value, bias, mask)[0]
+
+
+def _attention_forward(query, key, value, bias, mask):
+    weights = _weights(query, key, bias, mask).astype(value.dtype)
+    out = jnp.einsum("bts,bsd->btd", weights, value)
+    return out, (query, key, value, bias, mask, weights, out)
+
+
+def _attention_backward(kept, d_out):
+    query, key, value, bias, mask, weights, out = kept
+    wide = partial(jnp.einsum, preferred_element_type=jnp.float32)
+    d_value = wide("bts,btd->bsd", weights, d_out).astype(value.dtype)
+    total = jnp.sum((d_out * out).astype(jnp.float32), -1, keepdims=True)
+    d_scores = weights.astype(jnp.float32) * (wide("btd,bsd->bts", d_out, value) - total)
+    if mask is not None:  # where nothing may be looked at, all weights are equal and none counts
+        d_scores = jnp.where(mask, d_scores, 0)
+    d_bias = None if bias is None else d_scores.reshape(-1, *bias.shape).sum(0).astype(bias.dtype)
+    d_scores = (d_scores * query.shape[-1] ** -0.5).astype(query.dtype)
+    d_query = wide("bts,bsd->btd", d_scores, key).astype(query.dtype)
+    d_key = wide("bts,btd->bsd", d_scores, query).astype(key.dtype)
+    return d_query, d_key, d_value, d_bias, None
+
+
+_attention.defvjp(_attention_forward, _attention_backward)

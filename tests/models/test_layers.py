@@ -1,0 +1,99 @@
+"""Attention and GELU in the forms of the CPU: values and gradients of the plain formulas, and what they keep."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jtransfer.models import layers
+
+BATCH, TOKENS, KEYS, HEADS, WIDTH = 2, 5, 7, 3, 4
+
+
+def plain(query, key, value, mask=None, bias=None):
+    scores = jnp.einsum("bthd,bshd->bhts", query, key) * WIDTH**-0.5
+    scores = scores if bias is None else scores + bias
+    scores = scores if mask is None else jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
+    return jnp.einsum("bhts,bshd->bthd", jax.nn.softmax(scores), value)
+
+
+def operands(rng, dtype="float32"):
+    shapes = [(BATCH, n, HEADS, WIDTH) for n in (TOKENS, KEYS, KEYS)]
+    return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
+
+
+def mask_of(kind, rng):
+    if kind == "padding":
+        return jnp.asarray(np.arange(KEYS) < np.array([[3], [KEYS]]))[:, None, None]
+    if kind == "of heads, with rows that see nothing":
+        return jnp.asarray(rng.random((1, HEADS, TOKENS, KEYS)) < 0.3)
+    return None
+
+
+@pytest.mark.parametrize("kind", ["no mask", "padding", "of heads, with rows that see nothing"])
+@pytest.mark.parametrize("biased", [False, True])
+def test_attention_has_the_values_and_gradients_of_the_formula(kind, biased):
+    rng = np.random.default_rng(0)
+    one, mask = operands(rng), mask_of(kind, rng)
+    bias = jnp.asarray(rng.normal(size=(HEADS, TOKENS, KEYS)), jnp.float32) if biased else None
+    asked = jnp.asarray(rng.normal(size=one[0].shape), jnp.float32)
+
+    def loss(attend):
+        def of(operands, bias):
+            return jnp.sum(attend(*operands, mask, bias) * asked)
+
+        return jax.jit(jax.value_and_grad(of, (0, 1) if biased else 0))(one, bias)
+
+    (ours, gradients), (theirs, expected) = loss(layers.attend), loss(plain)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), gradients, expected)
+
+
+def test_attention_under_vmap_and_twice_differentiated_is_the_formula():
+    rng = np.random.default_rng(0)
+    query, key, value = operands(rng)
+
+    def norm(attend):
+        def of(query):
+            gradient = jax.grad(lambda x: jnp.sum(attend(x, key, value) ** 2))(query)
+            return jnp.sum(jnp.square(gradient))
+
+        return jax.jit(jax.vmap(jax.grad(of)))(jnp.stack([query, 2 * query]))
+
+    np.testing.assert_allclose(norm(layers.attend), norm(plain), rtol=1e-3, atol=1e-4)
+
+
+def test_attention_in_bfloat16_stays_near():
+    rng = np.random.default_rng(0)
+    half = operands(rng, "bfloat16")
+    wide = [x.astype(jnp.float32) for x in half]
+    gradients = [
+        jax.jit(jax.grad(lambda x: jnp.sum(layers.attend(*x).astype(jnp.float32) ** 2)))(x) for x in (half, wide)
+    ]
+    for ours, exact in zip(*gradients, strict=True):
+        assert ours.dtype == jnp.bfloat16
+        np.testing.assert_allclose(ours.astype(jnp.float32), exact, rtol=0.1, atol=0.05)
+
+
+def test_the_backward_pass_of_attention_keeps_one_array_of_weights():
+    x = jax.ShapeDtypeStruct((4, 64, 4, 8), jnp.float32)
+
+    def temporary(attend):
+        step = jax.jit(jax.grad(lambda q, k, v: jnp.sum(attend(q, k, v) ** 2), (0, 1, 2)))
+        return step.lower(x, x, x).compile().memory_analysis().temp_size_in_bytes
+
+    weights = 4 * 4 * 64 * 64 * 4
+    assert temporary(layers.attend) < 3.5 * weights + 12 * 4 * 64 * 4 * 8 * 4
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gelu_is_that_of_torch_with_its_gradient(dtype):
+    torch = pytest.importorskip("torch")
+    x = np.concatenate([np.linspace(-12, 12, 997), [0.0, -0.0, 1e-20, 60.0, -60.0]]).astype("f")
+    theirs = torch.tensor(x, dtype=getattr(torch, dtype), requires_grad=True)
+    out = torch.nn.functional.gelu(theirs)
+    out.sum().backward()
+    ours, gradient = jax.vmap(jax.value_and_grad(layers.ACTIVATIONS["gelu"]))(jnp.asarray(x, dtype))
+    near = {"rtol": 1e-5, "atol": 1e-6} if dtype == "float32" else {"rtol": 1e-2, "atol": 1e-2}
+    np.testing.assert_allclose(ours.astype(jnp.float32), out.detach().float().numpy(), **near)
+    np.testing.assert_allclose(gradient.astype(jnp.float32), theirs.grad.float().numpy(), **near)
