@@ -76,14 +76,13 @@ def test_attention_in_bfloat16_stays_near():
 
 
 def test_the_backward_pass_of_attention_keeps_one_array_of_weights():
-    x = jax.ShapeDtypeStruct((4, 64, 4, 8), jnp.float32)
+    x = jnp.ones((1, 16, 2, 4))
 
-    def temporary(attend):
-        step = jax.jit(jax.grad(lambda q, k, v: jnp.sum(attend(q, k, v) ** 2), (0, 1, 2)))
-        return step.lower(x, x, x).compile().memory_analysis().temp_size_in_bytes
+    def kept(attend):
+        _, backward = jax.vjp(attend, x, x, x)
+        return sum(leaf.size >= 2 * 16 * 16 for leaf in jax.tree.leaves(backward))
 
-    weights = 4 * 4 * 64 * 64 * 4
-    assert temporary(layers.attend) < 3.5 * weights + 12 * 4 * 64 * 4 * 8 * 4
+    assert (kept(layers.attend), kept(plain)) == (1, 2)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
