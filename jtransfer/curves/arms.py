@@ -44,7 +44,8 @@ class Examples:
         metrics: The metrics by name; the first chooses hyper-parameters and is what the curve shows.
         more: Frozen models by name, as a teacher, whose outputs are more parts of a batch.
         source: The task that the backbone comes from, on which forgetting is measured; None where none is named.
-        read: Backbones with what `features` and `activations` have computed, by the backbone's `id` and what was read.
+        read: What `features` and `activations` have computed, beside that whose `id` is part of its key, which so is no
+            other's: of the backbone, and of the interceptors that the model ran under.
         reading: Held while they are computed, as arms compile side by side.
     """
 
@@ -56,7 +57,7 @@ class Examples:
     metrics: Mapping[str, Metric] = field(default_factory=lambda: {"accuracy": METRICS["accuracy"]})
     more: Mapping[str, Teacher] = field(default_factory=dict)
     source: SourceTask | None = None
-    read: dict[tuple[int, Any], tuple[Backbone, jax.Array]] = field(default_factory=dict)
+    read: dict[tuple[int, Any], tuple[Any, jax.Array]] = field(default_factory=dict)
     reading: threading.Lock = field(default_factory=threading.Lock)
 
     @cached_property
@@ -77,7 +78,7 @@ class Examples:
         key = id(backbone), reads
         with self.reading:
             if key not in self.read:
-                self.read[key] = backbone, self._features(backbone, reads)  # which keeps the id from another's use
+                self.read[key] = backbone, self._features(backbone, reads)
             return self.read[key][1]
 
     def _features(self, backbone, reads):
@@ -102,10 +103,10 @@ class Examples:
         """
         if not phase.under and place.features and place.one.dtype == jnp.float32:
             return self.features(backbone)
-        key = id(backbone), (place.place, phase.under)
+        key = id(backbone), (place.place, *map(id, phase.under))
         with self.reading:
             if key not in self.read:
-                self.read[key] = backbone, self._before(phase, place)
+                self.read[key] = (backbone, phase.under), self._before(phase, place)
             return self.read[key][1]
 
     def _before(self, phase, place):
