@@ -221,6 +221,10 @@ class Arm(ABC):
     def about(self, rows: list[ResultRow]) -> list[str]:
         """What the rows of the arm say, as sentences of the protocol."""
 
+    def phases(self) -> list[Adapted]:
+        """The model under the method in each part of its training; empty where nothing is trained by steps."""
+        return []
+
     def training(self) -> list[Training]:
         """The parts of the arm's training; empty where nothing is trained by steps."""
         return []

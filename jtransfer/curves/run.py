@@ -179,11 +179,10 @@ def prepare(config, dataset: sources.Dataset | None = None) -> Curve:
 
     built = [build(name) for name in names]
     if recipe.optimiser.schedules:  # of one method's leaves, perhaps, which others lack
-        recipe.optimiser.check_leaves({path for arm in built for part in arm.training() for path in part.adapted.rates})
+        recipe.optimiser.check_leaves({path for arm in built for phase in arm.phases() for path in phase.rates})
     for arm in built:
         if theirs := modules.get(arm.name, {}) | own:
-            phases = [part.adapted for part in arm.training()]
-            tried.check(phases, objective, examples.parts, theirs, config.batch, ("loss",))
+            tried.check(arm.phases(), objective, examples.parts, theirs, config.batch, ("loss",))
     if own:
         modules |= {arm.name: modules.get(arm.name, {}) | own for arm in built}
     fingerprints = {"data": sources.fingerprint(dataset)} | backbone.fingerprints

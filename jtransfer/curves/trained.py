@@ -172,6 +172,10 @@ class Trained(Arm):
         moved = {path.rpartition("/")[0] for phase in self.adapted.phases for path in moving(phase)}
         return f"; batch statistics of {len(moved) or 'none'} of {len(norms)} norms move"
 
+    def phases(self) -> list[methods.Adapted]:
+        """The model under the method in each phase."""
+        return list(self.adapted.phases)
+
     def training(self) -> list[Training]:
         """The phases of the method, each with its step."""
         named = methods.named_phases(self.name, self.adapted)

@@ -107,7 +107,7 @@ def before(phase: Adapted, cut: Cut) -> Callable[[Tree, Any], jax.Array]:
 
         # Leaves behind the cut may be missing.
         there = {path: jnp.zeros(x.shape, x.dtype) for path, x in (phase.shapes | phase.state).items()} | tree
-        apply(Intercepted(phase.model, (_of_outputs(capture),)), there, inputs, train=False)
+        apply(_around(phase.model, _of_outputs(capture)), there, inputs, train=False)
         return found[0]
 
     return call
@@ -115,7 +115,12 @@ def before(phase: Adapted, cut: Cut) -> Callable[[Tree, Any], jax.Array]:
 
 def _behind(phase, cut):
     inputs = {cut.place: cut.one} | {name: phase.example[name] for name in cut.reads}
-    return replace(phase, model=Intercepted(phase.model, (_replaying(cut, phase.example),)), example=inputs)
+    return replace(phase, model=_around(phase.model, _replaying(cut, phase.example)), example=inputs)
+
+
+def _around(model: Intercepted, interceptor: Interceptor) -> Intercepted:
+    """A model under one more interceptor, which is the outermost."""
+    return Intercepted(model.model, (interceptor, *model.adds))
 
 
 def _of_outputs(change: Callable[[str, jax.Array], jax.Array]) -> Interceptor:
@@ -173,7 +178,7 @@ def _cut(phase, objective, parts, changed, moved):
         tree, state = {}, {}
         for path, x in (leaves | learning).items():
             (state if path in phase.state else tree)[path] = x
-        loss = make_loss(Intercepted(phase.model, (_of_outputs(tag),)), objective, phase.scores)
+        loss = make_loss(_around(phase.model, _of_outputs(tag)), objective, phase.scores)
         value, (metrics, _) = loss(tree, state, batch, key)
         return value, metrics
 
