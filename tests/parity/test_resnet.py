@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.usefixtures("no_onednn")
 
-CLOSE = {"atol": 1e-4, "rtol": 0}
+CLOSE = {"atol": 1e-4, "rtol": 1e-5}  # states reach 36, where float32 ends at 4e-6
 CLASSES = 5
 SIZES = {"num_channels": 2, "embedding_size": 6, "num_labels": CLASSES}
 VARIANTS = {
