@@ -368,27 +368,16 @@ def adapt(
                 f"method '{method.name}': nothing learns{headless}; add what does, as in 'finetune + {method.name}'"
             )
         frozen_mode = evaluation_mode({path: rates[path] for path in _split(plain)[0]})
-        under = (*phase.adds, *phase.modes, *wrap)
-        whole = Intercepted(model, (*phase.adds, *phase.modes, frozen_mode, *wrap))
+        whole, under = (
+            Intercepted(model, (*phase.adds, *phase.modes, frozen_mode, *wrap)),
+            (*phase.adds, *phase.modes, *wrap),
+        )
         before = each[-1].since if each else {}
         since = {path: before.get(path, len(each)) for path, rate in rates.items() if rate != FROZEN}
         each.append(
             Adapted(
-                *(
-                    whole,
-                    shapes,
-                    rates,
-                    base,
-                    state,
-                    example,
-                    phase.scores,
-                    method.holds,
-                    since,
-                    (),
-                    solved,
-                    phase.ends,
-                ),
-                under=under,
+                *(whole, shapes, rates, base, state, example, phase.scores, method.holds, since),
+                **{"solved": solved, "ends": phase.ends, "under": under},
             )
         )
         if phase.ends:
