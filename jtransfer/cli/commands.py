@@ -134,7 +134,7 @@ def train(arguments, overrides: list[str]) -> None:
     _, config = configs.load("train", arguments.config, overrides)
     from jtransfer.cli import display
     from jtransfer.devices import hosts
-    from jtransfer.train import loop, results, runs
+    from jtransfer.train import known, loop, results, runs
 
     with hosts.together():
         run = runs.prepare(config)
@@ -142,6 +142,8 @@ def train(arguments, overrides: list[str]) -> None:
         for line in results.ways_out(run) if first else ():
             log.warning("%s", line)
         with display.TrainProgress(config.steps, f"{run.task.data.stream.kind}s", quiet=not first) as progress:
+            for line in known.about(run.task, run.cuts):
+                progress.say(line)
             rows = loop.train(run, workdir, progress)
         if first:
             display.show_train(rows, workdir)

@@ -32,8 +32,9 @@ def of_train(config, timed: bool = False) -> list[dict[str, Any]]:
     leaves = sharding.tree_shardings(run.adapted.shapes, run.mesh, run.sharding)
     specs = {path: str(tuple(layout.spec)) for path, layout in leaves.items() if tuple(layout.spec)}
     parts = []
-    for name, phase in methods.named_phases(run.method.name, run.adapted):
-        shapes = costs.step_shapes(phase, run.task.objective, *options, parts=run.task.data.parts or costs.LABELS)
+    named = methods.named_phases(run.method.name, run.adapted)
+    for (name, phase), running in zip(named, run.running.phases, strict=True):
+        shapes = costs.step_shapes(running, run.task.objective, *options, parts=run.task.data.parts or costs.LABELS)
         laid_out = replace(shapes, arguments=lay_out(shapes.arguments, leaves, run.mesh))
         parts.append(Training(name, phase, laid_out, run.method.merge))
     return _reports(parts, run.optimiser, specs, timed)

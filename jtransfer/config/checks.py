@@ -72,7 +72,7 @@ TABLES: dict[str, dict[str, Any]] = {
         "source": TEXT,
         "source_dir": TEXT,
         "towers": {"vision": TEXT, "text": TEXT},
-        "cache": FLAG,
+        "cache": whole(0, LARGEST),
         "tokenizer": TEXT,
         "preprocessor": by_name(kinds.ANY),
         "templates": several(NAME),
@@ -139,7 +139,7 @@ TASK = {"data": NAME, "objective": NAME, "metrics": several(NAME), "weight": kin
 """Which values the keys of one of several tasks may have."""
 OF_ONE_TASK = ("data", "objective", "metrics", "teacher", "source", "smoothing", "mixup")
 """Keys that a config with several tasks leaves out."""
-OF_PAIRS = ("towers", "cache", "tokenizer", "templates", "crop", "temperature_limit")
+OF_PAIRS = ("towers", "tokenizer", "templates", "crop", "temperature_limit")
 """Keys of contrastive objectives alone."""
 
 

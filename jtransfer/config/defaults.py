@@ -80,7 +80,6 @@ def train_defaults() -> dict[str, Any]:
         "tasks": {},
         # Of a contrastive objective alone:
         "towers": {"vision": "", "text": ""},  # backbones that one or both start from, when there is no `backbone`
-        "cache": False,  # keep the features of a tower of images that does not learn, instead of computing them anew
         "tokenizer": "",  # empty for the backbone's, or "bytes"; a file of CLIP's merges, or a checkpoint that has one
         "preprocessor": {},  # how images are made, in the keys of preprocessor_config.json; empty for the backbone's
         "templates": (),  # texts with {} for the caption, one drawn each time; empty for the source's own
@@ -89,6 +88,7 @@ def train_defaults() -> dict[str, Any]:
         "method": "scratch",
         "seed": 0,
         "batch": 256,
+        "cache": 1024,  # MiB that what frozen layers make of all examples may take, once for each depth; 0 for none
         "steps": 1000,
         "phase_steps": (),  # of a method with phases, as 'probe >> finetune': of each; empty for even shares of `steps`
         "phase_rates": (),  # factors on the optimiser's rate, one for each phase; empty for 1

@@ -1,7 +1,6 @@
 """The arms of a curve that train by steps: every seed and hyper-parameter of a cell in one program."""
 
 import itertools
-import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -18,14 +17,14 @@ from jtransfer.curves import fitted, raw
 from jtransfer.curves.arms import Arm, Cell, Examples, Training, family
 from jtransfer.data.subsets import batches
 from jtransfer.methods.statistics import moving
-from jtransfer.objectives import Objective
+from jtransfer.objectives import Objective, make_loss
+from jtransfer.objectives.objective import Loss
 from jtransfer.starts import teachers
 from jtransfer.storage.cells import ResultRow, value
 from jtransfer.train import Optimiser, Plan, TrialData, costs, cut, make_trial, plan, predict_rows
 from jtransfer.train.by_names import EMBEDS, ClassNames
 from jtransfer.tree import Tree, partition, size
 
-log = logging.getLogger("jtransfer")
 SEARCHED = ("rate", "decay")
 
 
@@ -90,7 +89,7 @@ class Trained(Arm):
     def compile(self, seeds: int) -> Cell:
         """Compile a cell into one program: the trials of all seeds and hyper-parameters, and the test of the best."""
         adapted, examples, many = self.running, self.examples, self.parallel
-        trial = make_trial(adapted, self.objective, self.optimiser, self.plan, examples.metric)
+        trial = make_trial(adapted, self.objective, self.optimiser, self.plan, examples.metric, self.losses)
         test, source = examples.places(examples.test), self._source
         given = adapted.base | (examples.source.told(adapted) if adapted.told else {})
         held_out = source.held_out if source else ()
@@ -179,7 +178,7 @@ class Trained(Arm):
     def training(self) -> list[Training]:
         """The phases of the method, each with its step."""
         named = methods.named_phases(self.name, self.adapted)
-        steps = map(self._step, self.running.phases)
+        steps = self._steps()
         return [Training(name, phase, step, self.merge) for (name, phase), step in zip(named, steps, strict=True)]
 
     @property
@@ -189,23 +188,15 @@ class Trained(Arm):
 
     def flops_per_step(self) -> float:
         """FLOPs of one step; of a method with phases, the mean over all steps of a trial."""
-        return costs.flops_per_step([self._step(phase) for phase in self.running.phases], self.plan)
+        return costs.flops_per_step(self._steps(), self.plan)
 
     @cached_property
     def cuts(self) -> list[cut.Cut | None]:
         """Where the model of each phase is cut, as what lies before fits into the cache; None for nowhere."""
-        found = cut.cuts(self.adapted, self.objective, self.examples.parts) if self.cache else []
-        fits = []
-        for one in found or [None] * len(self.adapted.phases):
-            size = one.bytes * len(self.examples.rows) / 2**20 if one else 0
-            if size > self.cache:
-                log.warning(
-                    "%s: what its frozen layers make of all examples (%s) takes %.0f MiB, more than config.cache (%d): "
-                    "it is computed in every step",
-                    *(self.name, one.place.partition(":")[0] or "features", size, self.cache),
-                )
-            fits.append(one if size <= self.cache else None)
-        return fits
+        if not self.cache:
+            return [None] * len(self.adapted.phases)
+        found = cut.cuts(self.adapted, self.objective, self.examples.parts)
+        return cut.fitting(found, len(self.examples.rows), self.cache, self.name)
 
     @cached_property
     def running(self) -> methods.Adapted:
@@ -226,8 +217,17 @@ class Trained(Arm):
         source = self.examples.source
         return source if source and source.backbone.params.keys() <= self.adapted.base.keys() else None
 
-    def _step(self, phase):
-        return costs.step_shapes(phase, self.objective, self.optimiser, self.batch, parts=self.examples.parts)
+    @cached_property
+    def losses(self) -> list[Loss]:
+        """The loss of each phase: under `jit`, so that it is traced once, for the trials and for what they cost."""
+        return [
+            jax.jit(make_loss(phase.model, self.objective, phase.scores), inline=True) for phase in self.running.phases
+        ]
+
+    def _steps(self):
+        options = self.objective, self.optimiser, self.batch
+        pairs = zip(self.running.phases, self.losses, strict=True)
+        return [costs.step_shapes(phase, *options, parts=self.examples.parts, loss=loss) for phase, loss in pairs]
 
     def _heads(self, shots, seeds):
         """What is solved for, by path, `[seeds, ...]`."""

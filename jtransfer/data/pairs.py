@@ -4,7 +4,6 @@ As in streams.py, a batch is a function of the number of its step, which is the 
 captions, one is drawn each time that the image comes; it is put into a template, if there are any.
 """
 
-import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -59,8 +58,7 @@ class PairStream:
         held_out: Images that are never trained on, for evaluation.
         fingerprint: Digest of the data, and of the templates and the crop.
         kind: Of the inputs: "pair".
-        over: From other inputs for the rows of `images`, as their features, to the stream with them in place of the
-            images; None if images are made as they are needed.
+        rows: As in a `Stream`, of `images`; None if images are made anew, or cropped.
     """
 
     parts: ClassVar[tuple[str, ...]] = ("images", "texts")
@@ -71,7 +69,7 @@ class PairStream:
     held_out: HeldOut
     fingerprint: str
     kind: str = "pair"
-    over: Callable[[Any], "PairStream"] | None = None
+    rows: np.ndarray | None = None
 
     @property
     def inputs(self) -> Any:
@@ -140,12 +138,8 @@ def of_dataset(dataset: Dataset, context: Context) -> PairStream:
     digest = f"{named}\n{dataset.captions.identity}\n{templates} {crop}"
     identity = ".".join([hashlib.sha256(digest.encode()).hexdigest()[:16], *contents])
 
-    def over(inputs):
-        whole = dataclasses.replace(context, crop=())
-        changed = of_dataset(dataclasses.replace(dataset, inputs=inputs), whole)
-        return dataclasses.replace(changed, fingerprint=identity)
-
-    return PairStream(dataset.name, dataset.inputs, after, held_out, identity, over=over)
+    rows = None if crop else dataset.pool
+    return PairStream(dataset.name, dataset.inputs, after, held_out, identity, rows=rows)
 
 
 def _captions(dataset: Any, rows: np.ndarray) -> list[list[str]]:

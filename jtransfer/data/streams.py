@@ -51,6 +51,8 @@ class Stream:
         metric: The metric in which results on these data are published, if it is not accuracy; else "".
         pool: Inputs (indexed by rows) and labels of all examples that are trained on, for methods that are solved on
             all of them; None if the examples have no end.
+        rows: Those rows of `inputs` that batches are made of: their inputs are then `Rows` of `inputs`, and the same
+            whenever a row comes. None if inputs are made anew.
     """
 
     parts: ClassVar[tuple[str, ...]] = ("inputs", "labels")
@@ -64,6 +66,7 @@ class Stream:
     fingerprint: str
     metric: str = ""
     pool: tuple[Any, np.ndarray] | None = None
+    rows: np.ndarray | None = None
 
     @property
     def targets(self) -> str:
@@ -177,7 +180,7 @@ def of_dataset(dataset: Dataset, context: Context) -> Stream:
 
     held_out = ("test", Rows(dataset.inputs, dataset.test), dataset.labels[dataset.test])
     about = {"fingerprint": fingerprint(dataset), "metric": dataset.metric}
-    about |= {"pool": (Rows(dataset.inputs, dataset.pool), dataset.labels[dataset.pool])}
+    about |= {"rows": dataset.pool, "pool": (Rows(dataset.inputs, dataset.pool), dataset.labels[dataset.pool])}
     return Stream(dataset.name, dataset.classes, dataset.kind, dataset.inputs, after, held_out, **about)
 
 

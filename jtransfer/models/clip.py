@@ -246,8 +246,7 @@ class CLIP(nn.Module):
     """The two towers.
 
     Called with `pixel_values [batch, height, width, channels]` (or with the three inputs of a NaFlex tower), with
-    `input_ids [batch, tokens]` (and perhaps `attention_mask`), or with both, it returns for each of the two (where the
-    tower of images has been at work already, its `image_features [batch, width]` stand for the pixels):
+    `input_ids [batch, tokens]` (and perhaps `attention_mask`), or with both, it returns for each of the two:
 
     - `image_embeds` or `text_embeds [batch, projection]`, of length 1, in float32;
     - `vision_model_output` or `text_model_output`, the outputs of the tower, but that `pooler_output` is projected, as
@@ -267,7 +266,6 @@ class CLIP(nn.Module):
         attention_mask: jax.Array | None = None,
         train: bool = False,
         output_hidden_states: bool = False,
-        image_features: jax.Array | None = None,
         pixel_attention_mask: jax.Array | None = None,
         spatial_shapes: jax.Array | None = None,
     ) -> dict[str, jax.Array]:
@@ -278,19 +276,15 @@ class CLIP(nn.Module):
             if missing := c.vision.inputs.keys() - pixels.keys():
                 raise InputError(f"clip: {min(missing)} is missing beside pixel_values")
             tower = _tower(c.vision, "vision")(**pixels, train=train, output_hidden_states=output_hidden_states)
-        elif image_features is not None:
-            tower = {"features": image_features}
+            outputs |= self._embedded(tower, "vision", "image_embeds")
         elif input_ids is None:
             raise InputError("clip: neither pixel_values nor input_ids are given")
-        has_images = pixel_values is not None or image_features is not None
-        if has_images:
-            outputs |= self._embedded(tower, "vision", "image_embeds")
         if input_ids is not None:
             tower = _tower(c.text, "text")(
                 input_ids, attention_mask, train=train, output_hidden_states=output_hidden_states
             )
             outputs |= self._embedded(tower, "text", "text_embeds")
-        if not has_images or input_ids is None:
+        if pixel_values is None or input_ids is None:
             return outputs | {"features": tower["features"]}
         images, texts = outputs["image_embeds"], outputs["text_embeds"]
         if images.shape[-1] != texts.shape[-1]:

@@ -232,7 +232,7 @@ def contrastive(name: str, parts: int = 1, mesh: Mesh | None = None, temperature
         most = f"cosines are multiplied by {temperature_limit:g}"
         return f"step {row['step']}: {most}, the most that config.temperature_limit allows"
 
-    run = partial(_in_parts, parts) if parts > 1 else forward
+    run = partial(in_parts, parts) if parts > 1 else forward
     limits = {"logit_scale": (0.0, math.log(temperature_limit))} if temperature_limit else {}
     return Objective(score, forward=run, reads="pairs", limits=limits, notice=notice)
 
@@ -247,7 +247,7 @@ def siglip(parts: int = 1, mesh: Mesh | None = None) -> Objective:
     return contrastive("siglip", parts, mesh)
 
 
-def _in_parts(parts, model, params, state, inputs, key):
+def in_parts(parts, model, params, state, inputs, key):
     """The embeddings of a batch, whose parts are run one after another, and again by the backward pass."""
 
     def embed(state, part):

@@ -9,11 +9,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from jtransfer.checkpoints.backbone import Backbone, load
 from jtransfer.data import marks, preprocess
 from jtransfer.data.coded import Coded, Scale
 from jtransfer.data.dataset import FOUND, each
+from jtransfer.devices import sharding
 from jtransfer.errors import InputError
 from jtransfer.models import check_images
 from jtransfer.storage.arrays import aligned
@@ -224,6 +226,31 @@ def gathered(prepare: Prepare, inputs: Any, rows: np.ndarray, coded: bool = Fals
     if not all(each(fill, range(0, len(rows), step))):
         return gathered(prepare, inputs, rows)
     return {key: Coded(x, scale) for key, x in whole.items()} if scale else whole
+
+
+def of_all(
+    call: Callable[[Any, jax.Array], jax.Array], inputs: Any, prepare: Prepare, batch: int, mesh: Mesh
+) -> np.ndarray:
+    """What a function makes of all inputs, `[rows, ...]`, whole in every process.
+
+    Args:
+        call: From prepared inputs by name, split over the mesh, and their row numbers to an array `[batch, ...]` that
+            every process holds whole.
+        inputs: Indexed by rows.
+        prepare: Makes the function's inputs of them.
+        batch: Number of rows at once, over all devices.
+        mesh: The devices.
+    """
+    own, count = sharding.rows(mesh, batch), len(inputs)
+    found: np.ndarray | None = None
+    for first in range(0, count, batch):
+        rows = np.minimum(first + own, count - 1)  # the last block is filled up, so that one program serves
+        arrays = sharding.assemble({"rows": rows, **gathered(prepare, inputs, rows)}, batch, mesh)
+        values = np.asarray(call(arrays, arrays.pop("rows")))
+        if found is None:
+            found = np.empty((count, *values.shape[1:]), values.dtype)
+        found[first : first + batch] = values[: count - first]
+    return found
 
 
 def within(arrays: Mapping[str, Any], most: int = BLOCK, bytes_of_all: int = BYTES) -> int:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 
 from jtransfer.checkpoints.backbone import Backbone, load
@@ -13,12 +12,12 @@ from jtransfer.checkpoints.beside import tokenizer_files
 from jtransfer.data import images, text
 from jtransfer.data.pairs import PairStream
 from jtransfer.errors import InputError
-from jtransfer.models import STATISTICS, apply, build, of_config
+from jtransfer.models import STATISTICS, build
 from jtransfer.models.clip import INPUTS, TOWERS
 from jtransfer.starts import vocabularies
-from jtransfer.starts.inputs import OF_ONE, Arrays, Pictures, as_they_are, gathered, options_of, through, within
+from jtransfer.starts.inputs import OF_ONE, Arrays, Pictures, as_they_are, gathered, options_of, through
 from jtransfer.starts.start import Start
-from jtransfer.tree import FROZEN, Tree, prefixed, select
+from jtransfer.tree import Tree, prefixed
 
 
 @dataclass(frozen=True)
@@ -40,10 +39,16 @@ class PairInputs:
         images = _whole(self.images, inputs["images"]) if "images" in inputs else {}
         return images | (self.texts(inputs["texts"])[0] if "texts" in inputs else {})
 
-    def ready(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """The batch that the loss takes, `{"inputs": by name, "cut": [n]}`, from images and texts to train on."""
+    def ready(self, batch: Mapping[str, Any], make: Callable[[Any], Arrays] | None = None) -> dict[str, Any]:
+        """The batch that the loss takes, `{"inputs": by name, "cut": [n]}`, from images and texts to train on.
+
+        Args:
+            batch: `{"images": by rows, "texts": a list}`.
+            make: Makes the inputs of images in place of `crops`.
+        """
         texts, cut = self.texts(batch["texts"])
-        return {"inputs": _whole(self.crops, batch["images"]) | texts, "cut": cut}
+        images = make(batch["images"]) if make else _whole(self.crops, batch["images"])
+        return {"inputs": images | texts, "cut": cut}
 
 
 def _whole(prepare, images):
@@ -118,53 +123,6 @@ def start(
     fingerprints |= {name: one.fingerprint for name, one in each.items()}
     about = {"backbone": whole, "fingerprints": fingerprints, "preprocessor": values, "tokenizer": files}
     return Start(module, module, params, fresh, **about), PairInputs(to_pixels, of_crops, to_ids)
-
-
-def cached(
-    start: Start, inputs: PairInputs, stream: PairStream, rates: Mapping[str, float]
-) -> tuple[Start, PairInputs, PairStream]:
-    """Compute the features of a frozen tower of images once, and train on these features instead of images.
-
-    The features of all rows are held in memory: `rows x width` floats.
-
-    Args:
-        start: A dual encoder whose tower of images has all of its leaves.
-        inputs: Makes the inputs of the dual encoder.
-        stream: A stream of a finite number of images.
-        rates: The rate at which each leaf learns, by path.
-
-    Returns:
-        The start, with the tower of images under `left_out`; what makes inputs of features; and the stream of features.
-
-    Raises:
-        InputError: images that are made anew in every step, a tower that starts at random or learns, or a backbone
-            that runs under a method.
-    """
-    if stream.over is None:
-        raise InputError(f"config.cache: the images of {stream.name} are made anew in every step; nothing can be kept")
-    if any(prefix.startswith("vision/") for prefix in start.fresh) or not start.params:
-        raise InputError("config.cache: the tower of images starts at random; name one in config.towers.vision")
-    if start.backbone and start.backbone.methods:
-        raise InputError(
-            f"config.cache: backbone '{start.backbone.name}' runs under a method, whose parts it leaves out"
-        )
-    if learns := [path for path, rate in rates.items() if rate != FROZEN and path.startswith("vision/")]:
-        raise InputError(
-            f"config.cache keeps features of a tower that does not learn; config.method trains {learns[0]}"
-        )
-    inside = "vision/", f"{STATISTICS}vision/"
-    tower = {path: x for path, x in start.params.items() if path.startswith(inside)}
-    call = jax.jit(lambda tree, pixels: apply(of_config(start.module.config.vision), tree, pixels)["features"])
-    own = select(tower, inside[0]) | prefixed(select(tower, inside[1]), STATISTICS)
-    rows, block = np.arange(len(stream.images)), within(inputs.images(stream.images[np.arange(1)]))
-    parts = np.split(rows, range(block, len(rows), block))
-    found = [jax.device_get(call(own, gathered(inputs.images, stream.images, part))) for part in parts]
-    features = np.concatenate(found)
-
-    kept = Pictures(lambda rows: {"image_features": np.asarray(rows)})
-    rest = {path: x for path, x in start.params.items() if path not in tower}
-    start = dataclasses.replace(start, params=rest, left_out=tower)
-    return start, PairInputs(kept, kept, inputs.texts), stream.over(features)
 
 
 def of_tower(tree: Tree, name: str) -> Tree:

@@ -27,7 +27,6 @@ class Start:
         fingerprints: Fingerprints by `backbone`, `vision`, `text`, `teacher` and `source`, where there are any.
         preprocessor: How images are made, in Hugging Face's keys; None if raw pixels are used.
         tokenizer: Files of the tokenizer, by name.
-        left_out: Leaves that are not trained because their outputs were cached; they are written back on save.
     """
 
     model: nn.Module
@@ -40,12 +39,11 @@ class Start:
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     preprocessor: Mapping[str, Any] | None = None
     tokenizer: Mapping[str, bytes] = field(default_factory=dict)
-    left_out: Tree = field(default_factory=dict)
 
     @property
     def base(self) -> Backbone:
-        """The checkpoint that the weights come from; without a checkpoint, the architecture and what was `left_out`."""
-        return self.backbone or Backbone(described(self.module.config)["architecture"], self.module, self.left_out)
+        """The checkpoint that the weights come from; without a checkpoint, the architecture without leaves."""
+        return self.backbone or Backbone(described(self.module.config)["architecture"], self.module, {})
 
     def beside(self) -> dict[str, bytes]:
         """The files of the tokenizer and of the image processor, by the names that Hugging Face gives them."""

@@ -14,6 +14,7 @@ from jtransfer.methods import Adapted
 from jtransfer.methods.statistics import moving
 from jtransfer.models import apply
 from jtransfer.objectives import Objective, make_loss
+from jtransfer.objectives.objective import Loss
 from jtransfer.optimiser import Optimiser
 from jtransfer.train.phases import Plan
 from jtransfer.train.state import TrainState
@@ -48,6 +49,7 @@ def step_shapes(
     accumulate: int = 1,
     ema: float = 0.0,
     parts: Mapping[str, jax.ShapeDtypeStruct] = LABELS,
+    loss: Loss | None = None,
 ) -> StepShapes:
     """The step of a method, and its shapes for a batch.
 
@@ -60,12 +62,13 @@ def step_shapes(
         ema: Decay of the moving average of the trainable leaves; 0 for none.
         parts: Shape and dtype of one example of what a batch has beside `inputs`; of several tasks, of all that the
             batch of each has, by task.
+        loss: That of the model, where it is there already.
 
     Raises:
         InputError: `accumulate` below 1, or an `ema` that is not a share from 0 to below 1.
     """
     transformation = optimiser.build(adapted.rates, steps=100, since=adapted.since)
-    loss = make_loss(adapted.model, objective, adapted.scores)
+    loss = loss or make_loss(adapted.model, objective, adapted.scores)
     step, counted = (make_step(loss, transformation, accumulate, ema, unroll) for unroll in (False, True))
     trainable, frozen = partition(adapted.shapes, adapted.rates)
     frozen |= jax.eval_shape(adapted.held, adapted.base | adapted.told)

@@ -6,11 +6,13 @@ value that depends on no leaf that learns, on no statistic that moves and on no 
 outputs of modules are the places where it may be cut.
 """
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -24,13 +26,16 @@ from jtransfer.methods.intercepted import Intercepted, Interceptor
 from jtransfer.methods.statistics import moving
 from jtransfer.models import STATISTICS, apply
 from jtransfer.objectives import Objective, make_loss
+from jtransfer.objectives.contrastive import in_parts
 from jtransfer.objectives.objective import forward
 from jtransfer.tree import FROZEN, Tree
+
+log = logging.getLogger("jtransfer")
 
 LEAST = 0.1
 """Share of the operations of a forward pass that a cut must save."""
 EXAMPLES = 3
-"""In the batch that is traced."""
+"""In the batch that is traced, for each device."""
 TAG = "output of "
 
 
@@ -56,19 +61,30 @@ class Cut:
         return self.place.startswith(":") and self.place.endswith("['features']")
 
     @property
+    def shown(self) -> str:
+        """The path of the module."""
+        return self.place.partition(":")[0] or "the features"
+
+    @property
     def bytes(self) -> int:
         """Of the output for one example."""
         return math.prod(self.one.shape) * self.one.dtype.itemsize
 
 
-def cuts(adapted: Adapted, objective: Objective, parts: Mapping[str, Any]) -> list[Cut | None]:
+def cuts(
+    adapted: Adapted, objective: Objective, parts: Mapping[str, Any], devices: int = 1, drawn: Collection[str] = ()
+) -> list[Cut | None]:
     """For each phase of a method where its model may be cut; None where nothing, or too little, is known beforehand.
 
     Args:
         adapted: The model under the method.
         objective: What is learned; one that makes its own targets, or runs the model itself, allows no cut.
         parts: Shape and dtype of one example of what a batch has beside `inputs`.
+        devices: Number of devices that a batch is split over.
+        drawn: Names of inputs that are drawn anew whenever an example comes.
     """
+    if isinstance(objective.forward, partial) and objective.forward.func is in_parts:
+        objective = replace(objective, forward=forward)  # which gives the same
     plain = objective.targets is None and objective.forward is forward
     if not plain or not isinstance(adapted.example, Mapping):
         return [None] * len(adapted.phases)
@@ -77,9 +93,29 @@ def cuts(adapted: Adapted, objective: Objective, parts: Mapping[str, Any]) -> li
         changed |= {path for path, rate in phase.rates.items() if rate != FROZEN} | set(adapted.solved)
         moved = moving(phase)
         frozen = adapted.shapes.keys() - changed
-        found.append(_cut(phase, objective, parts, changed, moved) if frozen else None)
+        found.append(_cut(phase, objective, parts, changed, moved, EXAMPLES * devices, drawn) if frozen else None)
         changed |= set(moved)
     return found
+
+
+def fitting(found: Sequence[Cut | None], rows: int, cache: int, name: str) -> list[Cut | None]:
+    """The cuts before which what is computed of all rows fits into a cache; says which do not.
+
+    Args:
+        found: Those of each phase.
+        rows: Number of rows.
+        cache: MiB that may be taken at each cut.
+        name: Of the method.
+    """
+    sizes = [one.bytes * rows / 2**20 if one else 0 for one in found]
+    for one, size in dict(zip(found, sizes, strict=True)).items():
+        if size > cache:
+            log.warning(
+                "%s: what its frozen layers make of all examples (%s) takes %.0f MiB, more than config.cache (%d): "
+                "it is computed in every step",
+                *(name, one.shown, size, cache),
+            )
+    return [one if size <= cache else None for one, size in zip(found, sizes, strict=True)]
 
 
 def behind(adapted: Adapted, places: Sequence[Cut | None]) -> Adapted:
@@ -156,14 +192,14 @@ def _replaying(cut: Cut, example: Mapping[str, Any]) -> Interceptor:
     return interceptor
 
 
-def _cut(phase, objective, parts, changed, moved):
+def _cut(phase, objective, parts, changed, moved, examples, drawn):
     """The best place for a cut in one phase, before which leaves have `changed`."""
     norms = {path.removeprefix(STATISTICS).rpartition("/")[0] for path in moved}
     frozen = phase.shapes | jax.eval_shape(phase.held, phase.base | phase.told)
     leaves = {path: x for path, x in (frozen | phase.state).items() if path not in changed}
     learning = {path: x for path, x in (frozen | phase.state).items() if path in changed}
     batch = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((EXAMPLES, *x.shape[1:]), x.dtype), {"inputs": dict(phase.example), **parts}
+        lambda x: jax.ShapeDtypeStruct((examples, *x.shape[1:]), x.dtype), {"inputs": dict(phase.example), **parts}
     )
     unknown = learning, jax.ShapeDtypeStruct((), jnp.float32), jax.eval_shape(lambda: jax.random.key(0))
 
@@ -187,7 +223,11 @@ def _cut(phase, objective, parts, changed, moved):
     named = [jax.tree_util.keystr(at) for at, _ in jax.tree_util.tree_leaves_with_path(batch)]
     of_batch = dict(zip(graph.given, named, strict=False))  # the first arguments are those of the batch
     rows = graph.reached(of_batch)
-    unsure = graph.reached(graph.given[len(graph.given) - len(jax.tree.leaves(unknown)) :])
+    others = {f"['inputs']['{name}']" for name in drawn}
+    unsure = graph.reached(
+        [*graph.given[len(graph.given) - len(jax.tree.leaves(unknown)) :]]
+        + [value for value, name in of_batch.items() if name in others]
+    )
     known = [rows.intersection(one.makes) and not unsure.intersection(one.makes) for one in graph.operations]
 
     def left(stop=None):
@@ -200,7 +240,7 @@ def _cut(phase, objective, parts, changed, moved):
     times = Counter(one.place for one in graph.operations)
     found = []
     for one, sure in zip(graph.operations, known, strict=True):
-        if sure and one.place and times[one.place] == 1 and one.shapes[0].shape[:1] == (EXAMPLES,):
+        if sure and one.place and times[one.place] == 1 and one.shapes[0].shape[:1] == (examples,):
             rest, reads = left(one.makes[0])
             found.append((rest, math.prod(one.shapes[0].shape), len(found), one, reads))
     if not found:

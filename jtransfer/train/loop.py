@@ -83,13 +83,14 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[ResultRow, floa
         phase = run.plan.at(start)
         state, kept, frozen = programs.start(phase, anew=not start)
         programs.recall()
+        programs.know(phase)
         if start:
             whole, rows, pending, cursor = _restore(store, start, packed(state, kept), directory, of)
             state, kept = unpacked(whole)
         others = merge(kept, frozen)
         timed, began, warn, agreed = 0, math.nan, Once(), hosts.agree()
         given = taken(stream, len(sharding.rows(mesh, schedule.batch)), cursor)
-        batches = ahead((run.task.data.ready(own), after) for own, after in given)
+        batches = ahead((programs.ready(number, own), after) for number, (own, after) in enumerate(given, start + 1))
         try:
             for number in range(start + 1, schedule.steps + 1):
                 if run.plan.at(number) > phase:

@@ -52,7 +52,7 @@ def save(run: Any, tree: Tree, directory: epath.PathLike) -> None:
     if not hosts.is_first():
         return
     if plain:
-        leaves, beside = whole | start.left_out, (start.preprocessor, start.tokenizer)
+        leaves, beside = whole, (start.preprocessor, start.tokenizer)
         checkpoints.save(directory, start.module, leaves, start.classes, *beside, head=start.head)
     else:
         deltas.save(directory, adapter(run, jax.device_get(whole)), start.beside())

@@ -4,10 +4,13 @@ from functools import lru_cache
 
 import jax
 
+from jtransfer.data.streams import HostBatch
 from jtransfer.devices import sharding
 from jtransfer.methods.endings import BEGAN, now
 from jtransfer.methods.fisher import FISHER
 from jtransfer.objectives import make_loss
+from jtransfer.train import known
+from jtransfer.train.known import Known
 from jtransfer.train.phases import entered, parts
 from jtransfer.train.runs import Run
 from jtransfer.train.state import TrainState, state_shardings
@@ -28,6 +31,7 @@ class Programs:
         held: Leaves that the method keeps beside the model's, frozen; empty before `start`.
         solved: What was chosen for the head that is solved for, and what the source accuracy was, as metrics of the
             first row; empty where there is neither.
+        known: By phase what its frozen layers make of the rows that it trains on; empty before `know`.
         layouts: The shardings of the train state of each phase that has started.
         step: From a phase that has started to its jitted `step(state, frozen, batch) -> (state, metrics)`, which
             donates the state.
@@ -40,6 +44,7 @@ class Programs:
         self.keys = jax.random.split(jax.random.key(run.schedule.seed))
         self.held: Tree = {}
         self.solved: dict[str, float] = {}
+        self.known: dict[int, Known] = {}
         self.layouts: dict[int, TrainState] = {}
         self.step, self.evaluate = lru_cache(self._step), lru_cache(self._evaluate)
 
@@ -81,6 +86,22 @@ class Programs:
             places = {path: self.leaves[path.removeprefix(FISHER)] for path in adapted.told}
             self.held |= sharding.place(source.told(adapted), places)
 
+    def know(self, phase: int) -> None:
+        """Compute what frozen layers make of the rows that are trained on, of one phase and of those after it."""
+        run, made = self.run, {}
+        base = self._placed(run.adapted.base) if any(run.cuts[phase:]) else {}
+        for number, one in enumerate(run.cuts):
+            if one and number >= phase:
+                if one not in made:
+                    own = run.adapted.phases[number]
+                    made[one] = known.read(run.task, own, one, base, run.schedule.batch, run.mesh)
+                self.known[number] = made[one]
+
+    def ready(self, step: int, batch: HostBatch) -> HostBatch:
+        """This process's share of the batch that a step takes, from its share of the stream's."""
+        own, ready = self.known.get(self.run.plan.at(step)), self.run.task.data.ready
+        return ready(batch, own) if own else ready(batch)
+
     def enter(self, phase: int, state: TrainState, kept: Tree, frozen: Tree) -> tuple[TrainState, Tree, Tree]:
         """Start a phase from the end of the phase before it, whose trees are given; returns what `start` does."""
 
@@ -108,7 +129,7 @@ class Programs:
         return {path: limits for one in self.run.task.objectives for path, limits in one.limits.items()}
 
     def _step(self, phase):
-        one, task, schedule = self.run.adapted.phases[phase], self.run.task, self.run.schedule
+        one, task, schedule = self.run.running.phases[phase], self.run.task, self.run.schedule
         loss = make_loss(one.model, task.objective, one.scores)
         step = make_step(loss, self._optimiser(phase), task.accumulate, schedule.ema, combine=task.combine)
 

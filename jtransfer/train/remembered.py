@@ -92,8 +92,7 @@ def _stream(values: Mapping[str, Any]) -> Stream | PairStream:
         inputs = Lazy(1, lambda rows: [image] * len(rows), "") if row["lazy"] else image[None]
     if kind == "pair":
         held_out = HeldOut("", inputs, (), np.zeros(0, np.int32), ())
-        stream = PairStream(name, inputs, _no_batches, held_out, fingerprint)
-        return PairStream(name, inputs, _no_batches, held_out, fingerprint, over=lambda features: stream)
+        return PairStream(name, inputs, _no_batches, held_out, fingerprint)
     labels = values.get("labels", {"dtype": "int32", "shape": []})
     form, dtype = tuple(map(int, labels["shape"])), np.dtype(labels["dtype"])
     sound = len(form) < 2 or (len(form) == 2 and form[1] in (2, 3))  # of rows, or of words and answers in them

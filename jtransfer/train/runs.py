@@ -1,7 +1,7 @@
 """A training run before it begins: everything checked and nothing compiled."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -15,7 +15,8 @@ from jtransfer.devices import sharding
 from jtransfer.errors import InputError
 from jtransfer.optimiser import Optimiser
 from jtransfer.starts import teachers
-from jtransfer.train import costs, solved, tried
+from jtransfer.train import costs, known, solved, tried
+from jtransfer.train.cut import Cut, behind
 from jtransfer.train.phases import Plan, plan
 from jtransfer.train.tasks import Task, build_task
 
@@ -68,6 +69,7 @@ class Run:
         sharding: How leaves lie on the devices, as `sharding.tree_shardings` takes it.
         record: The resolved config as plain values, and under `fingerprints` those of the run.
         defaults: The default of every key of the config, which a run of an earlier version without the key had.
+        cuts: For each phase where its model is cut, so that what lies before is computed once; None for nowhere.
     """
 
     task: Task
@@ -80,6 +82,12 @@ class Run:
     sharding: Any
     record: Mapping[str, Any]
     defaults: Mapping[str, Any]
+    cuts: Sequence[Cut | None]
+
+    @property
+    def running(self) -> methods.Adapted:
+        """The model under the method as steps run it, behind what is computed once."""
+        return behind(self.adapted, self.cuts)
 
     @property
     def fingerprints(self) -> dict[str, Any]:
@@ -144,9 +152,10 @@ def prepare(config, stream: Any = None) -> Run:
         merges(method, start.model, adapted.example, adapted.shapes, adapted.base)  # which tries that of the user's
     shares = plan(len(method.phases), config.steps, config.phase_steps, config.phase_rates)
     record = resolved(config) | {"fingerprints": fingerprints}
+    cuts = known.cuts(task, adapted, shares, schedule.batch, mesh, config.cache, method.name)
     return Run(
         *(task, method, adapted, optimiser, shares, schedule, mesh, config.sharding, record),
-        defaults("train", config),
+        *(defaults("train", config), cuts),
     )
 
 

@@ -21,7 +21,7 @@ from jtransfer.errors import InputError
 from jtransfer.models import apply
 from jtransfer.objectives.metrics import Metric
 from jtransfer.solvers.few_shot import Fit
-from jtransfer.starts.inputs import Prepare, gathered
+from jtransfer.starts.inputs import Prepare, of_all
 from jtransfer.train.by_names import EMBEDS, ClassNames
 from jtransfer.tree import Tree
 
@@ -130,7 +130,6 @@ def _split(labels):
 
 def _features(prepare, module, mesh, batch, base, inputs, reads, views=0, flip=False):
     """Features `[rows, width]` of all inputs, float32, whole in every process; of views, their sum over all views."""
-    own, count = sharding.rows(mesh, batch), len(inputs)
 
     def features(base, inputs):
         return apply(module, base, inputs, train=False)[reads].astype(np.float32)
@@ -144,10 +143,4 @@ def _features(prepare, module, mesh, batch, base, inputs, reads, views=0, flip=F
         found = jax.lax.map(of_view, np.arange(views)).sum(0) if views else features(base, inputs)
         return jax.lax.with_sharding_constraint(found, sharding.everywhere(mesh))
 
-    found = []
-    for first in range(0, count, batch):
-        rows = np.minimum(first + own, count - 1)  # the last block is filled up, so that one program serves
-        arrays = sharding.assemble({"rows": rows, **gathered(prepare, inputs, rows)}, batch, mesh)
-        rows = arrays.pop("rows")
-        found.append(np.asarray(read(base, arrays, rows)))
-    return np.concatenate(found)[:count]
+    return of_all(partial(read, base), inputs, prepare, batch, mesh)

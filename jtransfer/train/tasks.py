@@ -32,7 +32,7 @@ from jtransfer.models import Heads, build
 from jtransfer.objectives import metrics
 from jtransfer.solvers.few_shot import Fit
 from jtransfer.starts import pairs, teachers
-from jtransfer.starts.inputs import as_they_are, example, gathered, labelling, load_for, prepare_for, tower_for
+from jtransfer.starts.inputs import Prepare, as_they_are, example, gathered, labelling, load_for, prepare_for, tower_for
 from jtransfer.starts.source import SourceTask
 from jtransfer.starts.start import Start
 from jtransfer.train import measured, solved
@@ -50,7 +50,8 @@ class TaskData:
 
     Attributes:
         stream: The batches.
-        ready: From a batch of the stream to the batch that the loss takes.
+        ready: From a batch of the stream to the batch that the loss takes. Of a single task it may also be given what
+            makes the model's inputs of rows, or of images, in place of `prepare`.
         example: Shape and dtype of one example of each of the model's inputs.
         evaluate: From the adapted model to the function that measures it on the held-out examples.
         parts: Shape and dtype of one example of what a batch has beside `inputs`; of several tasks, of all that the
@@ -58,15 +59,17 @@ class TaskData:
         solve: From a solver and the leaves of the backbone to a head at its optimum on the rows that are trained on, as
             `solved.head` returns it. None for pairs, for several tasks, and where the method solves for no head.
         source: The task that the backbone comes from; None where the config names none.
+        prepare: Makes the model's inputs of the stream's, of pairs those of images; None for several tasks.
     """
 
     stream: Stream | PairStream | Joined
-    ready: Callable[[dict[str, Any]], dict[str, Any]]
+    ready: Callable[..., dict[str, Any]]
     example: Mapping[str, jax.ShapeDtypeStruct]
     evaluate: Callable[[Adapted], Evaluate]
     parts: Mapping[str, Any] = field(default_factory=dict)
     solve: Callable[[Fit, Tree], tuple[Tree, dict[str, float]]] | None = None
     source: SourceTask | None = None
+    prepare: Prepare | None = None
 
 
 @dataclass(frozen=True)
@@ -144,8 +147,8 @@ def _of_rows(config, settings, mesh, stream) -> Task:
         part = names.images if method.names else whole
         from_source = names.source(config.source, config.source_dir or config.data_dir, part, config.load)
 
-    def ready(batch):
-        inputs, found = batch["inputs"], _ready(prepare, labels, batch)
+    def ready(batch, make=None):
+        inputs, found = batch["inputs"], _ready(make or partial(_prepared, prepare), labels, batch)
         for read in taught.values():
             found |= read(inputs, np.arange(len(inputs)))
         return found
@@ -162,7 +165,7 @@ def _of_rows(config, settings, mesh, stream) -> Task:
     fingerprints = {"backbone": dual.fingerprint} if method.names else start.fingerprints
     read = {name: x.fingerprint for name, x in (taught | ({"source": from_source} if from_source else {})).items()}
     return Task(
-        TaskData(stream, ready, one, evaluate, parts, solve, from_source),
+        TaskData(stream, ready, one, evaluate, parts, solve, from_source, prepare),
         replace(
             start,
             model=model,
@@ -202,7 +205,7 @@ def _of_several(config, mesh, joined) -> Task:
             objective, named, one = _asked(sections[name], {}, stream, prepare)
             labels, held_out = _labels(prepare, stream)
         asked[name] = objectives.of_task(name, objective), named, one, prepare, held_out
-        ready[name] = partial(_ready, prepare, labels)
+        ready[name] = partial(_ready, partial(_prepared, prepare), labels)
     objective = {name: own for name, (own, *_) in asked.items()}
     model, params, heads = headed_by_task(whole, objective, {name: x.outputs for name, x in streams.items()})
     each = [
@@ -277,10 +280,12 @@ def _labels(prepare, stream):
     return labels, found
 
 
-def _ready(prepare, labels, batch):
-    inputs = batch["inputs"]
-    prepared = {"inputs": gathered(prepare, inputs, np.arange(len(inputs)))}
-    return batch | prepared | {"labels": labels(inputs, batch["labels"])}
+def _prepared(prepare, inputs):
+    return gathered(prepare, inputs, np.arange(len(inputs)))
+
+
+def _ready(make, labels, batch):
+    return batch | {"inputs": make(batch["inputs"]), "labels": labels(batch["inputs"], batch["labels"])}
 
 
 def _start(config, whole, stream):
@@ -323,19 +328,14 @@ def _of_pairs(config, settings, mesh, stream) -> Task:
         tokenizer=config.tokenizer,
         crop=bool(config.crop),
     )
-    if config.cache:
-        if config.crop:
-            raise InputError("config.cache keeps features of whole images, config.crop cuts them anew; choose one")
-        method = methods.parse(config.method)
-        rates = methods.adapt(method, start.model, start.params, _one_of(inputs, stream), fresh=start.fresh).rates
-        start, inputs, stream = pairs.cached(start, inputs, stream, rates)
     one = _one_of(inputs, stream)
     evaluate = partial(measured.pairs, stream, inputs.prepare, one, mesh)
     if config.accumulate > 1 and "parts" not in objectives.options(config.objective):
         raise InputError(f"config.accumulate: objective '{config.objective}' has no option parts; set it to 1")
     offered = {"parts": config.accumulate, "mesh": mesh, "temperature_limit": config.temperature_limit}
     objective = objectives.parse(config.objective, settings, offered)
-    return Task(TaskData(stream, _told_of_one_caption(inputs.ready), one, evaluate), start, objective)
+    data = TaskData(stream, _told_of_one_caption(inputs.ready), one, evaluate, prepare=inputs.images)
+    return Task(data, start, objective)
 
 
 def _one_of(inputs, stream):
@@ -346,10 +346,10 @@ def _told_of_one_caption(ready):
     """`ready`, which also logs the first batch in which all captions are equal."""
     warn = Once()
 
-    def tell(batch):
+    def tell(batch, *make):
         texts = batch["texts"]
         if len(texts) > 1 and len(set(texts)) == 1:
             warn("a batch in which all %d captions are the same, as '%s', teaches nothing", len(texts), texts[0])
-        return ready(batch)
+        return ready(batch, *make)
 
     return tell

@@ -4,7 +4,7 @@ The loop over steps is one `lax.scan`, so `vmap` runs seeds and hyper-parameters
 copy of the frozen weights: a leaf that no trial changes is never batched.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +16,7 @@ from jtransfer.data.coded import take
 from jtransfer.methods import Adapted
 from jtransfer.methods.endings import now
 from jtransfer.objectives import Objective, make_loss
+from jtransfer.objectives.objective import Loss
 from jtransfer.objectives.metrics import METRICS, Metric
 from jtransfer.optimiser import Optimiser
 from jtransfer.train.phases import Plan, entered
@@ -66,6 +67,7 @@ def make_trial(
     optimiser: Optimiser,
     plan: Plan,
     metric: Metric = METRICS["accuracy"],
+    losses: Sequence[Loss] = (),
 ) -> Callable:
     """Make `trial(key, hyper, base, examples, data) -> TrialResult`.
 
@@ -80,13 +82,15 @@ def make_trial(
         optimiser: Options of the optimiser, beside the rate and the decay.
         plan: Steps and rates of the phases of the method.
         metric: The metric of the score, measured after the last phase.
+        losses: The loss of each phase, where it is there already; empty where it is made here.
     """
+    losses = losses or [make_loss(phase.model, objective, phase.scores) for phase in adapted.phases]
 
     def trial(key, hyper, base, examples, data: TrialData) -> TrialResult:
         start_key, run_key = jax.random.split(key)
         tree, others = adapted.start(start_key, base)
         held = adapted.held(base)
-        state, ends, losses = None, (0, *plan.ends), []
+        state, ends, values = None, (0, *plan.ends), []
         for number, (phase, factor) in enumerate(zip(adapted.phases, plan.factors, strict=True)):
             own = hyper | {"rate": factor * hyper["rate"]} if factor != 1 else hyper
             transformation = optimiser.build(phase.rates, plan.steps[number], **own, since=phase.since)
@@ -97,7 +101,7 @@ def make_trial(
             else:
                 state, kept, frozen = entered(adapted, number, state, frozen, transformation)
                 frozen = merge(kept, frozen)
-            step = make_step(make_loss(phase.model, objective, phase.scores), transformation)
+            step = make_step(losses[number], transformation)
 
             fixed, own = merge(now(frozen), held), examples | {"inputs": read_by(phase, examples["inputs"])}
 
@@ -106,17 +110,17 @@ def make_trial(
                 return state, metrics["loss"]
 
             state, found = jax.lax.scan(body, state, data.batches[ends[number] : ends[number + 1]])
-            losses.append(found)
-        losses, tree = jnp.concatenate(losses), phase.ended(state.trainable, frozen)
+            values.append(found)
+        values, tree = jnp.concatenate(values), phase.ended(state.trainable, frozen)
         logits = predict_rows(adapted, tree, state.state, examples["inputs"], data.validation)
         others = {name: x for name, x in examples.items() if name != "inputs"}
         asked = take(others, data.validation)
         value = jnp.sum(objective.measure({"logits": logits}, asked)["loss"] * data.counts) / data.counts.sum()
-        finite = jnp.isfinite(value) & jnp.isfinite(losses).all()
+        finite = jnp.isfinite(value) & jnp.isfinite(values).all()
         score = metric.score(metric(logits, asked["labels"], data.counts))
         learned = {path: tree[path] for path, rate in adapted.rates.items() if rate != FROZEN}
         return TrialResult(
-            learned, state.state, jnp.where(finite, score, -jnp.inf), jnp.where(finite, value, jnp.inf), losses
+            learned, state.state, jnp.where(finite, score, -jnp.inf), jnp.where(finite, value, jnp.inf), values
         )
 
     return trial

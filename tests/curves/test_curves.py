@@ -349,6 +349,20 @@ def test_what_frozen_layers_make_of_the_rows_is_computed_once_and_changes_no_num
     assert "top_blocks(1): what its frozen layers make of all examples (encoder/block_0)" in caplog.text
 
 
+def test_the_loss_of_a_method_is_traced_once_for_its_trials_and_what_they_cost(file, monkeypatch):
+    traced, apply = [], models.apply
+
+    def counting(*args, train=False, **kwargs):
+        traced.extend([train] if train else [])
+        return apply(*args, train=train, **kwargs)
+
+    monkeypatch.setattr(models, "apply", counting)
+    (arm,) = prepared(file, "methods=finetune", "shots=1", "cache=0").arms  # which looks for no cut
+    arm.compile(1)
+    assert arm.flops_per_step() > 0 and len(arm.training()) == 1
+    assert traced == [True]
+
+
 def test_a_part_of_the_test_rows_has_each_class_in_its_proportion(file, finished, tmp_path):
     flags = ("methods=zero_shot", "test_rows=100")
     curve = prepared(file, *flags)

@@ -97,8 +97,9 @@ def test_locked_image_tuning_is_rules_and_the_locked_features_can_be_kept(file, 
         "mesh.data=1",
         "mesh.rest=-1",
     )
-    once, every = prepared(file, *flags, "cache=True"), prepared(file, *flags)
-    assert "pixel_values" not in once.adapted.example
+    once, every = prepared(file, *flags), prepared(file, *flags, "cache=0")
+    assert [one.place for one in once.cuts] == ["vision:ViT['features']"] and every.cuts == [None]
+    assert "pixel_values" not in once.running.example
     batch = next(prepared(file, *flags, "crop=(0.3, 0.4)").task.data.stream.batches(0))[0]
     assert all(image.shape != (8, 8, 3) for image in batch["images"])
     rows = [loop.train(run, tmp_path / name, lambda row, speed: None) for run, name in ((once, "a"), (every, "b"))]
@@ -107,14 +108,8 @@ def test_locked_image_tuning_is_rules_and_the_locked_features_can_be_kept(file, 
     kept, other = (checkpoints.load(str(tmp_path / name / "model")).params for name in "ab")
     assert kept.keys() == other.keys()
     np.testing.assert_array_equal(kept["vision/encoder/norm/scale"], tree["encoder/norm/scale"])
-    with pytest.raises(InputError, match=r"config.cache keeps features of whole images, config.crop cuts them anew"):
-        prepared(file, *flags, "cache=True", "crop=(0.3, 0.4)")
-    with pytest.raises(InputError, match=r"config.cache: the images of glyph_captions are made anew in every step"):
-        prepared(file, "cache=True")
-    for method in ("finetune", "scratch"):
-        with pytest.raises(InputError, match="tower that does not learn; config.method trains vision/"):
-            prepared(file, *flags, "cache=True", f"method={method}")
-    prepared(file, *flags, "method=scratch")
+    for others in ((*flags, "crop=(0.3, 0.4)"), (), (*flags, "method=finetune"), (*flags, "method=scratch")):
+        assert prepared(file, *others).cuts == [None]
     assert f"'scratch' starts at random: of {tmp_path / 'vit'} nothing but the architecture is taken" in caplog.text
 
 
