@@ -51,7 +51,8 @@ def curve(arguments, overrides: list[str]) -> None:
     title = f"{plan.backbone.name} on {plan.dataset.name}"
     report.write(rows, workdir, protocol, title)
     display.show_curve(rows, protocol, workdir)
-    print(compiled.said())
+    for line in filter(None, (compiled.said(), plan.examples.said())):
+        print(line)
     if config.costs:
         _costs(plan, rows, workdir, title)
     if unfinished:

@@ -81,6 +81,11 @@ class Examples:
                 self.read[key] = backbone, self._features(backbone, reads)
             return self.read[key][1]
 
+    def said(self) -> str:
+        """What was read of the rows, and the bytes that it takes on the device."""
+        size = sum(values.nbytes for _, values in self.read.values())
+        return f"Computed once: {size / 2**20:.1f} MiB that frozen layers made of {len(self.rows)} rows" if size else ""
+
     def _features(self, backbone, reads):
         @jax.jit
         def read(tree, inputs):

@@ -16,8 +16,8 @@ from jtransfer.data.coded import take
 from jtransfer.methods import Adapted
 from jtransfer.methods.endings import now
 from jtransfer.objectives import Objective, make_loss
-from jtransfer.objectives.objective import Loss
 from jtransfer.objectives.metrics import METRICS, Metric
+from jtransfer.objectives.objective import Loss
 from jtransfer.optimiser import Optimiser
 from jtransfer.train.phases import Plan, entered
 from jtransfer.train.state import TrainState
