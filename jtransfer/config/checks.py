@@ -78,6 +78,7 @@ TABLES: dict[str, dict[str, Any]] = {
         "templates": several(NAME),
         "crop": either(several(number(above=0, most=1), 2, 2), Kind("empty", lambda x: x in ((), []))),
         "temperature_limit": either(number(least=0, most=0), number(least=1)),
+        "augment": several(NAME),
         "method": NAME,
         "seed": kinds.SEED,
         "batch": BATCH,
@@ -137,8 +138,10 @@ MODEL = {
 
 TASK = {"data": NAME, "objective": NAME, "metrics": several(NAME), "weight": kinds.NOT_NEGATIVE}
 """Which values the keys of one of several tasks may have."""
-OF_ONE_TASK = ("data", "objective", "metrics", "teacher", "source", "smoothing", "mixup")
+OF_ONE_TASK = ("data", "objective", "metrics", "teacher", "source", "augment", "smoothing", "mixup")
 """Keys that a config with several tasks leaves out."""
+OF_ROWS = ("augment",)
+"""Keys of objectives on rows alone."""
 OF_PAIRS = ("towers", "tokenizer", "templates", "crop", "temperature_limit")
 """Keys of contrastive objectives alone."""
 
@@ -264,6 +267,10 @@ def _refuse_unused(command: str, values: Mapping[str, Any]) -> None:
         if objective.reads != "pairs" and (unused := set_among(key for key in OF_PAIRS if key not in read)):
             raise InputError(
                 f"config.{unused[0]} is of contrastive objectives, config.objective is '{text}'; leave it out"
+            )
+        if objective.reads == "pairs" and (unused := set_among(OF_ROWS)):
+            raise InputError(
+                f"config.{unused[0]} is of rows, config.objective '{text}' of pairs; they have config.crop"
             )
         if text == "siglip" and set_among(("temperature_limit",), but=(0,)):
             raise InputError("config.temperature_limit is of objective 'clip'; 'siglip' has none; leave it out")

@@ -85,6 +85,7 @@ def train_defaults() -> dict[str, Any]:
         "templates": (),  # texts with {} for the caption, one drawn each time; empty for the source's own
         "crop": (),  # the least and the largest share of an image's area that is cut out for training, as (0.9, 1.0)
         "temperature_limit": 100.0,  # of "clip": the most that cosines are multiplied by; 0 for none, as "siglip" has
+        "augment": (),  # of images, as ("inception_crop(224)", "flip", "randaugment(2, 9)"): see docs/data.md
         "method": "scratch",
         "seed": 0,
         "batch": 256,

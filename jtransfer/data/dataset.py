@@ -41,6 +41,7 @@ class Context:
             process that reads it.
         templates: Texts with `{}` for the caption; empty for the source's own.
         crop: The least and the largest share of an image's area that is cut out; empty for whole images.
+        augment: What is done to images at random, as `augment.parse` gives it; empty for images as they are.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Context:
     share: np.ndarray | slice = field(default_factory=lambda: slice(None))
     templates: tuple[str, ...] = ()
     crop: tuple[float, ...] = ()
+    augment: tuple[Callable, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

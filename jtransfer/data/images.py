@@ -7,7 +7,7 @@ they are normalised, are off by less than one.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -180,6 +180,11 @@ class Processor:
 
         each(fill, range(len(images)), images)
         return {"pixel_values": pixels}
+
+    @property
+    def square(self) -> "Processor":
+        """The processor for parts of images: these are resized, whatever their aspect ratio."""
+        return replace(self, steps=(Fixed(*self.shape[:2]),))
 
     @property
     def scale(self) -> Scale:

@@ -13,6 +13,7 @@ from functools import partial
 import numpy as np
 
 from jtransfer import expressions, files, kinds
+from jtransfer.data import augment as augmentations
 from jtransfer.data import folder, lines, marked, marks, npz, pairs, streams, tfds, users
 from jtransfer.data.dataset import CLASSES, Context, Dataset, Images, Lazy, check_targets, fingerprint
 from jtransfer.data.pairs import PairStream
@@ -127,6 +128,7 @@ def open_stream(
     share: np.ndarray | slice = slice(None),
     data_dir: str = "",
     reads: Sequence[str] = CLASSES,
+    augment: Sequence[str] = (),
 ) -> Stream:
     """Open a source of batches of `batch` examples: a stream, or the pool of a dataset.
 
@@ -137,12 +139,14 @@ def open_stream(
         share: Positions in each batch that this process reads; see `Context`.
         data_dir: Where prepared datasets lie; empty for the environment's `TFDS_DATA_DIR`, or TFDS's own directory.
         reads: What the data must have; see `Context`.
+        augment: What is done to images at random, as `augment.parse` takes it.
 
     Raises:
-        InputError: an unknown name, data that cannot be read or have nothing of what `reads` asks for, a stream of
-            pairs, or damaged rows.
+        InputError: an unknown name or augmentation, data that cannot be read or have nothing of what `reads` asks for,
+            a stream of pairs, damaged rows, or data that cannot be augmented.
     """
-    context = Context(name, tuple(reads), _directory(data_dir), batch, seed, share)
+    drawn = augmentations.parse(augment)
+    context = Context(name, tuple(reads), _directory(data_dir), batch, seed, share, augment=drawn)
     found = _read(context, [*STREAMED, *_texts(reads)])
     if isinstance(found, PairStream):
         raise InputError(f"config.data: {name} is a stream of pairs; expected {' or '.join(reads)}")

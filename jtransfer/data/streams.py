@@ -169,18 +169,27 @@ def of_dataset(dataset: Dataset, context: Context) -> Stream:
     """The pool of a dataset in shuffled epochs, and its test rows. The cursor is the number of the step.
 
     Raises:
-        InputError: damaged rows.
+        InputError: damaged rows, or texts that are to be augmented.
     """
     check_whole(dataset, np.concatenate([dataset.pool, dataset.test]))
+    if context.augment and dataset.kind != "image":
+        raise InputError(f"config.augment is of images, {dataset.name} holds {dataset.kind}s; leave it out")
+    positions = np.arange(context.batch)[context.share]
 
     def after(step):
-        for number, rows in enumerate(epochs(dataset.pool, context.batch, context.seed, step), step + 1):
+        for number, rows in enumerate(epochs(dataset.pool, context.batch, context.seed, step), step):
             own = rows[context.share]
-            yield {"inputs": Rows(dataset.inputs, own), "labels": dataset.labels[own]}, number
+            inputs = Rows(dataset.inputs, own)
+            if context.augment:
+                from jtransfer.data.augment import Augmented
+
+                inputs = Augmented(inputs, context.augment, context.seed, number * context.batch + positions)
+            yield {"inputs": inputs, "labels": dataset.labels[own]}, number + 1
 
     held_out = ("test", Rows(dataset.inputs, dataset.test), dataset.labels[dataset.test])
     about = {"fingerprint": fingerprint(dataset), "metric": dataset.metric}
-    about |= {"rows": dataset.pool, "pool": (Rows(dataset.inputs, dataset.pool), dataset.labels[dataset.pool])}
+    about |= {"rows": None if context.augment else dataset.pool}
+    about |= {"pool": (Rows(dataset.inputs, dataset.pool), dataset.labels[dataset.pool])}
     return Stream(dataset.name, dataset.classes, dataset.kind, dataset.inputs, after, held_out, **about)
 
 
@@ -261,6 +270,8 @@ def glyphs(rest: str, context: Context, first: int = 0) -> Stream:
 
     from jtransfer.data import glyphs
 
+    if context.augment:
+        raise InputError(f"config.augment: {context.name} warps each character anew by itself; leave it out")
     train, validation = glyphs.bases("train"), glyphs.bases("validation")
     classes = np.arange(first, len(glyphs.CLASSES))
     images, labels = glyphs.examples(validation, jax.random.key(0), np.arange(2048), classes)

@@ -44,11 +44,19 @@ class Pictures:
         make: From images to `pixel_values`.
         scale: The values that `make` gives bytes, if its results are values of bytes; None if they never are.
         identity: A text that differs wherever `make` gives some image other values.
+        square: From parts of images to `pixel_values`: they are resized, whatever their aspect ratio. None where `make`
+            does so.
     """
 
     make: Callable[[Any], Arrays]
     scale: Scale | None = None
     identity: str = ""
+    square: Callable[[Any], Arrays] | None = None
+
+    @property
+    def of_parts(self) -> "Pictures":
+        """What makes `pixel_values` of images that were cut out of others at random."""
+        return Pictures(self.square or self.make)
 
     def __call__(self, images: Any) -> Arrays:
         """`pixel_values` `[n, height, width, channels]` of n images."""
@@ -281,7 +289,7 @@ def through(processor: Any) -> Pictures:
             images = np.clip(np.asarray(images) * 255, 0, 255).round().astype(np.uint8)
         return processor(images)
 
-    return Pictures(prepare, processor.scale, repr(processor))
+    return Pictures(prepare, processor.scale, repr(processor), getattr(processor, "square", None))
 
 
 def _for_images(backbone: Backbone, data: Any) -> Prepare:

@@ -1,6 +1,5 @@
 """What a dual encoder for pairs starts from: a checkpoint, towers of other checkpoints, or random leaves."""
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -171,8 +170,7 @@ def _images(preprocessor, crop, stream, module, source):
     processor = images.processor(values, "CLIPImageProcessor", shape)
 
     pixels = through(processor)
-    square = dataclasses.replace(processor, steps=(images.Fixed(*shape[:2]),))
-    return pixels, Pictures(square) if crop else pixels, processor.values
+    return pixels, pixels.of_parts if crop else pixels, processor.values
 
 
 def _kept(source):

@@ -57,7 +57,7 @@ def about(task: Task, cuts: Sequence[cut.Cut | None]) -> list[str]:
     ]
 
 
-class Known:
+class Activations:
     """What lies before a cut, of every row that is trained on. Call it with `Rows` of the inputs of the stream.
 
     Attributes:
@@ -80,7 +80,7 @@ class Known:
         return found | {name: inputs[name] for name in self.reads}
 
 
-def read(task: Task, phase: Adapted, one: cut.Cut, base: Tree, batch: int, mesh: Mesh) -> Known:
+def read(task: Task, phase: Adapted, one: cut.Cut, base: Tree, batch: int, mesh: Mesh) -> Activations:
     """Compute what lies before a cut.
 
     Args:
@@ -94,7 +94,7 @@ def read(task: Task, phase: Adapted, one: cut.Cut, base: Tree, batch: int, mesh:
     first = jax.jit(cut.before(phase, one), out_shardings=sharding.everywhere(mesh))
     stream, prepare = task.data.stream, task.data.prepare
     inputs = Rows(stream.inputs, stream.rows)
-    return Known(one, stream, prepare, of_all(lambda x, _: first(base, x), inputs, prepare, batch, mesh))
+    return Activations(one, stream, prepare, of_all(lambda x, _: first(base, x), inputs, prepare, batch, mesh))
 
 
 def _names(stream, prepare):

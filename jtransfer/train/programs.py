@@ -10,7 +10,7 @@ from jtransfer.methods.endings import BEGAN, now
 from jtransfer.methods.fisher import FISHER
 from jtransfer.objectives import make_loss
 from jtransfer.train import known
-from jtransfer.train.known import Known
+from jtransfer.train.known import Activations
 from jtransfer.train.phases import entered, parts
 from jtransfer.train.runs import Run
 from jtransfer.train.state import TrainState, state_shardings
@@ -44,7 +44,7 @@ class Programs:
         self.keys = jax.random.split(jax.random.key(run.schedule.seed))
         self.held: Tree = {}
         self.solved: dict[str, float] = {}
-        self.known: dict[int, Known] = {}
+        self.known: dict[int, Activations] = {}
         self.layouts: dict[int, TrainState] = {}
         self.step, self.evaluate = lru_cache(self._step), lru_cache(self._evaluate)
 

@@ -166,5 +166,7 @@ def _modules(config, stream) -> dict[str, str]:
         found |= expressions.modules(section.objective, "objective")
         for name in section.metrics:
             found |= expressions.modules(name, "metric")
+        for name in () if stream or config.tasks else config.augment:
+            found |= expressions.modules(name, "augmentation")
         found |= {} if stream else sources.modules(section.data)
     return found

@@ -147,8 +147,10 @@ def _of_rows(config, settings, mesh, stream) -> Task:
         part = names.images if method.names else whole
         from_source = names.source(config.source, config.source_dir or config.data_dir, part, config.load)
 
+    drawn = prepare.of_parts if config.augment else prepare
+
     def ready(batch, make=None):
-        inputs, found = batch["inputs"], _ready(make or partial(_prepared, prepare), labels, batch)
+        inputs, found = batch["inputs"], _ready(make or partial(_prepared, drawn), labels, batch)
         for read in taught.values():
             found |= read(inputs, np.arange(len(inputs)))
         return found
@@ -242,7 +244,8 @@ def _in_task(name: str) -> Iterator[None]:
 
 def _opened(config, data, objective, mesh) -> Stream:
     every = tuple(dict.fromkeys((objective.reads, *LABELS, *KINDS)))
-    return open_stream(data, config.batch, config.seed, sharding.rows(mesh, config.batch), config.data_dir, every)
+    own = sharding.rows(mesh, config.batch)
+    return open_stream(data, config.batch, config.seed, own, config.data_dir, every, config.augment)
 
 
 def _backbone(config, stream, tower=True):

@@ -80,7 +80,7 @@ def test_a_mask_comes_with_what_was_computed(file, bert, reviews):
     run = prepared(file, "data=tfds:reviews", f"data_dir={reviews}", f"backbone={bert}", "batch=4", "method=probe")
     (one,), stream, prepare = run.cuts, run.task.data.stream, run.task.data.prepare
     values = np.arange(len(stream.rows))[:, None]
-    masked = known.Known(replace(one, reads=("attention_mask", "pixel_values")), stream, prepare, values)
+    masked = known.Activations(replace(one, reads=("attention_mask", "pixel_values")), stream, prepare, values)
     rows = Rows(stream.inputs, stream.rows[[3, 1]])
     found = masked(rows)
     np.testing.assert_array_equal(found.pop(one.place), [[3], [1]])
@@ -93,6 +93,7 @@ def test_a_mask_comes_with_what_was_computed(file, bert, reviews):
     [
         (("steps=8",), "each row is read once"),
         (("mixup=0.2",), "inputs are mixed anew"),
+        (("augment=random_crop(8, padding=1)",), "images are cut anew"),
         (("method=finetune",), "every leaf learns"),
         (("data=glyphs",), "characters are warped anew"),
         (("method=lora",), "the first block learns"),

@@ -262,6 +262,22 @@ def get_config():
 """
 
 
+def test_augmented_images_train_and_go_on_bit_identically_and_are_measured_whole(file, goes_on, tmp_path):
+    flags = (
+        "augment=random_resized_crop(8, scale=(0.5, 1.0)),flip",
+        "accumulate=1",
+        "ema=0",
+        "steps=20",
+        "log_every=5",
+    )
+    whole = loop.train(prepared(file, *flags), tmp_path / "whole", lambda row, speed: None)
+    goes_on(lambda: prepared(file, *flags), 15, tmp_path / "whole")
+    (batch, _), (again, _) = (next(prepared(file, *flags).task.data.stream.batches(7)) for _ in range(2))
+    rows = np.arange(8)
+    np.testing.assert_array_equal(batch["inputs"][rows], again["inputs"][rows])
+    assert {*whole[-1]} >= {"loss", "test_loss"}
+
+
 def test_texts_train_a_text_backbone_that_keeps_its_tokenizer_and_goes_on_bit_identically(reviews, bert, tmp_path):
     (tmp_path / "train.py").write_text(TEXTS)
     flags = (f"--config.backbone={bert}", f"--config.data_dir={reviews}", "--config.steps=4")

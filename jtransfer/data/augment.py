@@ -1,0 +1,379 @@
+"""Random changes of images, by name: what training sees of a picture each time that it comes.
+
+    augment = ("inception_crop(224)", "flip", "randaugment(layers=2, magnitude=9)")
+
+Each is a small frozen dataclass, called with a PIL image and a generator of random numbers, whose draws follow from the
+seed and the place of the example in the whole of training alone: neither processes nor threads change them. What is
+drawn, and what is then done to pixels, is as in torchvision's operations on PIL images, or in those of big_vision where
+a docstring says so; the numbers drawn are others.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageOps
+
+from jtransfer import expressions, kinds
+from jtransfer.data.pictures import to_pil
+from jtransfer.errors import InputError
+
+Picture = Image.Image
+Random = np.random.Generator
+
+FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+SIDE = kinds.whole(1, 16384)
+SHARES = kinds.several(kinds.number(above=0, most=1), 2, 2)
+RATIOS = kinds.several(kinds.POSITIVE, 2, 2)
+CHANCE = kinds.number(least=0, most=1)
+
+
+def _checked(augmentation: Any, **expected: kinds.Kind) -> None:
+    for name, kind in expected.items():
+        kinds.check(getattr(augmentation, name), kind, f"augment: {name} of {type(augmentation).__name__}")
+
+
+@dataclass(frozen=True)
+class RandomResizedCrop:
+    """A part of the image, resized to a square: of a random share of the area and a random aspect ratio.
+
+    The share is uniform, the ratio uniform in its logarithm. After ten draws that do not fit into the image its largest
+    centred part within the ratios is taken (Szegedy et al. 2014, arXiv:1409.4842).
+
+    Attributes:
+        size: Side of the result, in pixels.
+        scale: The least and the largest share of the area.
+        ratio: The least and the largest ratio of width and height.
+        resample: "nearest", "bilinear" or "bicubic".
+    """
+
+    size: int
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    resample: str = "bilinear"
+
+    def __post_init__(self):
+        _checked(self, size=SIDE, scale=SHARES, ratio=RATIOS, resample=kinds.choice(*FILTERS))
+        for name in ("scale", "ratio"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise InputError(f"augment: {name} of RandomResizedCrop: expected the least first, found {(low, high)}")
+
+    def __call__(self, image: Picture, draws: Random) -> Picture:
+        """The part, resized."""
+        left, top, width, height = self.box(image.width, image.height, draws)
+        part = image.crop((left, top, left + width, top + height))
+        return part.resize((self.size, self.size), FILTERS[self.resample])
+
+    def box(self, width: int, height: int, draws: Random) -> tuple[int, int, int, int]:
+        """Left, top, width and height of the part of an image of this width and height."""
+        low, high = map(math.log, self.ratio)
+        for _ in range(10):
+            area = width * height * draws.uniform(*self.scale)
+            ratio = math.exp(draws.uniform(low, high))
+            wide, tall = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < wide <= width and 0 < tall <= height:
+                return int(draws.integers(width - wide + 1)), int(draws.integers(height - tall + 1)), wide, tall
+        ratio = min(max(width / height, self.ratio[0]), self.ratio[1])
+        wide, tall = min(width, round(height * ratio)), min(height, round(width / ratio))
+        return (width - wide) // 2, (height - tall) // 2, wide, tall
+
+
+def inception_crop(size: int, area: tuple[float, float] = (0.05, 1.0)) -> RandomResizedCrop:
+    """`RandomResizedCrop` with the shares of area of big_vision's `inception_crop`, from 5% on, and its ratios."""
+    return RandomResizedCrop(size, tuple(area))
+
+
+@dataclass(frozen=True)
+class ResizeSmall:
+    """Resize so that the shorter side has `size` pixels, as big_vision's `resize_small`."""
+
+    size: int
+    resample: str = "bilinear"
+
+    def __post_init__(self):
+        _checked(self, size=SIDE, resample=kinds.choice(*FILTERS))
+
+    def __call__(self, image: Picture, draws: Random) -> Picture:
+        """The image, resized."""
+        short = min(image.size)
+        wide, tall = (max(1, round(side * self.size / short)) for side in image.size)
+        return image.resize((wide, tall), FILTERS[self.resample])
+
+
+@dataclass(frozen=True)
+class Resize:
+    """Resize to a square of `size` pixels a side, whatever the aspect ratio."""
+
+    size: int
+    resample: str = "bilinear"
+
+    def __post_init__(self):
+        _checked(self, size=SIDE, resample=kinds.choice(*FILTERS))
+
+    def __call__(self, image: Picture, draws: Random) -> Picture:
+        """The image, resized."""
+        return image.resize((self.size, self.size), FILTERS[self.resample])
+
+
+@dataclass(frozen=True)
+class RandomCrop:
+    """A random square of `size` pixels a side, after `padding` black pixels were put on each side of the image."""
+
+    size: int
+    padding: int = 0
+
+    def __post_init__(self):
+        _checked(self, size=SIDE, padding=kinds.whole(0, 16384))
+
+    def __call__(self, image: Picture, draws: Random) -> Picture:
+        """The square; of an image that is smaller, padded with black further."""
+        image = ImageOps.expand(image, self.padding)
+        short = [max(0, self.size - side) for side in image.size]
+        image = ImageOps.expand(image, (short[0] // 2, short[1] // 2, -(-short[0] // 2), -(-short[1] // 2)))
+        left, top = (int(draws.integers(side - self.size + 1)) for side in image.size)
+        return image.crop((left, top, left + self.size, top + self.size))
+
+
+@dataclass(frozen=True)
+class Flip:
+    """Mirror the image, left to right, with a probability."""
+
+    probability: float = 0.5
+
+    def __post_init__(self):
+        _checked(self, probability=CHANCE)
+
+    def __call__(self, image: Picture, draws: Random) -> Picture:
+        """The image or its mirror image."""
+        return ImageOps.mirror(image) if draws.random() < self.probability else image
+
+
+@dataclass(frozen=True)
+class ColorJitter:
+    """Change brightness, contrast, saturation and hue by random factors, in a random order.
+
+    Factors are uniform between 1 - x and 1 + x, not below 0; the hue moves by a uniform share of the circle of colours
+    between -hue and hue.
+    """
+
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+
+    def __post_init__(self):
+        amounts = dict.fromkeys(("brightness", "contrast", "saturation"), kinds.NOT_NEGATIVE)
+        _checked(self, **amounts, hue=kinds.number(least=0, most=0.5))
+
+    def __call__(self, image: Picture, draws: Random) -> Picture:
+        """The image in other colours."""
+        for which in draws.permutation(4):
+            if which == 3:
+                image = hue(image, draws.uniform(-self.hue, self.hue)) if self.hue else image
+            elif x := (self.brightness, self.contrast, self.saturation)[which]:
+                name = ("Brightness", "Contrast", "Color")[which]
+                image = getattr(ImageEnhance, name)(image).enhance(draws.uniform(max(0.0, 1 - x), 1 + x))
+        return image
+
+
+def hue(image: Picture, share: float) -> Picture:
+    """An image whose hue is moved by a share of the circle of colours; a grey one as it is."""
+    if image.mode == "L":
+        return image
+    channels = [*image.convert("HSV").split()]
+    moved = np.asarray(channels[0]) + np.int32(share * 255).astype(np.uint8)
+    return Image.merge("HSV", (Image.fromarray(moved), *channels[1:])).convert(image.mode)
+
+
+def _affine(image, matrix):
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST)
+
+
+def _enhanced(name):
+    return lambda image, amount: getattr(ImageEnhance, name)(image).enhance(1 + amount)
+
+
+OPERATIONS: dict[str, Callable[[Picture, float], Picture]] = {
+    "Identity": lambda image, amount: image,
+    "ShearX": lambda image, amount: _affine(image, (1, amount, 0, 0, 1, 0)),
+    "ShearY": lambda image, amount: _affine(image, (1, 0, 0, amount, 1, 0)),
+    "TranslateX": lambda image, amount: _affine(image, (1, 0, -int(amount), 0, 1, 0)),
+    "TranslateY": lambda image, amount: _affine(image, (1, 0, 0, 0, 1, -int(amount))),
+    "Rotate": lambda image, amount: image.rotate(amount, Image.Resampling.NEAREST),
+    "Brightness": _enhanced("Brightness"),
+    "Color": _enhanced("Color"),
+    "Contrast": _enhanced("Contrast"),
+    "Sharpness": _enhanced("Sharpness"),
+    "Posterize": lambda image, amount: ImageOps.posterize(image, int(amount)),
+    "Solarize": lambda image, amount: ImageOps.solarize(image, amount),
+    "AutoContrast": lambda image, amount: ImageOps.autocontrast(image),
+    "Equalize": lambda image, amount: ImageOps.equalize(image),
+    "Invert": lambda image, amount: ImageOps.invert(image),
+}
+"""What RandAugment and AutoAugment do to an image, by an amount: of slope, pixels, degrees, factor less 1, or bits."""
+
+SIGNED = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast", "Sharpness")
+"""Operations whose amount is negated half of the time."""
+
+COLOURLESS = ("Invert",)
+"""Operations of AutoAugment that RandAugment does not draw."""
+
+
+def amount(name: str, level: float, size: tuple[int, int]) -> float:
+    """The amount of an operation at a level from 0 to 1, for an image of this width and height.
+
+    Translations are by up to 150 of 331 parts of the side; the paper's images had 331 pixels.
+    """
+    most = {"Rotate": 30.0, "ShearX": 0.3, "ShearY": 0.3}
+    most |= {"TranslateX": 150 / 331 * size[0], "TranslateY": 150 / 331 * size[1]}
+    most |= dict.fromkeys(("Brightness", "Color", "Contrast", "Sharpness"), 0.9)
+    if name == "Posterize":
+        return 8 - round(4 * level)
+    if name == "Solarize":
+        return 255 - 255 * level
+    return most.get(name, 0.0) * level
+
+
+@dataclass(frozen=True)
+class RandAugment:
+    """RandAugment (Cubuk et al. 2019, arXiv:1909.13719): some operations, each drawn from all, at one level.
+
+    Attributes:
+        layers: Number of operations that are done, one after another.
+        magnitude: The level, a number from 0 to 30.
+    """
+
+    layers: int = 2
+    magnitude: int = 9
+
+    def __post_init__(self):
+        _checked(self, layers=kinds.whole(0, 100), magnitude=kinds.whole(0, 30))
+
+    def __call__(self, image: Picture, draws: Random) -> Picture:
+        """The image after the operations."""
+        names = [name for name in OPERATIONS if name not in COLOURLESS]
+        for _ in range(self.layers):
+            name = names[draws.integers(len(names))]
+            image = _signed(image, name, self.magnitude / 30, draws)
+        return image
+
+
+def _signed(image, name, level, draws):
+    """An operation at a level, its amount negated half of the time where it has a sign."""
+    sign = -1 if name in SIGNED and draws.random() < 0.5 else 1
+    return OPERATIONS[name](image, sign * amount(name, level, image.size))
+
+
+IMAGENET: tuple[tuple[tuple[str, float, float], tuple[str, float, float]], ...] = (
+    (("Posterize", 0.4, 8), ("Rotate", 0.6, 9)),
+    (("Solarize", 0.6, 5), ("AutoContrast", 0.6, 0)),
+    (("Equalize", 0.8, 0), ("Equalize", 0.6, 0)),
+    (("Posterize", 0.6, 7), ("Posterize", 0.6, 6)),
+    (("Equalize", 0.4, 0), ("Solarize", 0.2, 4)),
+    (("Equalize", 0.4, 0), ("Rotate", 0.8, 8)),
+    (("Solarize", 0.6, 3), ("Equalize", 0.6, 0)),
+    (("Posterize", 0.8, 5), ("Equalize", 1.0, 0)),
+    (("Rotate", 0.2, 3), ("Solarize", 0.6, 8)),
+    (("Equalize", 0.6, 0), ("Posterize", 0.4, 6)),
+    (("Rotate", 0.8, 8), ("Color", 0.4, 0)),
+    (("Rotate", 0.4, 9), ("Equalize", 0.6, 0)),
+    (("Equalize", 0.0, 0), ("Equalize", 0.8, 0)),
+    (("Invert", 0.6, 0), ("Equalize", 1.0, 0)),
+    (("Color", 0.6, 4), ("Contrast", 1.0, 8)),
+    (("Rotate", 0.8, 8), ("Color", 1.0, 2)),
+    (("Color", 0.8, 8), ("Solarize", 0.8, 7)),
+    (("Sharpness", 0.4, 7), ("Invert", 0.6, 0)),
+    (("ShearX", 0.6, 5), ("Equalize", 1.0, 0)),
+    (("Color", 0.4, 0), ("Equalize", 0.6, 0)),
+    (("Equalize", 0.4, 0), ("Solarize", 0.2, 4)),
+    (("Solarize", 0.6, 5), ("AutoContrast", 0.6, 0)),
+    (("Invert", 0.6, 0), ("Equalize", 1.0, 0)),
+    (("Color", 0.6, 4), ("Contrast", 1.0, 8)),
+    (("Equalize", 0.8, 0), ("Equalize", 0.6, 0)),
+)
+"""The policy for ImageNet of AutoAugment's appendix: pairs of an operation, its probability and its level of 0 to 9."""
+
+
+@dataclass(frozen=True)
+class AutoAugment:
+    """AutoAugment's policy for ImageNet (Cubuk et al. 2018, arXiv:1805.09501): one of 25 pairs of operations."""
+
+    def __call__(self, image: Picture, draws: Random) -> Picture:
+        """The image after the operations of the pair that are done."""
+        for name, probability, level in IMAGENET[draws.integers(len(IMAGENET))]:
+            if draws.random() < probability:
+                image = _signed(image, name, level / 9, draws)
+        return image
+
+
+AUGMENTATIONS: Mapping[str, Callable[..., Callable[[Picture, Random], Picture]]] = {
+    "random_resized_crop": RandomResizedCrop,
+    "inception_crop": inception_crop,
+    "resize": Resize,
+    "resize_small": ResizeSmall,
+    "random_crop": RandomCrop,
+    "flip": Flip,
+    "color_jitter": ColorJitter,
+    "randaugment": RandAugment,
+    "autoaugment": AutoAugment,
+}
+"""By the name that a config writes; `my_module.function` is one of the user's, which returns such a function."""
+
+
+def parse(texts: Sequence[str]) -> tuple[Callable[[Picture, Random], Picture], ...]:
+    """The augmentations that a config names.
+
+    Args:
+        texts: As `flip` or `random_resized_crop(224)`.
+
+    Raises:
+        InputError: an unknown name, with the nearest, or options that do not fit.
+    """
+    return tuple(
+        expressions.call(expressions.parse(text, "augmentation"), text, "augmentation", AUGMENTATIONS, kind=Callable)()
+        for text in texts
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Augmented:
+    """Images indexed by row numbers, each changed by draws of its own: the same whenever it is asked for.
+
+    Attributes:
+        images: The images as they are: uint8 `[height, width, channels]` of any sizes, or floats from 0 to 1.
+        augmentations: What is done to them, in this order.
+        seed: Of the draws.
+        positions: `[n]`, the place of each image in the whole of training, as a number of examples.
+    """
+
+    images: Any
+    augmentations: tuple[Callable[[Picture, Random], Picture], ...]
+    seed: int
+    positions: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, rows: np.ndarray) -> list[np.ndarray]:
+        found = []
+        for image, position in zip(self.images[rows], self.positions[rows], strict=True):
+            found.append(self._one(image, np.random.default_rng((self.seed, int(position)))))
+        return found
+
+    def _one(self, image, draws):
+        if np.issubdtype(np.asarray(image).dtype, np.floating):
+            image = np.clip(np.asarray(image) * 255, 0, 255).round().astype(np.uint8)
+        channels = image.shape[-1] if np.ndim(image) == 3 else 1
+        if channels not in (1, 3):
+            raise InputError(f"config.augment: an image has {channels} channels; expected 1 or 3")
+        picture = to_pil(image, "to augment", channels)
+        for augmentation in self.augmentations:
+            picture = augmentation(picture, draws)
+        return np.asarray(picture).reshape(picture.height, picture.width, channels)
