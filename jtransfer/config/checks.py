@@ -58,6 +58,7 @@ CURVE = TRANSFER | {
     "steps": whole(1, 10**6),  # the rows of all steps are drawn beforehand
     "smoothing": SHARE,
     "mixup": kinds.NOT_NEGATIVE,
+    "cutmix": kinds.NOT_NEGATIVE,
 }
 PHASES = {"phase_steps": several(STEPS), "phase_rates": several(kinds.POSITIVE)}
 SEARCHED = {"rate": kinds.POSITIVES, "decay": several(kinds.NOT_NEGATIVE, 1), "steps": CURVE["steps"]} | PHASES
@@ -88,6 +89,7 @@ TABLES: dict[str, dict[str, Any]] = {
         "ema": SHARE,
         "smoothing": SHARE,
         "mixup": kinds.NOT_NEGATIVE,
+        "cutmix": kinds.NOT_NEGATIVE,
         "mesh": kinds.AXES,
         "sharding": either(choice("replicated", "fsdp"), several(RULE, 1)),
         "log_every": STEPS,
@@ -138,7 +140,7 @@ MODEL = {
 
 TASK = {"data": NAME, "objective": NAME, "metrics": several(NAME), "weight": kinds.NOT_NEGATIVE}
 """Which values the keys of one of several tasks may have."""
-OF_ONE_TASK = ("data", "objective", "metrics", "teacher", "source", "augment", "smoothing", "mixup")
+OF_ONE_TASK = ("data", "objective", "metrics", "teacher", "source", "augment", "smoothing", "mixup", "cutmix")
 """Keys that a config with several tasks leaves out."""
 OF_ROWS = ("augment",)
 """Keys of objectives on rows alone."""

@@ -51,6 +51,7 @@ def curve_defaults() -> dict[str, Any]:
         "steps": 100,
         "smoothing": 0.0,
         "mixup": 0.0,
+        "cutmix": 0.0,
         "optimiser": _options(Optimiser),
         # What is searched per method; the best on the validation rows is reported. `rate` and `decay` are lists,
         # `steps` overrides the number above. A method without an entry takes that of its family, or `default`.
@@ -97,6 +98,7 @@ def train_defaults() -> dict[str, Any]:
         "ema": 0.0,
         "smoothing": 0.0,
         "mixup": 0.0,
+        "cutmix": 0.0,
         "optimiser": _options(Optimiser),
         "mesh": {"data": -1},  # axes and their sizes; one may be -1 for all devices that are left
         "sharding": "replicated",  # or "fsdp": how leaves lie on the mesh; the batch is split over its first axis

@@ -160,6 +160,7 @@ def prepare(config, dataset: sources.Dataset | None = None) -> Curve:
         source = names_of_classes.source(*place, tower, config.load, config.test_rows)
     examples = Examples(dataset, test, rows, make, tuple(config.shots), chosen, taught, source)
     objectives.check_mixup(config.mixup, examples.example)
+    objectives.check_mixup(config.cutmix, examples.example, "cutmix")
     how = config.steps, config.batch, config.hyper.to_dict(), config.parallel, config.cache
     recipe = trained.Recipe(Optimiser(**config.optimiser), *how)
 

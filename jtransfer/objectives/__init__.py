@@ -51,7 +51,7 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "spans": spans,
 }
 
-SETTINGS = ("smoothing", "mixup")
+SETTINGS = ("smoothing", "mixup", "cutmix")
 """Keys of a config that an objective may have as options."""
 
 OFFERED = {

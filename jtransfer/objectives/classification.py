@@ -1,4 +1,4 @@
-"""What is learned of labels: one class a row, several labels a row, or values; with label smoothing and mixup."""
+"""What is learned of labels: one class a row, several labels, or values; with label smoothing, mixup and CutMix."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,7 +18,7 @@ def linear(architecture: Architecture, outputs: int) -> Head:
     return Head(outputs)
 
 
-def classification(smoothing: float = 0.0, mixup: float = 0.0) -> Objective:
+def classification(smoothing: float = 0.0, mixup: float = 0.0, cutmix: float = 0.0) -> Objective:
     """The mean cross-entropy of logits over a batch `{"inputs": [batch, ...], "labels": [batch]}`.
 
     The inputs are one array, or several by name; the model's outputs have `logits [batch, classes]`.
@@ -27,9 +27,12 @@ def classification(smoothing: float = 0.0, mixup: float = 0.0) -> Objective:
         smoothing: Weight of the uniform distribution in the target (Szegedy et al. 2016, arXiv:1512.00567).
         mixup: Alpha of the Beta distribution from which one weight a batch is drawn; 0 is off
             (Zhang et al. 2018, arXiv:1710.09412). Only numbers can be mixed: `check_mixup`.
+        cutmix: Alpha of the Beta distribution of the share of each image that stays, while a box of its neighbour is
+            put over the rest; 0 is off (Yun et al. 2019, arXiv:1905.04899). Beside mixup, one of the two is done in
+            each step, with equal chances.
 
     Raises:
-        InputError: `smoothing` below 0 or not below 1, or `mixup` below 0 or not finite.
+        InputError: `smoothing` below 0 or not below 1, or `mixup` or `cutmix` below 0 or not finite.
     """
     check(smoothing, SHARE, "smoothing")
 
@@ -39,7 +42,7 @@ def classification(smoothing: float = 0.0, mixup: float = 0.0) -> Objective:
         value = optax.softmax_cross_entropy(logits, targets).mean()
         return value, {"accuracy": jnp.mean(logits.argmax(-1) == labels)}
 
-    return Objective(score, linear, augment=_mix(mixup), measure=measure, metrics=("accuracy",))
+    return Objective(score, linear, augment=_mix(mixup, cutmix), measure=measure, metrics=("accuracy",))
 
 
 def measure(outputs: Outputs, batch: Batch) -> Metrics:
@@ -49,12 +52,13 @@ def measure(outputs: Outputs, batch: Batch) -> Metrics:
     return {"loss": losses, "accuracy": logits.argmax(-1) == labels}
 
 
-def multilabel(smoothing: float = 0.0, mixup: float = 0.0) -> Objective:
+def multilabel(smoothing: float = 0.0, mixup: float = 0.0, cutmix: float = 0.0) -> Objective:
     """The mean binary cross-entropy of every logit over a batch with `labels [batch, classes]` of 0 and 1.
 
     Args:
         smoothing: Weight of 1/2 in each target.
         mixup: As for `classification`.
+        cutmix: As for `classification`.
 
     Raises:
         InputError: as for `classification`.
@@ -68,7 +72,7 @@ def multilabel(smoothing: float = 0.0, mixup: float = 0.0) -> Objective:
     def measure(outputs, batch):
         return {"loss": optax.sigmoid_binary_cross_entropy(outputs["logits"], batch["labels"]).mean(-1)}
 
-    return Objective(score, linear, augment=_mix(mixup), measure=measure, metrics=("map",), reads="labels")
+    return Objective(score, linear, augment=_mix(mixup, cutmix), measure=measure, metrics=("map",), reads="labels")
 
 
 def regression(mixup: float = 0.0) -> Objective:
@@ -93,19 +97,49 @@ def regression(mixup: float = 0.0) -> Objective:
     return Objective(score, linear, augment=_mix(mixup), measure=measure, metrics=("mse",), reads="values")
 
 
-def _mix(mixup: float) -> Callable[[jax.Array, Batch], Batch]:
+def _mix(mixup: float, cutmix: float = 0.0) -> Callable[[jax.Array, Batch], Batch]:
     """What mixes the inputs of each example with those of its neighbour, and notes by how much."""
     check(mixup, NOT_NEGATIVE, "mixup")
+    check(cutmix, NOT_NEGATIVE, "cutmix")
+
+    def blended(key, inputs):
+        weight = jax.random.beta(key, mixup, mixup)
+        return jax.tree.map(lambda x: weight * x + (1 - weight) * jnp.roll(x, 1, axis=0), inputs), weight
+
+    def cut(key, inputs):
+        of_weight, of_place = jax.random.split(key)
+        share = jax.random.beta(of_weight, cutmix, cutmix)
+        _, height, width, _ = inputs["pixel_values"].shape
+        box = _box(of_place, jnp.sqrt(1 - share), height, width)
+        mixed = {name: jnp.where(box[:, :, None], jnp.roll(x, 1, axis=0), x) for name, x in inputs.items()}
+        return mixed, 1 - box.mean()
 
     def augment(key, batch):
-        if not mixup:
+        if not (mixup or cutmix):
             return batch
-        inputs, weight = batch["inputs"], jax.random.beta(key, mixup, mixup)
+        inputs = batch["inputs"]
         check_mixup(mixup, inputs)
-        mixed = jax.tree.map(lambda x: weight * x + (1 - weight) * jnp.roll(x, 1, axis=0), inputs)
+        check_mixup(cutmix, inputs, "cutmix")
+        if mixup and cutmix:
+            which, key = jax.random.split(key)
+            mixed, weight = jax.lax.cond(jax.random.bernoulli(which), blended, cut, key, inputs)
+        else:
+            mixed, weight = blended(key, inputs) if mixup else cut(key, inputs)
         return batch | {"inputs": mixed, "weight": weight}
 
     return augment
+
+
+def _box(key: jax.Array, side: jax.Array, height: int, width: int) -> jax.Array:
+    """A box `[height, width]` of True, with sides of a share of the image's, around any pixel and cut at the border."""
+    centre = jax.random.uniform(key, (2,)) * jnp.array([height, width])
+
+    def along(middle, length):
+        middle, half = jnp.floor(middle), jnp.floor(side * length) // 2
+        places = jnp.arange(length)
+        return (middle - half <= places) & (places < middle + half)
+
+    return along(centre[0], height)[:, None] & along(centre[1], width)
 
 
 def _mixed(batch: Batch, targets: jax.Array) -> jax.Array:
@@ -115,20 +149,24 @@ def _mixed(batch: Batch, targets: jax.Array) -> jax.Array:
     return batch["weight"] * targets + (1 - batch["weight"]) * jnp.roll(targets, 1, axis=0)
 
 
-def check_mixup(mixup: float, inputs: Any) -> None:
-    """Refuse to mix whole numbers, as the ids of tokens are.
+def check_mixup(mixup: float, inputs: Any, what: str = "mixup") -> None:
+    """Refuse to mix whole numbers, as the ids of tokens are, and to cut what is no image.
 
     Args:
         mixup: The option of `classification`.
         inputs: One array or several by name, or their shapes.
+        what: Its name: "mixup" or "cutmix".
 
     Raises:
-        InputError: `mixup` below 0 or not finite, or above 0 with inputs of whole numbers, which it names.
+        InputError: `mixup` below 0 or not finite; or above 0 with inputs of whole numbers, which it names, or, of
+            "cutmix", with others than images.
     """
-    check(mixup, NOT_NEGATIVE, "mixup")
+    check(mixup, NOT_NEGATIVE, what)
     named = inputs if isinstance(inputs, Mapping) else {"inputs": inputs}
     whole = [name for name, x in sorted(named.items()) if not jnp.issubdtype(x.dtype, jnp.floating)]
     if mixup and whole:
         raise InputError(
-            f"mixup is {mixup:g}, but {', '.join(whole)} are whole numbers, which cannot be mixed; set it to 0"
+            f"{what} is {mixup:g}, but {', '.join(whole)} are whole numbers, which cannot be mixed; set it to 0"
         )
+    if mixup and what == "cutmix" and ([*named] != ["pixel_values"] or len(named["pixel_values"].shape) != 4):
+        raise InputError(f"cutmix is {mixup:g}, but the model takes {', '.join(named)}, and no images of one size")

@@ -141,6 +141,7 @@ def _of_rows(config, settings, mesh, stream) -> Task:
     model, params, head = headed(whole, objective, stream.outputs)
     labels, held_out = _labels(prepare, stream)
     objectives.check_mixup(config.mixup, one)
+    objectives.check_mixup(config.cutmix, one, "cutmix")
     taught = teachers.of(config.teacher, stream, method.needs, whole, prepare, config.load.trust)
     from_source = None
     if config.source and not remembered:

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from jtransfer import methods, models
+from jtransfer import methods, models, objectives
 from jtransfer.errors import InputError
 from jtransfer.objectives import classification, make_loss
 from jtransfer.train import Optimiser, TrainState, costs, make_step, predict
@@ -174,6 +174,34 @@ def test_label_smoothing_and_mixup_follow_their_formulas(small, images):
     assert mixed == pytest.approx(float(-(targets * log_probabilities(blended)).sum(1).mean()), rel=1e-5)
 
 
+def test_cutmix_puts_a_box_of_the_neighbour_over_a_share_of_each_image():
+    """The weight is the share that is left, and its mean that of Beta(1, 1) with boxes cut at the border."""
+    images = jnp.broadcast_to(jnp.arange(4.0)[:, None, None, None], (4, 20, 30, 1))
+    batch = {"inputs": {"pixel_values": images}, "labels": jnp.arange(4)}
+    mix = jax.jit(jax.vmap(classification(cutmix=1.0).augment, (0, None)))
+    found = mix(jax.random.split(jax.random.key(0), 500), batch)
+    mixed, weights = found["inputs"]["pixel_values"][..., 0], found["weight"]
+    np.testing.assert_allclose((mixed[:, 2] == 2).mean((1, 2)), weights, atol=1e-6)
+    assert {*np.unique(mixed[:, 2]).tolist()} == {1.0, 2.0}
+    rows, columns = (mixed[:, 2] == 1).any(2).sum(1), (mixed[:, 2] == 1).any(1).sum(1)
+    np.testing.assert_array_equal((mixed[:, 2] == 1).sum((1, 2)), rows * columns)  # one box, the same in each image
+    np.testing.assert_array_equal(mixed[:, 3] == 2, mixed[:, 2] == 1)
+    rng = np.random.default_rng(0)
+    side = np.sqrt(1 - rng.random(200_000))
+    inside = [np.minimum(c + side / 2, 1) - np.maximum(c - side / 2, 0) for c in rng.random((2, len(side)))]
+    assert weights.mean() == pytest.approx(1 - (inside[0] * inside[1]).mean(), abs=0.05)
+
+
+def test_cutmix_beside_mixup_takes_turns():
+    images = jnp.broadcast_to(jnp.arange(2.0)[:, None, None, None], (2, 8, 8, 1))
+    batch = {"inputs": {"pixel_values": images}, "labels": jnp.arange(2)}
+    mix = jax.jit(jax.vmap(classification(mixup=1.0, cutmix=1.0).augment, (0, None)))
+    mixed = mix(jax.random.split(jax.random.key(0), 400), batch)["inputs"]["pixel_values"]
+    blended = np.ptp(mixed[:, 0], axis=(1, 2, 3)) == 0
+    whole = (mixed[:, 0] == 0).all((1, 2, 3)) | (mixed[:, 0] == 1).all((1, 2, 3))
+    assert (blended & ~whole).mean() == pytest.approx(0.5, abs=0.1)
+
+
 NAN = float("nan")
 
 
@@ -190,6 +218,11 @@ NAN = float("nan")
         (lambda: classification(mixup=-1), "mixup: expected a number of at least 0, found -1"),
         (lambda: classification(mixup=float("inf")), "mixup: .*, found inf"),
         (lambda: classification(mixup="0.2"), "mixup: .*, found '0.2'"),
+        (lambda: classification(cutmix=-1), "cutmix: expected a number of at least 0, found -1"),
+        (
+            lambda: objectives.check_mixup(1.0, {"features": jnp.zeros((2, 3))}, "cutmix"),
+            "cutmix is 1, but the model takes features, and no images of one size",
+        ),
         (lambda: classification(smoothing=True), "smoothing: .*, found True"),
     ],
 )
