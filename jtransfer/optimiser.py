@@ -2,8 +2,9 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +19,18 @@ SCHEDULE = choice("cosine", "linear", "constant", "slanted")
 RATIO = 32
 """How many times lower than its peak the rate is at both ends of "slanted"."""
 
+USES = {
+    "adamw": ("b1", "b2", "epsilon"),
+    "sgd": ("momentum",),
+    "lamb": ("b1", "b2", "epsilon"),
+    "lars": ("momentum",),
+    "adafactor": ("momentum",),
+    "muon": ("momentum", "b1", "b2", "epsilon"),
+}
+"""The optimisers, and which of the options that not all have each of them reads."""
+
 KINDS = {
-    "name": choice("adamw", "sgd"),
+    "name": choice(*USES),
     "rate": POSITIVE,
     "schedule": SCHEDULE,
     "schedules": several(
@@ -45,7 +56,12 @@ class Optimiser:
     """The options of an optimiser.
 
     Attributes:
-        name: "adamw" (Loshchilov & Hutter 2019, arXiv:1711.05101) or "sgd" (with momentum).
+        name: "adamw" (Loshchilov & Hutter 2019, arXiv:1711.05101) or "sgd" (with momentum); for large batches "lamb"
+            (You et al. 2020, arXiv:1904.00962) or "lars" (You et al. 2017, arXiv:1708.03888), whose updates are as long
+            as the leaf, where it decays, or a thousandth of it; "adafactor", as big_vision has it (Zhai et al. 2022,
+            arXiv:2106.04560, section 3.4): second moments of large kernels by rows and columns, the first in bfloat16;
+            or "muon" (Jordan et al. 2024) on kernels of two axes within the model, at the root mean square of an update
+            of AdamW (Liu et al. 2025, arXiv:2502.16982), and AdamW on all other leaves.
         rate: Peak learning rate; a leaf learns at this times its own rate.
         schedule: "cosine" or "linear" from the peak to 0, or "constant", after the warmup: of w steps, step i = 1..w
             learns at i/w of the peak. "slanted" rises from 1/32 of the peak to it in the warmup, of at least one step,
@@ -53,13 +69,14 @@ class Optimiser:
         schedules: Schedules of some leaves, as pairs of a pattern of whole paths and a schedule; the first that matches
             decides, `schedule` is that of all others.
         warmup: Length of the warmup in steps; below 1, as a share of all steps.
-        decay: Weight decay; decoupled from the gradient for "adamw", added to it for "sgd".
+        decay: Weight decay; added to the gradient for "sgd" and "lars", decoupled from it for all others. It is
+            multiplied by the rate: what is 0.0001 in big_vision, at a rate of 0.001, is 0.1 here.
         no_decay: Pattern of the whole paths of leaves that do not decay.
         clip: Largest global norm of the gradient; 0 does not clip.
-        momentum: Decay of the sum of gradients of "sgd".
-        b1: Decay of the first moment of "adamw".
-        b2: Decay of the second moment of "adamw".
-        epsilon: What "adamw" adds to the root of the second moment.
+        momentum: Decay of the sum of gradients of "sgd" and "lars", of the first moment of "adafactor" and "muon".
+        b1: Decay of the first moment of Adam: of "adamw", "lamb" and the leaves that "muon" leaves to it.
+        b2: Decay of its second moment.
+        epsilon: What it adds to the root of the second moment.
 
     Raises:
         InputError: an option that is not of its kind in `KINDS`.
@@ -165,18 +182,57 @@ class Optimiser:
         weight_decay = optax.add_decayed_weights(decay, mask=decays)
         ages = {path: str((since or {}).get(path, 0)) for path in groups}
 
-        def adam():
-            each = {age: optax.scale_by_adam(self.b1, self.b2, self.epsilon) for age in sorted(set(ages.values()))}
+        def aged(make):
+            each = {age: make() for age in sorted(set(ages.values()))}
             return optax.partition(each, ages) if len(each) > 1 else next(iter(each.values()))
 
+        adam = partial(optax.scale_by_adam, self.b1, self.b2, self.epsilon)
+        momentum = optax.trace(self.momentum)
+        by_group = optax.partition({group: descend(group) for group in set(groups.values())}, groups)
         rule = {
-            "adamw": lambda: (adam(), weight_decay),
-            "sgd": lambda: (weight_decay, optax.trace(self.momentum)),
+            "adamw": lambda: (aged(adam), weight_decay, by_group),
+            "sgd": lambda: (weight_decay, momentum, by_group),
+            "lamb": lambda: (aged(adam), weight_decay, optax.masked(optax.scale_by_trust_ratio(), decays), by_group),
+            "lars": lambda: (weight_decay, optax.masked(_THOUSANDTH, decays), by_group, momentum),
+            "adafactor": lambda: (aged(partial(_adafactor, self.momentum)), weight_decay, by_group),
+            "muon": lambda: (aged(lambda: _muon(self.momentum, adam)), weight_decay, by_group),
         }[self.name]()
         clip = (optax.clip_by_global_norm(self.clip),) if self.clip else ()
-        by_group = optax.partition({group: descend(group) for group in set(groups.values())}, groups)
         kept = {path: limits[path] for path in groups if path in (limits or {})}
-        return optax.chain(*clip, *rule, by_group, *((_within(kept),) if kept else ()))
+        return optax.chain(*clip, *rule, *((_within(kept),) if kept else ()))
+
+
+_THOUSANDTH = optax.scale_by_trust_ratio(trust_coefficient=0.001)
+
+INSIDE = re.compile(r"(?!(.*/)?(head|patch|word)/).*kernel")
+"""Paths of kernels within a model: none of a head, and none that embeds patches or words."""
+
+
+def _adafactor(momentum: float) -> optax.GradientTransformation:
+    """Adafactor with big_vision's changes: decay of the second moment up to 0.999, no scaling by the size of a leaf."""
+
+    def decay_at(count, power):
+        return jnp.minimum(0.999, 1.0 - (count.astype(jnp.float32) + 1.0) ** -power)
+
+    by_rows = optax.scale_by_factored_rms(decay_rate=0.8, min_dim_size_to_factor=32, decay_rate_fn=decay_at)
+    return optax.chain(by_rows, optax.ema(momentum, debias=False, accumulator_dtype=jnp.bfloat16))
+
+
+def _muon(momentum: float, adam: Callable[[], optax.GradientTransformation]) -> optax.GradientTransformation:
+    """Orthogonalised updates, 0.2 times the root of the longer side, of kernels inside; those of Adam of others."""
+
+    def lengthened(updates):
+        return jax.tree.map(lambda x: 0.2 * math.sqrt(max(x.shape)) * x, updates)
+
+    def which(leaves):
+        return {path: "muon" if INSIDE.fullmatch(path) and jnp.ndim(x) == 2 else "adam" for path, x in leaves.items()}
+
+    def axes(leaves):  # the first goes in and the last comes out
+        return jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(), leaves)
+
+    orthogonal = optax.contrib.scale_by_muon(beta=momentum, weight_dimension_numbers=axes)
+    each = {"muon": optax.chain(orthogonal, optax.stateless(lambda x, _: lengthened(x))), "adam": adam()}
+    return optax.partition(each, which)
 
 
 def _within(limits: Mapping[str, tuple[float, float]]) -> optax.GradientTransformation:

@@ -281,10 +281,11 @@ def _refuse_unused(command: str, values: Mapping[str, Any]) -> None:
     if values.get("source_dir") and not values["source"]:
         raise InputError("config.source_dir is of config.source, which names no source; leave it out")
     if "optimiser" in values:
-        of = {"adamw": ("momentum",), "sgd": ("b1", "b2", "epsilon")}
+        from jtransfer.optimiser import USES
+
         name = values["optimiser"].get("name", "adamw")
-        if unused := set_among(of[name], "optimiser"):
-            other = next(other for other in of if other != name)
+        if unused := set_among(sorted({key for keys in USES.values() for key in keys} - {*USES[name]}), "optimiser"):
+            other = next(other for other, keys in USES.items() if unused[0] in keys)
             raise InputError(
                 f"config.optimiser.{unused[0]} is of '{other}', config.optimiser.name is '{name}'; leave it out"
             )

@@ -1,6 +1,6 @@
 """How long each phase of a method lasts, and what is carried from one to the next."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -113,38 +113,42 @@ def entered(
     return TrainState(state.step, trainable, own, moments, state.key), kept, frozen
 
 
+MOMENTS = (optax.ScaleByAdamState, optax.TraceState, optax.FactoredState, optax.EmaState, optax.contrib.MuonState)
+"""What optimisers keep of each leaf by its path, and how many steps it has learned."""
+
+
 def carried(new: optax.OptState, old: optax.OptState) -> optax.OptState:
     """The state `new` of an optimiser, with the moments and step counts that the state `old` has of its leaves.
 
-    Moments are those of Adam and the trace of momentum; a leaf that `old` does not have keeps what `new` has.
+    A leaf that `old` does not have keeps what `new` has.
     """
-    kinds = (optax.ScaleByAdamState, optax.TraceState)
 
     def is_moments(x):
-        return isinstance(x, kinds)
+        return isinstance(x, MOMENTS)
 
     def of(tree):
         return {path: leaf for path, leaf in tree.items() if not isinstance(leaf, optax.MaskedNode)}
 
-    before: dict[str, dict[str, Any]] = {}
+    def moments(state):
+        return {name: of(value) for name, value in state._asdict().items() if isinstance(value, Mapping)}
+
+    before: dict[tuple[type, str], dict[str, Any]] = {}
     for state in filter(is_moments, jax.tree.leaves(old, is_leaf=is_moments)):
-        for name, value in state._asdict().items():
-            if name == "count":
-                before.setdefault(name, {}).update(dict.fromkeys(of(state.mu), value))
-            else:
-                before.setdefault(name, {}).update(of(value))
+        for name, own in moments(state).items():
+            before.setdefault((type(state), name), {}).update(own)
+            counts = dict.fromkeys(own, getattr(state, "count", None))
+            before.setdefault((type(state), "count"), {}).update(counts)
 
     def carry(state):
         if not is_moments(state):
             return state
-        values = state._asdict()
-        for name in values.keys() - {"count"}:
-            known = before.get(name, {})
-            values[name] = values[name] | {path: known[path] for path in of(values[name]) if path in known}
-        if "count" in values:
-            counts = [before["count"][path] for path in of(state.mu) if path in before.get("count", {})]
-            values["count"] = counts[0] if counts else values["count"]
-        return type(state)(**values)
+        known = {name: before.get((type(state), name), {}) for name in state._fields}
+        found = {}
+        for name, own in moments(state).items():
+            found[name] = getattr(state, name) | {path: known[name][path] for path in own if path in known[name]}
+            if counts := [known["count"][path] for path in own if path in known["count"]] if "count" in known else []:
+                found["count"] = counts[0]
+        return state._replace(**found)
 
     return jax.tree.map(carry, new, is_leaf=is_moments)
 
