@@ -267,12 +267,19 @@ def attend(
     """
     if platform() == "cpu" or _drop.get():  # the fused kernels have no dropout
         return _attend_batched(query, key, value, mask, bias)
-    # cuDNN's kernel has to be asked for, and takes half precision only.
-    half = query.dtype in (jnp.bfloat16, jnp.float16) and query.shape[-1] % 8 == 0 and query.shape[-1] <= 128
-    even = mask is None or query.shape[1] % 2 == key.shape[1] % 2 == 0  # its gradient takes no other with a mask
-    implementation = "cudnn" if half and even and bias is None and platform() == "gpu" else None
+    implementation = kernel(query, key, mask, bias)
+    if implementation and mask is not None:  # cuDNN takes no mask that is one for all queries
+        mask = jnp.broadcast_to(mask, (*mask.shape[:2], query.shape[1], key.shape[1]))
     bias = None if bias is None else bias[None].astype(query.dtype)
     return jax.nn.dot_product_attention(query, key, value, bias, mask, implementation=implementation)
+
+
+def kernel(query: jax.Array, key: jax.Array, mask: jax.Array | None, bias: jax.Array | None) -> str | None:
+    """The fused kernel that `attend` asks for where there is no dropout, "cudnn"; None for XLA's own form."""
+    # cuDNN's has to be asked for, and takes half precision only.
+    half = query.dtype in (jnp.bfloat16, jnp.float16) and query.shape[-1] % 8 == 0 and query.shape[-1] <= 128
+    even = mask is None or query.shape[1] % 2 == key.shape[1] % 2 == 0  # its gradient takes no other with a mask
+    return "cudnn" if half and even and bias is None and platform() == "gpu" else None
 
 
 def _attend_batched(query, key, value, mask, bias):

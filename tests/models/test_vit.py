@@ -98,6 +98,22 @@ def test_attention_on_the_cpu_agrees_with_the_fused_form_of_other_platforms(mask
     np.testing.assert_allclose(ours, fused, atol=1e-6)
 
 
+@pytest.mark.parametrize(("tokens", "kernel"), [(8, "cudnn"), (7, None)])
+def test_a_padding_mask_has_a_row_for_each_query_where_cudnn_is_asked_for(monkeypatch, tokens, kernel):
+    """Its kernel refuses `[batch, 1, 1, key tokens]`, and with a mask any odd number of tokens."""
+    asked = {}
+
+    def attention(query, key, value, bias, mask, implementation):
+        asked.update(mask=mask.shape, implementation=implementation)
+        return query
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", attention)
+    half = jnp.ones((2, tokens, 3, 8), jnp.bfloat16)
+    with layers.compiling_for("gpu"):
+        layers.attend(half, half, half, jnp.ones((2, 1, 1, tokens), bool))
+    assert asked == {"mask": (2, 1, tokens if kernel else 1, tokens), "implementation": kernel}
+
+
 def test_a_dense_layer_is_flattened_on_the_cpu_only():
     layer = layers.Dense(4)
     x = jnp.ones((2, 3, 5))
