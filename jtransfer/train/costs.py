@@ -1,7 +1,7 @@
 """What a training step costs: FLOPs and bytes, counted on the lowered or compiled program."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -10,9 +10,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jtransfer.errors import InputError
 from jtransfer.methods import Adapted
 from jtransfer.methods.statistics import moving
-from jtransfer.models import apply
+from jtransfer.models import apply, layers
 from jtransfer.objectives import Objective, make_loss
 from jtransfer.objectives.objective import Loss
 from jtransfer.optimiser import Optimiser
@@ -84,7 +85,7 @@ def step_shapes(
 
 def step_flops(shapes: StepShapes) -> float:
     """Floating-point operations of one step, from the lowered program: no compilation is needed."""
-    return float(jax.jit(shapes.counted).lower(*shapes.arguments).cost_analysis()["flops"])
+    return _flops(shapes.counted, *shapes.arguments)
 
 
 def flops_per_step(phases: Sequence[StepShapes], plan: Plan) -> float:
@@ -151,4 +152,17 @@ def forward_flops(model: nn.Module, tree: Tree, inputs: Any) -> float:
     def forward(tree, inputs):
         return apply(model, tree, inputs, train=False)
 
-    return float(jax.jit(forward).lower(tree, inputs).cost_analysis()["flops"])
+    return _flops(forward, tree, inputs)
+
+
+def _flops(function: Callable, *arguments: Any) -> float:
+    """Of a program lowered for the CPU: JAX counts none for a GPU or TPU, and would count fused kernels as nothing."""
+    try:
+        cpu = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        raise InputError(
+            f"JAX_PLATFORMS={jax.config.jax_platforms} leaves out the CPU, for which FLOPs are counted; add ',cpu'"
+        ) from None
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
+    with layers.compiling_for("cpu"), jax.default_device(cpu):
+        return float(jax.jit(function).lower(*shapes).cost_analysis()["flops"])

@@ -5,6 +5,7 @@ import re
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +63,14 @@ def run(mesh, how, images, remat=False):
 @pytest.fixture(scope="module")
 def alone(images):
     return run(None, None, images)
+
+
+def test_the_batch_is_not_held_to_a_mesh_where_the_program_is_lowered_for_another_platform():
+    """As where FLOPs are counted: a constraint would name devices of the mesh."""
+    there = SimpleNamespace(devices=np.array([SimpleNamespace(platform="tpu")]))
+    context = SimpleNamespace(method_name="residual")
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        assert sharding.keep_batch_split(there)(jnp.square, (3,), {}, context) == 9
 
 
 @pytest.mark.parametrize("how", ["replicated", "fsdp"])

@@ -8,6 +8,7 @@ import pytest
 
 from jtransfer import methods, models, objectives
 from jtransfer.errors import InputError
+from jtransfer.models import layers
 from jtransfer.objectives import classification, make_loss
 from jtransfer.train import Optimiser, TrainState, costs, make_step, predict
 from jtransfer.tree import flat, partition, select
@@ -60,6 +61,20 @@ def test_the_compiled_step_agrees_with_the_lowered_count_and_needs_less_memory_w
     compiled = jax.jit(shapes("finetune").step).lower(*shapes("finetune").arguments).compile()
     assert costs.step_flops(shapes("finetune")) == pytest.approx(compiled.cost_analysis()["flops"], rel=0.05)
     assert costs.temporary_bytes(shapes("probe")) < 0.5 * compiled.memory_analysis().temp_size_in_bytes
+
+
+def test_flops_are_counted_in_the_forms_of_the_cpu_whatever_the_platform(large, monkeypatch):
+    """JAX counts nothing for GPU and TPU, and a fused attention kernel would count as zero."""
+    here = step_flops(large, "probe")
+    with layers.compiling_for("gpu"):
+        assert step_flops(large, "probe") == here
+
+    def missing(backend):
+        raise RuntimeError("Unknown backend")
+
+    monkeypatch.setattr(jax, "local_devices", missing)
+    with pytest.raises(InputError, match="JAX_PLATFORMS=cpu leaves out the CPU, for which FLOPs are counted"):
+        step_flops(large, "probe")
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
