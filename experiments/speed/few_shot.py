@@ -14,6 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 WIDTH = 384
 NEIGHBOURS = 1000, 4
@@ -40,24 +41,12 @@ def main():
 
 
 def time_episodes(repeats: int) -> None:
-    """600 episodes of 5 ways, 5 shots and 15 queries on `[10000, 384]`, the check of the features included."""
-    import jax
-    import numpy as np
+    """Print what the episodes of every classifier take."""
+    from jtransfer.evaluate.episodes import CLASSIFIERS
 
-    from jtransfer.evaluate.episodes import CLASSIFIERS, episodes
-
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 100, 10_000)
-    features = rng.standard_normal((10_000, WIDTH), np.float32) + 0.2 * rng.standard_normal((100, WIDTH))[labels]
-    features = features.astype(np.float32)
     print("600 episodes of 5 ways, 5 shots, 15 queries on [10000, 384]: first call with compilation, then the median")
     for classifier in CLASSIFIERS:
-        seconds, busy = [], []
-        for i in range(repeats + 1):
-            start = time.perf_counter(), time.process_time()
-            result = episodes(jax.random.key(i), features, labels, classifier=classifier)
-            seconds.append(time.perf_counter() - start[0])
-            busy.append(time.process_time() - start[1])
+        seconds, busy, result = timed_episodes(classifier, repeats)
         first, *rest = seconds
         print(
             f"  {classifier}: {first:.2f} s, then {median(rest):.3f} s ({min(rest):.3f} to {max(rest):.3f}), "
@@ -65,12 +54,33 @@ def time_episodes(repeats: int) -> None:
         )
 
 
-def search(count: int, asked: int, path: str) -> None:
-    """Neighbours among random keys in memory, or, given a path, in a mapped file; time, memory and agreement."""
+def timed_episodes(classifier: str, repeats: int, episodes: int = 600) -> tuple[list[float], list[float], Any]:
+    """Episodes of 5 ways, 5 shots and 15 queries on `[10000, 384]`, the check of the features included.
+
+    Returns:
+        Seconds and processor seconds of the first call and of `repeats` more, and what the last came to.
+    """
     import jax
     import numpy as np
 
-    from jtransfer.evaluate.knn import K, knn
+    from jtransfer.evaluate import episodes as evaluated
+
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 100, 10_000)
+    features = rng.standard_normal((10_000, WIDTH), np.float32) + 0.2 * rng.standard_normal((100, WIDTH))[labels]
+    features = features.astype(np.float32)
+    seconds, busy = [], []
+    for i in range(repeats + 1):
+        start = time.perf_counter(), time.process_time()
+        result = evaluated.episodes(jax.random.key(i), features, labels, classifier=classifier, episodes=episodes)
+        seconds.append(time.perf_counter() - start[0])
+        busy.append(time.process_time() - start[1])
+    return seconds, busy, result
+
+
+def random_keys(count: int, asked: int, path: str = "") -> tuple[Any, Any, Any]:
+    """Keys `[count, 384]` in memory or, given a path, in a mapped file, their labels, and queries `[asked, 384]`."""
+    import numpy as np
 
     rng = np.random.default_rng(0)
     keys = np.memmap(path, np.float32, "w+", shape=(count, WIDTH)) if path else np.empty((count, WIDTH), np.float32)
@@ -79,8 +89,17 @@ def search(count: int, asked: int, path: str) -> None:
     if path:
         keys.flush()
         keys = np.memmap(path, np.float32, "r", shape=(count, WIDTH))
+    return keys, rng.integers(0, NEIGHBOURS[0], count), rng.standard_normal((asked, WIDTH), np.float32)
+
+
+def search(count: int, asked: int, path: str) -> None:
+    """Neighbours among random keys in memory, or, given a path, in a mapped file; time, memory and agreement."""
+    import jax
+
+    from jtransfer.evaluate.knn import K, knn
+
+    keys, labels, queries = random_keys(count, asked, path)
     classes, compared = NEIGHBOURS
-    labels, queries = rng.integers(0, classes, count), rng.standard_normal((asked, WIDTH), np.float32)
     before = resident("VmRSS"), resident("RssAnon")
     start = time.perf_counter(), time.process_time()
     scores = jax.block_until_ready(knn(keys, labels, queries, classes=classes))

@@ -11,6 +11,7 @@ says what is compared and what came out.
 
 import argparse
 import importlib.metadata
+import importlib.util
 import json
 import math
 import os
@@ -35,6 +36,7 @@ from jtransfer.tree import FROZEN, partition
 
 CLASSES, RATE, DECAY, CLIP = 100, 1e-4, 0.05, 1.0
 METHODS = {"finetune": methods.finetune(), "probe": methods.probe(), "lora": methods.lora(rank=8, alpha=8.0)}
+PEER = ("torch", "transformers", "peft")
 SMALL = {"width": 384, "depth": 12, "heads": 6}
 TINY = {"width": 64, "depth": 2, "heads": 2}
 
@@ -46,8 +48,18 @@ class Program(NamedTuple):
     learns: int
 
 
-def ours(name: str, shape: dict, dtype: str, image: int, batch: dict[str, np.ndarray]) -> tuple[Program, float]:
-    """The step that `jtransfer train` runs, and the floating-point operations of one."""
+class Started(NamedTuple):
+    """A run of jtransfer before its first step; `step(state, frozen, batch)` is jitted, and `state` donated to it."""
+
+    adapted: methods.Adapted
+    options: Optimiser
+    step: Callable
+    state: TrainState
+    frozen: dict[str, jax.Array]
+
+
+def started(name: str, shape: dict, dtype: str, image: int) -> Started:
+    """A ViT with random weights under a method of `METHODS`, for images of `image` pixels a side."""
     backbone = models.build("vit", image=(image, image), dtype=dtype, **shape)
     adapted = methods.adapt(METHODS[name], models.Classifier(backbone, CLASSES), {}, (image, image, 3))
     options = Optimiser("adamw", rate=RATE, decay=DECAY, clip=CLIP)
@@ -60,7 +72,19 @@ def ours(name: str, shape: dict, dtype: str, image: int, batch: dict[str, np.nda
         return TrainState.create(key, trainable, state, transformation), frozen
 
     step = jax.jit(make_step(make_loss(adapted.model, classification()), transformation), donate_argnums=0)
-    state, frozen = create(jax.random.key(0))
+    return Started(adapted, options, step, *create(jax.random.key(0)))
+
+
+def random_batch(batch: int, image: int) -> dict[str, np.ndarray]:
+    """Images `[batch, image, image, 3]` and labels."""
+    draw = np.random.default_rng(0)
+    pixels = draw.standard_normal((batch, image, image, 3)).astype(np.float32)
+    return {"inputs": pixels, "labels": draw.integers(0, CLASSES, batch)}
+
+
+def ours(name: str, shape: dict, dtype: str, image: int, batch: dict[str, np.ndarray]) -> tuple[Program, float]:
+    """The step that `jtransfer train` runs, and the floating-point operations of one."""
+    adapted, options, step, state, frozen = started(name, shape, dtype, image)
     batch = jax.device_put(batch)
 
     def advance(n):
@@ -73,12 +97,10 @@ def ours(name: str, shape: dict, dtype: str, image: int, batch: dict[str, np.nda
     return Program(advance, learns), step_flops(step_shapes(adapted, classification(), options, len(batch["labels"])))
 
 
-def theirs(name: str, shape: dict, dtype: str, image: int, batch: dict[str, np.ndarray], compiled: bool) -> Program:
-    """The same in PyTorch: transformers' ViT, PEFT's LoRA, fused AdamW, clipping, and autocast for bfloat16."""
-    import torch
+def hugging_face(name: str, shape: dict, image: int):
+    """transformers' ViT, with PEFT's LoRA, of which the parameters learn that learn in a method of `METHODS`."""
     from transformers import ViTConfig, ViTForImageClassification
 
-    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
     config = ViTConfig(
         image_size=image,
         hidden_size=shape["width"],
@@ -95,7 +117,17 @@ def theirs(name: str, shape: dict, dtype: str, image: int, batch: dict[str, np.n
 
         options = {"r": 8, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "modules_to_save": ["classifier"]}
         model = peft.get_peft_model(model, peft.LoraConfig(**options))
-    model = model.to(device).train()
+    return model
+
+
+def theirs(
+    name: str, shape: dict, dtype: str, image: int, batch: dict[str, np.ndarray], compiled: bool, network=hugging_face
+) -> Program:
+    """The step in PyTorch: `network(name, shape, image)`, fused AdamW, clipping, and autocast for bfloat16."""
+    import torch
+
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    model = network(name, shape, image).to(device).train()
     learning = [(path, x) for path, x in model.named_parameters() if x.requires_grad]
     decaying = [x for _, x in learning if x.ndim == 2]
     others = [x for _, x in learning if x.ndim != 2]
@@ -138,23 +170,20 @@ def measure(programs: list[Program], repeats: int, clock: Callable[[], float]) -
     return seconds
 
 
-def row(name: str, options: argparse.Namespace, shape: dict, batch: dict[str, np.ndarray], peer: bool) -> dict:
-    """Measure one method."""
-    program, flops = ours(name, shape, options.dtype, options.image, batch)
-    programs = [program]
-    if peer:
-        programs.append(theirs(name, shape, options.dtype, options.image, batch, options.compile))
-        if programs[1].learns != program.learns:
-            raise SystemExit(f"{name}: {program.learns} parameters learn in jtransfer, {programs[1].learns} in PyTorch")
-    seconds = measure(programs, options.repeats, time.process_time if options.cpu_time else time.perf_counter)
+def row(name: str, programs: list[Program], flops: float, batch: int, repeats: int, clock: Callable) -> dict:
+    """Measure one method: jtransfer's program, and that of PyTorch if there is one."""
+    if len({program.learns for program in programs}) > 1:
+        both = [program.learns for program in programs]
+        raise SystemExit(f"{name}: {both[0]} parameters learn in jtransfer, {both[1]} in PyTorch")
+    seconds = measure(programs, repeats, clock)
     result = {
         "method": name,
-        "learns": program.learns,
+        "learns": programs[0].learns,
         "gflop": flops / 1e9,
         "ms_ours": 1e3 * median(seconds[:, 0]),
-        "images_per_second": options.batch / median(seconds[:, 0]),
+        "images_per_second": batch / median(seconds[:, 0]),
     }
-    if peer:
+    if len(programs) > 1:
         ratios = seconds[:, 1] / seconds[:, 0]
         result |= {
             "ms_torch": 1e3 * median(seconds[:, 1]),
@@ -180,14 +209,12 @@ def table(rows: list[dict], peer: bool) -> str:
     return "\n".join(f"| {line} |" for line in lines)
 
 
-def whole_peer() -> str:
+def whole_peer(packages: tuple[str, ...] = PEER) -> str:
     """Why PyTorch cannot be timed here; empty if it can."""
-    try:
-        import peft  # noqa: F401
-        import torch
-        import transformers  # noqa: F401
-    except ImportError as error:
-        return f"jtransfer alone: {error.name} is not installed"
+    if missing := [name for name in packages if not importlib.util.find_spec(name)]:
+        return f"jtransfer alone: {missing[0]} is not installed"
+    import torch
+
     if jax.default_backend() == "gpu":
         if not torch.cuda.is_available():
             return "jtransfer alone: JAX runs on the GPU, and this PyTorch has none"
@@ -195,13 +222,13 @@ def whole_peer() -> str:
     return ""
 
 
-def surroundings(peer: bool) -> dict:
-    """The machine and the versions."""
-    names = ["jax", "flax", "optax", *(["torch", "transformers", "peft"] if peer else [])]
+def surroundings(packages: tuple[str, ...]) -> dict:
+    """The machine, and the versions of JAX and of the packages that it is compared with."""
+    names = ["jax", "flax", "optax", *packages]
     found = {"device": jax.devices()[0].device_kind, "cores": len(os.sched_getaffinity(0)), "load": os.getloadavg()[0]}
     if jax.default_backend() == "cpu":
         found["device"] = f"CPU {platform.machine()}"
-    if peer:
+    if "torch" in packages:
         import torch
 
         found["torch_threads"] = torch.get_num_threads()
@@ -234,12 +261,9 @@ def main() -> None:
 
     alone = whole_peer()
     shape = TINY if options.tiny else SMALL
-    draw = np.random.default_rng(0)
-    batch = {
-        "inputs": draw.standard_normal((options.batch, options.image, options.image, 3)).astype(np.float32),
-        "labels": draw.integers(0, CLASSES, options.batch),
-    }
-    about = {"settings": vars(options) | {"out": None} | shape} | surroundings(not alone)
+    batch = random_batch(options.batch, options.image)
+    clock = time.process_time if options.cpu_time else time.perf_counter
+    about = {"settings": vars(options) | {"out": None} | shape} | surroundings(() if alone else PEER)
     print(json.dumps(about))
     if alone:
         print(alone)
@@ -248,7 +272,11 @@ def main() -> None:
         print("that is not running, so a busy machine flatters jtransfer; see --cpu-time")
     rows = []
     for name in names:
-        rows.append(row(name, options, shape, batch, not alone))
+        program, flops = ours(name, shape, options.dtype, options.image, batch)
+        programs = [program]
+        if not alone:
+            programs.append(theirs(name, shape, options.dtype, options.image, batch, options.compile))
+        rows.append(row(name, programs, flops, options.batch, options.repeats, clock))
         print(f"{name} done", flush=True)
     print(table(rows, not alone))
     if options.out:
