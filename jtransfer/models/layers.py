@@ -278,7 +278,7 @@ def kernel(query: jax.Array, key: jax.Array, mask: jax.Array | None, bias: jax.A
     """The fused kernel that `attend` asks for where there is no dropout, "cudnn"; None for XLA's own form."""
     # cuDNN's has to be asked for, and takes half precision only.
     half = query.dtype in (jnp.bfloat16, jnp.float16) and query.shape[-1] % 8 == 0 and query.shape[-1] <= 128
-    even = mask is None or query.shape[1] % 2 == key.shape[1] % 2 == 0  # its gradient takes no other with a mask
+    even = query.shape[1] % 2 == key.shape[1] % 2 == 0  # JAX refuses the gradient of any other, mask or none
     return "cudnn" if half and even and bias is None and platform() == "gpu" else None
 
 

@@ -100,7 +100,7 @@ def test_attention_on_the_cpu_agrees_with_the_fused_form_of_other_platforms(mask
 
 @pytest.mark.parametrize(("tokens", "kernel"), [(8, "cudnn"), (7, None)])
 def test_a_padding_mask_has_a_row_for_each_query_where_cudnn_is_asked_for(monkeypatch, tokens, kernel):
-    """Its kernel refuses `[batch, 1, 1, key tokens]`, and with a mask any odd number of tokens."""
+    """Its kernel refuses `[batch, 1, 1, key tokens]`, and the gradient of an odd number of tokens, mask or none."""
     asked = {}
 
     def attention(query, key, value, bias, mask, implementation):
@@ -111,6 +111,7 @@ def test_a_padding_mask_has_a_row_for_each_query_where_cudnn_is_asked_for(monkey
     half = jnp.ones((2, tokens, 3, 8), jnp.bfloat16)
     with layers.compiling_for("gpu"):
         layers.attend(half, half, half, jnp.ones((2, 1, 1, tokens), bool))
+        assert layers.kernel(half, half, None, None) == kernel
     assert asked == {"mask": (2, 1, tokens if kernel else 1, tokens), "implementation": kernel}
 
 
