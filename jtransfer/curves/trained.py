@@ -17,6 +17,7 @@ from jtransfer.curves import fitted, raw
 from jtransfer.curves.arms import Arm, Cell, Examples, Training, family
 from jtransfer.data.subsets import batches
 from jtransfer.methods.statistics import moving
+from jtransfer.models.layers import platform
 from jtransfer.objectives import Objective, make_loss
 from jtransfer.objectives.objective import Loss
 from jtransfer.starts import teachers
@@ -226,7 +227,9 @@ class Trained(Arm):
 
     def _steps(self):
         options = self.objective, self.optimiser, self.batch
-        pairs = zip(self.running.phases, self.losses, strict=True)
+        # FLOPs are counted for the CPU, and another platform's trace has other kernels.
+        losses = self.losses if platform() == "cpu" else [None] * len(self.losses)
+        pairs = zip(self.running.phases, losses, strict=True)
         return [costs.step_shapes(phase, *options, parts=self.examples.parts, loss=loss) for phase, loss in pairs]
 
     def _heads(self, shots, seeds):
