@@ -113,10 +113,7 @@ def hugging_face(name: str, shape: dict, image: int):
     if name == "probe":
         model.vit.requires_grad_(False)
     if name == "lora":
-        import peft
-
-        options = {"r": 8, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "modules_to_save": ["classifier"]}
-        model = peft.get_peft_model(model, peft.LoraConfig(**options))
+        model = with_lora(model, ["q_proj", "v_proj"], "classifier", rank=8, alpha=8)
     return model
 
 
@@ -128,11 +125,8 @@ def theirs(
 
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
     model = network(name, shape, image).to(device).train()
-    learning = [(path, x) for path, x in model.named_parameters() if x.requires_grad]
-    decaying = [x for _, x in learning if x.ndim == 2]
-    others = [x for _, x in learning if x.ndim != 2]
-    groups = [{"params": decaying, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW([group for group in groups if group["params"]], lr=RATE, fused=True)
+    learning = [x for x in model.parameters() if x.requires_grad]
+    optimiser = adamw(learning, RATE, DECAY)
     pixels = torch.from_numpy(batch["inputs"].transpose(0, 3, 1, 2).copy()).to(device)
     labels = torch.from_numpy(batch["labels"]).to(device)
     forward = torch.compile(model) if compiled else model
@@ -145,13 +139,30 @@ def theirs(
             with precision():
                 logits = forward(pixels).logits
             torch.nn.functional.cross_entropy(logits.float(), labels).backward()
-            torch.nn.utils.clip_grad_norm_([x for _, x in learning], CLIP)
+            torch.nn.utils.clip_grad_norm_(learning, CLIP)
             optimiser.step()
             optimiser.zero_grad()
         if device == "cuda":
             torch.cuda.synchronize()
 
-    return Program(advance, sum(x.numel() for _, x in learning))
+    return Program(advance, sum(x.numel() for x in learning))
+
+
+def with_lora(model, targets: list[str], head: str, rank: int, alpha: float):
+    """A PyTorch model under PEFT's LoRA on the layers that are called as in `targets`; its head learns too."""
+    import peft
+
+    options = {"r": rank, "lora_alpha": alpha, "target_modules": targets, "modules_to_save": [head]}
+    return peft.get_peft_model(model, peft.LoraConfig(**options))
+
+
+def adamw(learning: list, rate: float, decay: float):
+    """PyTorch's fused AdamW of some parameters, of which kernels alone decay."""
+    import torch
+
+    decaying, others = [x for x in learning if x.ndim == 2], [x for x in learning if x.ndim != 2]
+    groups = [{"params": decaying, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=rate, fused=True)
 
 
 def measure(programs: list[Program], repeats: int, clock: Callable[[], float]) -> np.ndarray:
