@@ -35,6 +35,9 @@ ACTIVATIONS: dict[str, Callable] = {
 }
 
 
+FEW = 32
+"""Queries up to which attention's backward pass sums products by itself."""
+
 _drop: ContextVar[Callable | None] = ContextVar("drop", default=None)
 _target: ContextVar[str | None] = ContextVar("target", default=None)
 
@@ -329,7 +332,7 @@ def _attention_forward(query, key, value, bias, mask):
 def _attention_backward(kept, d_out):
     query, key, value, bias, mask, weights, out = kept
     wide = partial(jnp.einsum, preferred_element_type=jnp.float32)
-    d_value = wide("bts,btd->bsd", weights, d_out).astype(value.dtype)
+    d_value = _over_queries(weights, d_out).astype(value.dtype)
     total = jnp.sum((d_out * out).astype(jnp.float32), -1, keepdims=True)
     d_scores = weights.astype(jnp.float32) * (wide("btd,bsd->bts", d_out, value) - total)
     if mask is not None:  # where nothing may be looked at, all weights are equal and none counts
@@ -337,8 +340,19 @@ def _attention_backward(kept, d_out):
     d_bias = None if bias is None else d_scores.reshape(-1, *bias.shape).sum(0).astype(bias.dtype)
     d_scores = (d_scores * query.shape[-1] ** -0.5).astype(query.dtype)
     d_query = wide("bts,bsd->btd", d_scores, key).astype(query.dtype)
-    d_key = wide("bts,btd->bsd", d_scores, query).astype(key.dtype)
+    d_key = _over_queries(d_scores, query).astype(key.dtype)
     return d_query, d_key, d_value, d_bias, None
+
+
+def _over_queries(scores, x):
+    """The product `bts,btd->bsd`, float32: a sum of products where there are few queries, as of small images.
+
+    XLA's CPU backend takes products over the first of two axes matrix by matrix, at a cost for each: the sum is seven
+    times as fast at 5 queries and twice at 32, and half as fast at 50.
+    """
+    if x.shape[1] > FEW:
+        return jnp.einsum("bts,btd->bsd", scores, x, preferred_element_type=jnp.float32)
+    return (scores.astype(jnp.float32)[..., None] * x.astype(jnp.float32)[:, :, None]).sum(1)
 
 
 _attention.defvjp(_attention_forward, _attention_backward)

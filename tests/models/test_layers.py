@@ -32,7 +32,10 @@ def mask_of(kind, rng):
 
 @pytest.mark.parametrize("kind", ["no mask", "padding", "of heads, with rows that see nothing"])
 @pytest.mark.parametrize("biased", [False, True])
-def test_attention_has_the_values_and_gradients_of_the_formula(kind, biased):
+@pytest.mark.parametrize("few", [TOKENS, TOKENS - 1])
+def test_attention_has_the_values_and_gradients_of_the_formula(kind, biased, few, monkeypatch):
+    """Also where there are more than a few queries."""
+    monkeypatch.setattr(layers, "FEW", few)
     rng = np.random.default_rng(0)
     one, mask = operands(rng), mask_of(kind, rng)
     bias = jnp.asarray(rng.normal(size=(HEADS, TOKENS, KEYS)), jnp.float32) if biased else None
@@ -83,6 +86,23 @@ def test_the_backward_pass_of_attention_keeps_one_array_of_weights():
         return sum(leaf.size >= 2 * 16 * 16 for leaf in jax.tree.leaves(backward))
 
     assert (kept(layers.attend), kept(plain)) == (1, 2)
+
+
+def test_sums_over_a_few_queries_cost_and_take_what_products_do(monkeypatch):
+    """No array `[rows, queries, keys, width]` is made of them, in trials side by side either."""
+    trials, batch, few, heads, width = 3, 4, layers.FEW, 2, 16
+    x = jnp.ones((trials, batch, few, heads, width))
+
+    def compiled():
+        gradient = jax.grad(lambda *of: jnp.sum(layers.attend(*of) ** 2), (0, 1, 2))
+        return jax.jit(jax.vmap(gradient)).lower(x, x, x).compile()
+
+    sums = compiled()
+    monkeypatch.setattr(layers, "FEW", 0)
+    products = compiled()
+    assert sums.cost_analysis()["flops"] <= 1.1 * products.cost_analysis()["flops"]
+    more = sums.memory_analysis().temp_size_in_bytes - products.memory_analysis().temp_size_in_bytes
+    assert more < 0.1 * trials * batch * heads * few**2 * width * 4
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
