@@ -9,6 +9,7 @@ Needs torch, transformers and peft beside jtransfer. README.md beside this file 
 """
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -107,20 +108,23 @@ def timed(call: Callable) -> tuple[Any, Seconds]:
     return result, {"wall": time.perf_counter() - wall, "processor": time.process_time() - processor}
 
 
-def ours(config) -> tuple[list[dict], dict[str, Seconds]]:
-    """The rows of a curve, what the whole of it took, and each method alone: `compile NAME` and then `NAME`.
+def ours(config: ConfigDict, whole: bool) -> tuple[list[dict], dict[str, Seconds]]:
+    """The rows of a curve; and what each method took, `compile NAME` and then its cells `NAME`, and `whole`.
 
-    The whole is `jtransfer.curves.run` in a new directory, and compiles ahead while it runs. Nothing is kept of it for
-    the methods alone.
+    The whole is `jtransfer.curves.run` in a new directory, of which nothing is kept for the methods; or else their sum.
     """
-    curve = curves.prepare(config)
-    with tempfile.TemporaryDirectory() as directory:
-        rows, whole = timed(lambda: curves.run(curve, Path(directory) / "run", lambda *_: None))
-    took = {"whole": whole}
+    rows, took = [], {}
     for arm in curves.prepare(config).arms:
         cell, took[f"compile {arm.name}"] = timed(lambda arm=arm: arm.compile(config.seeds))
-        _, took[arm.name] = timed(lambda cell=cell: [cell(shots, range(config.seeds)) for shots in config.shots])
-    return rows, took
+        found, took[arm.name] = timed(lambda cell=cell: [cell(shots, range(config.seeds)) for shots in config.shots])
+        rows += itertools.chain(*found)
+    if whole:
+        curve = curves.prepare(config)
+        with tempfile.TemporaryDirectory() as directory:
+            _, all_of_it = timed(lambda: curves.run(curve, Path(directory) / "run", lambda *_: None))
+    else:
+        all_of_it = {clock: sum(one[clock] for one in took.values()) for clock in ("wall", "processor")}
+    return rows, took | {"whole": all_of_it}
 
 
 def losses(arm: Trained, draw: Draw, hyper: Mapping[str, float]) -> np.ndarray:
@@ -166,7 +170,7 @@ class Peer:
         self.arm, self.inputs, self.labels = arm, inputs, labels
         options = {}
         if "input_ids" in inputs:
-            options = {"add_pooling_layer": False, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+            options = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
         backbone = AutoModel.from_pretrained(directory, **options)
         self.plain = model = Classifier(backbone, arm.examples.dataset.outputs)
         if arm.name == "probe":
@@ -421,7 +425,7 @@ def main() -> None:
         torch.set_num_threads(options.threads or faster_threads(arms[1], backbone, cores))
         print(json.dumps(about | {"torch_threads": torch.get_num_threads()}), flush=True)
         for _ in range(options.repeats):
-            rows, own = ours(config)
+            rows, own = ours(config, whole=not (options.tiny or options.texts))
             print(json.dumps({"ours": own}), flush=True)
             cells, other, peers = theirs(arms, backbone, config, seeds)
             print(json.dumps({"theirs": other}), flush=True)
