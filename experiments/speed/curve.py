@@ -28,6 +28,7 @@ from ml_collections import ConfigDict
 from steps import adamw, surroundings, with_lora
 from torch.nn import functional
 from transformers import AutoModel
+from transformers.utils import logging
 
 from jtransfer import checkpoints
 from jtransfer import config as configs
@@ -262,7 +263,8 @@ def theirs(arms: list[Trained], backbone: str, config, seeds: int) -> tuple[dict
     """Run every cell of some seeds in PyTorch.
 
     Returns:
-        The chosen rate and the accuracy by method, shots and seed; what each method took; and the methods themselves.
+        The chosen rate and the accuracy by method, shots and seed; what each method took,
+        `read NAME` once and its cells `NAME`; and the methods themselves.
     """
     examples, found, took, peers = arms[0].examples, {}, {}, {}
     inputs, labels = tensors(examples), torch.from_numpy(np.array(examples.on_device["labels"])).long()
@@ -270,12 +272,9 @@ def theirs(arms: list[Trained], backbone: str, config, seeds: int) -> tuple[dict
         peers[arm.name] = peer = Peer(arm, backbone, inputs, labels)
         draws = {(shots, seed): draw(arm, shots, seed) for shots in config.shots for seed in range(seeds)}
 
-        def run(peer=peer, draws=draws):
-            peer.read()
-            return {place: peer.cell(one) for place, one in draws.items()}
-
-        cells, took[arm.name] = timed(run)
-        found |= {(arm.name, *place): cell for place, cell in cells.items()}
+        _, took[f"read {arm.name}"] = timed(peer.read)
+        cells, took[arm.name] = timed(lambda peer=peer, draws=draws: [peer.cell(one) for one in draws.values()])
+        found |= {(arm.name, *place): cell for place, cell in zip(draws, cells, strict=True)}
     return found, took, peers
 
 
@@ -313,7 +312,8 @@ def compare(arm: Trained, rows: list[dict], cells: dict, peer: Peer, seeds: int)
 def summary(arms: list[Trained], turns: list[dict], of: dict[str, dict], config, seeds: int, clock: str) -> list[dict]:
     """A row for each method, its trials alone, and one for the whole curve, in seconds on `clock`.
 
-    What PyTorch took is scaled from `seeds` to all seeds.
+    What PyTorch took for cells is scaled from `seeds` to all seeds; the features of a probe are in the whole alone, as in
+    jtransfer compiling includes them.
     """
 
     def took(name):
@@ -341,7 +341,8 @@ def summary(arms: list[Trained], turns: list[dict], of: dict[str, dict], config,
         gflop = trials * sum(arm.plan.steps) * arm.flops_per_step() / 1e9
         compiling = {"compile": median(took(f"compile {arm.name}"))}
         rows.append(row(arm.name, trials, gflop, took(arm.name), peer(arm.name)) | compiling | of[arm.name])
-    totals = [sum(one) for one in zip(*(peer(arm.name) for arm in arms), strict=True)]
+    once = [sum(turn["theirs"][f"read {arm.name}"][clock] for arm in arms) for turn in turns]
+    totals = [sum(one) for one in zip(once, *(peer(arm.name) for arm in arms), strict=True)]
     whole = row("whole", sum(x["trials"] for x in rows), sum(x["gflop"] for x in rows), took("whole"), totals)
     return [*rows, whole | {"compile": sum(x["compile"] for x in rows)}]
 
@@ -409,6 +410,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, help="also write everything as JSON")
     options = parser.parse_args()
+    logging.disable_progress_bar()
     cores = len(os.sched_getaffinity(0))
     if options.cpu_time and cores > 1:
         parser.error("--cpu-time needs one core, as under 'taskset -c 0'")

@@ -1,4 +1,4 @@
-"""What `experiments/speed` compares gives equal results on both sides."""
+"""Whole curves have the results of a loop over the same trials in PyTorch, as `experiments/speed` compares them."""
 
 import json
 import os
@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-SPEED = Path(__file__).parents[1] / "experiments" / "speed"
+SPEED = Path(__file__).parents[2] / "experiments" / "speed"
 
 
+@pytest.mark.slow
 def test_a_tiny_curve_has_the_results_of_the_loop_in_pytorch(tmp_path):
     """Losses of each step of a trial, chosen rates, and accuracies; the command itself refuses what is apart."""
     for name in ("torch", "transformers", "peft", "sklearn"):
