@@ -312,8 +312,8 @@ def compare(arm: Trained, rows: list[dict], cells: dict, peer: Peer, seeds: int)
 def summary(arms: list[Trained], turns: list[dict], of: dict[str, dict], config, seeds: int, clock: str) -> list[dict]:
     """A row for each method, its trials alone, and one for the whole curve, in seconds on `clock`.
 
-    What PyTorch took for cells is scaled from `seeds` to all seeds; the features of a probe are in the whole alone, as in
-    jtransfer compiling includes them.
+    What PyTorch took for cells is scaled from `seeds` to all seeds. The features of a probe are in the whole alone, as
+    they are computed while jtransfer compiles.
     """
 
     def took(name):
