@@ -148,17 +148,21 @@ class Tokenizer:
         longest = max(len(ids) for ids, _, _ in rows)
         if length is None and not self.whole:
             limit = min(limit, next((fixed for fixed in LENGTHS if fixed >= longest), limit))
-        shape = len(rows), limit
+        return self.padded(rows, limit, side), np.array([was_cut for _, _, was_cut in rows])
+
+    def padded(self, rows: Sequence[Encoded], length: int, side: str | None = None) -> dict[str, np.ndarray]:
+        """The arrays `[n, length]` of what `rows` gives, none of it longer; raises as a call for the padding token."""
+        shape = len(rows), length
         arrays = {"input_ids": np.full(shape, self.pad, np.int32), "attention_mask": np.zeros(shape, np.int32)}
         arrays["token_type_ids"] = np.zeros(shape, np.int32)
         for row, (ids, types, _) in enumerate(rows):
-            at = row, slice(limit - len(ids), None) if (side or self.side) == "left" else slice(len(ids))
+            at = row, slice(length - len(ids), None) if (side or self.side) == "left" else slice(len(ids))
             arrays["input_ids"][at] = ids
             arrays["attention_mask"][at] = 1
             arrays["token_type_ids"][at] = types
-        if any(len(ids) < limit for ids, _, _ in rows):
+        if any(len(ids) < length for ids, _, _ in rows):
             self._check("padding", "input_ids", [self.pad])
-        return {name: arrays[name] for name in self.names}, np.array([was_cut for _, _, was_cut in rows])
+        return {name: arrays[name] for name in self.names}
 
     def places(self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, length: int) -> np.ndarray:
         """The characters of each token that a call gives, `[n, length, 2]` int32: the first, and one after the last.

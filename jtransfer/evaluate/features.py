@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -33,10 +33,14 @@ from jtransfer.checkpoints import Backbone
 from jtransfer.data.coded import take
 from jtransfer.devices import sharding
 from jtransfer.errors import InputError, MachineError, nearest
-from jtransfer.starts.inputs import Prepare, gathered
+from jtransfer.starts.batches import batches, separable
+from jtransfer.starts.inputs import Prepare
 
 SECONDS = 10
 """Of work that an extraction loses when it is killed, at most."""
+
+MASKED = ("sentence_embedding", "features", "pooler_output", "text_embeds", "hidden_states")
+"""Outputs that have nothing of padding where a model masks it; what a head reads is its own."""
 
 POOLINGS = ("cls", "mean", "max", "last")
 
@@ -93,22 +97,25 @@ def extract(
     batch: int = 256,
     axes: Mapping[str, int] | None = None,
     progress: Callable[[int, int], None] = lambda done, rows: None,
-    known: Mapping[str, np.ndarray] | None = None,
-    keep: Callable[[int, Mapping[str, np.ndarray]], None] = lambda start, part: None,
+    known: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
+    keep: Callable[[np.ndarray, Mapping[str, np.ndarray]], None] = lambda rows, part: None,
 ) -> dict[str, np.ndarray]:
     """Features of every row of a dataset: one pass over it for all layers, in batches split over the devices.
+
+    Texts whose padding changes nothing (`starts.batches`) are read in batches of one length, in another order than that
+    of the rows.
 
     Args:
         backbone: Run in evaluation mode.
         inputs: Rows: `inputs[rows]` gives what `prepare` takes.
         prepare: To the backbone's inputs, by name; it works one batch ahead in a thread of its own.
         layers: Names; see above.
-        batch: Rows at a time, over all devices.
+        batch: Rows at a time, over all devices; on the CPU fewer, and of texts as `starts.batches` says.
         axes: Names and sizes of the mesh's axes; the batch is split over the first. By default all devices.
         progress: Called with the rows that are done and all of them.
-        known: The first rows `[some, width]` of every layer, which an earlier pass kept.
-        keep: Called with a number of a row and the features from there on, by layer, every `SECONDS` and when the pass
-            is interrupted, so that the next one goes on from there.
+        known: What an earlier pass kept of every layer: numbers of rows `[some]`, and their features `[some, width]`.
+        keep: Called with the numbers of rows `[some]` that are done and their features by layer, every `SECONDS` and
+            when the pass is interrupted, so that the next one goes on from there.
 
     Returns:
         `[rows, width]` float32 by layer.
@@ -120,45 +127,54 @@ def extract(
         raise InputError("features are extracted by one process; start the command on one host, with all its devices")
     mesh = sharding.make_mesh(axes or {"data": -1})
     split, whole = sharding.batch_sharding(mesh), sharding.everywhere(mesh)
-    parts = mesh.shape[mesh.axis_names[0]]
-    batch = -(-min(batch, len(inputs)) // parts) * parts
     widths = widths_of(backbone, layers, prepare(inputs[np.arange(1)]))
     out = {layer: np.empty((len(inputs), widths[layer]), np.float32) for layer in layers}
-    first = min((len(known[layer]) for layer in layers), default=0) if known else 0
-    for layer in layers if first else ():
-        out[layer][:first] = known[layer][:first]
+    left = np.arange(len(inputs))
+    if known:
+        for layer in layers:
+            rows, values = known[layer]
+            out[layer][rows] = values
+        left = np.setdiff1d(left, reduce(np.intersect1d, (known[layer][0] for layer in layers)))
     program = jax.jit(lambda tree, inputs: _read(backbone, tuple(layers), tree, take(inputs, slice(None))))
     tree = jax.device_put(backbone.params | backbone.state, whole)
+    parts, by_length = mesh.shape[mesh.axis_names[0]], separable(backbone, prepare) and _masked(layers)
+    upcoming_batches = batches(prepare, inputs, left, batch, parts, by_length)
 
-    def prepared(start):
-        rows = np.minimum(np.arange(start, start + batch), len(inputs) - 1)  # the last batch is padded
-        return jax.device_put(gathered(prepare, inputs, rows, coded=True), split)
+    def prepared():
+        return next(((rows, jax.device_put(arrays, split)) for rows, arrays in upcoming_batches), None)
 
-    starts = list(range(first, len(inputs), batch))
-    kept = done = first
+    done, fresh = len(inputs) - len(left), []
+
+    def keep_fresh():
+        rows = np.concatenate(fresh)
+        keep(rows, {layer: out[layer][rows] for layer in layers})
+        fresh.clear()
+
     since = time.monotonic()
     try:
         with ThreadPoolExecutor(1) as ahead:
-            upcoming = ahead.submit(prepared, first)
-            for i, start in enumerate(starts):
-                arrays = upcoming.result()
-                if i + 1 < len(starts):
-                    upcoming = ahead.submit(prepared, starts[i + 1])
-                found = program(tree, arrays)
-                stop = min(start + batch, len(inputs))
-                for layer, values in found.items():
-                    out[layer][start:stop] = np.asarray(values)[: stop - start]
-                done = stop
+            upcoming = ahead.submit(prepared)
+            while made := upcoming.result():
+                rows, arrays = made
+                upcoming = ahead.submit(prepared)
+                for layer, values in program(tree, arrays).items():
+                    out[layer][rows] = np.asarray(values)[: len(rows)]
+                fresh.append(rows)
+                done += len(rows)
                 if time.monotonic() - since > SECONDS and done < len(inputs):
-                    keep(kept, {layer: out[layer][kept:done] for layer in layers})
-                    kept, since = done, time.monotonic()
-                progress(stop, len(inputs))
+                    keep_fresh()
+                    since = time.monotonic()
+                progress(done, len(inputs))
     except BaseException:
-        if kept < done:
+        if fresh:
             with suppress(MachineError):  # of the two, what interrupted the pass is said
-                keep(kept, {layer: out[layer][kept:done] for layer in layers})
+                keep_fresh()
         raise
     return out
+
+
+def _masked(layers):
+    return all(Layer.parse(layer).output in MASKED for layer in layers)
 
 
 def widths_of(backbone: Backbone, layers: Sequence[str], example: Mapping[str, Any]) -> dict[str, int]:

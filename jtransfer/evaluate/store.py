@@ -59,7 +59,8 @@ class FeatureStore:
 
     def read(self, origin: FeatureOrigin) -> np.ndarray | None:
         """The features `[rows, width]` of an origin, mapped from a local disk; None if they are not there, whole."""
-        return self._entry(origin, (0, origin.rows), origin.key)
+        found = self._entry(origin, (0, origin.rows), origin.key)
+        return None if found is None else found[1]
 
     def write(self, origin: FeatureOrigin, values: np.ndarray, **also: Any) -> None:
         """Keep features; what is written is there whole or not at all. The parts that there are of them go."""
@@ -67,20 +68,21 @@ class FeatureStore:
         for path in self._parts(origin):
             path.unlink(missing_ok=True)
 
-    def read_parts(self, origin: FeatureOrigin) -> np.ndarray | None:
-        """The first rows of features whose extraction was interrupted, `[some, width]`; None where there are none."""
-        found: list[np.ndarray] = []
+    def read_parts(self, origin: FeatureOrigin) -> tuple[np.ndarray, np.ndarray] | None:
+        """What an interrupted extraction kept: numbers of rows `[some]`, and their features `[some, width]`."""
+        found = []
         bounds = sorted(_bounds(path.name) for path in self._parts(origin) if path.suffix == ".json")
         for start, stop in bounds:
-            if start == sum(map(len, found)) and start < stop <= origin.rows:
+            if start < stop <= origin.rows:
                 part = self._entry(origin, (start, stop), f"{origin.key}.{start}-{stop}")
                 found += [] if part is None else [part]
-        return np.concatenate(found) if found else None
+        return tuple(map(np.concatenate, zip(*found, strict=True))) if found else None
 
-    def write_part(self, origin: FeatureOrigin, start: int, values: np.ndarray) -> None:
-        """Keep the rows from `start` on of features of which the rest is still to come."""
-        rows = start, start + len(values)
-        self._keep(origin, rows, f"{origin.key}.{rows[0]}-{rows[1]}", values, {})
+    def write_part(self, origin: FeatureOrigin, rows: np.ndarray, values: np.ndarray) -> None:
+        """Keep some rows, `[some]` numbers in any order, of features of which the rest is still to come."""
+        bounds = int(rows.min()), int(rows.max()) + 1
+        also = {} if np.array_equal(rows, np.arange(*bounds)) else {"some": rows.tolist()}
+        self._keep(origin, bounds, f"{origin.key}.{bounds[0]}-{bounds[1]}", values, also)
 
     def _parts(self, origin):
         # No pattern: a directory's name may hold what patterns are made of.
@@ -98,7 +100,8 @@ class FeatureStore:
             expected = asdict(origin) | {"from": rows[0], "to": rows[1]}
             if version == 1 or any(found.get(key) != value for key, value in expected.items()):
                 raise Damaged(f"{about} is of other features; {AGAIN}")
-            return _checked(array, rows[1] - rows[0], found)
+            some = np.array(found.get("some", range(*rows)), int)
+            return some, _checked(array, len(some), found)
         except Damaged as error:
             log.warning("%s", error)
             return None

@@ -54,9 +54,9 @@ class Reader:
         if missing := [layer for layer, values in found.items() if values is None]:
             what = f"{self.backbone.name} on {dataset.name}"
 
-            def keep(start, part):
+            def keep(rows, part):
                 for layer, values in part.items():
-                    self.store.write_part(origins[layer], start, values)
+                    self.store.write_part(origins[layer], rows, values)
 
             parts = {layer: self.store.read_parts(origins[layer]) for layer in missing}
             made = extract(

@@ -62,6 +62,8 @@ class Architecture(Protocol):
         normalize: Whether `sentence_embedding` is scaled to length 1.
         longest: The largest number of tokens that a text may have; 0 for a model of images.
         right_padded: Whether padding must stand on the right, as positions count it.
+        masks_padding: Whether what it makes of a text is the same however far the text is padded on the right, as far
+            as the attention mask goes: its outputs `[batch, width]`, and the states of the text's own tokens.
         generates: Whether the model continues texts, from `cache(batch, size)` on.
         eos_tokens: The tokens that end a text that it generates.
         pad_token: The token that pads such texts; None for none.
@@ -83,6 +85,7 @@ class Architecture(Protocol):
     normalize: bool = False
     longest: int = 0
     right_padded: bool = False
+    masks_padding: bool = False
     generates: bool = False
     eos_tokens: tuple[int, ...] = ()
     pad_token: int | None = None

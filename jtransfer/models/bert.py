@@ -85,6 +85,7 @@ class BertConfig(Architecture):
 
     cls = True
     right_padded = True
+    masks_padding = True
 
     @property
     def sentence_pooling(self) -> str:

@@ -91,6 +91,10 @@ class CLIPTextConfig(Architecture):
     final_norm = "encoder/norm"
 
     @property
+    def masks_padding(self) -> bool:
+        return self.pool != "last"  # which is padding
+
+    @property
     def tables(self) -> dict[str, int]:
         return {"input_ids": self.vocabulary}
 

@@ -71,6 +71,7 @@ class GPT2Config(Architecture):
 
     final_norm = "encoder/norm"
     generates = True
+    masks_padding = True
 
     @property
     def tables(self) -> dict[str, int]:

@@ -82,7 +82,7 @@ class Texts:
 
     def __call__(self, inputs: list) -> Arrays:
         """Arrays `[n, tokens]` by the names of the model's inputs, of n texts or pairs of texts."""
-        return self.tokenizer.read(*_columns(inputs), length=self.tokens)[0]
+        return self.tokenizer.read(*columns_of(inputs), length=self.tokens)[0]
 
     def labels(self, inputs: list, labels: np.ndarray, where: str) -> np.ndarray:
         """Labels of words or answers in n texts, or second texts of pairs, as labels of their tokens.
@@ -98,14 +98,14 @@ class Texts:
         Raises:
             InputError: a label outside its text, or a tokenizer that does not tell of which characters its tokens are.
         """
-        columns = _columns(inputs)
+        columns = columns_of(inputs)
         marks.check(where, columns[1] or columns[0], labels)
         places = self.tokenizer.places(*columns, length=self.tokens)
         return (marks.spans_of_tokens if labels.shape[2] == 2 else marks.tags_of_tokens)(places, labels)
 
     def cut(self, inputs: list) -> int:
         """How many of some texts are longer than `tokens`."""
-        return sum(was_cut for _, _, was_cut in self.tokenizer.rows(*_columns(inputs), self.tokens))
+        return sum(was_cut for _, _, was_cut in self.tokenizer.rows(*columns_of(inputs), self.tokens))
 
 
 def load_for(
@@ -308,7 +308,7 @@ def _for_texts(backbone: Backbone, data: Any, tokens: int) -> Texts:
         raise InputError(f"config.load.tokens is {tokens}; backbone '{backbone.name}' takes {tokenizer.limit} at most")
     limit, longest, cut = tokens or tokenizer.limit, 1, 0
     for start in range(0, len(data.inputs), BLOCK):
-        columns = _columns(data.inputs[np.arange(start, min(start + BLOCK, len(data.inputs)))])
+        columns = columns_of(data.inputs[np.arange(start, min(start + BLOCK, len(data.inputs)))])
         rows = tokenizer.rows(*columns, limit, first=start)  # which refuses a token that the model has no row for
         longest, cut = max(longest, *(len(ids) for ids, _, _ in rows)), cut + sum(was_cut for _, _, was_cut in rows)
     if cut:
@@ -318,7 +318,7 @@ def _for_texts(backbone: Backbone, data: Any, tokens: int) -> Texts:
     return Texts(tokenizer, tokens or tokenizer.limit)
 
 
-def _columns(inputs: list) -> tuple[list[str], list[str] | None]:
+def columns_of(inputs: list) -> tuple[list[str], list[str] | None]:
     """Texts, and the second of each where they are pairs."""
     if isinstance(inputs[0], str):
         return inputs, None

@@ -1,0 +1,160 @@
+"""Features of texts that are read by length: those of one padded pass, in the order of the rows, from few programs."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from jtransfer import checkpoints, models
+from jtransfer.data.dataset import Dataset, Lazy
+from jtransfer.data.text import Tokenizer
+from jtransfer.evaluate import features
+from jtransfer.evaluate.features import extract
+from jtransfer.evaluate.store import FeatureStore
+from jtransfer.evaluate.task import Reader
+from jtransfer.starts import batches
+from jtransfer.starts.inputs import Texts
+
+WORDS, END, PAD, LONGEST = 40, 39, 1, 64
+SIZE = {"width": 8, "depth": 2, "heads": 2, "hidden": 16}
+BERT = {"vocabulary": WORDS, "positions": LONGEST + 2, **SIZE}
+HIDDEN = ("hidden_1.mean", "hidden_1.max", "hidden_-1.last")
+MODELS = {
+    "bert": (models.BertConfig(**BERT), ("features", "pooler_output", "hidden_0.cls")),
+    "sentence encoder": (models.BertConfig(**BERT, pool="mean", normalize=True), ("sentence_embedding", "features")),
+    "roberta": (models.BertConfig(**BERT, padding=PAD, shifted=True, types=0), ("features",)),
+    "gpt2": (models.GPT2Config(vocabulary=WORDS, positions=LONGEST, **SIZE), ("features", "hidden_1.mean.normed")),
+    "gpt2 that pads": (models.GPT2Config(vocabulary=WORDS, positions=LONGEST, pad_token=PAD, **SIZE), ("features",)),
+    "clip": (models.CLIPTextConfig(vocabulary=WORDS, positions=LONGEST, eos_token=END, **SIZE), ("features",)),
+    "clip of openai": (
+        models.CLIPTextConfig(vocabulary=WORDS, positions=LONGEST, pool="largest", **SIZE),
+        ("features", "pooler_output"),
+    ),
+}
+
+
+def backbone(config):
+    model = models.of_config(config)
+    tree = jax.jit(lambda key: models.complete(model, key, {}, config.inputs))(jax.random.key(0))
+    draw = np.random.default_rng(0)
+    return checkpoints.Backbone(
+        "texts", model, {path: x + 0.3 * draw.standard_normal(x.shape) for path, x in tree.items()}
+    )
+
+
+def tokenizer(config, **options):
+    """Of texts that are numbers of words; the last is `END`."""
+
+    def encode(texts, pairs, limit):
+        rows = [[*[*map(int, text.split())][: limit - 1], END] for text in texts]
+        return [(ids, [0] * len(ids), False) for ids in rows]
+
+    names = tuple(name for name in ("input_ids", "attention_mask", "token_type_ids") if name in config.inputs)
+    options = {"names": names, "whole": False, "side": "right"} | options
+    own = {
+        "encode": encode,
+        "place": None,
+        "back": None,
+        "words": dict,
+        "limit": LONGEST,
+        "pad": PAD,
+        "where": "numbers",
+    }
+    return Tokenizer(**own | options)
+
+
+def texts(count=300):
+    """Mostly short ones, of 2 to 57 tokens with the end."""
+    draw = np.random.default_rng(1)
+    lengths = np.minimum(1 + draw.exponential(12, count).astype(int), 56)
+    return [" ".join(map(str, draw.integers(2, END, length))) for length in lengths]
+
+
+def dataset(rows):
+    inputs = Lazy(len(rows), lambda at: [rows[row] for row in at], "numbers")
+    return Dataset("numbers", inputs, np.arange(len(rows)) % 2, ("a", "b"), np.arange(200), np.arange(200, 300), "text")
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """`(rows, tokens)` of each batch, and a switch to the padded pass."""
+    shapes, make = [], batches.batches
+
+    def spied(*arguments):
+        for rows, arrays in make(*arguments):
+            shapes.append(arrays["input_ids"].shape)
+            yield rows, arrays
+
+    monkeypatch.setattr(features, "batches", spied)
+    monkeypatch.setattr(batches, "TOKENS_OF_A_CORE", 256)
+    return SimpleNamespace(shapes=shapes, pad=lambda: monkeypatch.setattr(features, "separable", lambda *_: False))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_features_by_length_are_those_of_the_padded_pass_in_the_order_of_the_rows(name, seen):
+    config, layers = MODELS[name]
+    bert, rows, prepare = backbone(config), dataset(texts()).inputs, Texts(tokenizer(config), LONGEST)
+    found = extract(bert, rows, prepare, (*layers, *HIDDEN), batch=64)
+    assert {tokens for _, tokens in seen.shapes} == {16, 24, 32, 48, LONGEST}
+    assert len(set(seen.shapes)) == 5, "one program for each length"
+    by_length = sum(n * tokens for n, tokens in seen.shapes)
+    seen.shapes.clear()
+    seen.pad()
+    padded = extract(bert, rows, prepare, (*layers, *HIDDEN), batch=64)
+    assert {tokens for _, tokens in seen.shapes} == {LONGEST}
+    assert by_length < 0.5 * sum(n * tokens for n, tokens in seen.shapes)
+    for layer, values in padded.items():
+        np.testing.assert_allclose(found[layer], values, atol=3e-6, rtol=1e-5, err_msg=layer)
+
+
+@pytest.mark.parametrize(
+    ("options", "change", "layer"),
+    [
+        ({"whole": True, "names": ("input_ids",)}, {"pool": "last"}, "features"),
+        ({}, {"pool": "last"}, "features"),
+        ({"side": "left"}, {}, "features"),
+        ({"names": ("input_ids",)}, {}, "hidden_1.mean"),
+    ],
+)
+def test_texts_are_padded_to_one_length_where_padding_counts(options, change, layer, seen):
+    config = dataclasses.replace(MODELS["clip"][0], **change)
+    prepare = Texts(tokenizer(config, **options), LONGEST)
+    found = extract(backbone(config), dataset(texts(40)).inputs, prepare, (layer,))[layer]
+    assert {tokens for _, tokens in seen.shapes} == {LONGEST}
+    outputs = backbone(config)(prepare(texts(40)), output_hidden_states=True)
+    expected = outputs["features"] if layer == "features" else outputs["hidden_states"][1].mean(1)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_what_a_head_makes_of_texts_is_padded_to_one_length():
+    assert features._masked(("features", "hidden_1.mean")) and not features._masked(("features", "logits"))
+
+
+class Stopped(Exception):
+    """A user's Ctrl-C."""
+
+
+@pytest.mark.parametrize("stop", [1, 4, 9])
+def test_an_interrupted_extraction_of_texts_goes_on_to_the_same_bits(stop, seen, tmp_path, monkeypatch):
+    monkeypatch.setattr(batches, "WINDOW", 128)
+    config, layers = MODELS["sentence encoder"][0], ("sentence_embedding", "hidden_1.mean")
+    data, steps = dataset(texts()), []
+
+    def interrupt(what, done, rows):
+        steps.append(done)
+        if len(steps) == stop:
+            raise Stopped
+
+    reader = Reader(backbone(config), Texts(tokenizer(config), LONGEST), FeatureStore(tmp_path / "one"), batch=64)
+    with pytest.raises(Stopped):
+        dataclasses.replace(reader, progress=interrupt)(data, *layers)
+    first = len(seen.shapes)
+    resumed = dataclasses.replace(reader, progress=lambda what, done, rows: steps.append(done))(data, *layers)
+    assert np.all(np.diff(steps) > 0) and steps[-1] == 300, "no row is read again"
+    assert first > stop - 1
+    whole = dataclasses.replace(reader, store=FeatureStore(tmp_path / "other"))(data, *layers)
+    for layer in layers:
+        np.testing.assert_array_equal(resumed[layer], whole[layer])
+    assert len(list((tmp_path / "one").glob("*.npy"))) == 2, "the parts are gone"
