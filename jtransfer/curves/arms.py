@@ -20,6 +20,7 @@ from jtransfer.data.views import view
 from jtransfer.methods import Adapted
 from jtransfer.objectives.metrics import METRICS, Metric
 from jtransfer.starts import inputs, teachers
+from jtransfer.starts.batches import groups, rows_at_once, separable
 from jtransfer.starts.source import SourceTask
 from jtransfer.starts.teachers import Teacher
 from jtransfer.storage.cells import ResultRow
@@ -92,9 +93,18 @@ class Examples:
             def features(some):
                 return models.apply(backbone.model, tree, some)[reads]
 
-            return trials.in_blocks(features, inputs, np.arange(len(self.rows)))
+            rows = np.arange(len(next(iter(inputs.values()))))
+            return trials.in_blocks(features, inputs, rows, rows_at_once(inputs, trials.BLOCK)).astype(jnp.float32)
 
-        return read(backbone.params | backbone.state, self.on_device["inputs"]).astype(jnp.float32)
+        tree, arrays = backbone.params | backbone.state, self.on_device["inputs"]
+        if not separable(backbone, self.prepare, (reads,)):
+            return read(tree, arrays)
+        tokens = np.asarray(arrays["attention_mask"]).sum(1)
+        by_length = groups(tokens, self.prepare.tokens, lambda length: trials.BLOCK)
+        parts = [
+            read(tree, {name: x[rows, :length] for name, x in arrays.items()}) for length, rows in by_length.items()
+        ]
+        return jnp.concatenate(parts)[np.argsort(np.concatenate([*by_length.values()]))]
 
     def activations(self, backbone: Backbone, phase: Adapted, place: cut.Cut) -> jax.Array:
         """What a model makes of `rows` before a cut, `[u, ...]`: computed once, whichever arms ask for it.
@@ -118,7 +128,7 @@ class Examples:
         @jax.jit
         def read(tree, inputs):
             first = partial(cut.before(phase, place), tree)
-            return trials.in_blocks(first, inputs, np.arange(len(self.rows)))
+            return trials.in_blocks(first, inputs, np.arange(len(self.rows)), rows_at_once(inputs, trials.BLOCK))
 
         return read(phase.base, trials.read_by(phase, self.on_device["inputs"]))
 

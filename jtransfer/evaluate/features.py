@@ -39,9 +39,6 @@ from jtransfer.starts.inputs import Prepare
 SECONDS = 10
 """Of work that an extraction loses when it is killed, at most."""
 
-MASKED = ("sentence_embedding", "features", "pooler_output", "text_embeds", "hidden_states")
-"""Outputs that have nothing of padding where a model masks it; what a head reads is its own."""
-
 POOLINGS = ("cls", "mean", "max", "last")
 
 
@@ -137,8 +134,8 @@ def extract(
         left = np.setdiff1d(left, reduce(np.intersect1d, (known[layer][0] for layer in layers)))
     program = jax.jit(lambda tree, inputs: _read(backbone, tuple(layers), tree, take(inputs, slice(None))))
     tree = jax.device_put(backbone.params | backbone.state, whole)
-    parts, by_length = mesh.shape[mesh.axis_names[0]], separable(backbone, prepare) and _masked(layers)
-    upcoming_batches = batches(prepare, inputs, left, batch, parts, by_length)
+    by_length = separable(backbone, prepare, (Layer.parse(layer).output for layer in layers))
+    upcoming_batches = batches(prepare, inputs, left, batch, mesh.shape[mesh.axis_names[0]], by_length)
 
     def prepared():
         return next(((rows, jax.device_put(arrays, split)) for rows, arrays in upcoming_batches), None)
@@ -171,10 +168,6 @@ def extract(
                 keep_fresh()
         raise
     return out
-
-
-def _masked(layers):
-    return all(Layer.parse(layer).output in MASKED for layer in layers)
 
 
 def widths_of(backbone: Backbone, layers: Sequence[str], example: Mapping[str, Any]) -> dict[str, int]:
