@@ -29,8 +29,8 @@ from jtransfer.data import sources
 from jtransfer.evaluate.features import extract
 
 ENCODER, NETWORK = "all-MiniLM-L6-v2", "tf_efficientnet_lite0"
-TEXTS = {"sst_binary": 4096, "ag_news_subset": 2048}
-IMAGES, PEER_BATCH = 512, 32
+TEXTS = {"sst_binary": 4096, "ag_news_subset": 1024}
+IMAGES, PEER_BATCH = 256, 32
 
 Reading = Callable[[], np.ndarray]
 """Reads features `[rows, width]` of all rows, from the texts or files on."""

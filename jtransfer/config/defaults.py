@@ -124,7 +124,7 @@ def evaluate_defaults() -> dict[str, Any]:
         "protocols": ("probe", "prototypes", "knn"),  # names of evaluate/protocols with options, as knn(k=(5, 10))
         "layers": (),  # where features are read: see evaluate/features.py; empty for sentence_embedding, or features
         "validation": 0.1,  # share of each class of the training rows that chooses hyper-parameters
-        "batch": 256,  # rows at a time, over all devices
+        "batch": 256,  # rows at a time, over all devices; on the CPU fewer, and of texts more short or fewer long ones
         "mesh": {"data": -1},  # axes and their sizes; the batch is split over the first
         "store": "",  # directory of the features; empty for the user's cache
     }

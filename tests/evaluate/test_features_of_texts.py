@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jtransfer import checkpoints, models
+from jtransfer.curves import arms
 from jtransfer.data.dataset import Dataset, Lazy
 from jtransfer.data.text import Tokenizer
 from jtransfer.evaluate import features
@@ -144,6 +145,26 @@ def test_what_a_head_makes_of_texts_is_padded_to_one_length():
     asked = backbone(config), Texts(tokenizer(config), LONGEST)
     assert batches.separable(*asked, ("features", "hidden_states"))
     assert not batches.separable(*asked, ("features", "logits"))
+
+
+def test_a_curve_reads_by_length_what_the_padded_pass_gives(monkeypatch):
+    config, data = MODELS["sentence encoder"][0], dataset(texts(100))
+    prepare, own, lengths, apply = Texts(tokenizer(config), LONGEST), backbone(config), [], models.apply
+    monkeypatch.setattr(arms.trials, "BLOCK", 16)
+
+    def spied(model, tree, asked, **options):
+        lengths.append(asked["input_ids"].shape[1])
+        return apply(model, tree, asked, **options)
+
+    def read():
+        rows = np.arange(0, 100, 2)
+        return np.asarray(arms.Examples(data, rows[40:], rows, prepare, (1,)).features(own))
+
+    monkeypatch.setattr(models, "apply", spied)
+    found = read()
+    assert len(set(lengths)) > 1 and max(lengths) <= LONGEST
+    monkeypatch.setattr(arms, "separable", lambda *_: False)
+    np.testing.assert_allclose(found, read(), atol=3e-6)
 
 
 class Stopped(Exception):
