@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -25,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from ml_collections import ConfigDict
-from steps import adamw, surroundings, with_lora
+from steps import PEER, adamw, surroundings, with_lora
 from torch.nn import functional
 from transformers import AutoModel
 from transformers.utils import logging
@@ -169,10 +170,7 @@ class Peer:
 
     def __init__(self, arm: Trained, directory: str, inputs: dict[str, torch.Tensor], labels: torch.Tensor):
         self.arm, self.inputs, self.labels = arm, inputs, labels
-        options = {}
-        if "input_ids" in inputs:
-            options = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-        backbone = AutoModel.from_pretrained(directory, **options)
+        backbone = AutoModel.from_pretrained(directory)
         self.plain = model = Classifier(backbone, arm.examples.dataset.outputs)
         if arm.name == "probe":
             backbone.requires_grad_(False)
@@ -386,6 +384,15 @@ def faster_threads(arm: Trained, backbone: str, cores: int) -> int:
     return min(took, key=took.get)
 
 
+def without_dropout(checkpoint: str, directory: Path) -> str:
+    """A copy of a BERT that drops nothing, as both frameworks draw other numbers."""
+    shutil.copytree(checkpoint, directory)
+    path = directory / "config.json"
+    values = json.loads(path.read_text()) | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    path.write_text(json.dumps(values))
+    return str(directory)
+
+
 def read_config(options: argparse.Namespace) -> ConfigDict:
     """The config of the curve."""
     if options.texts:
@@ -416,12 +423,14 @@ def main() -> None:
         parser.error("--cpu-time needs one core, as under 'taskset -c 0'")
     if options.texts and not (options.checkpoint and options.tfds):
         parser.error("--texts needs --checkpoint and --tfds")
-    config = read_config(options)
-    seeds = options.peer_seeds or config.seeds
-    about = {"settings": vars(options) | {"out": None}} | surroundings(True)
-    arms = curves.prepare(config).arms
+    about = {"settings": vars(options) | {"out": None}} | surroundings(PEER)
     turns = []
     with tempfile.TemporaryDirectory() as directory:
+        if options.texts:
+            options.checkpoint = without_dropout(options.checkpoint, Path(directory) / "checkpoint")
+        config = read_config(options)
+        seeds = options.peer_seeds or config.seeds
+        arms = curves.prepare(config).arms
         backbone = str(Path(directory) / "backbone")
         checkpoints.to_huggingface(backbone, arms[0].backbone)
         torch.set_num_threads(options.threads or faster_threads(arms[1], backbone, cores))
