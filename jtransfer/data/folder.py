@@ -1,26 +1,24 @@
 """A folder of image files as a dataset: one directory for each class, each file read when its row is asked for."""
 
-import hashlib
 import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 from etils import epath
 
 from jtransfer import files
-from jtransfer.data.dataset import Context, Dataset, Lazy, each, refused
+from jtransfer.data import encoded
+from jtransfer.data.dataset import Context, Dataset
 from jtransfer.data.downloads import Places, entries, printable, shown
+from jtransfer.data.encoded import SUFFIXES
 from jtransfer.data.splits import hold_out_a_fifth
 from jtransfer.errors import InputError, nearest
 
 log = logging.getLogger("jtransfer")
-
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-"""Endings of image files, in lower or upper case: those of the formats that `pictures` decodes."""
 
 SPLITS = {
     "train": "train",
@@ -36,9 +34,6 @@ SPLITS = {
 
 NAMED = re.compile(rf"({'|'.join(SPLITS)})[\W_]*(set|split|data|images|\d+)?", re.IGNORECASE)
 """A directory of a split, with what may follow the word, as in train2017, "Test Data" and val_set."""
-
-BLOCK = 4096
-"""Files that are handed to the threads at once."""
 
 
 class Folder(NamedTuple):
@@ -89,23 +84,11 @@ def read(directory: str, context: Context) -> Dataset:
         count = len(_images(folder, way))
         notes += [f"The {count} images of '{os.path.basename(way)}' are not used: the test rows are those of 'test'."]
     notes += _said_of(folder)
-    identity, contents = _identified(paths, folder.root)
-    return Dataset(context.name, _lazy(paths, identity, contents), labels, classes, pool, test, note=" ".join(notes))
-
-
-def _lazy(paths: list[str], identity: str, contents: str) -> Lazy:
-    from jtransfer.data import pictures
-
-    def read_rows(rows: np.ndarray) -> list[np.ndarray]:
-        return each(lambda row: pictures.decode(_content(paths[row]), shown(paths[row])), rows)
-
-    def damaged(rows: np.ndarray) -> list[str]:
-        def refuse(row):
-            pictures.check(_content(paths[row]), shown(paths[row]))
-
-        return [said for block in _blocks(rows) for said in refused(refuse, block)]
-
-    return Lazy(len(paths), read_rows, identity, contents, damaged)
+    identified = encoded.identified(paths, folder.root)
+    inputs = encoded.lazy(
+        len(paths), lambda row: encoded.content(paths[row]), lambda row: shown(paths[row]), *identified
+    )
+    return Dataset(context.name, inputs, labels, classes, pool, test, note=" ".join(notes))
 
 
 def _is_directory(root: epath.Path) -> bool:
@@ -216,34 +199,6 @@ def _said_of(folder: Folder) -> list[str]:
     if any(not what.startswith("hidden") for what in folder.left_out):
         log.warning("%s: %s Images end in %s", shown(folder.root), said, _listed(SUFFIXES))
     return [said]
-
-
-def _identified(paths: list[str], root: str) -> tuple[str, str]:
-    """Names and sizes of files, which told a folder from another in earlier versions, and a digest of every byte."""
-    lines, whole = [], hashlib.sha256()
-    for block in _blocks(paths):
-        for path, (size, digest) in zip(block, each(_measured, block), strict=True):
-            lines.append(f"{path[len(root.rstrip('/')) + 1 :]} {size}")
-            whole.update(digest)
-    return "\n".join(lines), whole.hexdigest()[:16]
-
-
-def _measured(path: str) -> tuple[int, bytes]:
-    content = _content(path)
-    return len(content), hashlib.sha256(content).digest()
-
-
-def _content(path: str) -> bytes:
-    from jtransfer.data.pictures import LARGEST_FILE
-
-    try:
-        return files.read(path, LARGEST_FILE)
-    except OSError as error:
-        raise InputError(f"image {shown(path)} cannot be read ({error.strerror or error})") from None
-
-
-def _blocks(items: Sequence) -> Iterator[Sequence]:
-    return (items[start : start + BLOCK] for start in range(0, len(items), BLOCK))
 
 
 def _listed(words: Iterable[str]) -> str:

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from jtransfer.data.dataset import CLASSES, Context, Dataset, Images, Lazy, blocks, targets
+from jtransfer.data.dataset import CLASSES, Context, Dataset, Images, Lazy, blocks
 from jtransfer.data.labels import columns, distinct, numbers, texts
-from jtransfer.data.splits import hold_out_a_fifth, hold_out_the_last
+from jtransfer.data.splits import hold_out, hold_out_the_last
 from jtransfer.errors import InputError, nearest
 from jtransfer.storage.arrays import NpzArray, open_npz
 
@@ -84,9 +84,7 @@ def _split(file: str, labels: Sequence[np.ndarray], what: str) -> tuple[np.ndarr
     """Pool and test rows."""
     if len(labels) > 1:
         return tuple(np.split(np.arange(sum(map(len, labels))), [len(labels[0])]))
-    if not targets(labels[0]):
-        return hold_out_the_last(len(labels[0]), file, what)
-    return hold_out_a_fifth(labels[0], file, f"'test_{what}' and 'test_labels'")
+    return hold_out(labels[0], file, f"'test_{what}' and 'test_labels'", what)[:2]
 
 
 def _targets(

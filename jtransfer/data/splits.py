@@ -82,6 +82,28 @@ def hold_out_the_last(count: int, where: str, what: str = "rows") -> tuple[np.nd
     return np.arange(count - last), np.arange(count - last, count)
 
 
+def hold_out(labels: np.ndarray, where: str, without: str, what: str = "rows") -> tuple[np.ndarray, np.ndarray, str]:
+    """Pool and test rows of all that there is: a fifth, or where rows have no labels the last hundredth.
+
+    Args:
+        labels: Of all rows, as a `Dataset` has them.
+        where: The data, for messages.
+        without: What would give test rows, for messages.
+        what: What a row is, in the plural, for errors.
+
+    Returns:
+        [p] and [t] row numbers, ascending, and which the test rows are in words.
+
+    Raises:
+        InputError: as `hold_out_a_fifth` and `hold_out_the_last`.
+    """
+    if not targets(labels):
+        pool, test = hold_out_the_last(len(labels), where, what)
+        return pool, test, f"the last {len(test)}"
+    part = "a fifth of each class" if targets(labels) == "classes" else "a fifth"
+    return *hold_out_a_fifth(labels, where, without), part
+
+
 def stratified(labels: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
     """`count` of some rows, each class in its proportion, the same every time; a smaller draw is part of a larger one.
 

@@ -16,8 +16,9 @@ from etils import epath
 from jtransfer import files
 from jtransfer.data import records
 from jtransfer.data.dataset import Context, Dataset, Lazy, targets
+from jtransfer.data.options import parse as parse_options
 from jtransfer.data.prepared import Prepared, describe
-from jtransfer.data.splits import hold_out_a_fifth, hold_out_the_last
+from jtransfer.data.splits import hold_out, hold_out_the_last
 from jtransfer.errors import InputError, first_line, nearest
 
 RESTRICTIONS = ("only", "test_only")
@@ -74,7 +75,7 @@ def read(rest: str, context: Context) -> Dataset:
         labels, whole = np.concatenate([labels, test_labels]), f"{train}+{test}"
         tested = f"'{test}'" + (f" (the labels of '{ways[0]}' are hidden)" if test != ways[0] else "")
     else:
-        pool, held_out, part = _held_out(labels, name)
+        pool, held_out, part = hold_out(labels, name, "a split for testing")
         whole, tested = train, f"{part} of '{train}'"
     source = records.of_split(data, whole)
     pool, held_out = _restricted(data, source, options, pool, held_out)
@@ -92,15 +93,6 @@ def read(rest: str, context: Context) -> Dataset:
     captions = _captions(data, source, options["caption"], lazy) if "caption" in options else None
     metric = METRICS.get(re.split("[:?]", rest)[0], "") if label else ""
     return Dataset(name, lazy, labels, classes, pool, held_out, kind, note, captions, metric)
-
-
-def _held_out(labels: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray, str]:
-    """Pool and test rows of a split that is all there is, and which the latter are in words."""
-    if not targets(labels):
-        pool, test = hold_out_the_last(len(labels), name)
-        return pool, test, f"the last {len(test)}"
-    part = "a fifth of each class" if targets(labels) == "classes" else "a fifth"
-    return *hold_out_a_fifth(labels, name, "a split for testing"), part
 
 
 def read_pairs(rest: str, context: Context) -> Dataset:
@@ -180,7 +172,7 @@ def _opened(name: str, rest: str, data_dir: str) -> tuple[Prepared, epath.Path, 
     """A prepared dataset, its directory, and the options that stand behind its name."""
     tfds = _library(name)
     which, _, query = rest.partition("?")
-    options = _options(name, query)
+    options = parse_options(name, query, OPTIONS)
     directory = _directory(name, which, data_dir)
     try:
         data = Prepared(name, tfds, describe(tfds, directory))
@@ -197,18 +189,6 @@ def _library(name: str) -> Any:
             f"{name} needs TensorFlow Datasets ({error}); install it: pip install 'jtransfer[tfds]'"
         ) from None
     return tensorflow_datasets
-
-
-def _options(name: str, query: str) -> dict[str, str]:
-    options = {}
-    for part in filter(None, query.split("&")):
-        key, equals, value = part.partition("=")
-        if key not in OPTIONS:
-            raise InputError(f"{name}: unknown option '{key}'; {nearest(key, OPTIONS)}")
-        if not value and not (key == "label" and equals):
-            raise InputError(f"{name}: option '{key}' has no value; expected {key}=...")
-        options[key] = value
-    return options
 
 
 def _directory(name: str, which: str, data_dir: str) -> epath.Path:
