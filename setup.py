@@ -39,6 +39,7 @@ setup(
     extras_require={
         "gcs": ["gcsfs"],
         "tfds": ["tensorflow-datasets>=4.9.7"],  # prepared datasets, as --config.data=tfds:cifar10
+        "tables": ["pyarrow>=17"],  # Parquet files and what `datasets` saved, as --config.data=table:mine.parquet
         # A compiler for TPUs that are not there, for the test of what a pod would need; noisy in a plain JAX session.
         "pod": ["libtpu; sys_platform == 'linux' and platform_machine == 'x86_64'"],
         "transformers": ["transformers>=5"],  # tokenizers of checkpoints that have no tokenizer.json
@@ -51,6 +52,7 @@ setup(
             "transformers>=5",
             "peft>=0.18",
             "tensorflow-datasets>=4.9.7",
+            "pyarrow>=17",
         ],
     },
     entry_points={"console_scripts": ["jtransfer=jtransfer.cli:main"]},

@@ -2,7 +2,7 @@
 
 import os
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from etils import epath
@@ -68,6 +68,27 @@ def inside(path: str, root: str) -> str:
             f"copy it there"
         )
     return path
+
+
+TRAIN, TEST = ("train",), ("test", "dev", "valid", "val")
+"""How the names of the files of a directory begin; of those for testing the first kind that there is."""
+
+
+def beginning(directory: epath.Path, names: Sequence[str], suffixes: tuple[str, ...] = ("",)) -> list[epath.Path]:
+    """The files of a directory whose names begin with the first of some words with which any begins, in their order.
+
+    Args:
+        directory: On a disk, or in an object store.
+        names: The words, as `TRAIN` or `TEST`.
+        suffixes: Endings of files, of which each has one, in lower or upper case.
+
+    Raises:
+        InputError: as `entries`.
+    """
+    root = os.fspath(directory)
+    inside = [entry for entry in entries(root, root) if not entry.hidden and entry.name.lower().endswith(suffixes)]
+    found = ([entry for entry in inside if entry.name.startswith(name)] for name in names)
+    return [epath.Path(entry.path) for entry in next(filter(None, found), [])]
 
 
 class Places:

@@ -18,7 +18,7 @@ Classes = tuple[tuple[str, ...], list[np.ndarray]]
 """Names of classes or values, and the labels of each split: int32, or float32 for values."""
 
 
-def distinct(where: str, names: Sequence[str], splits: Sequence[np.ndarray]) -> Classes:
+def distinct(where: str, names: Sequence[str], splits: Sequence[np.ndarray], keys: Sequence[str] = KEYS) -> Classes:
     """One class for every row.
 
     Labels are indices into `names`, or such names. If `names` is empty, each distinct value in the first split becomes
@@ -28,6 +28,7 @@ def distinct(where: str, names: Sequence[str], splits: Sequence[np.ndarray]) -> 
         where: The file, for errors.
         names: Of the classes; may be empty.
         splits: Labels [n] for training and perhaps for testing, integers of any size or texts.
+        keys: What the labels of each split are called, for errors.
 
     Returns:
         The names of the classes, and the labels of each split [n] int32, indices into the names.
@@ -38,15 +39,15 @@ def distinct(where: str, names: Sequence[str], splits: Sequence[np.ndarray]) -> 
     """
     if len({own.dtype.kind in "US" for own in splits}) > 1:
         raise InputError(
-            f"{where}: 'labels' has dtype {splits[0].dtype} and 'test_labels' {splits[1].dtype}; expected integers in "
+            f"{where}: {keys[0]!r} has dtype {splits[0].dtype} and {keys[1]!r} {splits[1].dtype}; expected integers in "
             f"both, or names in both"
         )
     by_name, found = splits[0].dtype.kind in "US", [np.unique(own, return_inverse=True) for own in splits]
-    values = [texts(where, key, own) if by_name else own.tolist() for key, (own, _) in zip(KEYS, found, strict=False)]
+    values = [texts(where, key, own) if by_name else own.tolist() for key, (own, _) in zip(keys, found, strict=False)]
     choices: Iterable = values[0] if not names else names if by_name else range(len(names))
     place = {choice: i for i, choice in enumerate(choices)}
     labels = []
-    for key, own, (_, inverse) in zip(KEYS, values, found, strict=False):
+    for key, own, (_, inverse) in zip(keys, values, found, strict=False):
         for i, value in enumerate(own):
             if value in place and not _nothing(value, place):
                 continue
@@ -55,7 +56,7 @@ def distinct(where: str, names: Sequence[str], splits: Sequence[np.ndarray]) -> 
             raise InputError(f"{where}: {key!r} row {row} is {said}; {_expected(value, own, names, place)}")
         labels.append(np.array([place[value] for value in own], np.int32)[inverse])
     if len(values[0]) < 2:
-        raise InputError(f"{where}: 'labels' hold only class {values[0][0]}; at least two classes are expected")
+        raise InputError(f"{where}: {keys[0]!r} hold only class {values[0][0]}; at least two classes are expected")
     return tuple(names) or tuple(map(str, values[0])), labels
 
 
@@ -88,13 +89,14 @@ def columns(where: str, names: Sequence[str], splits: Sequence[np.ndarray]) -> C
     return tuple(names) or tuple(map(str, range(count))), [own.astype(np.int32) for own in splits]
 
 
-def numbers(where: str, names: Sequence[str], splits: Sequence[np.ndarray]) -> Classes:
+def numbers(where: str, names: Sequence[str], splits: Sequence[np.ndarray], keys: Sequence[str] = KEYS) -> Classes:
     """Numbers to predict, one or several for every row.
 
     Args:
         where: The file, for errors.
         names: Of the values; may be empty.
         splits: Labels [n] or [n, values], float32.
+        keys: What the labels of each split are called, for errors.
 
     Returns:
         The names, and the labels of each split as they are.
@@ -105,7 +107,7 @@ def numbers(where: str, names: Sequence[str], splits: Sequence[np.ndarray]) -> C
     count = splits[0].shape[1] if splits[0].ndim > 1 else 1
     if names and len(names) != count:
         raise InputError(f"{where}: 'classes' has {len(names)} names for the {count} values of a row of 'labels'")
-    for key, own in zip(KEYS, splits, strict=False):
+    for key, own in zip(keys, splits, strict=False):
         if not (finite := np.isfinite(own)).all():
             row = int(np.argwhere(~finite)[0][0])
             raise InputError(f"{where}: {key!r} row {row} holds NaN or infinite values; expected finite ones")

@@ -14,11 +14,9 @@ from etils import epath
 
 from jtransfer.data import marks
 from jtransfer.data.dataset import Context, Dataset, Lazy
+from jtransfer.data.downloads import TEST, TRAIN, beginning
 from jtransfer.data.splits import hold_out_a_fifth
 from jtransfer.errors import InputError
-
-TRAIN, TEST = ("train",), ("test", "dev", "valid", "val")
-"""How the names of the files of a directory begin; of those for testing the first kind that there is."""
 
 DOCUMENT = "-DOCSTART-"
 """The word on the line with which a document begins in CoNLL-2003."""
@@ -165,9 +163,9 @@ def _read(path: str, rows, what: str) -> list[list[MarkedRow]]:
 
 
 def _of_directory(directory: epath.Path, names: Sequence[str]) -> epath.Path:
-    inside = sorted(file for file in directory.iterdir() if not file.name.startswith("."))
-    found = next((own for name in names if (own := [file for file in inside if file.name.startswith(name)])), [])
+    found = beginning(directory, names)
     if len(found) != 1:
+        inside = sorted(file for file in directory.iterdir() if not file.name.startswith("."))
         there = ", ".join(file.name for file in (found or inside)[:5]) or "nothing"
         raise InputError(
             f"{directory}: expected one file whose name begins with '{names[0]}'; there is {there}; or name a file"

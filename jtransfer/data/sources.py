@@ -13,8 +13,8 @@ from functools import partial
 import numpy as np
 
 from jtransfer import expressions, files, kinds
+from jtransfer.data import arrow, folder, lines, marked, marks, npz, pairs, streams, tables, tfds, users
 from jtransfer.data import augment as augmentations
-from jtransfer.data import folder, lines, marked, marks, npz, pairs, streams, tfds, users
 from jtransfer.data.dataset import CLASSES, Context, Dataset, Images, Lazy, check_targets, fingerprint
 from jtransfer.data.pairs import PairStream
 from jtransfer.data.streams import Stream
@@ -54,19 +54,22 @@ READERS: dict[str, Callable[[str, Context], Data]] = {
     "npz": npz.read,
     "folder": folder.read,
     "tfds": tfds.read,
+    "table": tables.read,
+    "hf": arrow.read,
     "texts": lines.read,
     "conll": marked.conll,
     "squad": marked.squad,
 }
 """Readers by the name, or by what precedes the colon; each is called with what follows the colon and a `Context`."""
 
-LABELLED = ("digits", "npz:FILE", "folder:DIR", "tfds:NAME")
+TABLES = ("table:FILE", "hf:DIR")
+LABELLED = ("digits", "npz:FILE", "folder:DIR", "tfds:NAME", *TABLES)
 STREAMED = ("glyphs", "letters", *LABELLED)
 MARKED = ("conll:FILE", "squad:FILE")
-TEXTS = ("texts:FILE", "npz:FILE", "tfds:NAME")
-PAIRED = ("glyph_captions", "letter_captions", "tfds:NAME?caption=FEATURE", "npz:FILE")
-"""The names that have labels, batches, labels of parts of texts, texts and pairs; FILE, DIR, NAME and FEATURE stand for
-the user's own."""
+TEXTS = ("texts:FILE", "npz:FILE", "tfds:NAME", *TABLES)
+PAIRED = ("glyph_captions", "letter_captions", "tfds:NAME?caption=FEATURE", "npz:FILE", *TABLES)
+"""The names that have columns, labels, batches, labels of parts of texts, texts and pairs; FILE, DIR, NAME and FEATURE
+stand for the user's own."""
 
 
 def load(name: str, data_dir: str = "", reads: Sequence[str] = CLASSES) -> Dataset:
@@ -78,6 +81,8 @@ def load(name: str, data_dir: str = "", reads: Sequence[str] = CLASSES) -> Datas
     | `npz:FILE` | images or texts in a file of NumPy arrays; images that are not compressed stay on the disk |
     | `folder:DIR` | images below `DIR/CLASS/`, or below `DIR/train/CLASS/` and `DIR/test/CLASS/` (or `val`) |
     | `tfds:NAME[:VERSION][?OPTIONS]` | prepared by TensorFlow Datasets, as `tfds:glue/rte?test=validation` |
+    | `table:FILE[?OPTIONS]` | a `.csv`, `.tsv`, `.jsonl`, `.ndjson` or `.parquet` file, or a directory of them |
+    | `hf:DIR[?OPTIONS]` | saved on a disk by Hugging Face's `datasets` (`save_to_disk`) |
     | `texts:FILE` | a text on every line, without labels; blank lines do not count |
     | `conll:FILE` | a word and its tag on every line, in a file or a directory: see `marked.conll` |
     | `squad:FILE` | questions, passages and answers in a JSON file or a directory: see `marked.squad` |
@@ -102,6 +107,11 @@ def load(name: str, data_dir: str = "", reads: Sequence[str] = CLASSES) -> Datas
     feature of one class a row, of a sequence of classes, or of floats; `label=` for none), `caption` (texts that
     describe an image, as `caption=a+b`, or a sequence of them), `train` and `test` (splits, as `train=train[:1000]`),
     `only` and `test_only` (classes that the rows of pool and test must have, as `only=style:noto+twemoji`).
+
+    Of the options of tables and of what `datasets` saved, `input` is a column of images, of paths of images or of texts
+    (or two of texts, `input=a+b`), `label` a column of one class a row or of numbers (`label=` for none), `caption`
+    columns of texts, or of lists of texts, that describe an image; `train` and `test` are splits, of a table in a file
+    `test=FILE`. What is taken without them `tables.read` says.
 
     Args:
         name: As above.
@@ -216,15 +226,19 @@ def _read(context: Context, known: Sequence[str]) -> Data:
     there = known if known is PAIRED else (*known, *MARKED)  # what has other labels is read, and then refused for them
     form = next((form for form in there if form.partition(":")[:2] == (prefix, colon)), None)
     if form is None:
-        file = name.rpartition(":")[2] if colon or name.endswith(".npz") else ""
         said = f"config.data: unknown pairs '{name}'" if known is PAIRED else f"dataset {name!r} is unknown"
-        choices = [f"{form.partition(':')[0]}:{file}" if file and ":" in form else form for form in known]
+        file = name.rpartition(":")[2]
+        reader = "npz" if file.endswith(".npz") else "table" if file.endswith(tuple(tables.OPENED)) else ""
+        if f"{reader}:FILE" in known:
+            raise InputError(f"{said}; did you mean '{reader}:{file}'?")
+        choices = [f"{form.partition(':')[0]}:{file}" if colon and ":" in form else form for form in known]
         raise InputError(f"{said}; {nearest(name, choices)}")
     if form.endswith((":FILE", ":DIR")):
-        if not rest:
+        place, *options = rest.split("?", 1) if form in TABLES else (rest,)
+        if not place:
             what = "directory" if form.endswith("DIR") else "file"
             raise InputError(f"{name}: no such {what}; expected {form}")
-        rest = str(files.path(rest, f"{prefix}:"))
+        rest = "?".join((str(files.path(place, f"{prefix}:")), *options))
     return _counted(READERS[prefix](rest, context))
 
 

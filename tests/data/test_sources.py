@@ -299,9 +299,11 @@ def test_the_fingerprint_changes_with_any_content(save, change):
     ("name", "hint"),
     [
         ("digit", "did you mean 'digits'?"),
-        ("imagenet", "choose one of digits, folder:DIR, npz:FILE, tfds:NAME"),
+        ("imagenet", "choose one of digits, folder:DIR, hf:DIR, npz:FILE, table:FILE, tfds:NAME"),
         ("mydata.npz", "did you mean 'npz:mydata.npz'?"),
         ("npx:mydata.npz", "did you mean 'npz:mydata.npz'?"),
+        ("mydata.csv", "did you mean 'table:mydata.csv'?"),
+        ("foldr:mine", "did you mean 'folder:mine'?"),
     ],
 )
 def test_an_unknown_name_is_refused_with_the_nearest_choice(name, hint):

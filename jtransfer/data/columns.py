@@ -1,0 +1,377 @@
+"""Columns of tables become a dataset: which are the inputs, the labels and the captions, and what may stand in them.
+
+A table is whatever has columns by name and rows by number: a CSV or Parquet file, an Arrow file, a tar file.
+"""
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from jtransfer import kinds
+from jtransfer.data import encoded
+from jtransfer.data.dataset import CLASSES, Context, Dataset, Lazy, each, refused
+from jtransfer.data.downloads import inside, shown
+from jtransfer.data.labels import distinct, numbers
+from jtransfer.data.splits import hold_out
+from jtransfer.errors import InputError, nearest
+
+OPTIONS = ("input", "label", "caption", "train", "test")
+
+LABELS = ("label", "labels", "class", "target", "cls")
+CAPTIONS = ("caption", "captions", "text", "txt")
+TEXTS = ("text", "content", "review", "document")
+IMAGES = ("image", "img", "image_path", "file_name")
+"""Names of columns that are taken without being asked for, the first that is there. What `IMAGES` names is an image."""
+
+TESTS = ("test", "validation", "valid", "val", "dev")
+"""Names of splits that test rows are taken from without being asked for, the first that is there."""
+
+WHOLE, NUMBER = re.compile(r"0|-?[1-9]\d{0,17}"), re.compile(r"[+-]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
+"""Texts that stand for whole numbers, and for any: `007` is a name, and so is what has too many digits for 64 bits."""
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Columns by name, whose values are read when their rows are asked for.
+
+    Attributes:
+        where: The file, for errors.
+        count: Number of rows.
+        sample: A value of each column, which tells what the column holds: a number, a text, a list of texts, the path
+            of an image, or the bytes of one, perhaps as `{"bytes": ..., "path": ...}`.
+        read: From the name of a column and row numbers [n] to n values, None where a row has none.
+        digest: Of every byte of the file.
+        at: From a row number to the file and the place in it, for errors.
+        classes: Names of the classes that the numbers of a column count, by column.
+        root: The directory that paths of images start from, and may not lead out of.
+    """
+
+    where: str
+    count: int
+    sample: Mapping[str, Any]
+    read: Callable[[str, np.ndarray], list]
+    digest: str
+    at: Callable[[int], str]
+    classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    root: str = "."
+
+
+def dataset(
+    context: Context, options: Mapping[str, str], splits: Mapping[str, Callable[[], list[Table]]], without: str
+) -> Dataset:
+    """The dataset in some tables.
+
+    Args:
+        context: With the name of the dataset, and what is asked of it.
+        options: As `sources.load` describes them, `OPTIONS` or fewer.
+        splits: By name, what opens the tables of a split, whose rows follow each other.
+        without: What would give test rows, for errors.
+
+    Raises:
+        InputError: no such split or column; a table without rows; columns that do not agree from one table to another;
+            a label that is missing or no class, or a single class; or an image that is not there.
+    """
+    name = context.name
+    train = _chosen(name, "train", options.get("train") or ("train" if "train" in splits else ""), splits)
+    pool = _Joined(splits[train]())
+    label = _label(name, pool.tables[0], options, context.reads)
+    inputs = _inputs(name, pool.tables[0], options, label)
+    captions = _caption(name, pool.tables[0], options, inputs) if _described(options, context) else ()
+    used = (*inputs, *captions, *filter(None, [label]))
+    asked = _chosen(name, "test", options["test"], splits) if "test" in options else ""
+    if asked == train:
+        raise InputError(f"{name}: '{train}' is both train and test; what is tested on is never trained on")
+    ways = [asked] if asked else [split for split in TESTS if split in splits and split != train]
+    tested, held_out = "", None
+    for split in ways:
+        tested, held_out = split, _Joined(splits[split]())
+        if not (label and _hidden(held_out, label)):
+            break
+    rows = _Joined([*pool.tables, *(held_out.tables if held_out else ())])
+    if held_out and {table.digest for table in pool.tables} & {table.digest for table in held_out.tables}:
+        raise InputError(f"{name}: '{train}' and '{tested}' share rows; what is tested on is never trained on")
+    _check_columns(rows.tables, used)
+    found = [part for part in (pool, held_out) if part is not None]
+    classes, labels = _labels(context, label, found, [f"{label}", f"{label} of {tested}"])
+    if held_out is not None:
+        parts = np.split(np.arange(rows.count), [pool.count])
+    else:
+        *parts, tested = hold_out(np.zeros((rows.count, 0)) if captions and not label else labels, name, without)
+    kind = "image" if _kind(inputs[0], pool.tables[0].sample[inputs[0]]) in ("image", "path") else "text"
+    note = (
+        f"{name}: inputs are {' + '.join(inputs)}, labels {label or 'none'}; few-shot sets are drawn from "
+        f"{train or 'the file'}, the test rows are {tested}."
+    )
+    lazy = _images(rows, inputs[0]) if kind == "image" else _texts(rows, inputs)
+    said = _captions(rows, captions, lazy.identity) if captions else None
+    return Dataset(name, lazy, labels, classes, *parts, kind, note, said)
+
+
+class _Joined:
+    """The rows of some tables, one after the other."""
+
+    def __init__(self, tables: Sequence[Table]):
+        self.tables = [table for table in tables if table.count] or list(tables)
+        self.ends = np.cumsum([table.count for table in self.tables])
+        self.count = int(self.ends[-1])
+        if not self.count:
+            raise InputError(f"{self.tables[0].where}: there are no rows in it")
+
+    def read(self, name: str, rows: np.ndarray) -> list:
+        found, of = [None] * len(rows), np.searchsorted(self.ends, rows, side="right")
+        for i in np.unique(of).tolist():
+            places = np.flatnonzero(of == i)
+            own = rows[places] - (self.ends[i] - self.tables[i].count)
+            for place, value in zip(places.tolist(), self.tables[i].read(name, own), strict=True):
+                found[place] = value
+        return found
+
+    def at(self, row: int) -> str:
+        table, own = self._of(row)
+        return table.at(own)
+
+    def root(self, row: int) -> str:
+        return self._of(row)[0].root
+
+    def _of(self, row):
+        i = int(np.searchsorted(self.ends, row, side="right"))
+        return self.tables[i], row - int(self.ends[i]) + self.tables[i].count
+
+
+def _chosen(name: str, what: str, split: str, splits: Mapping) -> str:
+    """A split that there is; the only one where none is asked for."""
+    if not split and len(splits) == 1:
+        return next(iter(splits))
+    if split not in splits:
+        raise InputError(
+            f"{name}: there is no split '{split or what}'; choose with ?{what}=SPLIT; {nearest(split or what, splits)}"
+        )
+    return split
+
+
+def _kind(name: str, value: Any) -> str:
+    """What a column holds: "number", "text", "texts", "path" or "image", or else the name of a type."""
+    if isinstance(value, Mapping) and {"bytes", "path"} <= value.keys():
+        value = value["bytes"] if value["bytes"] is not None else str(value["path"])
+        return "image" if isinstance(value, bytes) else "path"
+    if isinstance(value, bytes):
+        return "image"
+    if isinstance(value, bool | int | float):
+        return "number"
+    if isinstance(value, str):
+        is_path = name in IMAGES or value.lower().endswith(encoded.SUFFIXES)
+        return "path" if is_path else "number" if NUMBER.fullmatch(value) else "text"
+    if isinstance(value, list) and value and all(isinstance(one, str) for one in value):
+        return "texts"
+    return type(value).__name__
+
+
+def _kinds(table: Table) -> dict[str, str]:
+    return {name: _kind(name, value) for name, value in table.sample.items() if name}
+
+
+def _listed(found: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} ({kind})" for name, kind in [*found.items()][:20]) or "none"
+
+
+def _check_there(name: str, table: Table, columns: Sequence[str]) -> None:
+    if unknown := [column for column in columns if column not in table.sample]:
+        raise InputError(
+            f"{name}: there is no column '{unknown[0]}' in {table.where}; {nearest(unknown[0], table.sample)}"
+        )
+
+
+def _check_columns(tables: Sequence[Table], used: Sequence[str]) -> None:
+    """Refuse tables whose columns are not those of the first."""
+    first, *others = tables
+    for table in others:
+        _check_there(table.where, table, used)
+        for column in used:
+            one, other = (_kind(column, own.sample[column]) for own in (first, table))
+            if one != other and not {one, other} <= {"number", "text"}:
+                raise InputError(f"{table.where}: '{column}' holds {other}; expected {one}, as in {first.where}")
+
+
+def _label(name: str, table: Table, options: Mapping[str, str], reads: Sequence[str]) -> str:
+    """The column of labels; "" for none."""
+    if "label" in options:
+        _check_there(name, table, [options["label"]] if options["label"] else [])
+        return options["label"]
+    if "pairs" in reads:
+        return ""
+    found = next((column for column in LABELS if column in table.sample), "")
+    if not found and "texts" not in reads:
+        raise InputError(
+            f"{name}: expected a column of labels called {' or '.join(LABELS)}, there are {_listed(_kinds(table))}; "
+            f"choose with ?label=COLUMN"
+        )
+    return found
+
+
+def _inputs(name: str, table: Table, options: Mapping[str, str], label: str) -> tuple[str, ...]:
+    """The columns that are the inputs: one image, one text or two."""
+    found = _kinds(table)
+    if "input" in options:
+        inputs = tuple(options["input"].split("+"))
+        _check_there(name, table, inputs)
+    else:
+        left = [column for column in found if column not in (label, *options.get("caption", "").split("+"))]
+        images = [column for column in left if found[column] in ("image", "path")]
+        texts = [column for column in left if found[column] == "text"]
+        inputs = tuple(images or next(([column] for column in TEXTS if column in texts), texts))
+    is_text = [isinstance(table.sample.get(column), str) and found[column] != "path" for column in inputs]
+    if not (is_text in ([True], [True, True]) or (len(inputs) == 1 and found[inputs[0]] in ("image", "path"))):
+        raise InputError(
+            f"{name}: expected one image, one text or two texts as input, there are {_listed(found)}; choose with "
+            f"?input=COLUMN or ?input=COLUMN+COLUMN"
+        )
+    return inputs
+
+
+def _described(options: Mapping[str, str], context: Context) -> bool:
+    return "caption" in options or "pairs" in context.reads
+
+
+def _caption(name: str, table: Table, options: Mapping[str, str], inputs: Sequence[str]) -> tuple[str, ...]:
+    """The columns of texts that describe an image."""
+    found = _kinds(table)
+    if found[inputs[0]] not in ("image", "path"):
+        raise InputError(f"{name}: captions describe images, and the input is '{inputs[0]}' ({found[inputs[0]]})")
+    choice = next((column for column in CAPTIONS if column in found), "")
+    columns = tuple(filter(None, options.get("caption", choice).split("+")))
+    _check_there(name, table, columns)
+    texts = [isinstance(table.sample[column], str) or found[column] == "texts" for column in columns]
+    if not columns or not all(texts):
+        raise InputError(
+            f"{name}: expected texts that describe the images, there are {_listed(found)}; choose with ?caption=COLUMN"
+        )
+    return columns
+
+
+def _hidden(rows: _Joined, label: str) -> bool:
+    """Whether a split for testing has names of classes and no labels: -1 in every row, as in GLUE."""
+    table = rows.tables[0]
+    return label in table.classes and set(rows.read(label, np.arange(rows.count))) <= {-1, None}
+
+
+def _labels(
+    context: Context, label: str, parts: Sequence[_Joined], keys: Sequence[str]
+) -> tuple[tuple[str, ...], np.ndarray]:
+    """Names of classes, and the labels of all parts as a `Dataset` has them."""
+    count, where = sum(part.count for part in parts), parts[0].tables[0].where
+    if not label:
+        pairs = "pairs" in context.reads
+        return (("",), np.zeros(count, np.int8)) if pairs else ((), np.zeros((count, 0), np.int8))
+    splits = _values(label, parts)
+    is_float = any(own.dtype.kind == "f" for own in splits)
+    if is_float or ("values" in context.reads and not {*CLASSES} & {*context.reads}):
+        if any(own.dtype.kind == "U" for own in splits):
+            raise InputError(f"{where}: '{label}' holds {kinds.shown(splits[0][0])}; expected numbers")
+        classes, labels = numbers(where, (), [own.astype(np.float32) for own in splits], keys)
+    else:
+        classes, labels = distinct(where, parts[0].tables[0].classes.get(label, ()), splits, keys)
+    return classes, np.concatenate(labels)
+
+
+def _values(label: str, parts: Sequence[_Joined]) -> list[np.ndarray]:
+    """The values of a column, one array for each part: whole numbers, floats or texts, of one kind in all parts."""
+    found = [part.read(label, np.arange(part.count)) for part in parts]
+    for part, own in zip(parts, found, strict=True):
+        for row, value in enumerate(own):
+            if value is None or (isinstance(value, str) and not value.strip()):
+                raise InputError(f"{part.at(row)}: '{label}' is blank; leave out rows without a label")
+            if not isinstance(value, str | int | float):
+                raise InputError(f"{part.at(row)}: '{label}' is {kinds.shown(value)}; expected a class or a number")
+            if isinstance(value, str) != isinstance(found[0][0], str):
+                expected = "a text" if isinstance(found[0][0], str) else "a number"
+                raise InputError(f"{part.at(row)}: '{label}' is {kinds.shown(value)}; expected {expected} as before")
+    if not isinstance(found[0][0], str):
+        return [np.array(own) for own in found]
+    texts = [value for own in found for value in own]
+    if all(map(WHOLE.fullmatch, texts)):
+        return [np.array([int(value) for value in own]) for own in found]
+    if all(map(NUMBER.fullmatch, texts)) and re.search("[.eE]", " ".join(texts)):
+        return [np.array([float(value) for value in own]) for own in found]
+    return [np.array(own) for own in found]
+
+
+def _identity(rows: _Joined, inputs: Sequence[str]) -> str:
+    return "\n".join((*inputs, *(table.digest for table in rows.tables)))
+
+
+def _images(rows: _Joined, name: str) -> Lazy:
+    """Images in a column: their bytes, or paths to their files, which are all looked at for the fingerprint."""
+
+    def content(row: int) -> bytes:
+        (value,) = rows.read(name, np.array([row]))
+        value = value["bytes"] if isinstance(value, Mapping) else value
+        if not isinstance(value, bytes):
+            raise InputError(f"{rows.at(row)}: '{name}' is {kinds.shown(value)}; expected the bytes of an image")
+        return value
+
+    table = rows.tables[0]
+    if _kind(name, table.sample[name]) == "image":
+        return encoded.lazy(rows.count, content, lambda row: f"'{name}' of {rows.at(row)}", _identity(rows, [name]))
+
+    def path(row: int, value: Any) -> str:
+        value = value["path"] if isinstance(value, Mapping) else value
+        if not isinstance(value, str) or not value.strip():
+            raise InputError(f"{rows.at(row)}: '{name}' is {kinds.shown(value)}; expected the path of an image")
+        root = rows.root(row)
+        if "://" in value or ("://" in root and (value.startswith("/") or ".." in value.split("/"))):
+            raise InputError(f"{rows.at(row)}: '{name}' is {shown(value)}; expected a path below {shown(root)}")
+        whole = os.path.join(root, value)
+        try:
+            return whole if "://" in root else inside(whole, root)
+        except InputError as error:
+            raise InputError(f"{rows.at(row)}: '{name}': {error}") from None
+
+    paths = each(path, range(rows.count), rows.read(name, np.arange(rows.count)))
+    try:
+        _, contents = encoded.identified(paths, table.root)
+    except InputError as error:
+        raise InputError(f"{table.where}: '{name}': {error}") from None
+
+    def what(row: int) -> str:
+        return f"{shown(paths[row])} ({rows.at(row)})"
+
+    return encoded.lazy(rows.count, lambda row: encoded.content(paths[row]), what, _identity(rows, [name]), contents)
+
+
+def _texts(rows: _Joined, inputs: Sequence[str]) -> Lazy:
+    """Texts in a column, or pairs of texts in two."""
+
+    def text(row: int, *own: Any) -> Any:
+        for name, value in zip(inputs, own, strict=True):
+            if not isinstance(value, str):
+                raise InputError(f"{rows.at(row)}: '{name}' is {kinds.shown(value)}; expected a text")
+        return own if len(own) > 1 else own[0]
+
+    def columns(asked: np.ndarray) -> list[list]:
+        return [rows.read(name, asked) for name in inputs]
+
+    return Lazy(
+        rows.count,
+        lambda asked: list(map(text, asked.tolist(), *columns(asked))),
+        _identity(rows, inputs),
+        damaged=lambda asked: refused(text, asked.tolist(), *columns(asked)),
+    )
+
+
+def _captions(rows: _Joined, columns: Sequence[str], identity: str) -> Lazy:
+    """A list of texts for each row; a row without any has an empty one."""
+
+    def texts(row: int, *own: Any) -> list[str]:
+        found = [one for value in own for one in (value if isinstance(value, list) else [value])]
+        if wrong := [one for one in found if one is not None and not isinstance(one, str)]:
+            raise InputError(f"{rows.at(row)}: '{columns[0]}' is {kinds.shown(wrong[0])}; expected texts")
+        return [one or "" for one in found] or [""]
+
+    def read_rows(asked: np.ndarray) -> list[list[str]]:
+        return list(map(texts, asked.tolist(), *(rows.read(name, asked) for name in columns)))
+
+    return Lazy(rows.count, read_rows, f"{identity}\n{' + '.join(columns)}")
