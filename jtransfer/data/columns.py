@@ -22,7 +22,7 @@ from jtransfer.errors import InputError, nearest
 OPTIONS = ("input", "label", "caption", "train", "test")
 
 LABELS = ("label", "labels", "class", "target", "cls")
-CAPTIONS = ("caption", "captions", "text", "txt")
+CAPTIONS = ("txt", "caption", "captions", "text")
 TEXTS = ("text", "content", "review", "document")
 IMAGES = ("image", "img", "image_path", "file_name")
 """Names of columns that are taken without being asked for, the first that is there. What `IMAGES` names is an image."""
@@ -86,11 +86,7 @@ def dataset(
     if asked == train:
         raise InputError(f"{name}: '{train}' is both train and test; what is tested on is never trained on")
     ways = [asked] if asked else [split for split in TESTS if split in splits and split != train]
-    tested, held_out = "", None
-    for split in ways:
-        tested, held_out = split, _Joined(splits[split]())
-        if not (label and _hidden(held_out, label)):
-            break
+    tested, held_out = _first_labelled(label, ways, splits)
     rows = _Joined([*pool.tables, *(held_out.tables if held_out else ())])
     if held_out and {table.digest for table in pool.tables} & {table.digest for table in held_out.tables}:
         raise InputError(f"{name}: '{train}' and '{tested}' share rows; what is tested on is never trained on")
@@ -100,11 +96,13 @@ def dataset(
     if held_out is not None:
         parts = np.split(np.arange(rows.count), [pool.count])
     else:
-        *parts, tested = hold_out(np.zeros((rows.count, 0)) if captions and not label else labels, name, without)
+        *parts, tested = hold_out(labels if label else np.zeros((rows.count, 0), np.int8), name, without)
+    if ways and tested != ways[0]:
+        tested += f" (the labels of {ways[0]} are hidden)"
     kind = "image" if _kind(inputs[0], pool.tables[0].sample[inputs[0]]) in ("image", "path") else "text"
     note = (
-        f"{name}: inputs are {' + '.join(inputs)}, labels {label or 'none'}; few-shot sets are drawn from "
-        f"{train or 'the file'}, the test rows are {tested}."
+        f"{name}: inputs are {' + '.join(inputs)}, labels {label or 'none'}; few-shot sets are drawn from {train}, the "
+        f"test rows are {tested}."
     )
     lazy = _images(rows, inputs[0]) if kind == "image" else _texts(rows, inputs)
     said = _captions(rows, captions, lazy.identity) if captions else None
@@ -220,7 +218,8 @@ def _inputs(name: str, table: Table, options: Mapping[str, str], label: str) -> 
         _check_there(name, table, inputs)
     else:
         left = [column for column in found if column not in (label, *options.get("caption", "").split("+"))]
-        images = [column for column in left if found[column] in ("image", "path")]
+        images = [column for column in left if found[column] == "image"]
+        images = images or [column for column in left if found[column] == "path"]
         texts = [column for column in left if found[column] == "text"]
         inputs = tuple(images or next(([column] for column in TEXTS if column in texts), texts))
     is_text = [isinstance(table.sample.get(column), str) and found[column] != "path" for column in inputs]
@@ -252,10 +251,15 @@ def _caption(name: str, table: Table, options: Mapping[str, str], inputs: Sequen
     return columns
 
 
-def _hidden(rows: _Joined, label: str) -> bool:
-    """Whether a split for testing has names of classes and no labels: -1 in every row, as in GLUE."""
-    table = rows.tables[0]
-    return label in table.classes and set(rows.read(label, np.arange(rows.count))) <= {-1, None}
+def _first_labelled(label: str, ways: Sequence[str], splits: Mapping) -> tuple[str, _Joined | None]:
+    """The first of some splits whose labels are not hidden (-1 in every row, as in GLUE), or the last; "" for none."""
+    tested, rows = "", None
+    for tested in ways:
+        rows = _Joined(splits[tested]())
+        has_names = label in rows.tables[0].classes and label in rows.tables[0].sample
+        if not (has_names and {*rows.read(label, np.arange(rows.count))} <= {-1, None}):
+            break
+    return tested, rows
 
 
 def _labels(
@@ -371,7 +375,12 @@ def _captions(rows: _Joined, columns: Sequence[str], identity: str) -> Lazy:
             raise InputError(f"{rows.at(row)}: '{columns[0]}' is {kinds.shown(wrong[0])}; expected texts")
         return [one or "" for one in found] or [""]
 
-    def read_rows(asked: np.ndarray) -> list[list[str]]:
-        return list(map(texts, asked.tolist(), *(rows.read(name, asked) for name in columns)))
+    def read(asked: np.ndarray) -> list[list]:
+        return [rows.read(name, asked) for name in columns]
 
-    return Lazy(rows.count, read_rows, f"{identity}\n{' + '.join(columns)}")
+    return Lazy(
+        rows.count,
+        lambda asked: list(map(texts, asked.tolist(), *read(asked))),
+        f"{identity}\n{' + '.join(columns)}",
+        damaged=lambda asked: refused(texts, asked.tolist(), *read(asked)),
+    )

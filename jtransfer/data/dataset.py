@@ -305,13 +305,13 @@ def check_whole(dataset: Dataset, rows: np.ndarray) -> None:
     """Refuse damaged rows before a run starts, instead of in the middle of it.
 
     Args:
-        dataset: Which has `Lazy` inputs, or else nothing is checked.
+        dataset: Its inputs and captions are checked where they are `Lazy`.
         rows: [r] row numbers.
 
     Raises:
         InputError: the error names the first damaged row, how many there are, and up to `SHOWN` of the others.
     """
-    found = damaged(dataset.inputs, rows)
+    found = [*damaged(dataset.inputs, rows), *damaged(dataset.captions, rows)]
     if len(found) > 1:
         others = "; ".join(found[1 : 1 + SHOWN])
         found[0] += f"; in all {len(found)} of the {len(rows)} rows of {dataset.name} cannot be read: {others}"

@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 
 from jtransfer import expressions, files, kinds
-from jtransfer.data import arrow, folder, lines, marked, marks, npz, pairs, streams, tables, tfds, users
+from jtransfer.data import arrow, folder, lines, marked, marks, npz, pairs, streams, tables, tars, tfds, users
 from jtransfer.data import augment as augmentations
 from jtransfer.data.dataset import CLASSES, Context, Dataset, Images, Lazy, check_targets, fingerprint
 from jtransfer.data.pairs import PairStream
@@ -56,13 +56,17 @@ READERS: dict[str, Callable[[str, Context], Data]] = {
     "tfds": tfds.read,
     "table": tables.read,
     "hf": arrow.read,
+    "tar": tars.read,
     "texts": lines.read,
     "conll": marked.conll,
     "squad": marked.squad,
 }
 """Readers by the name, or by what precedes the colon; each is called with what follows the colon and a `Context`."""
 
-TABLES = ("table:FILE", "hf:DIR")
+TABLES = ("table:FILE", "hf:DIR", "tar:FILE")
+ENDINGS = {"npz": (".npz",), "table": tuple(tables.OPENED), "tar": (".tar",)}
+"""How the files of some readers end."""
+
 LABELLED = ("digits", "npz:FILE", "folder:DIR", "tfds:NAME", *TABLES)
 STREAMED = ("glyphs", "letters", *LABELLED)
 MARKED = ("conll:FILE", "squad:FILE")
@@ -83,6 +87,7 @@ def load(name: str, data_dir: str = "", reads: Sequence[str] = CLASSES) -> Datas
     | `tfds:NAME[:VERSION][?OPTIONS]` | prepared by TensorFlow Datasets, as `tfds:glue/rte?test=validation` |
     | `table:FILE[?OPTIONS]` | a `.csv`, `.tsv`, `.jsonl`, `.ndjson` or `.parquet` file, or a directory of them |
     | `hf:DIR[?OPTIONS]` | saved on a disk by Hugging Face's `datasets` (`save_to_disk`) |
+    | `tar:FILE[?OPTIONS]` | images beside texts or classes in tar files, as img2dataset and WebDataset write them |
     | `texts:FILE` | a text on every line, without labels; blank lines do not count |
     | `conll:FILE` | a word and its tag on every line, in a file or a directory: see `marked.conll` |
     | `squad:FILE` | questions, passages and answers in a JSON file or a directory: see `marked.squad` |
@@ -108,10 +113,10 @@ def load(name: str, data_dir: str = "", reads: Sequence[str] = CLASSES) -> Datas
     describe an image, as `caption=a+b`, or a sequence of them), `train` and `test` (splits, as `train=train[:1000]`),
     `only` and `test_only` (classes that the rows of pool and test must have, as `only=style:noto+twemoji`).
 
-    Of the options of tables and of what `datasets` saved, `input` is a column of images, of paths of images or of texts
-    (or two of texts, `input=a+b`), `label` a column of one class a row or of numbers (`label=` for none), `caption`
-    columns of texts, or of lists of texts, that describe an image; `train` and `test` are splits, of a table in a file
-    `test=FILE`. What is taken without them `tables.read` says.
+    The options of `table:`, `hf:` and `tar:` are `input`, a column of images, of paths of images or of texts (or two of
+    texts, `input=a+b`); `label`, a column of one class a row or of numbers (`label=` for none); `caption`, columns of
+    texts, or of lists of texts, that describe an image; `train` and `test`, splits of a directory, or `test=FILE`. What
+    is taken without them is said in `tables.read`, `arrow.read` and `tars.read`.
 
     Args:
         name: As above.
@@ -228,7 +233,7 @@ def _read(context: Context, known: Sequence[str]) -> Data:
     if form is None:
         said = f"config.data: unknown pairs '{name}'" if known is PAIRED else f"dataset {name!r} is unknown"
         file = name.rpartition(":")[2]
-        reader = "npz" if file.endswith(".npz") else "table" if file.endswith(tuple(tables.OPENED)) else ""
+        reader = next((own for own, ends in ENDINGS.items() if file.endswith(ends)), "")
         if f"{reader}:FILE" in known:
             raise InputError(f"{said}; did you mean '{reader}:{file}'?")
         choices = [f"{form.partition(':')[0]}:{file}" if colon and ":" in form else form for form in known]
@@ -271,7 +276,7 @@ def _counted(found: Data) -> Data:
 def _dotted(name: str) -> tuple[str, str] | None:
     """A dotted name, with its options, and what follows the colon; None for other names."""
     found = re.match(r"[^\W\d]\w*(\.[^\W\d]\w*)+(?=[(:]|$)", name)
-    if not found or (name.endswith(".npz") and found.end() == len(name)):
+    if not found or (name.endswith(sum(ENDINGS.values(), ())) and found.end() == len(name)):
         return None
     ends = [place.start() for place in re.finditer(":", name)]
     for end in ends[: expressions.LONGEST // 100]:  # of which some may stand in the options
