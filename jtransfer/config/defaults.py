@@ -22,7 +22,7 @@ LOAD = {
 def _transfer() -> dict[str, Any]:
     """What a pretrained backbone is brought to."""
     return {
-        "data": "digits",  # an embedded dataset, npz:FILE, folder:DIR or tfds:NAME
+        "data": "digits",  # an embedded dataset, or npz:FILE, folder:DIR, table:FILE, hf:DIR, tar:FILE, tfds:NAME
         "data_dir": "",  # where prepared datasets of tfds:NAME lie; empty for TFDS's own directory
         "backbone": "glyphs-vit",  # an embedded backbone, a directory or file, or a name on the Hugging Face hub
         "load": dict(LOAD),
@@ -64,7 +64,7 @@ def train_defaults() -> dict[str, Any]:
     from jtransfer.optimiser import Optimiser
 
     return {
-        "data": "glyphs",  # an embedded source or dataset, npz:FILE, folder:DIR or tfds:NAME
+        "data": "glyphs",  # as above, or an embedded source of batches
         "data_dir": "",  # where prepared datasets of tfds:NAME lie; empty for TFDS's own directory
         "backbone": "",  # where the weights start: empty for at random
         "load": dict(LOAD),

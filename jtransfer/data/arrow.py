@@ -48,7 +48,7 @@ def read(rest: str, context: Context) -> Dataset:
     """
     where, _, query = rest.partition("?")
     options, root = parse_options(context.name, query, OPTIONS), files.path(where, context.name)
-    names = files.read_json(root / DICT).get("splits") if (root / DICT).exists() else None
+    names = files.read_json(root / DICT).get("splits", ()) if (root / DICT).exists() else None
     if names is not None and not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
         raise InputError(f"{root / DICT}: expected a list of splits, as datasets.DatasetDict writes it")
     if names is None and not (root / STATE).exists():
