@@ -39,6 +39,14 @@ def _checked(augmentation: Any, **expected: kinds.Kind) -> None:
         kinds.check(getattr(augmentation, name), kind, f"augment: {name} of {type(augmentation).__name__}")
 
 
+def _ascending(augmentation: Any, *names: str) -> None:
+    for name in names:
+        low, high = getattr(augmentation, name)
+        if low > high:
+            what = f"augment: {name} of {type(augmentation).__name__}"
+            raise InputError(f"{what}: expected the least first, found {(low, high)}")
+
+
 @dataclass(frozen=True)
 class RandomResizedCrop:
     """A part of the image, resized to a square: of a random share of the area and a random aspect ratio.
@@ -60,10 +68,7 @@ class RandomResizedCrop:
 
     def __post_init__(self):
         _checked(self, size=SIDE, scale=SHARES, ratio=RATIOS, resample=kinds.choice(*FILTERS))
-        for name in ("scale", "ratio"):
-            low, high = getattr(self, name)
-            if low > high:
-                raise InputError(f"augment: {name} of RandomResizedCrop: expected the least first, found {(low, high)}")
+        _ascending(self, "scale", "ratio")
 
     def __call__(self, image: Picture, draws: Random) -> Picture:
         """The part, resized."""
@@ -313,6 +318,50 @@ class AutoAugment:
         return image
 
 
+@dataclass(frozen=True)
+class Erase:
+    """Put one colour over a box of the image, with a probability (Zhong et al. 2017, arXiv:1708.04896).
+
+    The share of the area is uniform, the ratio uniform in its logarithm. If ten draws do not fit, the image stays as it
+    is.
+
+    Attributes:
+        probability: Of a box.
+        scale: The least and the largest share of the area.
+        ratio: The least and the largest ratio of height and width.
+        fill: The colour, by default ImageNet's mean, which is 0 where it is taken off; of a grey image its mean.
+    """
+
+    probability: float = 0.25
+    scale: tuple[float, float] = (0.02, 1 / 3)
+    ratio: tuple[float, float] = (0.3, 1 / 0.3)
+    fill: tuple[int, int, int] = (124, 116, 104)
+
+    def __post_init__(self):
+        fill = kinds.several(kinds.whole(0, 255), 3, 3)
+        _checked(self, probability=CHANCE, scale=SHARES, ratio=RATIOS, fill=fill)
+        _ascending(self, "scale", "ratio")
+
+    def __call__(self, image: Picture, draws: Random) -> Picture:
+        """The image, perhaps with a box."""
+        if draws.random() >= self.probability:
+            return image
+        low, high = map(math.log, self.ratio)
+        for _ in range(10):
+            area = image.width * image.height * draws.uniform(*self.scale)
+            ratio = math.exp(draws.uniform(low, high))
+            tall, wide = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < tall < image.height and 0 < wide < image.width:
+                top, left = int(draws.integers(image.height - tall + 1)), int(draws.integers(image.width - wide + 1))
+                erased = image.copy()
+                erased.paste(
+                    self.fill if image.mode == "RGB" else round(sum(self.fill) / 3),
+                    (left, top, left + wide, top + tall),
+                )
+                return erased
+        return image
+
+
 AUGMENTATIONS: Mapping[str, Callable[..., Callable[[Picture, Random], Picture]]] = {
     "random_resized_crop": RandomResizedCrop,
     "inception_crop": inception_crop,
@@ -323,6 +372,7 @@ AUGMENTATIONS: Mapping[str, Callable[..., Callable[[Picture, Random], Picture]]]
     "color_jitter": ColorJitter,
     "randaugment": RandAugment,
     "autoaugment": AutoAugment,
+    "erase": Erase,
 }
 """By the name that a config writes; `my_module.function` is one of the user's, which returns such a function."""
 

@@ -132,7 +132,24 @@ def test_autoaugment_does_the_pair_that_is_drawn_with_its_probabilities(picture)
     assert len(augment.IMAGENET) == 25 and {name for pair in augment.IMAGENET for name, _, _ in pair} <= {*OPERATIONS}
 
 
-NAMES = ("random_crop(8, padding=2)", "flip", "color_jitter(0.4, 0.4, 0.4, 0.1)", "randaugment", "autoaugment")
+def test_erasing_covers_a_box_of_the_share_that_is_drawn(picture):
+    """Shares and ratios in the middle: 0.1766 of 41 x 60 pixels as a square, at the upper left."""
+    erased = pixels(augment.Erase()(picture, Fixed(0.24, 0.5, 0.5, 0, 0)))
+    box = (erased == (124, 116, 104)).all(-1)
+    side = round((41 * 60 * (0.02 + 1 / 3) / 2) ** 0.5)
+    assert box[:side, :side].all() and box.sum() == side**2
+    np.testing.assert_array_equal(erased[~box], pixels(picture)[~box])
+    assert augment.Erase()(picture, Fixed(0.26)) is picture
+
+
+NAMES = (
+    "random_crop(8, padding=2)",
+    "flip",
+    "color_jitter(0.4, 0.4, 0.4, 0.1)",
+    "randaugment",
+    "autoaugment",
+    "erase(1.0)",
+)
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 3), (8, 8, 1)])
