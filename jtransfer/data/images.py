@@ -269,9 +269,8 @@ def processor(values: Mapping[str, Any], kind: str, shape: tuple[int, int, int])
     name = type_of(values) or kind
     if name not in TYPES:
         raise InputError(f"image processor '{name}' is unknown; {nearest(name, TYPES)}")
-    for key in REFUSED:
-        if values.get(key):
-            raise InputError(f"'{key}' is not supported")
+    if refused := next(filter(values.get, REFUSED), None):
+        raise InputError(f"'{refused}' is not supported")
     settings = COMMON | TYPES[name] | dict(values)
     factor, mean, std = scaling(settings, shape[-1])
     steps = _steps(settings, with_crop_pct="crop_pct" in TYPES[name])
@@ -392,8 +391,7 @@ def scaling(settings: Mapping[str, Any], channels: int) -> tuple[float, np.ndarr
 
 def _per_channel(value, key, channels):
     array = np.asarray(value, np.float64)
-    if array.ndim == 0:
-        array = np.repeat(array[None], channels)
+    array = np.repeat(array[None], channels) if array.ndim == 0 else array
     if channels == 1 and array.shape == (3,):
         array = array.mean(keepdims=True)
     if array.shape != (channels,):

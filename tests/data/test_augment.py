@@ -6,7 +6,8 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from jtransfer import imports
 from jtransfer.data import augment
-from jtransfer.data.augment import OPERATIONS, Augmented, amount, parse
+from jtransfer.data.augment import Augmented, parse
+from jtransfer.data.policies import IMAGENET, OPERATIONS, SIGNED, AutoAugment, RandAugment, amount
 from jtransfer.errors import InputError
 
 
@@ -118,18 +119,18 @@ def test_flip_and_jitter_are_those_of_pillow(picture):
 
 def test_randaugment_draws_operations_and_signs(picture):
     """The ninth of fourteen is Contrast: at magnitude 10 of 30 a third of 0.9, taken off."""
-    changed = augment.RandAugment(1, 10)(picture, Fixed(8.5 / 14, 0.1))
+    changed = RandAugment(1, 10)(picture, Fixed(8.5 / 14, 0.1))
     np.testing.assert_array_equal(changed, ImageEnhance.Contrast(picture).enhance(1 - 0.3))
-    assert augment.RandAugment(0)(picture, Fixed()) is picture
+    assert RandAugment(0)(picture, Fixed()) is picture
 
 
 def test_autoaugment_does_the_pair_that_is_drawn_with_its_probabilities(picture):
     """The second pair: Solarize at 5 of 9 in six of ten cases, then AutoContrast in six of ten."""
-    both = augment.AutoAugment()(picture, Fixed(1.5 / 25, 0.59, 0.59))
+    both = AutoAugment()(picture, Fixed(1.5 / 25, 0.59, 0.59))
     solarized = ImageOps.solarize(picture, 255 - 255 * 5 / 9)
     np.testing.assert_array_equal(both, ImageOps.autocontrast(solarized))
-    np.testing.assert_array_equal(augment.AutoAugment()(picture, Fixed(1.5 / 25, 0.59, 0.61)), solarized)
-    assert len(augment.IMAGENET) == 25 and {name for pair in augment.IMAGENET for name, _, _ in pair} <= {*OPERATIONS}
+    np.testing.assert_array_equal(AutoAugment()(picture, Fixed(1.5 / 25, 0.59, 0.61)), solarized)
+    assert len(IMAGENET) == 25 and {name for pair in IMAGENET for name, _, _ in pair} <= {*OPERATIONS}
 
 
 def test_erasing_covers_a_box_of_the_share_that_is_drawn(picture):
@@ -207,13 +208,13 @@ def test_operations_and_amounts_are_torchvisions(picture):
         (torchvision.transforms.AutoAugment()._augmentation_space(10, (41, 60)), 9),
     ):
         for name, (magnitudes, signed) in space.items():
-            assert signed == (name in augment.SIGNED)
+            assert signed == (name in SIGNED)
             for level in range(levels + 1):
                 theirs = float(magnitudes[level]) if magnitudes.ndim else 0.0
                 assert amount(name, level / levels, picture.size) == pytest.approx(theirs, rel=1e-6, abs=1e-6)
                 expected = autoaugment._apply_op(picture, name, theirs, InterpolationMode.NEAREST, None)
                 np.testing.assert_array_equal(OPERATIONS[name](picture, theirs), expected, name)
     policies = torchvision.transforms.AutoAugment().policies
-    assert [tuple((name, p, level or 0) for name, p, level in pair) for pair in policies] == [*augment.IMAGENET]
+    assert [tuple((name, p, level or 0) for name, p, level in pair) for pair in policies] == [*IMAGENET]
     for share in (-0.5, -0.13, 0.2, 0.5):
         np.testing.assert_array_equal(augment.hue(picture, share), functional.adjust_hue(picture, share))
