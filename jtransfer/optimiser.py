@@ -225,7 +225,10 @@ def _muon(momentum: float, adam: Callable[[], optax.GradientTransformation]) -> 
         return jax.tree.map(lambda x: 0.2 * math.sqrt(max(x.shape)) * x, updates)
 
     def which(leaves):
-        return {path: "muon" if INSIDE.fullmatch(path) and jnp.ndim(x) == 2 else "adam" for path, x in leaves.items()}
+        return {
+            path: "muon" if INSIDE.fullmatch(path) and getattr(x, "ndim", 0) == 2 else "adam"
+            for path, x in leaves.items()
+        }
 
     def axes(leaves):  # the first goes in and the last comes out
         return jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(), leaves)

@@ -93,7 +93,7 @@ class Examples:
             def features(some):
                 return models.apply(backbone.model, tree, some)[reads]
 
-            rows = np.arange(len(next(iter(inputs.values()))))
+            rows = np.arange(len(jax.tree.leaves(inputs)[0]))
             return trials.in_blocks(features, inputs, rows, rows_at_once(inputs, trials.BLOCK)).astype(jnp.float32)
 
         tree, arrays = backbone.params | backbone.state, self.on_device["inputs"]
