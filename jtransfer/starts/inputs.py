@@ -15,6 +15,7 @@ from jtransfer.checkpoints.backbone import Backbone, load
 from jtransfer.data import marks, preprocess
 from jtransfer.data.coded import Coded, Scale
 from jtransfer.data.dataset import FOUND, each
+from jtransfer.data.streams import ahead
 from jtransfer.devices import sharding
 from jtransfer.errors import InputError
 from jtransfer.models import check_images
@@ -250,10 +251,13 @@ def of_all(
         mesh: The devices.
     """
     own, count = sharding.rows(mesh, batch), len(inputs)
+    firsts = range(0, count, batch)
+    # The last block is filled up, so that one program serves; the next ones are prepared meanwhile.
+    blocks = (np.minimum(first + own, count - 1) for first in firsts)
+    prepared = ahead({"rows": rows, **gathered(prepare, inputs, rows)} for rows in blocks)
     found: np.ndarray | None = None
-    for first in range(0, count, batch):
-        rows = np.minimum(first + own, count - 1)  # the last block is filled up, so that one program serves
-        arrays = sharding.assemble({"rows": rows, **gathered(prepare, inputs, rows)}, batch, mesh)
+    for first, block in zip(firsts, prepared, strict=True):
+        arrays = sharding.assemble(block, batch, mesh)
         values = np.asarray(call(arrays, arrays.pop("rows")))
         if found is None:
             found = np.empty((count, *values.shape[1:]), values.dtype)

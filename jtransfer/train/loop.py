@@ -83,7 +83,8 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[ResultRow, floa
         phase = run.plan.at(start)
         state, kept, frozen = programs.start(phase, anew=not start)
         programs.recall()
-        programs.know(phase)
+        if start < schedule.steps:
+            programs.know(run.plan.at(start + 1))
         if start:
             whole, rows, pending, cursor = _restore(store, start, packed(state, kept), directory, of)
             state, kept = unpacked(whole)

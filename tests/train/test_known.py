@@ -55,7 +55,7 @@ def test_a_run_behind_a_cut_is_the_run(file, tmp_path):
     assert rows[-1]["loss"] < rows[0]["loss"]
 
 
-def test_a_run_goes_on_in_a_phase_that_is_cut(file, tmp_path):
+def test_a_run_goes_on_in_a_phase_that_is_cut_and_computes_nothing_when_it_is_done(file, tmp_path, monkeypatch):
     class Enough(Exception):
         pass
 
@@ -66,6 +66,8 @@ def test_a_run_goes_on_in_a_phase_that_is_cut(file, tmp_path):
     whole = trained(prepared(file), tmp_path / "whole")
     with pytest.raises(Enough):
         loop.train(prepared(file), tmp_path / "halves", stop)
+    assert trained(prepared(file), tmp_path / "halves") == whole
+    monkeypatch.setattr(known, "read", lambda *arguments: pytest.fail("there is no step left"))
     assert trained(prepared(file), tmp_path / "halves") == whole
 
 
