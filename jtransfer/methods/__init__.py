@@ -25,6 +25,7 @@ from jtransfer.methods.freezing import (
 from jtransfer.methods.ia3 import ia3
 from jtransfer.methods.lora import lora
 from jtransfer.methods.method import Adapted, Given, Method, Phase, adapt, learn
+from jtransfer.methods.patch_dropout import patch_dropout
 from jtransfer.methods.penalties import l2sp
 from jtransfer.methods.prefixes import prefix
 from jtransfer.methods.products import loha, lokr
@@ -78,6 +79,7 @@ __all__ = [
     "norm",
     "oft",
     "parse",
+    "patch_dropout",
     "pfeiffer",
     "prefix",
     "probe",
@@ -122,6 +124,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "ewc": ewc,
     "lwf": lwf,
     "wise_ft": wise_ft,
+    "patch_dropout": patch_dropout,
     "distill": distill,
     "distill_features": distill_features,
     "distill_attention": distill_attention,

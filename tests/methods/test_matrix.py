@@ -77,6 +77,7 @@ TEXTS = {
     "ewc": "finetune + ewc",
     "lwf": "finetune + lwf",
     "wise_ft": "probe >> finetune + wise_ft",
+    "patch_dropout": "finetune + patch_dropout",
     "distill": "finetune + distill",
     "distill_features": "finetune + distill_features",
     "distill_attention": "finetune + distill_attention",
