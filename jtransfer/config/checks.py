@@ -80,6 +80,8 @@ TABLES: dict[str, dict[str, Any]] = {
         "crop": either(several(number(above=0, most=1), 2, 2), Kind("empty", lambda x: x in ((), []))),
         "temperature_limit": either(number(least=0, most=0), number(least=1)),
         "augment": several(NAME),
+        "packing": choice("", "joined", "documents"),
+        "group_by_length": FLAG,
         "method": NAME,
         "seed": kinds.SEED,
         "batch": BATCH,
@@ -140,10 +142,10 @@ MODEL = {
 
 TASK = {"data": NAME, "objective": NAME, "metrics": several(NAME), "weight": kinds.NOT_NEGATIVE}
 """Which values the keys of one of several tasks may have."""
-OF_ONE_TASK = ("data", "objective", "metrics", "teacher", "source", "augment", "smoothing", "mixup", "cutmix")
-"""Keys that a config with several tasks leaves out."""
-OF_ROWS = ("augment",)
+OF_ROWS = ("augment", "packing", "group_by_length")
 """Keys of objectives on rows alone."""
+OF_ONE_TASK = ("data", "objective", "metrics", "teacher", "source", "smoothing", "mixup", "cutmix", *OF_ROWS)
+"""Keys that a config with several tasks leaves out."""
 OF_PAIRS = ("towers", "tokenizer", "templates", "crop", "temperature_limit")
 """Keys of contrastive objectives alone."""
 
@@ -271,9 +273,14 @@ def _refuse_unused(command: str, values: Mapping[str, Any]) -> None:
                 f"config.{unused[0]} is of contrastive objectives, config.objective is '{text}'; leave it out"
             )
         if objective.reads == "pairs" and (unused := set_among(OF_ROWS)):
-            raise InputError(
-                f"config.{unused[0]} is of rows, config.objective '{text}' of pairs; they have config.crop"
-            )
+            instead = "they have config.crop" if unused[0] == "augment" else "leave it out"
+            raise InputError(f"config.{unused[0]} is of rows, config.objective '{text}' of pairs; {instead}")
+        if values["packing"] and (other := next(iter(set_among(("group_by_length", "teacher", "source"))), "")):
+            raise InputError(f"config.packing leaves no text by itself, as config.{other} needs; leave one of them out")
+        if values["packing"] and objective.reads != "texts":
+            raise InputError(f"config.packing is of objectives on texts alone, as lm; config.objective is '{text}'")
+        if values["group_by_length"] and (other := next(iter(set_among(("teacher", "source"))), "")):
+            raise InputError(f"config.{other} reads texts of one length; leave out config.group_by_length, or it")
         if text == "siglip" and set_among(("temperature_limit",), but=(0,)):
             raise InputError("config.temperature_limit is of objective 'clip'; 'siglip' has none; leave it out")
     if "methods" in values and values["templates"] and not any(map(_fills_templates, values["methods"])):

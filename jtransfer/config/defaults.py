@@ -87,6 +87,10 @@ def train_defaults() -> dict[str, Any]:
         "crop": (),  # the least and the largest share of an image's area that is cut out for training, as (0.9, 1.0)
         "temperature_limit": 100.0,  # of "clip": the most that cosines are multiplied by; 0 for none, as "siglip" has
         "augment": (),  # of images, as ("inception_crop(224)", "flip", "randaugment(2, 9)"): see docs/data.md
+        # Of a single task of texts: of lm and masked_lm, "joined" behind each other in rows of load.tokens without
+        # padding, or "documents", each of which sees itself alone; or batches of texts of about one length.
+        "packing": "",
+        "group_by_length": False,
         "method": "scratch",
         "seed": 0,
         "batch": 256,

@@ -1,6 +1,6 @@
 """Which rows a trial sees: few-shot draws, class-balanced where rows have classes, and the order of its batches."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -80,7 +80,13 @@ def _of_all(pool, shots, seed):
     return rows[:shots], rows[-kept:]
 
 
-def epochs(rows: np.ndarray, batch: int, seed: int | tuple[int, ...], start: int = 0) -> Iterator[np.ndarray]:
+def epochs(
+    rows: np.ndarray,
+    batch: int,
+    seed: int | tuple[int, ...],
+    start: int = 0,
+    order: Callable[[np.ndarray, np.random.Generator], np.ndarray] = lambda rows, draws: rows,
+) -> Iterator[np.ndarray]:
     """Row numbers [batch] of step `start` and of every step after it, through shuffled epochs without end.
 
     Every row comes exactly once an epoch. Epochs run on across the borders of batches, so a batch may hold parts of
@@ -91,6 +97,7 @@ def epochs(rows: np.ndarray, batch: int, seed: int | tuple[int, ...], start: int
         batch: rows a step.
         seed: an integer or several; epoch e is shuffled by `numpy.random.default_rng([*seed, e])`.
         start: the first step.
+        order: from the shuffled rows of an epoch, and the generator that shuffled them, to these rows in their order.
 
     Raises:
         InputError: there are no rows, or `batch` is not positive.
@@ -101,13 +108,17 @@ def epochs(rows: np.ndarray, batch: int, seed: int | tuple[int, ...], start: int
         raise InputError(f"batch is {batch}; expected at least 1")
     seed = seed if isinstance(seed, tuple) else (seed,)
 
+    def shuffled(epoch):
+        draws = np.random.default_rng([*seed, epoch])
+        return order(draws.permutation(rows), draws)
+
     def generate():
         epoch, at = divmod(start * batch, len(rows))
-        ahead = np.random.default_rng([*seed, epoch]).permutation(rows)[at:]
+        ahead = shuffled(epoch)[at:]
         while True:
             while len(ahead) < batch:
                 epoch += 1
-                ahead = np.concatenate([ahead, np.random.default_rng([*seed, epoch]).permutation(rows)])
+                ahead = np.concatenate([ahead, shuffled(epoch)])
             yield ahead[:batch]
             ahead = ahead[batch:]
 

@@ -17,7 +17,7 @@ from jtransfer.errors import InputError, nearest
 from jtransfer.models import layers
 from jtransfer.models.architecture import Architecture
 from jtransfer.models.heads import Head
-from jtransfer.models.transformer import Encoder, Stack, padding_mask
+from jtransfer.models.transformer import Encoder, Stack, document_mask, padding_mask
 
 POOLS = ("pooler", "cls", "mean")
 
@@ -161,7 +161,8 @@ class Bert(nn.Module):
     `token_type_ids` of the same shape, it returns `last_hidden_state [batch, tokens, width]`, `pooler_output [batch,
     width]` where there is a pooler, `features [batch, width]` (what a head reads), `sentence_embedding [batch, width]`
     where `config.pool` is the way of a sentence encoder, and, on request, `hidden_states`: the stream before the first
-    block and after each, `depth + 1` of `[batch, tokens, width]`.
+    block and after each, `depth + 1` of `[batch, tokens, width]`. With `document_ids` of the shape of the mask, a token
+    sees those tokens alone that have its number.
     """
 
     config: BertConfig
@@ -172,6 +173,7 @@ class Bert(nn.Module):
         input_ids: jax.Array,
         attention_mask: jax.Array | None = None,
         token_type_ids: jax.Array | None = None,
+        document_ids: jax.Array | None = None,
         train: bool = False,
         output_hidden_states: bool = False,
     ) -> dict[str, jax.Array]:
@@ -181,7 +183,11 @@ class Bert(nn.Module):
         if token_type_ids is not None and not c.types:
             raise InputError("bert: the model has no token types, and takes no token_type_ids")
         x = BertEmbeddings(c, name="embeddings")(input_ids, token_type_ids, train)
-        x, hidden_states = Encoder(c.stack, name="encoder")(x, padding_mask(attention_mask), train)
+        mask = padding_mask(attention_mask)
+        if document_ids is not None:
+            own = document_mask(document_ids)
+            mask = own if mask is None else mask & own
+        x, hidden_states = Encoder(c.stack, name="encoder")(x, mask, train)
         outputs = {"last_hidden_state": x, "features": x[:, 0]}
         if c.pooler:
             outputs["pooler_output"] = jnp.tanh(c.stack.dense(c.width, name="pooler")(x[:, 0]))

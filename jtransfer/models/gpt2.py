@@ -17,7 +17,7 @@ from jtransfer.errors import InputError
 from jtransfer.models import layers
 from jtransfer.models.architecture import Architecture
 from jtransfer.models.heads import Head
-from jtransfer.models.transformer import Encoder, Past, Stack, causal_mask
+from jtransfer.models.transformer import Encoder, Past, Stack, causal_mask, document_mask
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,8 @@ class GPT2(nn.Module):
 
     With `past_key_values`, at first `config.cache(...)`, the tokens follow those that it holds; `attention_mask` then
     covers its whole size, `features` are those of the last token, and the outputs have the longer `past_key_values`.
+
+    With `document_ids [batch, tokens]`, a token sees those tokens alone that have its number.
     """
 
     config: GPT2Config
@@ -142,6 +144,7 @@ class GPT2(nn.Module):
         attention_mask: jax.Array | None = None,
         position_ids: jax.Array | None = None,
         past_key_values: tuple[Past, ...] | None = None,
+        document_ids: jax.Array | None = None,
         train: bool = False,
         output_hidden_states: bool = False,
     ) -> dict[str, jax.Array]:
@@ -153,6 +156,7 @@ class GPT2(nn.Module):
             position_ids = start + jnp.arange(tokens)[None]
         x = GPT2Embeddings(c, name="embeddings")(input_ids, position_ids, train)
         mask = causal_mask(tokens, attention_mask, start, size)
+        mask = mask if document_ids is None else mask & document_mask(document_ids)
         x, hidden_states, *longer = Encoder(c.stack, name="encoder")(x, mask, train, past)
         if past is None:
             last = _last_token(c.pad_token, input_ids, attention_mask)

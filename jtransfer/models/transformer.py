@@ -285,3 +285,8 @@ def causal_mask(tokens: int, attention_mask=None, start: int | jax.Array = 0, si
     """
     mask = (jnp.arange(size or tokens) <= start + jnp.arange(tokens)[:, None])[None, None]
     return mask if attention_mask is None else mask & padding_mask(attention_mask)
+
+
+def document_mask(document_ids):
+    """Where a token may look, as it is of one document with what it looks at: `[batch, tokens]` to `[..., 1, t, t]`."""
+    return (document_ids[:, :, None] == document_ids[:, None, :])[:, None]

@@ -72,7 +72,8 @@ def lm() -> Objective:
     """The mean cross-entropy of each token given those before it, as of transformers' GPT2LMHeadModel.
 
     The batch is `{"inputs": {"input_ids", "attention_mask"}}`, `[n, tokens]` each; the model's outputs have `logits [n,
-    tokens, words]`. Padding does not count. The perplexity is e to the mean over all tokens of a set.
+    tokens, words]`. Padding does not count; with `document_ids` among the inputs, the first token of a document does
+    not either. The perplexity is e to the mean over all tokens of a set.
 
     Raises:
         InputError: in a call of `head`, for a model that does not predict the token that follows.
@@ -80,8 +81,10 @@ def lm() -> Objective:
 
     def asked(outputs, batch):
         ids = batch["inputs"]["input_ids"]
-        kept = batch["inputs"].get("attention_mask", jnp.ones_like(ids))
-        return outputs["logits"][:, :-1], jnp.where(kept > 0, ids, LEFT_OUT)[:, 1:]
+        kept = batch["inputs"].get("attention_mask", jnp.ones_like(ids))[:, 1:] > 0
+        if (of := batch["inputs"].get("document_ids")) is not None:
+            kept &= of[:, 1:] == of[:, :-1]
+        return outputs["logits"][:, :-1], jnp.where(kept, ids[:, 1:], LEFT_OUT)
 
     score, measure = of_tokens(asked)
     head = language_head("lm", "causal_lm")

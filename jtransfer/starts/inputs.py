@@ -110,7 +110,7 @@ class Texts:
 
 
 def load_for(
-    name: str, options: Mapping[str, Any], data: Any, tower: bool = True, **more: Any
+    name: str, options: Mapping[str, Any], data: Any, tower: bool = True, joined: bool = False, **more: Any
 ) -> tuple[Backbone, Prepare]:
     """A backbone for a dataset, and what makes its inputs from the dataset's.
 
@@ -120,6 +120,7 @@ def load_for(
             for the length of the longest text, rounded up to a multiple of 16 and never more than the model takes.
         data: A `data.sources.Dataset`, or an object with `name`, `kind` and `inputs`.
         tower: Whether the backbone returned for a dual encoder is its tower for this kind of data; if not, it is both.
+        joined: Whether texts will be joined, as in `prepare_for`.
         **more: More options of `load`.
 
     Returns:
@@ -135,22 +136,24 @@ def load_for(
         raise InputError(f"config.load.{unused[0]} is of {kind}, {data.name} holds {data.kind}s; leave it out")
     backbone = load(name, **options_of(options), **more)
     one = tower_for(backbone, data)
-    return one if tower else backbone, prepare_for(one, options, data)
+    return one if tower else backbone, prepare_for(one, options, data, joined)
 
 
-def prepare_for(backbone: Backbone, options: Mapping[str, Any], data: Any) -> Prepare:
+def prepare_for(backbone: Backbone, options: Mapping[str, Any], data: Any, joined: bool = False) -> Prepare:
     """What makes the inputs of a backbone from a dataset's, as `load_for` returns it.
 
     Args:
         backbone: A backbone that is no dual encoder, or one tower.
         options: Options as `load_for` takes them; only `tokens` is read.
         data: An object with `name`, `kind` and `inputs`.
+        joined: Whether texts will be joined in rows of `tokens`, or of all that the model takes: none is cut then, and
+            their own lengths are of no matter.
 
     Raises:
         InputError: the backbone takes another kind of data, images of another shape, or fewer tokens.
     """
     if data.kind == "text":
-        return _for_texts(backbone, data, options.get("tokens", 0))
+        return _for_texts(backbone, data, options.get("tokens", 0), joined)
     return _for_images(backbone, data)
 
 
@@ -304,12 +307,14 @@ def _for_images(backbone: Backbone, data: Any) -> Prepare:
     return prepare
 
 
-def _for_texts(backbone: Backbone, data: Any, tokens: int) -> Texts:
+def _for_texts(backbone: Backbone, data: Any, tokens: int, joined: bool) -> Texts:
     if "input_ids" not in backbone.config.inputs:
         raise InputError(f"config.data: {data.name} holds texts, the model takes {', '.join(backbone.config.inputs)}")
     tokenizer = backbone.preprocess
     if tokens > tokenizer.limit:
         raise InputError(f"config.load.tokens is {tokens}; backbone '{backbone.name}' takes {tokenizer.limit} at most")
+    if joined:
+        return Texts(tokenizer, tokens or tokenizer.limit)
     limit, longest, cut = tokens or tokenizer.limit, 1, 0
     for start in range(0, len(data.inputs), BLOCK):
         columns = columns_of(data.inputs[np.arange(start, min(start + BLOCK, len(data.inputs)))])

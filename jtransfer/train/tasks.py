@@ -31,7 +31,7 @@ from jtransfer.methods import Adapted
 from jtransfer.models import Heads, build
 from jtransfer.objectives import metrics
 from jtransfer.solvers.few_shot import Fit
-from jtransfer.starts import pairs, teachers
+from jtransfer.starts import lengths, pairs, teachers
 from jtransfer.starts.inputs import Prepare, as_they_are, example, gathered, labelling, load_for, prepare_for, tower_for
 from jtransfer.starts.source import SourceTask
 from jtransfer.starts.start import Start
@@ -132,6 +132,8 @@ def _of_rows(config, settings, mesh, stream) -> Task:
     stream = stream or _opened(config, config.data, objectives.parse(config.objective, settings), mesh)
     method = methods.parse(config.method)
     dual, prepare = _backbone(config, stream, tower=not (method.names or config.source))
+    if not remembered:
+        stream, prepare = _arranged(config, stream, prepare, dual.config, mesh)
     objective, named, one = _asked(config, settings, stream, prepare)
     names = ClassNames(dual, stream.classes, tuple(config.templates) or TEMPLATES)
     if method.names:
@@ -253,9 +255,17 @@ def _backbone(config, stream, tower=True):
     """The backbone, without a name or leaves where there is none, and what makes its inputs of a stream's."""
     if config.backbone:
         # On the host, where it may lie in the mapped file; training lays it out on the mesh.
-        return load_for(config.backbone, config.load, stream, tower, sharding="host")
+        return load_for(config.backbone, config.load, stream, tower, bool(config.packing), sharding="host")
     module = build(**config.model)
     return checkpoints.Backbone("", module, {}), as_they_are(module, stream)
+
+
+def _arranged(config, stream, prepare, model, mesh):
+    """A stream of texts and what makes its inputs, as the config has texts joined or grouped."""
+    about = config.batch, config.seed, sharding.rows(mesh, config.batch)
+    if config.packing:
+        return lengths.packed(stream, prepare, config.packing, model, *about)
+    return lengths.grouped(stream, prepare, *about) if config.group_by_length else (stream, prepare)
 
 
 def _asked(section, settings, stream, prepare):
@@ -264,7 +274,7 @@ def _asked(section, settings, stream, prepare):
     objective = objectives.parse(section.objective, settings, offered)
     objectives.check_reads(objective, section.objective, stream)
     named = metrics.chosen(section.metrics, stream, objective)
-    return objective, named, example(prepare(stream.inputs[np.arange(1)]))
+    return objective, named, example(prepare(stream.held_out[1][np.arange(1)]))
 
 
 def _classes(stream, objective):
