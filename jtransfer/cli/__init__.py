@@ -22,7 +22,7 @@ FLAGS = {
     "curve": ("--config", "--workdir", "--config.KEY"),
     "evaluate": ("--config", "--workdir", "--config.KEY"),
     "advise": ("--config", "--workdir", "--config.KEY"),
-    "train": ("--config", "--workdir", "--config.KEY"),
+    "train": ("--config", "--workdir", "--coordinator", "--processes", "--process", "--config.KEY"),
     "inspect": ("--config", "--json", "--time", "--config.KEY"),
     "export": ("--workdir", "--format", "--out", "--adapters", "--trust"),
     "merge": ("--models", "--how", "--base", "--data", "--data_dir", "--out", "--trust"),
@@ -89,7 +89,9 @@ def _command(argv: list[str]) -> int:
 
         if written := getattr(arguments, "out", "") or getattr(arguments, "workdir", ""):
             unnamed = f"a file in {written}"
-        if arguments.command != "train":
+        if arguments.command == "train":
+            launch.describe(arguments.coordinator, arguments.processes, arguments.process)
+        else:
             launch.alone(f"jtransfer {arguments.command}")
         with commands.beside_config(arguments):
             code = getattr(commands, arguments.command)(arguments, overrides) or 0
@@ -181,6 +183,15 @@ def _add_merge_flags(command: argparse.ArgumentParser) -> None:
         command.add_argument(f"--{flag}", default="", metavar=metavar, help=help_text)
 
 
+def _add_launch_flags(command: argparse.ArgumentParser) -> None:
+    for flag, kind, metavar, help_text in (
+        ("coordinator", str, "HOST:PORT", "of process 0, where no launcher is recognised: see docs/launching.md"),
+        ("processes", int, "N", "how many there are"),
+        ("process", int, "I", "the number of this one, from 0"),
+    ):
+        command.add_argument(f"--{flag}", type=kind, metavar=metavar, help=help_text)
+
+
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     form = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
     parser = _Parser("jtransfer", description="Transfer learning in JAX.", epilog=EPILOG, **form)
@@ -200,6 +211,8 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
             command.add_argument(
                 "--workdir", required=needed, metavar="DIR", help=f"where results go: a path or gs://...{where}"
             )
+            if name == "train":
+                _add_launch_flags(command)
         command.epilog = "--config.KEY=VALUE changes a key of the config, as in --config.optimiser.rate=0.01"
     if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
         close = difflib.get_close_matches(argv[0], COMMANDS, n=1)

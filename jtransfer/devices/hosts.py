@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jtransfer.devices import google
 from jtransfer.devices.launch import launch
 from jtransfer.errors import Gone, InputError, MachineError, first_line
 from jtransfer.stopping import Stopped
@@ -32,8 +33,9 @@ def together() -> Iterator[None]:
     Enter it before anything touches a device. All processes leave the block together. When one of them fails or is
     gone, all others end, each with a line that names its host.
 
-    A TPU pod, Slurm and Open MPI are recognised. Elsewhere set `JAX_COORDINATOR_ADDRESS` (host:port of the first
-    process), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`.
+    TPU slices, Slurm and Open MPI are recognised. Elsewhere set `JAX_COORDINATOR_ADDRESS` (host:port of the first
+    process), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`. Where Google's cloud says that it takes this machine away, this
+    process is sent SIGTERM.
 
     Raises:
         InputError: variables of the environment that describe no launch, the address of process 0 cannot be found or
@@ -41,6 +43,7 @@ def together() -> Iterator[None]:
         Gone: another process did not come, has failed, or is gone.
     """
     here = launch()
+    google.answer_notices()
     if here.number == 1:
         yield
         return
@@ -48,7 +51,7 @@ def together() -> Iterator[None]:
 
     link = Link(here)
     try:
-        _join(here, link.address)
+        _join(here, link)
         _names[:] = [f" to process {index} on {name}" for index, name in enumerate(link.hosts)]
         yield
     except BaseException as error:
@@ -80,17 +83,20 @@ def _code(error):
     return getattr(error, "code", getattr(error, "CODE", 1))
 
 
-def _join(here, address):
+def _join(here, link):
     """Join JAX's coordinator, and take back the signals that JAX takes."""
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
     if any(name.lower().endswith("_proxy") for name in os.environ):  # of gRPC; this address is on this host
         os.environ["no_proxy"] = ",".join(filter(None, (os.environ.get("no_proxy"), "127.0.0.1")))
+    # Under Slurm and Open MPI, JAX gives each process one GPU of its host, even where it is the host's only process.
+    alone = link.hosts.count(link.hosts[here.index]) == 1 and "JAX_LOCAL_DEVICE_IDS" not in os.environ
     jax.distributed.initialize(
-        address,
+        link.address,
         here.number,
         here.index,
-        coordinator_bind_address=address,
+        local_device_ids=[] if alone else None,
+        coordinator_bind_address=link.address,
         heartbeat_timeout_seconds=HEARTBEAT,
     )
     if main:

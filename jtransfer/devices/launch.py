@@ -4,6 +4,7 @@ import os
 import re
 from dataclasses import dataclass
 
+from jtransfer.devices import google
 from jtransfer.errors import InputError
 
 
@@ -29,8 +30,8 @@ class Launch:
 def launch() -> Launch:
     """The launch that the environment describes; a single process if it describes none.
 
-    The variables of JAX come first, then those of TPU pods, Slurm and Open MPI. `JAX_COORDINATOR_PORT` gives the port
-    for the last three, if it is set.
+    The variables of JAX come first, then those of GKE's TPU slices, Slurm and Open MPI, and last what the metadata
+    server says to the workers of a TPU slice. `JAX_COORDINATOR_PORT` gives the port for the last four, if it is set.
 
     Raises:
         InputError: a variable is missing, or is not the number or address that it must be.
@@ -63,7 +64,35 @@ def launch() -> Launch:
         place = re.match(r"(\d+)\..*?tcp6?://\[?([^,\]]+?)(?:,|\]|:\d+$)", env.get("OMPI_MCA_orte_hnp_uri", ""))
         first, job = (place[2], int(place[1]) >> 12) if place else ("", 0)
         return Launch(index, number, first, _port(61440 + job % 4096), "OMPI_COMM_WORLD_SIZE")
+    if "TPU_WORKER_HOSTNAMES" not in env and (found := google.slice_of_tpus()) and found.number > 1:
+        return Launch(found.index, found.number, found.first, _port(8476), "the metadata server")
     return Launch()
+
+
+def describe(coordinator: str | None, processes: int | None, process: int | None) -> None:
+    """Let flags of the command line describe the launch, in the place of what the environment says; all None for none.
+
+    Args:
+        coordinator: host:port of process 0.
+        processes: How many there are.
+        process: The number of this one.
+
+    Raises:
+        InputError: a flag is missing or out of range.
+    """
+    given = {"--coordinator": coordinator, "--processes": processes, "--process": process}
+    lacking = [flag for flag, value in given.items() if value is None]
+    if len(lacking) == len(given):
+        return
+    if lacking:
+        raise InputError(f"{lacking[0]} is missing; {', '.join(given)} describe a launch together")
+    _address(coordinator, "--coordinator ")
+    if processes < 1 or not 0 <= process < processes:
+        raise InputError(
+            f"--process {process} of --processes {processes}: expected a number from 0 to below their number"
+        )
+    names = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+    os.environ.update(zip(names, map(str, given.values()), strict=True))
 
 
 def alone(what: str) -> None:
@@ -99,9 +128,9 @@ def _port(default: int) -> int:
     return _whole("JAX_COORDINATOR_PORT", 1, 65536, default)
 
 
-def _address(text: str) -> tuple[str, int]:
+def _address(text: str, name: str = "JAX_COORDINATOR_ADDRESS=") -> tuple[str, int]:
     host, _, port = text.strip().rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if text and not (host and re.fullmatch(r"\d{1,5}", port) and 0 < int(port) < 65536):
-        raise InputError(f"JAX_COORDINATOR_ADDRESS={text!r}: expected host:port of process 0, as in 10.0.0.1:1234")
+        raise InputError(f"{name}{text!r}: expected host:port of process 0, as in 10.0.0.1:1234")
     return (host, int(port)) if text else ("", 0)

@@ -32,16 +32,23 @@ def get_config():
 class Training:
     """A `jtransfer train` of one or more processes."""
 
-    def __init__(self, file, workdir, number=1, only=None):
+    def __init__(self, file, workdir, number=1, only=None, flags=()):
         with socket.create_server(("", 0)) as probe:
             port = str(probe.getsockname()[1])
         self.processes, self.printed = [], {}
         for index in range(number) if only is None else only:
             env = {"XLA_FLAGS": "", "PYTHONUNBUFFERED": "1"}
+            command = [
+                sys.executable,
+                "-m",
+                "jtransfer.cli",
+                "train",
+                f"--config={file}",
+                f"--workdir={workdir}",
+                *flags,
+            ]
             if number > 1:
-                env |= {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}"}
-                env |= {"JAX_NUM_PROCESSES": str(number), "JAX_PROCESS_ID": str(index)}
-            command = [sys.executable, "-m", "jtransfer.cli", "train", f"--config={file}", f"--workdir={workdir}"]
+                command += [f"--coordinator=localhost:{port}", f"--processes={number}", f"--process={index}"]
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
             process = subprocess.Popen(command, env=os.environ | env, **pipes)
             lines, errors = [], []
