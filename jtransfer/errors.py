@@ -58,7 +58,7 @@ class MachineError(RuntimeError):
 
 
 class Gone(RuntimeError):
-    """Another process of the same run did not come, or is gone. The message names its host.
+    """Another process of the same run did not come, is gone or keeps the others. The message names its host.
 
     Attributes:
         code: The exit code: that of the other process if it said why, else 75, EX_TEMPFAIL of sysexits.h.

@@ -22,7 +22,7 @@ FLAGS = {
     "curve": ("--config", "--workdir", "--config.KEY"),
     "evaluate": ("--config", "--workdir", "--config.KEY"),
     "advise": ("--config", "--workdir", "--config.KEY"),
-    "train": ("--config", "--workdir", "--coordinator", "--processes", "--process", "--config.KEY"),
+    "train": ("--config", "--workdir", "--coordinator", "--processes", "--process", "--patience", "--config.KEY"),
     "inspect": ("--config", "--json", "--time", "--config.KEY"),
     "export": ("--workdir", "--format", "--out", "--adapters", "--trust"),
     "merge": ("--models", "--how", "--base", "--data", "--data_dir", "--out", "--trust"),
@@ -43,8 +43,9 @@ EPILOG = """examples:
 def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    0, 2 for input to put right, 74 for what the machine refuses, 75 when another process of the run is gone, 129, 130
-    and 143 when stopped by SIGHUP, SIGINT and SIGTERM, 141 when the reader of a pipe is gone, 1 for a fault of ours.
+    0, 2 for input to put right, 74 for what the machine refuses, 75 when another process of the run is gone or the run
+    stands still, 129, 130 and 143 when stopped by SIGHUP, SIGINT and SIGTERM, 141 when the reader of a pipe is gone, 1
+    for a fault of ours.
 
     Args:
         argv: Arguments from a caller, to whom faults are raised and signals left; None for those of this process, which
@@ -183,6 +184,15 @@ def _add_merge_flags(command: argparse.ArgumentParser) -> None:
         command.add_argument(f"--{flag}", default="", metavar=metavar, help=help_text)
 
 
+def _minutes(words: str) -> float:
+    if not 0 <= (found := float(words)) <= 10**6:
+        raise ValueError
+    return found
+
+
+_minutes.__name__ = "number of minutes"  # of which argparse tells
+
+
 def _add_launch_flags(command: argparse.ArgumentParser) -> None:
     for flag, kind, metavar, help_text in (
         ("coordinator", str, "HOST:PORT", "of process 0, where no launcher is recognised: see docs/launching.md"),
@@ -190,6 +200,13 @@ def _add_launch_flags(command: argparse.ArgumentParser) -> None:
         ("process", int, "I", "the number of this one, from 0"),
     ):
         command.add_argument(f"--{flag}", type=kind, metavar=metavar, help=help_text)
+    command.add_argument(
+        "--patience",
+        type=_minutes,
+        default=30.0,
+        metavar="MINUTES",
+        help="after which a training that stands still is ended, with exit code 75 (30; 0 for never)",
+    )
 
 
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:

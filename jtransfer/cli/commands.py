@@ -137,7 +137,7 @@ def train(arguments, overrides: list[str]) -> None:
     from jtransfer.devices import hosts
     from jtransfer.train import known, loop, results, runs
 
-    with hosts.together():
+    with hosts.together(60 * arguments.patience):
         run = runs.prepare(config)
         first = hosts.is_first()
         for line in results.ways_out(run) if first else ():

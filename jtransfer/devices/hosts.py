@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jtransfer.devices import google
+from jtransfer.devices import google, watch
 from jtransfer.devices.launch import launch
 from jtransfer.errors import Gone, InputError, MachineError, first_line
 from jtransfer.stopping import Stopped
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def together(patience: float = 0) -> Iterator[None]:
     """Be one of the processes of a launch until the block ends; do nothing if the environment names no launch.
 
     Enter it before anything touches a device. All processes leave the block together. When one of them fails or is
@@ -37,19 +37,27 @@ def together() -> Iterator[None]:
     process), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`. Where Google's cloud says that it takes this machine away, this
     process is sent SIGTERM.
 
+    Args:
+        patience: Seconds after which a training that stands still is ended; 0 for never.
+
     Raises:
         InputError: variables of the environment that describe no launch, the address of process 0 cannot be found or
             opened, or the processes contradict each other.
         Gone: another process did not come, has failed, or is gone.
     """
     here = launch()
+    watch.at("")
     google.answer_notices()
     if here.number == 1:
-        yield
+        over = watch.alone(patience)
+        try:
+            yield
+        finally:
+            over()
         return
     from jtransfer.devices.link import Link
 
-    link = Link(here)
+    link = Link(here, patience)
     try:
         _join(here, link)
         _names[:] = [f" to process {index} on {name}" for index, name in enumerate(link.hosts)]

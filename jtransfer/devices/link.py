@@ -15,6 +15,7 @@ import threading
 import time
 
 from jtransfer import stopping
+from jtransfer.devices import watch
 from jtransfer.devices.launch import Launch
 from jtransfer.errors import Gone, InputError
 
@@ -33,6 +34,7 @@ class Link:
 
     Args:
         launch: Of more than one process.
+        patience: Seconds for which a training may stand still; 0 for ever.
 
     Attributes:
         launch: As given.
@@ -44,19 +46,21 @@ class Link:
         Gone: not all came within `COME` seconds.
     """
 
-    def __init__(self, launch: Launch):
+    def __init__(self, launch: Launch, patience: float = 0):
         self.launch, self.hosts = launch, []
         self._why: Gone | None = None
         self._known, self._all_done = threading.Event(), threading.Event()
-        self._done, self._lock = set(), threading.Lock()
+        self._done, self._lock, self._sending = set(), threading.Lock(), threading.Lock()
         self._closing = False
         deadline = time.monotonic() + COME
         _resolve(launch)
         door, self._peers = (_receive if launch.index == 0 else _visit)(launch, self.hosts, deadline)
+        self._watch = watch.Watch(self.hosts, 0 if launch.index else patience)
         self.address = f"127.0.0.1:{door.getsockname()[1] if launch.index else _free_port()}"
         for index, peer in self._peers.items():
             threading.Thread(target=self._listen, args=(index, peer), daemon=True).start()
         threading.Thread(target=self._pass_on, args=(door,), daemon=True).start()
+        watch.together(self._watch, launch.index, self._send, self._is_over, self._end)
 
     def tell(self, line: str, code: int) -> None:
         """Tell the other processes that this one ends, and why.
@@ -87,9 +91,10 @@ class Link:
         self._all_done.clear()
 
     def _send(self, message):
-        for peer in self._peers.values():
-            with contextlib.suppress(OSError):
-                _say(peer, message)
+        with self._sending:
+            for peer in self._peers.values():
+                with contextlib.suppress(OSError):
+                    _say(peer, message)
 
     def _is_done(self, index):
         with self._lock:
@@ -102,25 +107,34 @@ class Link:
         self._all_done.set()
 
     def _listen(self, index, peer):
-        gone = f"process {index} on {self.hosts[index]} is gone; the same command goes on from the newest checkpoint"
+        gone = f"process {index} on {self.hosts[index]} is gone; {watch.AGAIN}"
         why = {"why": gone}
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, TypeError):
             while message := _hear(peer, None):
                 if "why" in message:
                     why = message
                     break
-                if self.launch.index:
+                if "at" in message:
+                    self._watch.heard(index, message["at"])
+                elif self.launch.index:
                     self._closing = True
                     self._all_done.set()
                 else:
                     self._is_done(index)
+        self._end(why["why"], why.get("code", Gone.CODE))
+
+    def _is_over(self):
+        return self._closing or self._known.is_set()
+
+    def _end(self, why, code=Gone.CODE):
+        """End this process, and on process 0 all others, unless the run is over."""
         with self._lock:
-            if self._closing or self._known.is_set():
+            if self._is_over():
                 return
-            self._why = Gone(why["why"], why.get("code", Gone.CODE))
+            self._why = Gone(why, code)
             self._known.set()
         if self.launch.index == 0:
-            self._send(why)
+            self._send({"why": why, "code": code})
         time.sleep(LEAVE)
         stopping.end(f"jtransfer: error: {self._why}", self._why.code)
 

@@ -14,7 +14,7 @@ from etils import epath
 from jtransfer import files
 from jtransfer.checkpoints.store import Store
 from jtransfer.data.streams import Cursor, Ended, ahead, ended, taken
-from jtransfer.devices import hosts, sharding
+from jtransfer.devices import hosts, sharding, watch
 from jtransfer.errors import Damaged, InputError, Once
 from jtransfer.models import STATISTICS
 from jtransfer.stopping import Stopped, after_a_step
@@ -94,14 +94,17 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[ResultRow, floa
         batches = ahead((programs.ready(number, own), after) for number, (own, after) in enumerate(given, start + 1))
         try:
             for number in range(start + 1, schedule.steps + 1):
+                compiles = number == start + 1 or run.plan.at(number) > phase
                 if run.plan.at(number) > phase:
                     phase = run.plan.at(number)
                     state, kept, frozen = programs.enter(phase, state, kept, frozen)
                     others = merge(kept, frozen)
+                watch.at(watch.DATA, number)
                 try:
                     own, cursor = next(batches)
                 except Ended as error:
                     raise InputError(ended(error, number - 1, schedule.steps) + _kept(store)) from None
+                watch.at(watch.COMPILING if compiles else watch.STEP, number)
                 batch = sharding.assemble(own, schedule.batch, mesh)
                 state, metrics = programs.step(phase)(state, others | programs.held, batch)
                 pending.append(metrics)
@@ -116,6 +119,7 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[ResultRow, floa
                     row = _row(number, pending, store) | (programs.solved if number == 1 else {})
                     speed = timed / (time.perf_counter() - began) if timed else math.nan
                     if number % schedule.eval_every == 0 or number == schedule.steps:
+                        watch.at(watch.EVALUATION, number)
                         row |= programs.evaluate(phase)(state, others)
                     rows.append(row)
                     board(row | ({f"{stream.kind}s_per_second": speed} if timed else {}))
@@ -124,6 +128,7 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[ResultRow, floa
                         warn("%s", said)
                     pending, timed, began = [], 0, time.perf_counter()
                 if number % schedule.checkpoint_every == 0 or number == schedule.steps or stop:
+                    watch.at(watch.SAVING, number)
                     still_held()
                     _write(directory / "metrics.jsonl", rows)
                     about = {"metrics": rows, "pending": _finite(number, pending, store), "config": of, "phase": phase}

@@ -40,7 +40,7 @@ def test_flags_that_describe_no_launch_are_refused(flags, said):
         describe(*flags)
 
 
-@pytest.mark.parametrize("flag", ["--processes=two", "--process=first"])
+@pytest.mark.parametrize("flag", ["--processes=two", "--patience=long", "--patience=-1", "--patience=nan"])
 def test_a_flag_that_is_no_number_is_refused_by_name(flag, capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(["train", "--config=none.py", "--workdir=none", flag])

@@ -149,7 +149,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_saved_at_one_step(file, tmp
 @pytest.mark.parametrize("cause", [None, ValueError("Gloo AllGather failed: Connection reset by peer")])
 def test_a_checkpoint_is_not_called_damaged_where_another_process_left_while_it_was_read(cause, monkeypatch):
     link = SimpleNamespace(hosts=["a", "b"], address="", missing=lambda: Gone("a: stopped", 143), tell=lambda *_: None)
-    monkeypatch.setattr("jtransfer.devices.link.Link", lambda here: link)
+    monkeypatch.setattr("jtransfer.devices.link.Link", lambda here, patience: link)
     monkeypatch.setattr(hosts, "launch", lambda: launch.Launch(1, 2))
     monkeypatch.setattr(hosts, "_join", lambda *_: None)
     monkeypatch.setattr(hosts, "_names", [])
