@@ -90,26 +90,60 @@ def _class_names(features: Any) -> dict[str, tuple[str, ...]]:
     return {key: tuple(map(str, own)) for key, own in lists.items() if isinstance(own, list) and own}
 
 
+class _Whole:
+    """A file with a stream of Arrow, mapped into memory; a copy in another process maps it anew."""
+
+    def __init__(self, path: epath.Path):
+        import pyarrow.ipc
+
+        self.path, where = path, os.fspath(path)
+        source = pyarrow.input_stream(path.open("rb")) if "://" in where else pyarrow.memory_map(where)
+        self.table = pyarrow.ipc.open_stream(source).read_all()
+
+    def __reduce__(self):
+        return _Whole, (self.path,)
+
+
+class _Columns:
+    """The columns of a Parquet file, of which the last parts are kept; a copy in another process keeps its own."""
+
+    def __init__(self, path: epath.Path):
+        self.path, self.part = path, lru_cache(maxsize=GROUPS)(self._read)
+
+    def __reduce__(self):
+        return _Columns, (self.path,)
+
+    def _read(self, column: str, group: int | None) -> Any:
+        """A column, or the part of it in one row group."""
+        from pyarrow import parquet
+
+        with self.path.open("rb") as opened:
+            own = parquet.ParquetFile(opened)
+            found = own.read([column]) if group is None else own.read_row_group(group, [column])
+            found.validate(full=True)
+            return found.column(0)
+
+
 def _stream(path: epath.Path, name: str, classes: Mapping[str, tuple[str, ...]]) -> Table:
     """A file with a stream of Arrow."""
-    pyarrow, where = _library(name), os.fspath(path)
+    where = os.fspath(path)
+    _library(name)
     with _reading(where):
         if files.length(path) < len(END):
             raise InputError(f"{where} is cut off; expected a stream of Arrow")
-        source = pyarrow.input_stream(path.open("rb")) if "://" in where else pyarrow.memory_map(where)
-        whole = pyarrow.ipc.open_stream(source).read_all()
-        whole.validate(full=True)
+        whole = _Whole(path)
+        whole.table.validate(full=True)
         with path.open("rb") as opened:
             opened.seek(-len(END), os.SEEK_END)
             if opened.read() != END:
                 raise InputError(f"{where} is cut off; expected the end of a stream of Arrow")
 
     def values(column: str, rows: np.ndarray) -> list:
-        own = whole.column(column)
+        own = whole.table.column(column)
         return [own[row].as_py() for row in rows.tolist()]
 
-    sample = {column: _first(whole.column(column)) for column in whole.column_names}
-    return _table(where, whole.num_rows, sample, values, files.digest(path).hex(), classes)
+    sample = {column: _first(whole.table.column(column)) for column in whole.table.column_names}
+    return _table(where, whole.table.num_rows, sample, values, files.digest(path).hex(), classes)
 
 
 def parquet(path: epath.Path, name: str) -> Table:
@@ -142,21 +176,15 @@ def parquet(path: epath.Path, name: str) -> Table:
             sample = {column: _first(batch.column(i)) for i, column in enumerate(columns)}
             break
 
-    @lru_cache(maxsize=GROUPS)
-    def read_part(column: str, group: int | None) -> Any:
-        with path.open("rb") as opened:
-            own = parquet.ParquetFile(opened)
-            found = own.read([column]) if group is None else own.read_row_group(group, [column])
-            found.validate(full=True)
-            return found.column(0)
+    own = _Columns(path)
 
     def values(column: str, rows: np.ndarray) -> list:
         with _reading(where):
             if sizes[column] <= KEPT:
-                return [read_part(column, None)[row].as_py() for row in rows.tolist()]
+                return [own.part(column, None)[row].as_py() for row in rows.tolist()]
             of = np.searchsorted(starts, rows, side="right") - 1
             places = zip(of.tolist(), (rows - starts[of]).tolist(), strict=True)
-            return [read_part(column, group)[row].as_py() for group, row in places]
+            return [own.part(column, group)[row].as_py() for group, row in places]
 
     classes = _class_names(features.get("features"))
     return _table(where, int(starts[-1]), sample, values, files.digest(path).hex(), classes)

@@ -7,6 +7,7 @@ captions, one is drawn each time that the image comes; it is put into a template
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from jtransfer import kinds
 from jtransfer.data import glyphs
 from jtransfer.data.dataset import Context, Dataset, check_whole, fingerprint
-from jtransfer.data.streams import Cursor, HostBatch, Rows
+from jtransfer.data.streams import At, Cursor, HostBatch, Rows, counted
 from jtransfer.data.subsets import epochs
 from jtransfer.errors import InputError, Once
 
@@ -59,6 +60,7 @@ class PairStream:
         fingerprint: Digest of the data, and of the templates and the crop.
         kind: Of the inputs: "pair".
         rows: As in a `Stream`, of `images`; None if images are made anew, or cropped.
+        at: As in a `Stream`.
     """
 
     parts: ClassVar[tuple[str, ...]] = ("images", "texts")
@@ -70,6 +72,7 @@ class PairStream:
     fingerprint: str
     kind: str = "pair"
     rows: np.ndarray | None = None
+    at: At | None = None
 
     @property
     def inputs(self) -> Any:
@@ -111,16 +114,17 @@ def of_dataset(dataset: Dataset, context: Context) -> PairStream:
                 (captions[i],) = _captions(dataset, rows[i : i + 1])
         return rows, captions
 
-    def after(step):
-        for number, rows in enumerate(epochs(dataset.pool, batch, seed, step), step):
-            draws = np.random.default_rng((seed, number)).random((batch, 6))[share]
-            own_rows, captions = described(rows[share].copy(), number)
-            texts = [
-                pick(templates, other).replace("{}", pick(own, one))
-                for own, (one, other) in zip(captions, draws[:, :2], strict=True)
-            ]
-            images = Rows(dataset.inputs, own_rows)
-            yield {"images": Crops(images, crop, draws[:, 2:]) if crop else images, "texts": texts}, number + 1
+    order = epochs(dataset.pool, batch, seed)
+
+    def at(step):
+        draws = np.random.default_rng((seed, step)).random((batch, 6))[share]
+        own_rows, captions = described(order(step)[share], step)
+        texts = [
+            pick(templates, other).replace("{}", pick(own, one))
+            for own, (one, other) in zip(captions, draws[:, :2], strict=True)
+        ]
+        images = Rows(dataset.inputs, own_rows)
+        return {"images": Crops(images, crop, draws[:, 2:]) if crop else images, "texts": texts}
 
     some = dataset.pool[:HELD_OUT]
     if len({text for own in _captions(dataset, some) for text in own}) < 2:
@@ -139,7 +143,8 @@ def of_dataset(dataset: Dataset, context: Context) -> PairStream:
     identity = ".".join([hashlib.sha256(digest.encode()).hexdigest()[:16], *contents])
 
     rows = None if crop else dataset.pool
-    return PairStream(dataset.name, dataset.inputs, after, held_out, identity, rows=rows)
+    batches = partial(counted, at)
+    return PairStream(dataset.name, dataset.inputs, batches, held_out, identity, rows=rows, at=at)
 
 
 def _captions(dataset: Any, rows: np.ndarray) -> list[list[str]]:

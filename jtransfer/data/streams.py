@@ -2,7 +2,7 @@
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +30,9 @@ HostBatch = dict[str, Any]
 Cursor = Any
 """A place between two batches, the same for all processes: a few numbers and texts as JSON has them. 0 is the start."""
 
+At = Callable[[int], HostBatch]
+"""From the number of a step, counted from 0, to its batch."""
+
 LONGEST_CURSOR = 10_000
 """Characters of a cursor as JSON: it is kept in every checkpoint."""
 
@@ -53,6 +56,8 @@ class Stream:
             all of them; None if the examples have no end.
         rows: Those rows of `inputs` that batches are made of: their inputs are then `Rows` of `inputs`, and the same
             whenever a row comes. None if inputs are made anew.
+        at: From the number of a step, counted from 0, to its batch, where the cursor is that number. Worker processes
+            call copies of it, so that it computes nothing by JAX. None if batches are made in their order alone.
     """
 
     parts: ClassVar[tuple[str, ...]] = ("inputs", "labels")
@@ -67,6 +72,7 @@ class Stream:
     metric: str = ""
     pool: tuple[Any, np.ndarray] | None = None
     rows: np.ndarray | None = None
+    at: At | None = None
 
     @property
     def targets(self) -> str:
@@ -117,6 +123,12 @@ class Joined:
         """The fingerprints of all streams."""
         return " + ".join(stream.fingerprint for stream in self.streams.values())
 
+    @property
+    def at(self) -> At | None:
+        """The batch of a step, as of a `Stream`; None where a stream has none."""
+        each = {name: stream.at for name, stream in self.streams.items()}
+        return partial(_joined, each) if all(each.values()) else None
+
     def batches(self, cursor: Cursor) -> Iterator[tuple[HostBatch, Cursor]]:
         """The batches after a cursor, as of a `Stream`, each checked as `taken` does.
 
@@ -130,8 +142,16 @@ class Joined:
         }
         for items in zip(*each.values(), strict=False):
             found = dict(zip(each, items, strict=True))
-            batch = {f"{name}/{key}": x for name, (own, _) in found.items() for key, x in own.items()}
+            batch = _named({name: own for name, (own, _) in found.items()})
             yield batch, {name: after for name, (_, after) in found.items()}
+
+
+def _joined(each, step):
+    return _named({name: at(step) for name, at in each.items()})
+
+
+def _named(batches):
+    return {f"{name}/{key}": x for name, own in batches.items() for key, x in own.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +174,7 @@ class Rows:
 
 
 def ahead(items: Iterator, count: int = 2) -> Iterator:
-    """Yield items in their order, while a thread makes the next `count` of them."""
+    """Yield items in their order, while a thread makes the next `count` of them; a generator of items is closed too."""
     end, pool = object(), ThreadPoolExecutor(1)
     try:
         pending = deque(pool.submit(next, items, end) for _ in range(count))
@@ -163,6 +183,8 @@ def ahead(items: Iterator, count: int = 2) -> Iterator:
             yield item
     finally:
         pool.shutdown(cancel_futures=True)
+        if isinstance(items, Generator):
+            items.close()
 
 
 def of_dataset(dataset: Dataset, context: Context) -> Stream:
@@ -174,23 +196,32 @@ def of_dataset(dataset: Dataset, context: Context) -> Stream:
     check_whole(dataset, np.concatenate([dataset.pool, dataset.test]))
     if context.augment and dataset.kind != "image":
         raise InputError(f"config.augment is of images, {dataset.name} holds {dataset.kind}s; leave it out")
-    positions = np.arange(context.batch)[context.share]
-
-    def after(step):
-        for number, rows in enumerate(epochs(dataset.pool, context.batch, context.seed, step), step):
-            own = rows[context.share]
-            inputs = Rows(dataset.inputs, own)
-            if context.augment:
-                from jtransfer.data.augment import Augmented
-
-                inputs = Augmented(inputs, context.augment, context.seed, number * context.batch + positions)
-            yield {"inputs": inputs, "labels": dataset.labels[own]}, number + 1
+    at = partial(_batch, dataset.inputs, dataset.labels, epochs(dataset.pool, context.batch, context.seed), context)
 
     held_out = ("test", Rows(dataset.inputs, dataset.test), dataset.labels[dataset.test])
     about = {"fingerprint": fingerprint(dataset), "metric": dataset.metric}
     about |= {"rows": None if context.augment else dataset.pool}
     about |= {"pool": (Rows(dataset.inputs, dataset.pool), dataset.labels[dataset.pool])}
-    return Stream(dataset.name, dataset.classes, dataset.kind, dataset.inputs, after, held_out, **about)
+    about |= {"at": at}
+    return Stream(dataset.name, dataset.classes, dataset.kind, dataset.inputs, partial(counted, at), held_out, **about)
+
+
+def _batch(inputs, labels, order, context, step):
+    """The share of the batch of a step; `order` is that of its rows."""
+    own = order(step)[context.share]
+    found: Any = Rows(inputs, own)
+    if context.augment:
+        from jtransfer.data.augment import Augmented
+
+        positions = step * context.batch + np.arange(context.batch)[context.share]
+        found = Augmented(found, context.augment, context.seed, positions)
+    return {"inputs": found, "labels": labels[own]}
+
+
+def counted(at: At, step: int) -> Iterator[tuple[HostBatch, int]]:
+    """The batches of a step and of those after it, each with the number of the step that follows."""
+    while True:
+        yield at(step), (step := step + 1)
 
 
 class Ended(InputError):
@@ -220,17 +251,7 @@ def taken(stream: Any, count: int, cursor: Cursor, key: str = "config.data") -> 
             what = type(item).__name__
             raise InputError(f"{where} gave a {what}; expected pairs of a batch (by name) and the cursor after it")
         batch, after = item
-        if not batch.keys() >= set(stream.parts):
-            found = ", ".join(map(kinds.shown, batch)) or "nothing"
-            raise InputError(f"{where} gave a batch of {found}; expected {' and '.join(map(repr, stream.parts))}")
-        for name, values in batch.items():
-            if len(values) != count:
-                raise InputError(f"{where} gave a batch with {len(values)} {name}; expected {count} in every batch")
-        if wrong := stream.wrong(batch):
-            raise InputError(f"{where} gave a batch with {wrong}")
-        inputs = stream.parts[0]
-        if isinstance(batch[inputs], list | tuple):
-            batch = {**batch, inputs: Lazy(count, partial(_some, batch[inputs]), "")}
+        batch = checked(stream, batch, count, where)
         try:
             same = json.loads(written := json.dumps(after, allow_nan=False)) == after and len(written) <= LONGEST_CURSOR
         except (TypeError, ValueError, RecursionError):
@@ -242,6 +263,32 @@ def taken(stream: Any, count: int, cursor: Cursor, key: str = "config.data") -> 
             )
         yield batch, after
     raise Ended(where)
+
+
+def checked(stream: Any, batch: Any, count: int, where: str) -> HostBatch:
+    """A batch of a stream, whose inputs are by rows where they came in a list.
+
+    Args:
+        stream: A `Stream` or a `PairStream`.
+        batch: What it gave.
+        count: Examples of each batch that this process reads.
+        where: The data, for errors.
+
+    Raises:
+        InputError: it is no batch, or of another length or form than the stream promises.
+    """
+    if not isinstance(batch, Mapping) or not batch.keys() >= set(stream.parts):
+        found = (", ".join(map(kinds.shown, batch)) or "nothing") if isinstance(batch, Mapping) else kinds.shown(batch)
+        raise InputError(f"{where} gave a batch of {found}; expected {' and '.join(map(repr, stream.parts))}")
+    for name, values in batch.items():
+        if len(values) != count:
+            raise InputError(f"{where} gave a batch with {len(values)} {name}; expected {count} in every batch")
+    if wrong := stream.wrong(batch):
+        raise InputError(f"{where} gave a batch with {wrong}")
+    inputs = stream.parts[0]
+    if isinstance(batch[inputs], list | tuple):
+        return {**batch, inputs: Lazy(count, partial(_some, batch[inputs]), "")}
+    return dict(batch)
 
 
 def _some(values, rows):

@@ -1,6 +1,7 @@
 """Which rows a trial sees: few-shot draws, class-balanced where rows have classes, and the order of its batches."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -80,14 +81,50 @@ def _of_all(pool, shots, seed):
     return rows[:shots], rows[-kept:]
 
 
-def epochs(
-    rows: np.ndarray,
-    batch: int,
-    seed: int | tuple[int, ...],
-    start: int = 0,
-    order: Callable[[np.ndarray, np.random.Generator], np.ndarray] = lambda rows, draws: rows,
-) -> Iterator[np.ndarray]:
-    """Row numbers [batch] of step `start` and of every step after it, through shuffled epochs without end.
+Order = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Epochs:
+    """Row numbers of the batch of any step; `epochs` makes it.
+
+    Attributes:
+        rows: [n] row numbers.
+        batch: rows a step.
+        seed: of the shuffles.
+        order: as `epochs` takes it.
+    """
+
+    rows: np.ndarray
+    batch: int
+    seed: tuple[int, ...]
+    order: Order
+    _last: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
+
+    def __call__(self, step: int) -> np.ndarray:
+        """Row numbers [batch] of a step."""
+        first, size = step * self.batch, len(self.rows)
+        numbers = range(first // size, (first + self.batch - 1) // size + 1)
+        parts = [self._epoch(e)[max(first - e * size, 0) : first + self.batch - e * size] for e in numbers]
+        return np.concatenate(parts)
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        """The rows as they are shuffled for an epoch. The last two are kept: a batch may have rows of both."""
+        if epoch not in self._last:
+            for old in [*self._last][:-1]:
+                del self._last[old]
+            draws = np.random.default_rng([*self.seed, epoch])
+            self._last[epoch] = self.order(draws.permutation(self.rows), draws)
+        return self._last[epoch]
+
+
+def as_shuffled(rows: np.ndarray, draws: np.random.Generator) -> np.ndarray:
+    """The rows of an epoch as they are."""
+    return rows
+
+
+def epochs(rows: np.ndarray, batch: int, seed: int | tuple[int, ...], order: Order = as_shuffled) -> Epochs:
+    """Row numbers [batch] of any step, through shuffled epochs without end.
 
     Every row comes exactly once an epoch. Epochs run on across the borders of batches, so a batch may hold parts of
     two epochs, and may be larger than an epoch. Only the epochs in hand are ever shuffled.
@@ -96,7 +133,6 @@ def epochs(
         rows: [n] row numbers.
         batch: rows a step.
         seed: an integer or several; epoch e is shuffled by `numpy.random.default_rng([*seed, e])`.
-        start: the first step.
         order: from the shuffled rows of an epoch, and the generator that shuffled them, to these rows in their order.
 
     Raises:
@@ -106,23 +142,7 @@ def epochs(
         raise InputError("rows are empty; expected at least one row to make batches of")
     if batch < 1:
         raise InputError(f"batch is {batch}; expected at least 1")
-    seed = seed if isinstance(seed, tuple) else (seed,)
-
-    def shuffled(epoch):
-        draws = np.random.default_rng([*seed, epoch])
-        return order(draws.permutation(rows), draws)
-
-    def generate():
-        epoch, at = divmod(start * batch, len(rows))
-        ahead = shuffled(epoch)[at:]
-        while True:
-            while len(ahead) < batch:
-                epoch += 1
-                ahead = np.concatenate([ahead, shuffled(epoch)])
-            yield ahead[:batch]
-            ahead = ahead[batch:]
-
-    return generate()
+    return Epochs(rows, batch, seed if isinstance(seed, tuple) else (seed,), order)
 
 
 def batches(rows: np.ndarray, batch: int, steps: int, seed: int | tuple[int, ...]) -> np.ndarray:
@@ -134,4 +154,4 @@ def batches(rows: np.ndarray, batch: int, steps: int, seed: int | tuple[int, ...
     if steps < 0:
         raise InputError(f"steps is {steps}; expected 0 or more")
     order = epochs(rows, batch, seed)
-    return np.array([next(order) for _ in range(steps)], dtype=np.int64).reshape(steps, batch)
+    return np.array([order(step) for step in range(steps)], dtype=np.int64).reshape(steps, batch)

@@ -28,19 +28,34 @@ Decode = Callable[[list[list[int]]], list[str]]
 """From ids to texts, without special tokens."""
 
 
+class _Cutting:
+    """Copies of a tokenizer, one for each of the last limits: these are state, and calls may run side by side.
+
+    What is sent to another process makes its own copies there.
+    """
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, side: str, special: bool):
+        self.tokenizer, self.side, self.special = tokenizer, side, special
+        self.at = lru_cache(maxsize=4)(self._at)
+
+    def __reduce__(self):
+        return _Cutting, (self.tokenizer, self.side, self.special)
+
+    def _at(self, limit: int) -> tokenizers.Tokenizer:
+        own = tokenizers.Tokenizer.from_str(self.tokenizer.to_str())
+        own.encode_special_tokens = self.special  # which is not written
+        own.no_padding()
+        own.enable_truncation(limit, direction=self.side)
+        return own
+
+
 def by_tokenizers(tokenizer: tokenizers.Tokenizer, side: str) -> tuple[Encode, Locate]:
     """What a tokenizer of `tokenizers` makes of texts, cut on one side."""
 
-    @lru_cache(maxsize=4)
-    def cutting(limit):
-        own = tokenizers.Tokenizer.from_str(tokenizer.to_str())  # limits are state, and calls may run side by side
-        own.encode_special_tokens = tokenizer.encode_special_tokens  # which is not written
-        own.no_padding()
-        own.enable_truncation(limit, direction=side)
-        return own
+    cutting = _Cutting(tokenizer, side, tokenizer.encode_special_tokens)
 
     def rows(texts, pairs, limit):
-        return cutting(limit).encode_batch(texts if pairs is None else list(zip(texts, pairs, strict=True)))
+        return cutting.at(limit).encode_batch(texts if pairs is None else list(zip(texts, pairs, strict=True)))
 
     def encode(texts, pairs, limit):
         return [(e.ids, e.type_ids, bool(e.overflowing)) for e in rows(texts, pairs, limit)]

@@ -10,7 +10,7 @@ import numpy as np
 from jtransfer import expressions, imports, kinds
 from jtransfer.data.dataset import Context, Dataset, Lazy, wrong_labels
 from jtransfer.data.pairs import Crops, HeldOut, PairStream
-from jtransfer.data.streams import Cursor, Rows, Stream
+from jtransfer.data.streams import Cursor, HostBatch, Rows, Stream, checked
 from jtransfer.errors import InputError
 
 Data = Dataset | Stream | PairStream
@@ -51,20 +51,31 @@ def read(text: str, rest: str, module: str, context: Context) -> Data:
                 return
             yield _blamed(item, blaming)
 
+    def at(step: int) -> HostBatch:
+        item = _blamed(_within(blaming, found.at, step), blaming)
+        return checked(found, item, len(np.arange(context.batch)[context.share]), f"config.data: {found.name}")
+
     parts = ("images", "held_out") if isinstance(found, PairStream) else ("inputs", "held_out", "pool")
-    return replace(_blamed(found, blaming, parts), batches=after)
+    return replace(_blamed(found, blaming, parts), batches=after, at=at if found.at else None)
 
 
 def _blamed(value: Any, blaming: Callable, names: Sequence[str] = ()) -> Any:
     """A value in which rows are read as `blaming` says, wherever it holds any, among others in these attributes."""
     if isinstance(value, Lazy):
-        return replace(value, read=blaming()(value.read), damaged=blaming()(value.damaged))
+        return replace(
+            value, read=partial(_within, blaming, value.read), damaged=partial(_within, blaming, value.damaged)
+        )
     if type(value) is tuple:
         return tuple(_blamed(one, blaming) for one in value)
     if type(value) is dict:
         return {name: _blamed(one, blaming) for name, one in value.items()}
     names = names or INNER.get(type(value), ())
     return replace(value, **{name: _blamed(getattr(value, name), blaming) for name in names}) if names else value
+
+
+def _within(blaming: Callable, call: Callable, *args: Any) -> Any:
+    with blaming():
+        return call(*args)
 
 
 def _dataset(dataset: Dataset) -> str:

@@ -173,12 +173,14 @@ def labelling(prepare: Prepare, data: Any) -> Callable[[Any, np.ndarray], np.nda
     if not isinstance(prepare, Texts):
         raise InputError(f"config.data: {data.name} has {FOUND[data.targets]}, and holds {data.kind}s; expected texts")
 
+    tags, name = data.targets == "tags", data.name  # and not the data, as workers are sent this
+
     def of_tokens(inputs, labels):
-        form = (prepare.tokens,) if data.targets == "tags" else labels.shape[1:]
+        form = (prepare.tokens,) if tags else labels.shape[1:]
         found = np.empty((len(labels), *form), np.int32)
         for start in range(0, len(labels), BLOCK):
             rows = np.arange(start, min(start + BLOCK, len(labels)))
-            found[rows] = prepare.labels(inputs[rows], labels[rows], data.name)
+            found[rows] = prepare.labels(inputs[rows], labels[rows], name)
         return found
 
     return of_tokens

@@ -5,12 +5,13 @@ before the first step, so that each knows where every row begins, or how long it
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from jtransfer.data.marks import KINDS
-from jtransfer.data.streams import Rows, Stream
+from jtransfer.data.streams import Rows, Stream, counted
 from jtransfer.data.subsets import epochs
 from jtransfer.errors import InputError
 from jtransfer.models import Architecture
@@ -142,13 +143,15 @@ def packed(
     name, inputs, _ = stream.held_out
     pool, held_out = joined(Rows(stream.inputs, rows)), joined(inputs)
 
-    def after(step):
-        for number, own in enumerate(epochs(np.arange(len(pool)), batch, seed, step), step):
-            yield {"inputs": Rows(pool, own[share]), "labels": np.zeros((len(share), 0), np.int8)}, number + 1
-
+    at = partial(_of_packed, pool, epochs(np.arange(len(pool)), batch, seed), share)
     held_out = (name, held_out, np.zeros((len(held_out), 0), np.int8))
-    arranged = replace(stream, batches=after, held_out=held_out, rows=None, pool=None)
+    arranged = replace(stream, batches=partial(counted, at), at=at, held_out=held_out, rows=None, pool=None)
     return arranged, Ready(texts.tokenizer, texts.tokens)
+
+
+def _of_packed(pool, order, share, step):
+    """The share of the batch of a step."""
+    return {"inputs": Rows(pool, order(step)[share]), "labels": np.zeros((len(share), 0), np.int8)}
 
 
 def grouped(stream: Stream, texts: Texts, batch: int, seed: int, share: np.ndarray) -> tuple[Stream, Ready]:
@@ -181,36 +184,37 @@ def grouped(stream: Stream, texts: Texts, batch: int, seed: int, share: np.ndarr
     for start in range(0, len(rows), BLOCK):
         own = rows[start : start + BLOCK]
         counts[own] = [len(ids) for ids, _, _ in _tokens(stream.inputs[own], texts, texts.tokens)]
-    lengths = np.array([*(length for length in LENGTHS if length < texts.tokens), texts.tokens])
     labels, (name, inputs, held_out) = stream.pool[1], stream.held_out
-    place = np.zeros(len(stream.inputs), np.int64)
-    place[rows] = np.arange(len(rows))
-
-    def after(step):
-        ordered = epochs(rows, batch, seed, step, lambda own, draws: by_length(own, counts[own], batch, draws))
-        for number, every in enumerate(ordered, step):
-            length = int(lengths[np.searchsorted(lengths, counts[every].max())])
-            own = every[share]
-            yield {"inputs": Rows(Padded(stream.inputs, texts, length), own), "labels": labels[place[own]]}, number + 1
+    order = epochs(rows, batch, seed, partial(by_length, counts, batch))
 
     held_out = (name, Padded(inputs, texts, texts.tokens), held_out)
     pool = Padded(Rows(stream.inputs, rows), texts, texts.tokens), labels
-    arranged = replace(stream, batches=after, held_out=held_out, rows=None, pool=pool)
+    of_rows = np.zeros((len(stream.inputs), *labels.shape[1:]), labels.dtype)
+    of_rows[rows] = labels
+    at = partial(_of_grouped, stream.inputs, texts, of_rows, counts, order, share)
+    arranged = replace(stream, batches=partial(counted, at), at=at, held_out=held_out, rows=None, pool=pool)
     return arranged, Ready(texts.tokenizer, texts.tokens)
 
 
-def by_length(rows: np.ndarray, counts: np.ndarray, batch: int, draws: np.random.Generator) -> np.ndarray:
+def _of_grouped(inputs, texts, labels, counts, order, share, step):
+    """The share of the batch of a step, padded as far as its longest text needs on any process."""
+    rows = order(step)
+    length = next((length for length in LENGTHS if counts[rows].max() <= length < texts.tokens), texts.tokens)
+    return {"inputs": Rows(Padded(inputs, texts, length), rows[share]), "labels": labels[rows[share]]}
+
+
+def by_length(counts: np.ndarray, batch: int, rows: np.ndarray, draws: np.random.Generator) -> np.ndarray:
     """Rows in an order in which those of one length stand together, by batches, which come in a random order.
 
     Args:
-        rows: `[n]` rows, shuffled.
-        counts: `[n]`, the tokens of each.
+        counts: The tokens of every row, by its number.
         batch: Rows of a batch; rows beyond the last whole batch come last.
+        rows: `[n]` rows, shuffled.
         draws: Draws the order of the batches of each window.
     """
     found = []
     for start in range(0, len(rows), WINDOW * batch):
-        own = np.argsort(counts[start : start + WINDOW * batch], kind="stable") + start
+        own = np.argsort(counts[rows[start : start + WINDOW * batch]], kind="stable") + start
         whole = len(own) - len(own) % batch
         found += [*draws.permutation(own[:whole].reshape(-1, batch)), own[whole:]]
     return rows[np.concatenate(found)]

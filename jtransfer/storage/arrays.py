@@ -65,9 +65,12 @@ class NpzRows:
         dtype: Of the values.
     """
 
-    def __init__(self, what: str, file: Any, start: int, shape: tuple[int, ...], dtype: np.dtype):
+    def __init__(self, what: str, file: Any, start: int, shape: tuple[int, ...], dtype: np.dtype, opened: Any = None):
         self.what, self.file, self.start, self.shape, self.dtype = what, file, start, shape, dtype
-        self._opened = self._now()
+        self._opened = opened or self._now()
+
+    def __reduce__(self):
+        return _opened_again, (self.file.name, self.what, self.start, self.shape, self.dtype, self._opened)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -101,6 +104,15 @@ class NpzRows:
     def _now(self):
         now = os.fstat(self.file.fileno())
         return now.st_size, now.st_mtime_ns
+
+
+def _opened_again(path: str, what: str, start: int, shape: tuple[int, ...], dtype: np.dtype, opened: Any) -> NpzRows:
+    """An array in a file, in a process that it was sent to."""
+    try:
+        file = epath.Path(path).open("rb")
+    except OSError as error:
+        raise InputError(f"{what} cannot be read ({error.strerror or error})") from None
+    return NpzRows(what, file, start, shape, dtype, opened)
 
 
 def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:

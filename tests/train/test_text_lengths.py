@@ -161,7 +161,7 @@ def test_rows_of_one_length_stand_together_and_batches_come_in_a_random_order():
     rng = np.random.default_rng(0)
     counts = rng.integers(1, 100, 1030)
     rows = rng.permutation(1030)
-    found = by_length(rows, counts[rows], 10, np.random.default_rng(1))
+    found = by_length(counts, 10, rows, np.random.default_rng(1))
     assert sorted(found) == list(range(1030))
     first = counts[found[:500]].reshape(50, 10)
     spread = np.ptp(first, axis=1)
