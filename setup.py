@@ -42,6 +42,7 @@ setup(
         "tables": ["pyarrow>=17"],  # Parquet files and what `datasets` saved, as --config.data=table:mine.parquet
         # A compiler for TPUs that are not there, for the test of what a pod would need; noisy in a plain JAX session.
         "pod": ["libtpu; sys_platform == 'linux' and platform_machine == 'x86_64'"],
+        "grain": ["grain>=0.2.18"],  # processes that prepare batches, as --config.workers=4
         "transformers": ["transformers>=5"],  # tokenizers of checkpoints that have no tokenizer.json
         "test": [
             "pytest>=8",
@@ -53,6 +54,7 @@ setup(
             "peft>=0.18",
             "tensorflow-datasets>=4.9.7",
             "pyarrow>=17",
+            "grain>=0.2.18",
         ],
     },
     entry_points={"console_scripts": ["jtransfer=jtransfer.cli:main"]},

@@ -74,6 +74,8 @@ _folders: ContextVar[tuple[str, ...]] = ContextVar("folders", default=())
 _trust: ContextVar[tuple[Trust, ...]] = ContextVar("trust", default=())
 _digests: weakref.WeakKeyDictionary[ModuleType, str] = weakref.WeakKeyDictionary()
 """Of each module that a text has named, the digest of the source that was imported."""
+_places: weakref.WeakKeyDictionary[ModuleType, str] = weakref.WeakKeyDictionary()
+"""Of each of these modules, the folder that Python had to look in."""
 
 
 @contextlib.contextmanager
@@ -177,6 +179,11 @@ def files(module: str, what: str) -> list[str]:
     return [source.file, *source.files.values()]
 
 
+def folders() -> list[str]:
+    """The folders in which the modules lie that texts have named, for a process that is to import them too."""
+    return list(dict.fromkeys(folder for folder in _places.values() if folder not in SHARED))
+
+
 @contextlib.contextmanager
 def running(what: str, files: Collection[str], folder: str | None = None) -> Iterator[None]:
     """Run code of the user's: whatever it raises is an error of input that names the file and the line.
@@ -267,6 +274,7 @@ def _import(module: str, label: str) -> tuple[ModuleType, Source]:
     with running(f"{label}: file", [source.file, *source.files.values()], source.folder):
         imported = importlib.import_module(module)
     _refuse_others(source, label)
+    _places[imported] = source.folder
     if _digests.setdefault(imported, digest) != digest:
         raise InputError(
             f"{label}: '{source.file}' or what it imports changed after it was imported; start Python anew"

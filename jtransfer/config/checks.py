@@ -97,6 +97,7 @@ TABLES: dict[str, dict[str, Any]] = {
         "log_every": STEPS,
         "eval_every": STEPS,
         "checkpoint_every": STEPS,
+        "workers": whole(0, 1024),
     },
     "evaluate": TRANSFER
     | {

@@ -109,6 +109,7 @@ def train_defaults() -> dict[str, Any]:
         "log_every": 50,
         "eval_every": 500,
         "checkpoint_every": 500,
+        "workers": 0,  # processes a host that read, change and prepare examples; 0 for a thread: see docs/data.md
     }
 
 

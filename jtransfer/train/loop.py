@@ -13,14 +13,14 @@ from etils import epath
 
 from jtransfer import files
 from jtransfer.checkpoints.store import Store
-from jtransfer.data.streams import Cursor, Ended, ahead, ended, taken
+from jtransfer.data.streams import Cursor, Ended, ended
 from jtransfer.devices import hosts, sharding, watch
 from jtransfer.errors import Damaged, InputError, Once
 from jtransfer.models import STATISTICS
 from jtransfer.stopping import Stopped, after_a_step
 from jtransfer.storage import locks, workdir
 from jtransfer.storage.cells import ResultRow
-from jtransfer.train import outcome, remembered
+from jtransfer.train import feeding, outcome, remembered
 from jtransfer.train.phases import packed, unpacked
 from jtransfer.train.programs import Programs
 from jtransfer.train.runs import Run
@@ -90,8 +90,7 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[ResultRow, floa
             state, kept = unpacked(whole)
         others = merge(kept, frozen)
         timed, began, warn, agreed = 0, math.nan, Once(), hosts.agree()
-        given = taken(stream, len(sharding.rows(mesh, schedule.batch)), cursor)
-        batches = ahead((programs.ready(number, own), after) for number, (own, after) in enumerate(given, start + 1))
+        batches = feeding.batches(programs, start, cursor)
         try:
             for number in range(start + 1, schedule.steps + 1):
                 compiles = number == start + 1 or run.plan.at(number) > phase

@@ -99,8 +99,12 @@ class Programs:
 
     def ready(self, step: int, batch: HostBatch) -> HostBatch:
         """This process's share of the batch that a step takes, from its share of the stream's."""
-        own, ready = self.known.get(self.run.plan.at(step)), self.run.task.data.ready
-        return ready(batch, own) if own else ready(batch)
+        own, data = self.known.get(self.run.plan.at(step)), self.run.task.data
+        return (data.ready(batch, own) if own else data.ready(batch)) | (data.told(batch) if data.told else {})
+
+    def knows(self, step: int) -> bool:
+        """Whether the batch of a step is made of what frozen layers made of its rows."""
+        return self.run.plan.at(step) in self.known
 
     def enter(self, phase: int, state: TrainState, kept: Tree, frozen: Tree) -> tuple[TrainState, Tree, Tree]:
         """Start a phase from the end of the phase before it, whose trees are given; returns what `start` does."""

@@ -10,7 +10,7 @@ import jax
 from jtransfer import expressions, methods
 from jtransfer.checkpoints.adapter import merges
 from jtransfer.config import check, defaults, resolved
-from jtransfer.data import preprocess, sources
+from jtransfer.data import preprocess, sources, workers
 from jtransfer.devices import sharding
 from jtransfer.errors import InputError
 from jtransfer.optimiser import Optimiser
@@ -21,6 +21,9 @@ from jtransfer.train.phases import Plan, plan
 from jtransfer.train.tasks import Task, build_task
 
 log = logging.getLogger("jtransfer")
+
+FREE = ("workers",)
+"""Keys of a config that may differ whenever a run goes on, as nothing that it makes depends on them."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class Run:
         record: The resolved config as plain values, and under `fingerprints` those of the run.
         defaults: The default of every key of the config, which a run of an earlier version without the key had.
         cuts: For each phase where its model is cut, so that what lies before is computed once; None for nowhere.
+        workers: Number of processes that read and prepare batches, beside this one; 0 for a thread of it.
     """
 
     task: Task
@@ -83,6 +87,7 @@ class Run:
     record: Mapping[str, Any]
     defaults: Mapping[str, Any]
     cuts: Sequence[Cut | None]
+    workers: int = 0
 
     @property
     def running(self) -> methods.Adapted:
@@ -151,11 +156,13 @@ def prepare(config, stream: Any = None) -> Run:
         tried.check(adapted.phases, objective, task.data.parts or costs.LABELS, modules, schedule.batch)
         merges(method, start.model, adapted.example, adapted.shapes, adapted.base)  # which tries that of the user's
     shares = plan(len(method.phases), config.steps, config.phase_steps, config.phase_rates)
-    record = resolved(config) | {"fingerprints": fingerprints}
+    record = {key: value for key, value in resolved(config).items() if key not in FREE} | {"fingerprints": fingerprints}
     cuts = known.cuts(task, adapted, shares, schedule.batch, mesh, config.cache, method.name)
+    if config.workers and not stream:
+        workers.check(config.workers, task.data.stream)
     return Run(
         *(task, method, adapted, optimiser, shares, schedule, mesh, config.sharding, record),
-        *(defaults("train", config), cuts),
+        *(defaults("train", config), cuts, config.workers),
     )
 
 

@@ -50,8 +50,9 @@ class TaskData:
 
     Attributes:
         stream: The batches.
-        ready: From a batch of the stream to the batch that the loss takes. Of a single task it may also be given what
-            makes the model's inputs of rows, or of images, in place of `prepare`.
+        ready: From a batch of the stream to the batch that the loss takes, without what `told` adds. Of a single task
+            it may also be given what makes the model's inputs of rows, or of images, in place of `prepare`. Without
+            this it computes nothing by JAX, so that worker processes may call a copy of it.
         example: Shape and dtype of one example of each of the model's inputs.
         evaluate: From the adapted model to the function that measures it on the held-out examples.
         parts: Shape and dtype of one example of what a batch has beside `inputs`; of several tasks, of all that the
@@ -60,6 +61,8 @@ class TaskData:
             `solved.head` returns it. None for pairs, for several tasks, and where the method solves for no head.
         source: The task that the backbone comes from; None where the config names none.
         prepare: Makes the model's inputs of the stream's, of pairs those of images; None for several tasks.
+        told: From a batch of the stream to what frozen models say of it, as parts of the batch that the loss takes;
+            None where none are asked.
     """
 
     stream: Stream | PairStream | Joined
@@ -70,6 +73,7 @@ class TaskData:
     solve: Callable[[Fit, Tree], tuple[Tree, dict[str, float]]] | None = None
     source: SourceTask | None = None
     prepare: Prepare | None = None
+    told: Callable[[dict[str, Any]], dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -150,13 +154,7 @@ def _of_rows(config, settings, mesh, stream) -> Task:
         part = names.images if method.names else whole
         from_source = names.source(config.source, config.source_dir or config.data_dir, part, config.load)
 
-    drawn = prepare.of_parts if config.augment else prepare
-
-    def ready(batch, make=None):
-        inputs, found = batch["inputs"], _ready(make or partial(_prepared, drawn), labels, batch)
-        for read in taught.values():
-            found |= read(inputs, np.arange(len(inputs)))
-        return found
+    ready = partial(_ready, partial(_prepared, prepare.of_parts if config.augment else prepare), labels)
 
     evaluate = partial(measured.rows, "", stream, held_out, prepare, objective, named, one, mesh)
     if from_source:
@@ -170,7 +168,10 @@ def _of_rows(config, settings, mesh, stream) -> Task:
     fingerprints = {"backbone": dual.fingerprint} if method.names else start.fingerprints
     read = {name: x.fingerprint for name, x in (taught | ({"source": from_source} if from_source else {})).items()}
     return Task(
-        TaskData(stream, ready, one, evaluate, parts, solve, from_source, prepare),
+        TaskData(
+            *(stream, ready, one, evaluate, parts, solve, from_source, prepare),
+            told=partial(_told, tuple(taught.values())) if taught else None,
+        ),
         replace(
             start,
             model=model,
@@ -224,7 +225,7 @@ def _of_several(config, mesh, joined) -> Task:
 
     data = TaskData(
         Joined(streams, len(sharding.rows(mesh, config.batch))),
-        lambda batch: {name: own(select(batch, f"{name}/")) for name, own in ready.items()},
+        partial(_ready_by_task, ready),
         asked[next(iter(asked))][2],
         evaluate,
         {name: {"inputs": one} | teachers.parts(held_out) for name, (_, _, one, _, held_out) in asked.items()},
@@ -298,8 +299,18 @@ def _prepared(prepare, inputs):
     return gathered(prepare, inputs, np.arange(len(inputs)))
 
 
-def _ready(make, labels, batch):
-    return batch | {"inputs": make(batch["inputs"]), "labels": labels(batch["inputs"], batch["labels"])}
+def _ready(own, labels, batch, make=None):
+    inputs = (make or own)(batch["inputs"])
+    return batch | {"inputs": inputs, "labels": labels(batch["inputs"], batch["labels"])}
+
+
+def _ready_by_task(ready, batch):
+    return {name: own(select(batch, f"{name}/")) for name, own in ready.items()}
+
+
+def _told(taught, batch):
+    rows = np.arange(len(batch["inputs"]))
+    return {name: x for read in taught for name, x in read(batch["inputs"], rows).items()}
 
 
 def _start(config, whole, stream):
