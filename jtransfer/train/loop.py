@@ -50,7 +50,8 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[ResultRow, floa
         run: What to do.
         directory: The directory of the run, local or in an object store.
         on_row: Called with every row of metrics and the examples per second since the row before. The first step of a
-            call, which compiles, does not count; the rate is nan where no other step ran.
+            call, which compiles, does not count; the rate is nan where no other step ran. Elsewhere the row has
+            `input_share` too: the share of the time since the row before in which the loop waited for a batch.
 
     Returns:
         The rows of `metrics.jsonl`.
@@ -89,7 +90,7 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[ResultRow, floa
             whole, rows, pending, cursor = _restore(store, start, packed(state, kept), directory, of)
             state, kept = unpacked(whole)
         others = merge(kept, frozen)
-        timed, began, warn, agreed = 0, math.nan, Once(), hosts.agree()
+        timed, began, waited, warn, agreed = 0, math.nan, 0.0, Once(), hosts.agree()
         batches = feeding.batches(programs, start, cursor)
         try:
             for number in range(start + 1, schedule.steps + 1):
@@ -99,11 +100,13 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[ResultRow, floa
                     state, kept, frozen = programs.enter(phase, state, kept, frozen)
                     others = merge(kept, frozen)
                 watch.at(watch.DATA, number)
+                asked = time.perf_counter()
                 try:
                     own, cursor = next(batches)
                 except Ended as error:
                     raise InputError(ended(error, number - 1, schedule.steps) + _kept(store)) from None
                 watch.at(watch.COMPILING if compiles else watch.STEP, number)
+                given = time.perf_counter()
                 batch = sharding.assemble(own, schedule.batch, mesh)
                 state, metrics = programs.step(phase)(state, others | programs.held, batch)
                 pending.append(metrics)
@@ -112,20 +115,23 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[ResultRow, floa
                     began = time.perf_counter()
                 else:
                     timed += schedule.batch * len(run.task.objectives)
+                    waited += given - asked
                 jax.block_until_ready(pending[-2:-1])  # a step ahead of the devices and no more: a signal can wait
                 stop, where = agreed(signalled())
                 if number % schedule.log_every == 0 or number in (1, schedule.steps):
                     row = _row(number, pending, store) | (programs.solved if number == 1 else {})
-                    speed = timed / (time.perf_counter() - began) if timed else math.nan
+                    taken = time.perf_counter() - began
+                    speed = timed / taken if timed else math.nan
+                    measured = {"input_share": waited / taken} if timed else {}  # in no row that is kept
                     if number % schedule.eval_every == 0 or number == schedule.steps:
                         watch.at(watch.EVALUATION, number)
                         row |= programs.evaluate(phase)(state, others)
                     rows.append(row)
-                    board(row | ({f"{stream.kind}s_per_second": speed} if timed else {}))
-                    on_row(row, speed)
+                    board(row | measured | ({f"{stream.kind}s_per_second": speed} if timed else {}))
+                    on_row(row | measured, speed)
                     for said in filter(None, (one.notice(row) for one in run.task.objectives)):
                         warn("%s", said)
-                    pending, timed, began = [], 0, time.perf_counter()
+                    pending, timed, began, waited = [], 0, time.perf_counter(), 0.0
                 if number % schedule.checkpoint_every == 0 or number == schedule.steps or stop:
                     watch.at(watch.SAVING, number)
                     still_held()

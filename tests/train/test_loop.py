@@ -63,6 +63,8 @@ def whole(file, tmp_path_factory):
     directory = tmp_path_factory.mktemp("whole")
     rows = []
     loop.train(prepared(file), directory, lambda row, speed: rows.append(row))
+    shares = [row.pop("input_share", None) for row in rows]
+    assert shares[0] is None and all(0 <= share <= 1 for share in shares[1:])  # not of the step that compiles
     return directory, rows
 
 
