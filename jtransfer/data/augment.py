@@ -11,13 +11,14 @@ a docstring says so; the numbers drawn are others.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from jtransfer import expressions, kinds
-from jtransfer.data.pictures import to_pil
+from jtransfer.data import pictures
 from jtransfer.data.policies import AutoAugment, Picture, RandAugment, Random
 from jtransfer.errors import InputError
 
@@ -71,7 +72,10 @@ class RandomResizedCrop:
     def __call__(self, image: Picture, draws: Random) -> Picture:
         """The part, resized."""
         left, top, width, height = self.box(image.width, image.height, draws)
-        part = image.crop((left, top, left + width, top + height))
+        return self.resized(image.crop((left, top, left + width, top + height)))
+
+    def resized(self, part: Picture) -> Picture:
+        """A part that was cut out of an image already, resized."""
         return part.resize((self.size, self.size), FILTERS[self.resample])
 
     def box(self, width: int, height: int, draws: Random) -> tuple[int, int, int, int]:
@@ -289,18 +293,31 @@ class Augmented:
         return len(self.images)
 
     def __getitem__(self, rows: np.ndarray) -> list[np.ndarray]:
-        found = []
-        for image, position in zip(self.images[rows], self.positions[rows], strict=True):
-            found.append(self._one(image, np.random.default_rng((self.seed, int(position)))))
-        return found
+        draws = [np.random.default_rng((self.seed, int(position))) for position in self.positions[rows]]
+        first = self.augmentations[0]
+        if isinstance(first, RandomResizedCrop) and (files := _files(self.images, rows)):  # what is cut off stays coded
+            parts = [
+                pictures.part(*file, partial(first.box, draws=own)) for file, own in zip(files, draws, strict=True)
+            ]
+            found = [first.resized(_picture(part)) for part in parts]
+            return [self._after(1, *both) for both in zip(found, draws, strict=True)]
+        found = self.images[rows]
+        return [self._after(0, _picture(image), own) for image, own in zip(found, draws, strict=True)]
 
-    def _one(self, image, draws):
-        if np.issubdtype(np.asarray(image).dtype, np.floating):
-            image = np.clip(np.asarray(image) * 255, 0, 255).round().astype(np.uint8)
-        channels = image.shape[-1] if np.ndim(image) == 3 else 1
-        if channels not in (1, 3):
-            raise InputError(f"config.augment: an image has {channels} channels; expected 1 or 3")
-        picture = to_pil(image, "to augment", channels)
-        for augmentation in self.augmentations:
+    def _after(self, number, picture, draws):
+        for augmentation in self.augmentations[number:]:
             picture = augmentation(picture, draws)
-        return np.asarray(picture).reshape(picture.height, picture.width, channels)
+        return np.asarray(picture).reshape(picture.height, picture.width, -1)
+
+
+def _files(images, rows):
+    return images.files(rows) if hasattr(images, "files") else None
+
+
+def _picture(image: np.ndarray) -> Picture:
+    if np.issubdtype(np.asarray(image).dtype, np.floating):
+        image = np.clip(np.asarray(image) * 255, 0, 255).round().astype(np.uint8)
+    channels = image.shape[-1] if np.ndim(image) == 3 else 1
+    if channels not in (1, 3):
+        raise InputError(f"config.augment: an image has {channels} channels; expected 1 or 3")
+    return pictures.to_pil(image, "to augment", channels)

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -118,6 +118,8 @@ class Lazy:
         damaged: From row numbers to one error line for each of these rows that cannot be read.
         of_inputs: A text that is hashed into `fingerprint_of_inputs` in place of the inputs; "" for `identity` and
             `contents`.
+        files: From row numbers to the bytes of each row's image file and its name, as `pictures.part` takes them; None
+            if the inputs are no image files.
     """
 
     count: int
@@ -126,6 +128,7 @@ class Lazy:
     contents: str = ""
     damaged: Callable[[np.ndarray], list[str]] = lambda rows: []
     of_inputs: str = ""
+    files: Callable[[np.ndarray], list[tuple[bytes, str]]] | None = None
 
     def __len__(self) -> int:
         return self.count
@@ -274,17 +277,23 @@ THREADS = "jtransfer-each"
 """How the names of the threads begin in which `each` calls."""
 
 
-@lru_cache(maxsize=1)
+@cache
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@cache
 def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix=THREADS)
+    return ThreadPoolExecutor(_cores(), thread_name_prefix=THREADS)
 
 
 def each(call: Callable, *items: Iterable) -> list:
-    """`list(map(call, *items))` in as many threads as there are cores, as PIL releases the GIL while it decodes.
+    """`list(map(call, *items))` in as many threads as this process has cores; decoding and resizing release the GIL.
 
-    Within such a call, `each` works in the thread that it is called in.
+    Within such a call, and on a single core, `each` works in the thread that it is called in.
     """
-    if threading.current_thread().name.startswith(THREADS):  # a call of `each` itself, which would wait for its own end
+    # A call of `each` itself would wait for its own end; threads on one core only take it from each other.
+    if threading.current_thread().name.startswith(THREADS) or _cores() == 1:
         return list(map(call, *items))
     return list(_threads().map(call, *items))
 

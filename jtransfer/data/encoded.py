@@ -31,6 +31,9 @@ def lazy(
     """
     from jtransfer.data import pictures
 
+    def read_files(rows: np.ndarray) -> list[tuple[bytes, str]]:
+        return each(lambda row: (content(row), what(row)), rows.tolist())
+
     def read_rows(rows: np.ndarray) -> list[np.ndarray]:
         return each(lambda row: pictures.decode(content(row), what(row)), rows.tolist())
 
@@ -40,7 +43,7 @@ def lazy(
 
         return [said for block in _blocks(rows.tolist()) for said in refused(refuse, block)]
 
-    return Lazy(count, read_rows, identity, contents, damaged)
+    return Lazy(count, read_rows, identity, contents, damaged, files=read_files)
 
 
 def identified(paths: Sequence[str], root: str) -> tuple[str, str]:

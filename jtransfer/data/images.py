@@ -8,12 +8,13 @@ they are normalised, are off by less than one.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from jtransfer.data.coded import Scale
+from jtransfer.data.coded import Scale, scaling
 from jtransfer.data.dataset import each
 from jtransfer.data.pictures import to_pil
 from jtransfer.errors import InputError, nearest
@@ -120,6 +121,10 @@ class Crop:
     height: int
     width: int
 
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of any image after the crop."""
+        return self.height, self.width
+
 
 Resizing = Fixed | Shortest | Crop
 
@@ -167,31 +172,38 @@ class Processor:
         if self.shape[-1] == 1 and hasattr(images, "shape") and np.ndim(images) == 3:
             images = np.asarray(images)[..., None]
         images = check_images(images)
-        pixels = np.empty((len(images), *self.shape), np.float32)
+        pixels, scale = np.empty((len(images), *self.shape), np.float32), self.scale
 
         def fill(row, image):
-            found = np.asarray(self.stepped(to_pil(image, row, self.shape[-1])))
-            found = found.reshape(*found.shape[:2], -1)
+            found = image
+            if not self._is_stepped(image):
+                found = np.asarray(self.stepped(to_pil(image, row, self.shape[-1])))
+                found = found.reshape(*found.shape[:2], -1)
             if found.shape != self.shape:
                 raise InputError(
                     f"image {row} is {list(found.shape)}; expected {list(self.shape)}: nothing is resized here"
                 )
-            pixels[row] = ((found * self.factor).astype(np.float32) - self.mean) / self.std
+            scale.fill(pixels[row], found)
 
         each(fill, range(len(images)), images)
         return {"pixel_values": pixels}
+
+    def _is_stepped(self, image: Any) -> bool:
+        """Whether an image is bytes of the model's shape, which no step changes."""
+        side, fits = self.shape[:2], getattr(image, "dtype", None) == np.uint8 and image.shape == self.shape
+        return fits and all(step.size(*side) == side for step in self.steps)
 
     @property
     def square(self) -> "Processor":
         """The processor for parts of images: these are resized, whatever their aspect ratio."""
         return replace(self, steps=(Fixed(*self.shape[:2]),))
 
-    @property
+    @cached_property
     def scale(self) -> Scale:
         """The values of the pixels after the steps, as of 8-bit codes."""
         return Scale(self.factor, tuple(self.mean.tolist()), tuple(self.std.tolist()))
 
-    @property
+    @cached_property
     def plain(self) -> bool:
         """Whether pixels are scaled from 0..255 to 0..1, and not normalised."""
         return bool(np.isclose(self.factor, 1 / 255)) and not self.mean.any() and bool((self.std == 1).all())
@@ -364,37 +376,3 @@ def _scaled(step, new, old):
         return type(step)(step.height * height // old_height, step.width * width // old_width)
     edge, longest = (max(side * height // old_height, side * width // old_width) for side in vars(step).values())
     return Shortest(edge, longest)
-
-
-def scaling(settings: Mapping[str, Any], channels: int) -> tuple[float, np.ndarray, np.ndarray]:
-    """What pixels are multiplied by, and mean and standard deviation `[channels]`; 0 and 1 change no float.
-
-    Raises:
-        InputError: other than 1 or 3 channels, or values that are not finite or not of so many channels.
-    """
-    if channels not in (1, 3):
-        raise InputError(f"images have 1 or 3 channels, but the model takes {channels}")
-    factor = float(settings["rescale_factor"]) if settings["do_rescale"] else 1.0
-    if not np.isfinite(factor):
-        raise InputError(f"'rescale_factor' is {factor}")
-    mean, std = np.zeros(channels, np.float32), np.ones(channels, np.float32)
-    if settings["do_normalize"]:
-        mean, std = (_per_channel(settings[key], key, channels) for key in ("image_mean", "image_std"))
-    if settings.get(
-        "include_top"
-    ):  # EfficientNet's processor divides once more: its file has the root of what is meant
-        std = std * _per_channel(settings["image_std"], "image_std", channels)
-    if not (np.isfinite(mean).all() and (std > 0).all()):
-        raise InputError(f"'image_mean' is {settings['image_mean']}, 'image_std' is {settings['image_std']}")
-    return factor, mean, std
-
-
-def _per_channel(value, key, channels):
-    array = np.asarray(value, np.float64)
-    array = np.repeat(array[None], channels) if array.ndim == 0 else array
-    if channels == 1 and array.shape == (3,):
-        array = array.mean(keepdims=True)
-    if array.shape != (channels,):
-        raise InputError(f"'{key}' is {value}; expected {channels} numbers")
-    with np.errstate(over="ignore"):  # what overflows is refused as infinite
-        return array.astype(np.float32)

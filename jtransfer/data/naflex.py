@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from jtransfer.data import images
+from jtransfer.data.coded import scaling
 from jtransfer.data.dataset import each
 from jtransfer.data.pictures import to_pil
 from jtransfer.errors import InputError
@@ -147,7 +148,7 @@ def processor(values: Mapping[str, Any], patch: int, channels: int) -> PatchProc
     most = settings["max_num_patches"]
     if type(most) is not int or not 1 <= most <= MOST:
         raise InputError(f"'max_num_patches' is {most!r}; expected a whole number from 1 to {MOST:,}")
-    factor, mean, std = images.scaling(settings, channels)
+    factor, mean, std = scaling(settings, channels)
     return PatchProcessor(
         patch, most, bool(settings["do_resize"]), Image.Resampling(settings["resample"]), factor, mean, std
     )

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from jtransfer import kinds
-from jtransfer.data import glyphs
+from jtransfer.data import glyphs, pictures
 from jtransfer.data.dataset import Context, Dataset, check_whole, fingerprint
 from jtransfer.data.streams import At, Cursor, HostBatch, Rows, counted
 from jtransfer.data.subsets import epochs
@@ -170,8 +170,11 @@ class Crops:
         return len(self.images)
 
     def __getitem__(self, rows: np.ndarray) -> list[np.ndarray]:
-        whole = zip(self.images[rows], self.draws[rows], strict=True)
-        return [cropped(image, self.crop, own) for image, own in whole]
+        draws = self.draws[rows]
+        if (files := self.images.files(rows)) is not None:  # what is cut off stays coded
+            boxes = [partial(crop_box, crop=self.crop, draws=own) for own in draws]
+            return [pictures.part(*file, box) for file, box in zip(files, boxes, strict=True)]
+        return [cropped(image, self.crop, own) for image, own in zip(self.images[rows], draws, strict=True)]
 
 
 def cropped(image: np.ndarray, crop: Sequence[float], draws: np.ndarray) -> np.ndarray:
@@ -189,12 +192,16 @@ def cropped(image: np.ndarray, crop: Sequence[float], draws: np.ndarray) -> np.n
     Returns:
         A view of the image, `[height, width, channels]` of the part.
     """
-    height, width = image.shape[:2]
+    left, top, wide, high = crop_box(image.shape[1], image.shape[0], crop, draws)
+    return image[top : top + high, left : left + wide]
+
+
+def crop_box(width: int, height: int, crop: Sequence[float], draws: np.ndarray) -> tuple[int, int, int, int]:
+    """Left, top, width and height of the part that `cropped` cuts out of an image of this width and height."""
     area = height * width * (crop[0] + draws[0] * (crop[1] - crop[0]))
     aspect = (3 / 4) ** (1 - 2 * draws[1])
     high, wide = (min(side, max(1, round(np.sqrt(x)))) for side, x in ((height, area * aspect), (width, area / aspect)))
-    top, left = int(draws[2] * (height - high + 1)), int(draws[3] * (width - wide + 1))
-    return image[top : top + high, left : left + wide]
+    return int(draws[3] * (width - wide + 1)), int(draws[2] * (height - high + 1)), wide, high
 
 
 def pick(choices: Sequence[str], share: float) -> str:

@@ -6,11 +6,13 @@ Nothing here starts a program or opens another file: the formats are named, and 
 import io
 import re
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from jtransfer.data import jpegs
 from jtransfer.errors import InputError, first_line
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
@@ -59,10 +61,30 @@ def decode(content: bytes, what: str) -> np.ndarray:
     Raises:
         InputError: the file is damaged, no image, too large, or has more than 8 bits a channel.
     """
-    image = opened(content, what)
-    channels = 1 if image.mode in ("1", "L") and "transparency" not in image.info else 3
-    array = np.asarray(to_pil(image, what, channels))
-    return array.reshape(*array.shape[:2], channels)
+    return part(content, what, lambda width, height: (0, 0, width, height))
+
+
+def part(content: bytes, what: str, choose: Callable[[int, int], tuple[int, int, int, int]]) -> np.ndarray:
+    """A part of the image that `decode` returns, of which a JPEG is decoded no further than the part reaches.
+
+    Args:
+        content: The bytes of the file, in one of `FORMATS`.
+        what: The name of the image, for errors.
+        choose: From width and height of the image to left, top, width and height of the part.
+
+    Raises:
+        InputError: as `decode`.
+    """
+    image, found = opened(content, what), None
+    if image.format == "JPEG" and image.mode in ("RGB", "L") and jpegs.complete(content) and not _turned(image):
+        left, top, wide, tall = choose(*image.size)
+        found = jpegs.rows(content, image, top + tall)
+    if found is None:
+        channels = 1 if image.mode in ("1", "L") and "transparency" not in image.info else 3
+        array = np.asarray(to_pil(image, what, channels))
+        left, top, wide, tall = choose(array.shape[1], array.shape[0])
+        found = array.reshape(*array.shape[:2], channels)
+    return found[top : top + tall, left : left + wide]
 
 
 def check(content: bytes, what: str) -> None:
@@ -145,16 +167,22 @@ def to_pil(image: Any, row: int | str, channels: int) -> Image.Image:
 def upright(image: Image.Image) -> Image.Image:
     """A picture as viewers show it: turned as its EXIF orientation says. A damaged EXIF block turns nothing."""
     try:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-        return ImageOps.exif_transpose(image) if turned else image
+        return ImageOps.exif_transpose(image) if _turned(image) else image
     except Exception:  # many, of its parser
         return image
+
+
+def _turned(image: Image.Image) -> bool:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    except Exception:  # many, of its parser
+        return False
 
 
 def _complete(image: Image.Image, content: bytes) -> bool:
     """Whether a file that opened is sure to decode; of what is rarely met, and quick to decode, nothing is known."""
     if image.format in ("JPEG", "MPO"):
-        return content.rfind(b"\xff\xd9") > _scan(content)  # an EXIF thumbnail has an end of its own
+        return jpegs.complete(content)
     if image.format == "PNG":
         try:
             image.verify()
@@ -171,15 +199,6 @@ def _ends_with_pixels(content: bytes) -> bool:
 
 
 PNG_END = b"\0\0\0\0IEND\xae\x42\x60\x82"
-
-
-def _scan(content: bytes) -> int:
-    """Where the compressed data of a JPEG begin: the marker FF DA, found by the lengths of the segments before it."""
-    at = 2
-    while at + 4 <= len(content) and content[at] == 0xFF and content[at + 1] != 0xDA:
-        fill = content[at + 1] == 0xFF
-        at += 1 if fill else 2 + int.from_bytes(content[at + 2 : at + 4])
-    return at
 
 
 def _found(content: bytes) -> str:

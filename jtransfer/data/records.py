@@ -75,10 +75,13 @@ def lazy(data: Prepared, source: Any, inputs: tuple[str, ...], kind: str, identi
     def undecoded(rows: np.ndarray) -> list[tuple[bytes, ...]]:
         return [tuple(parts[key] for key in inputs) for parts in parsed(data, only, source, rows, skip)]
 
+    def image_files(rows: np.ndarray) -> list[tuple[bytes, str]]:
+        return [(parts[0], f"{row} of {data.name}") for row, parts in zip(rows, undecoded(rows), strict=True)]
+
     def images(rows: np.ndarray) -> list[np.ndarray]:
         from jtransfer.data.pictures import decode
 
-        return each(lambda row, parts: decode(parts[0], f"{row} of {data.name}"), rows, undecoded(rows))
+        return each(lambda file: decode(*file), image_files(rows))
 
     def texts(rows: np.ndarray) -> list:
         found = [tuple(part.decode("utf-8", "replace") for part in parts) for parts in undecoded(rows)]
@@ -95,7 +98,7 @@ def lazy(data: Prepared, source: Any, inputs: tuple[str, ...], kind: str, identi
 
     if kind == "text":
         return Lazy(len(source), texts, identity, contents)
-    return Lazy(len(source), images, identity, contents, damaged)
+    return Lazy(len(source), images, identity, contents, damaged, files=image_files)
 
 
 def parsed(data: Prepared, only: Any, source: Any, rows: Sequence[int], decoders: Any = None) -> Iterator[dict]:

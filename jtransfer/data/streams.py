@@ -172,6 +172,11 @@ class Rows:
     def __getitem__(self, index: Any) -> Any:
         return self.inputs[self.rows[index]]
 
+    def files(self, index: Any) -> list[tuple[bytes, str]] | None:
+        """Image files of some rows, as of a `Lazy`; None where the inputs are no image files."""
+        own = getattr(self.inputs, "files", None)
+        return own(np.atleast_1d(self.rows[index])) if own else None
+
 
 def ahead(items: Iterator, count: int = 2) -> Iterator:
     """Yield items in their order, while a thread makes the next `count` of them; a generator of items is closed too."""

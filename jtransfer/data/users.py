@@ -62,9 +62,8 @@ def read(text: str, rest: str, module: str, context: Context) -> Data:
 def _blamed(value: Any, blaming: Callable, names: Sequence[str] = ()) -> Any:
     """A value in which rows are read as `blaming` says, wherever it holds any, among others in these attributes."""
     if isinstance(value, Lazy):
-        return replace(
-            value, read=partial(_within, blaming, value.read), damaged=partial(_within, blaming, value.damaged)
-        )
+        calls = {name: call for name in ("read", "damaged", "files") if (call := getattr(value, name))}
+        return replace(value, **{name: partial(_within, blaming, call) for name, call in calls.items()})
     if type(value) is tuple:
         return tuple(_blamed(one, blaming) for one in value)
     if type(value) is dict:

@@ -230,7 +230,8 @@ def gathered(prepare: Prepare, inputs: Any, rows: np.ndarray, coded: bool = Fals
     whole = {key: aligned((len(rows), *x.shape[1:]), np.uint8 if scale else x.dtype) for key, x in one.items()}
 
     def fill(start: int) -> bool:
-        for key, x in prepare(inputs[rows[start : start + step]]).items():
+        made = one if alone and not start else prepare(inputs[rows[start : start + step]])
+        for key, x in made.items():
             codes = scale.encode(x) if scale else x
             if codes is None:
                 return False
