@@ -26,7 +26,8 @@ from jtransfer.curves import fitted, trained
 from jtransfer.curves import run as curves
 from jtransfer.curves.raw import RAW
 from jtransfer.data import sources, splits
-from jtransfer.data.dataset import FOUND, Dataset, Lazy, damaged, fingerprint_of_inputs
+from jtransfer.data.damage import damaged
+from jtransfer.data.dataset import FOUND, Dataset, Lazy, fingerprint_of_inputs
 from jtransfer.data.subsets import most_shots
 from jtransfer.errors import InputError
 from jtransfer.evaluate.protocols import structure
@@ -198,12 +199,17 @@ def _some(dataset, rows, most):
 def subset(dataset: Dataset, rows: np.ndarray) -> Dataset:
     """Some rows of a dataset, numbered anew, as pool and as test rows alike; the others are out of reach."""
     named, *contents = sources.fingerprint(dataset).split(".")
+
+    def refused(places):
+        said = damaged(dataset.inputs, rows[places])
+        return {int(place): said[row] for place, row in zip(places, rows[places].tolist(), strict=True) if row in said}
+
     lazy = Lazy(
         len(rows),
         lambda places: dataset.inputs[rows[places]],
         f"{named} {len(rows)} rows",
         *contents,
-        damaged=lambda places: damaged(dataset.inputs, rows[places]),
+        damaged=refused,
         of_inputs=f"{fingerprint_of_inputs(dataset)} {hashlib.sha256(rows.astype(np.int64)).hexdigest()}",
     )
     every = np.arange(len(rows))

@@ -82,6 +82,7 @@ TABLES: dict[str, dict[str, Any]] = {
         "augment": several(NAME),
         "packing": choice("", "joined", "documents"),
         "group_by_length": FLAG,
+        "damaged": SHARE,
         "method": NAME,
         "seed": kinds.SEED,
         "batch": BATCH,

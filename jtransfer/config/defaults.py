@@ -91,6 +91,7 @@ def train_defaults() -> dict[str, Any]:
         # padding, or "documents", each of which sees itself alone; or batches of texts of about one length.
         "packing": "",
         "group_by_length": False,
+        "damaged": 0.0,  # share of the training rows that may be damaged and is left out; 0: one such row is an error
         "method": "scratch",
         "seed": 0,
         "batch": 256,

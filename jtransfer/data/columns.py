@@ -92,7 +92,9 @@ def dataset(
         raise InputError(f"{name}: '{train}' and '{tested}' share rows; what is tested on is never trained on")
     _check_columns(rows.tables, used)
     found = [part for part in (pool, held_out) if part is not None]
-    classes, labels = _labels(context, label, found, [f"{label}", f"{label} of {tested}"])
+    wrong: dict[int, str] = {}
+    spared = wrong if context.damaged else None
+    classes, labels = _labels(context, label, found, [f"{label}", f"{label} of {tested}"], spared)
     if held_out is not None:
         parts = np.split(np.arange(rows.count), [pool.count])
     else:
@@ -106,7 +108,7 @@ def dataset(
     )
     lazy = _images(rows, inputs[0]) if kind == "image" else _texts(rows, inputs)
     said = _captions(rows, captions, lazy.identity) if captions else None
-    return Dataset(name, lazy, labels, classes, *parts, kind, note, said)
+    return Dataset(name, lazy, labels, classes, *parts, kind, note, said, damaged=wrong)
 
 
 class _Joined:
@@ -263,7 +265,7 @@ def _first_labelled(label: str, ways: Sequence[str], splits: Mapping) -> tuple[s
 
 
 def _labels(
-    context: Context, label: str, parts: Sequence[_Joined], keys: Sequence[str]
+    context: Context, label: str, parts: Sequence[_Joined], keys: Sequence[str], damaged: dict[int, str] | None
 ) -> tuple[tuple[str, ...], np.ndarray]:
     """Names of classes, and the labels of all parts as a `Dataset` has them."""
     count, where = sum(part.count for part in parts), parts[0].tables[0].where
@@ -277,7 +279,7 @@ def _labels(
             raise InputError(f"{where}: '{label}' holds {kinds.shown(splits[0][0])}; expected numbers")
         classes, labels = numbers(where, (), [own.astype(np.float32) for own in splits], keys)
     else:
-        classes, labels = distinct(where, parts[0].tables[0].classes.get(label, ()), splits, keys)
+        classes, labels = distinct(where, parts[0].tables[0].classes.get(label, ()), splits, keys, damaged)
     return classes, np.concatenate(labels)
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -42,6 +42,8 @@ class Context:
         templates: Texts with `{}` for the caption; empty for the source's own.
         crop: The least and the largest share of an image's area that is cut out; empty for whole images.
         augment: What is done to images at random, as `augment.parse` gives it; empty for images as they are.
+        damaged: The largest share of the pool that may be damaged. Above 0 a reader may give such rows in
+            `Dataset.damaged`, where it would refuse the data.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Context:
     templates: tuple[str, ...] = ()
     crop: tuple[float, ...] = ()
     augment: tuple[Callable, ...] = ()
+    damaged: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +118,7 @@ class Lazy:
             texts, pairs of texts, or lists of captions.
         identity: A text that is hashed into fingerprints in place of the inputs.
         contents: Digest of every byte of the inputs, if `identity` does not change with each of them; else "".
-        damaged: From row numbers to one error line for each of these rows that cannot be read.
+        damaged: From row numbers to one error line, by row, for each of these rows that cannot be read.
         of_inputs: A text that is hashed into `fingerprint_of_inputs` in place of the inputs; "" for `identity` and
             `contents`.
         files: From row numbers to the bytes of each row's image file and its name, as `pictures.part` takes them; None
@@ -126,7 +129,7 @@ class Lazy:
     read: Callable[[np.ndarray], list]
     identity: str
     contents: str = ""
-    damaged: Callable[[np.ndarray], list[str]] = lambda rows: []
+    damaged: Callable[[np.ndarray], dict[int, str]] = lambda rows: {}
     of_inputs: str = ""
     files: Callable[[np.ndarray], list[tuple[bytes, str]]] | None = None
 
@@ -155,6 +158,7 @@ class Dataset:
         note: Sentences that a report must repeat, as on where the test rows come from; may be empty.
         captions: A list of texts for each row, indexed like `inputs`; None if the rows have no captions.
         metric: The metric in which results on these data are published, if it is not accuracy; else "".
+        damaged: By row of the pool, what is wrong with its label, in a line; the label is `marks.LEFT_OUT`.
     """
 
     name: str
@@ -167,6 +171,7 @@ class Dataset:
     note: str = ""
     captions: Lazy | None = None
     metric: str = ""
+    damaged: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def targets(self) -> str:
@@ -298,8 +303,14 @@ def each(call: Callable, *items: Iterable) -> list:
     return list(_threads().map(call, *items))
 
 
-def refused(call: Callable, *items: Iterable) -> list[str]:
-    """The messages of the `InputError`s that a call raises, in the order of the items; `each` makes the calls."""
+def refused(call: Callable, rows: Iterable[int], *items: Iterable) -> dict[int, str]:
+    """By row, the message of the `InputError` that a call raises for it; `each` makes the calls.
+
+    Args:
+        call: Takes a row and what each of `items` has for it.
+        rows: Row numbers.
+        *items: As long as `rows`.
+    """
 
     def said(*own):
         try:
@@ -307,35 +318,8 @@ def refused(call: Callable, *items: Iterable) -> list[str]:
         except InputError as error:
             return str(error)
 
-    return list(filter(None, each(said, *items)))
-
-
-def check_whole(dataset: Dataset, rows: np.ndarray) -> None:
-    """Refuse damaged rows before a run starts, instead of in the middle of it.
-
-    Args:
-        dataset: Its inputs and captions are checked where they are `Lazy`.
-        rows: [r] row numbers.
-
-    Raises:
-        InputError: the error names the first damaged row, how many there are, and up to `SHOWN` of the others.
-    """
-    found = [*damaged(dataset.inputs, rows), *damaged(dataset.captions, rows)]
-    if len(found) > 1:
-        others = "; ".join(found[1 : 1 + SHOWN])
-        found[0] += f"; in all {len(found)} of the {len(rows)} rows of {dataset.name} cannot be read: {others}"
-        found[0] += ", ..." if len(found) > 1 + SHOWN else ""
-    if found:
-        raise InputError(found[0])
-
-
-def damaged(inputs: Any, rows: np.ndarray) -> list[str]:
-    """One error line for each of some rows that cannot be read; none for inputs that are not `Lazy`."""
-    return inputs.damaged(rows) if isinstance(inputs, Lazy) else []
-
-
-SHOWN = 3
-"""Damaged rows that an error lists beside the first."""
+    rows = [int(row) for row in rows]
+    return {row: line for row, line in zip(rows, each(said, rows, *items), strict=True) if line}
 
 
 def blocks(array: Any) -> Iterator[np.ndarray]:

@@ -37,11 +37,11 @@ def lazy(
     def read_rows(rows: np.ndarray) -> list[np.ndarray]:
         return each(lambda row: pictures.decode(content(row), what(row)), rows.tolist())
 
-    def damaged(rows: np.ndarray) -> list[str]:
+    def damaged(rows: np.ndarray) -> dict[int, str]:
         def refuse(row):
             pictures.check(content(row), what(row))
 
-        return [said for block in _blocks(rows.tolist()) for said in refused(refuse, block)]
+        return dict(said for block in _blocks(rows.tolist()) for said in refused(refuse, block).items())
 
     return Lazy(count, read_rows, identity, contents, damaged, files=read_files)
 

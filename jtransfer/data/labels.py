@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from jtransfer.data.marks import LEFT_OUT
 from jtransfer.errors import InputError, nearest
 
 log = logging.getLogger("jtransfer")
@@ -18,7 +19,13 @@ Classes = tuple[tuple[str, ...], list[np.ndarray]]
 """Names of classes or values, and the labels of each split: int32, or float32 for values."""
 
 
-def distinct(where: str, names: Sequence[str], splits: Sequence[np.ndarray], keys: Sequence[str] = KEYS) -> Classes:
+def distinct(
+    where: str,
+    names: Sequence[str],
+    splits: Sequence[np.ndarray],
+    keys: Sequence[str] = KEYS,
+    damaged: dict[int, str] | None = None,
+) -> Classes:
     """One class for every row.
 
     Labels are indices into `names`, or such names. If `names` is empty, each distinct value in the first split becomes
@@ -29,6 +36,8 @@ def distinct(where: str, names: Sequence[str], splits: Sequence[np.ndarray], key
         names: Of the classes; may be empty.
         splits: Labels [n] for training and perhaps for testing, integers of any size or texts.
         keys: What the labels of each split are called, for errors.
+        damaged: Where rows of the first split are put whose label is none of the classes, instead of an error: by row,
+            what is wrong. Their label becomes `LEFT_OUT`. None for an error.
 
     Returns:
         The names of the classes, and the labels of each split [n] int32, indices into the names.
@@ -46,18 +55,22 @@ def distinct(where: str, names: Sequence[str], splits: Sequence[np.ndarray], key
     values = [texts(where, key, own) if by_name else own.tolist() for key, (own, _) in zip(keys, found, strict=False)]
     choices: Iterable = values[0] if not names else names if by_name else range(len(names))
     place = {choice: i for i, choice in enumerate(choices)}
-    labels = []
+    if damaged is not None and not names:
+        place = {choice: i for i, choice in enumerate(own for own in values[0] if not _nothing(own, place))}
+    labels, spared = [], damaged
     for key, own, (_, inverse) in zip(keys, values, found, strict=False):
-        for i, value in enumerate(own):
-            if value in place and not _nothing(value, place):
-                continue
-            row = int((inverse == i).argmax())
-            said = repr(value[:80] if by_name else value)
-            raise InputError(f"{where}: {key!r} row {row} is {said}; {_expected(value, own, names, place)}")
-        labels.append(np.array([place[value] for value in own], np.int32)[inverse])
-    if len(values[0]) < 2:
+        codes = [LEFT_OUT if value not in place or _nothing(value, place) else place[value] for value in own]
+        for i in (i for i, code in enumerate(codes) if code == LEFT_OUT):
+            said = f"is {(own[i][:80] if by_name else own[i])!r}; {_expected(own[i], own, names, place)}"
+            rows = np.flatnonzero(inverse == i).tolist()
+            if spared is None:
+                raise InputError(f"{where}: {key!r} row {rows[0]} {said}")
+            spared |= {row: f"{where}: {key!r} row {row} {said}" for row in rows}
+        labels.append(np.array(codes, np.int32)[inverse])
+        spared = None  # what is tested on is never left out
+    if len(place) < 2:
         raise InputError(f"{where}: {keys[0]!r} hold only class {values[0][0]}; at least two classes are expected")
-    return tuple(names) or tuple(map(str, values[0])), labels
+    return tuple(names) or tuple(map(str, place)), labels
 
 
 def columns(where: str, names: Sequence[str], splits: Sequence[np.ndarray]) -> Classes:

@@ -59,7 +59,7 @@ def read(file: str, context: Context) -> Dataset:
         except OSError as error:
             raise InputError(f"{file}: cannot be read ({error.strerror or error})") from None
 
-    def text(line: bytes, row: int) -> str:
+    def text(row: int, line: bytes) -> str:
         try:
             return line.decode().strip()
         except UnicodeDecodeError as error:
@@ -69,8 +69,8 @@ def read(file: str, context: Context) -> Dataset:
     pool, test = hold_out_the_last(len(places), file, "lines of text")
     inputs = Lazy(
         len(places),
-        lambda rows: list(map(text, lines(rows), rows)),
+        lambda rows: list(map(text, rows, lines(rows))),
         digest.hexdigest()[:16],
-        damaged=lambda rows: refused(text, lines(rows), rows),
+        damaged=lambda rows: refused(text, rows, lines(rows)),
     )
     return Dataset(context.name, inputs, np.zeros((len(places), 0), np.int8), (), pool, test, "text")

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -50,11 +51,13 @@ def read(file: str, context: Context) -> Dataset:
     prefixes = ("", "test_") if "test_images" in arrays else ("",)
     for prefix in prefixes:
         _check_shape(file, arrays, prefix)
-    classes, labels = _targets(file, arrays, prefixes, "images", context)
+    wrong: dict[int, str] = {}
+    classes, labels = _targets(file, arrays, prefixes, "images", context, wrong)
     images = _images(file, arrays, prefixes)
     pool, test = _split(file, labels, "images")
     captions = _captions(file, arrays) if "captions" in arrays else None
-    return Dataset(context.name, images, np.concatenate(labels), classes, pool, test, captions=captions)
+    whole = np.concatenate(labels)
+    return Dataset(context.name, images, whole, classes, pool, test, captions=captions, damaged=wrong)
 
 
 def _read_texts(file: str, arrays: Mapping[str, NpzArray], context: Context) -> Dataset:
@@ -71,13 +74,14 @@ def _read_texts(file: str, arrays: Mapping[str, NpzArray], context: Context) -> 
         found = read()
         rows += list(map(tuple, found.tolist())) if len(shape) > 1 else found.tolist()
         digest.update(repr(found.tolist()).encode("utf-8", "surrogateescape"))
+    wrong: dict[int, str] = {}
     if "labels" in arrays:
-        classes, labels = _targets(file, arrays, prefixes, "texts", context)
+        classes, labels = _targets(file, arrays, prefixes, "texts", context, wrong)
     else:
         classes, labels = (), [np.zeros((arrays[f"{prefix}texts"].shape[0], 0), np.int8) for prefix in prefixes]
     pool, test = _split(file, labels, "texts")
     inputs = Lazy(len(rows), lambda asked: [rows[row] for row in asked], digest.hexdigest()[:16])
-    return Dataset(context.name, inputs, np.concatenate(labels), classes, pool, test, "text")
+    return Dataset(context.name, inputs, np.concatenate(labels), classes, pool, test, "text", damaged=wrong)
 
 
 def _split(file: str, labels: Sequence[np.ndarray], what: str) -> tuple[np.ndarray, np.ndarray]:
@@ -88,9 +92,17 @@ def _split(file: str, labels: Sequence[np.ndarray], what: str) -> tuple[np.ndarr
 
 
 def _targets(
-    file: str, arrays: Mapping[str, NpzArray], prefixes: Sequence[str], what: str, context: Context
+    file: str,
+    arrays: Mapping[str, NpzArray],
+    prefixes: Sequence[str],
+    what: str,
+    context: Context,
+    wrong: dict[int, str],
 ) -> tuple[tuple[str, ...], list[np.ndarray]]:
-    """The names of classes or values, and the labels of each split: floats where values are asked for."""
+    """The names of classes or values, and the labels of each split: floats where values are asked for.
+
+    Labels that are no class are put into `wrong`, where some may be left out.
+    """
     values = "values" in context.reads and (
         not {*CLASSES} & {*context.reads} or any(arrays[f"{own}labels"].dtype.kind == "f" for own in prefixes)
     )
@@ -100,7 +112,8 @@ def _targets(
             f"{file}: 'test_labels' has shape {list(labels[1].shape)}, 'labels' {list(labels[0].shape)}; expected the "
             f"same but for the rows"
         )
-    read = numbers if values else columns if labels[0].ndim > 1 else distinct
+    one_each = partial(distinct, damaged=wrong if context.damaged else None)
+    read = numbers if values else columns if labels[0].ndim > 1 else one_each
     return read(file, _names(file, arrays), labels)
 
 

@@ -14,15 +14,14 @@ import numpy as np
 
 from jtransfer import kinds
 from jtransfer.data import glyphs, pictures
-from jtransfer.data.dataset import Context, Dataset, check_whole, fingerprint
+from jtransfer.data.damage import left_out
+from jtransfer.data.dataset import Context, Dataset, blocks, fingerprint
 from jtransfer.data.streams import At, Cursor, HostBatch, Rows, counted
 from jtransfer.data.subsets import epochs
-from jtransfer.errors import InputError, Once
+from jtransfer.errors import InputError
 
 HELD_OUT = 2048
 """The most pairs that are held out."""
-
-INSTEAD = "another pair is drawn in its place, as for every such row"
 
 PLAIN = ("{}",)
 """The template that leaves a caption as it is."""
@@ -61,6 +60,7 @@ class PairStream:
         kind: Of the inputs: "pair".
         rows: As in a `Stream`, of `images`; None if images are made anew, or cropped.
         at: As in a `Stream`.
+        damaged: How many pairs were left out, as they are damaged or have no caption.
     """
 
     parts: ClassVar[tuple[str, ...]] = ("images", "texts")
@@ -73,6 +73,7 @@ class PairStream:
     kind: str = "pair"
     rows: np.ndarray | None = None
     at: At | None = None
+    damaged: int = 0
 
     @property
     def inputs(self) -> Any:
@@ -88,49 +89,35 @@ class PairStream:
 def of_dataset(dataset: Dataset, context: Context) -> PairStream:
     """The pool of a dataset whose rows have captions, in shuffled epochs; the cursor is the number of the step.
 
-    A row whose captions are empty gives way to another row of the pool, which is logged. Of the test rows at most
-    `HELD_OUT` are held out, evenly spaced, each named by its first caption.
+    A row whose captions are all empty is a damaged one. Of the test rows at most `HELD_OUT` are held out, evenly
+    spaced, each named by its first caption.
 
     Args:
         dataset: With `captions`.
         context: With batch, seed, share, templates and crop.
 
     Raises:
-        InputError: damaged rows; captions of the first `HELD_OUT` rows of the pool that are all the same or all empty;
-            or fewer than two names among the test rows.
+        InputError: more damaged rows than may be left out; captions of the first `HELD_OUT` rows of the pool that are
+            all the same; or fewer than two names among the test rows.
     """
-    check_whole(dataset, np.concatenate([dataset.pool, dataset.test]))
+    dataset, lost = left_out(dataset, context.damaged, partial(_without_captions, dataset))
+    some = dataset.pool[:HELD_OUT]
+    if len({text for own in _captions(dataset, some) for text in own}) < 2:
+        raise InputError(f"config.data: the captions of the first {len(some)} rows of {dataset.name} are all the same")
     batch, seed, share, crop = context.batch, context.seed, context.share, context.crop
-    warn, positions, templates = Once(), np.arange(batch)[share], context.templates or PLAIN
-
-    def described(rows, number):
-        """Some rows and their captions; a row that has none gives way to another that is drawn in its place."""
-        captions = _captions(dataset, rows)
-        for i in (i for i, own in enumerate(captions) if not own):
-            warn("config.data: the caption of row %d of %s is empty; %s", rows[i], dataset.name, INSTEAD)
-            draws = np.random.default_rng((seed, number, positions[i] + 1))
-            while not captions[i]:
-                rows[i] = draws.choice(dataset.pool)
-                (captions[i],) = _captions(dataset, rows[i : i + 1])
-        return rows, captions
+    templates = context.templates or PLAIN
 
     order = epochs(dataset.pool, batch, seed)
 
     def at(step):
-        draws = np.random.default_rng((seed, step)).random((batch, 6))[share]
-        own_rows, captions = described(order(step)[share], step)
+        draws, own_rows = np.random.default_rng((seed, step)).random((batch, 6))[share], order(step)[share]
         texts = [
             pick(templates, other).replace("{}", pick(own, one))
-            for own, (one, other) in zip(captions, draws[:, :2], strict=True)
+            for own, (one, other) in zip(_captions(dataset, own_rows), draws[:, :2], strict=True)
         ]
         images = Rows(dataset.inputs, own_rows)
         return {"images": Crops(images, crop, draws[:, 2:]) if crop else images, "texts": texts}
 
-    some = dataset.pool[:HELD_OUT]
-    if len({text for own in _captions(dataset, some) for text in own}) < 2:
-        raise InputError(
-            f"config.data: the captions of the first {len(some)} rows of {dataset.name} are all the same, or empty"
-        )
     test = dataset.test[np.linspace(0, len(dataset.test) - 1, min(HELD_OUT, len(dataset.test))).astype(int)]
     called = {row: own[0] for row, own in zip(test.tolist(), _captions(dataset, test), strict=True) if own}
     test, (names, labels) = np.array(list(called)), np.unique(list(called.values()), return_inverse=True)
@@ -144,12 +131,22 @@ def of_dataset(dataset: Dataset, context: Context) -> PairStream:
 
     rows = None if crop else dataset.pool
     batches = partial(counted, at)
-    return PairStream(dataset.name, dataset.inputs, batches, held_out, identity, rows=rows, at=at)
+    return PairStream(dataset.name, dataset.inputs, batches, held_out, identity, rows=rows, at=at, damaged=lost)
 
 
 def _captions(dataset: Any, rows: np.ndarray) -> list[list[str]]:
     """The captions of some rows that are not empty."""
     return [[text for text in own if text.strip()] for own in dataset.captions[rows]]
+
+
+def _without_captions(dataset: Any, rows: np.ndarray) -> dict[int, str]:
+    """A line, by row, for each of some rows whose captions are all empty."""
+    return {
+        int(row): f"the caption of row {row} of {dataset.name} is empty"
+        for rows in blocks(rows)
+        for row, own in zip(rows, _captions(dataset, rows), strict=True)
+        if not own
+    }
 
 
 @dataclass(frozen=True, eq=False)

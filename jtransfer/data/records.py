@@ -87,14 +87,14 @@ def lazy(data: Prepared, source: Any, inputs: tuple[str, ...], kind: str, identi
         found = [tuple(part.decode("utf-8", "replace") for part in parts) for parts in undecoded(rows)]
         return [own if len(own) > 1 else own[0] for own in found]
 
-    def damaged(rows: np.ndarray) -> list[str]:
+    def damaged(rows: np.ndarray) -> dict[int, str]:
         from jtransfer.data.pictures import check
 
         def refuse(row, parts):
             check(parts[0], f"{row} of {data.name}")
 
         blocks = (rows[start : start + CHECKED] for start in range(0, len(rows), CHECKED))
-        return [said for block in blocks for said in refused(refuse, block, undecoded(block))]
+        return dict(said for block in blocks for said in refused(refuse, block, undecoded(block)).items())
 
     if kind == "text":
         return Lazy(len(source), texts, identity, contents)

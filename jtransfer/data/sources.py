@@ -144,6 +144,7 @@ def open_stream(
     data_dir: str = "",
     reads: Sequence[str] = CLASSES,
     augment: Sequence[str] = (),
+    damaged: float = 0.0,
 ) -> Stream:
     """Open a source of batches of `batch` examples: a stream, or the pool of a dataset.
 
@@ -155,13 +156,14 @@ def open_stream(
         data_dir: Where prepared datasets lie; empty for the environment's `TFDS_DATA_DIR`, or TFDS's own directory.
         reads: What the data must have; see `Context`.
         augment: What is done to images at random, as `augment.parse` takes it.
+        damaged: The largest share of a dataset's pool that may be damaged, and is left out.
 
     Raises:
         InputError: an unknown name or augmentation, data that cannot be read or have nothing of what `reads` asks for,
-            a stream of pairs, damaged rows, or data that cannot be augmented.
+            a stream of pairs, more damaged rows, or data that cannot be augmented.
     """
     drawn = augmentations.parse(augment)
-    context = Context(name, tuple(reads), _directory(data_dir), batch, seed, share, augment=drawn)
+    context = Context(name, tuple(reads), _directory(data_dir), batch, seed, share, augment=drawn, damaged=damaged)
     found = _read(context, [*STREAMED, *_texts(reads)])
     if isinstance(found, PairStream):
         raise InputError(f"config.data: {name} is a stream of pairs; expected {' or '.join(reads)}")
@@ -177,6 +179,7 @@ def open_pairs(
     data_dir: str = "",
     templates: Sequence[str] = (),
     crop: Sequence[float] = (),
+    damaged: float = 0.0,
 ) -> PairStream:
     """Open a source of batches of `batch` pairs.
 
@@ -190,6 +193,7 @@ def open_pairs(
         templates: Texts with `{}` for the caption; empty for the source's own.
         crop: The least and the largest share of an image's area that is cut out, as in `pairs.cropped`; empty for whole
             images.
+        damaged: The largest share of a dataset's pool that may be damaged or without a caption, and is left out.
 
     Raises:
         InputError: an unknown name, batch, seed, template or crop that cannot be used, data without captions, captions
@@ -202,7 +206,9 @@ def open_pairs(
         raise InputError(f"config.templates: {bad[0]!r} has no {{}} for the caption")
     if len(crop) not in (0, 2) or not all(0 < part <= 1 for part in crop) or list(crop) != sorted(crop):
         raise InputError(f"config.crop is {tuple(crop)}; expected the least and the largest share of an image's area")
-    context = Context(name, ("pairs",), _directory(data_dir), batch, seed, share, tuple(templates), crop)
+    context = Context(
+        name, ("pairs",), _directory(data_dir), batch, seed, share, tuple(templates), crop, damaged=damaged
+    )
     found = _read(context, PAIRED)
     if isinstance(found, Dataset) and found.captions is not None:
         return pairs.of_dataset(found, context)
@@ -266,7 +272,8 @@ def _counted(found: Data) -> Data:
         return found
     said = [found.note] if found.note else []
     for what, rows in (("training", found.pool), ("testing", found.test)):
-        lacking = np.flatnonzero(np.bincount(found.labels[rows], minlength=len(found.classes)) == 0)
+        known = found.labels[np.setdiff1d(rows, list(found.damaged))] if found.damaged else found.labels[rows]
+        lacking = np.flatnonzero(np.bincount(known, minlength=len(found.classes)) == 0)
         if len(rows) and len(lacking):
             first = found.classes[lacking[0]]
             said.append(f"{len(lacking)} of {len(found.classes)} classes, as '{first}', have no row for {what}.")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from jtransfer.data.dataset import targets
+from jtransfer.data.marks import LEFT_OUT
 from jtransfer.errors import InputError
 
 log = logging.getLogger("jtransfer")
@@ -43,6 +44,8 @@ def hold_out_a_fifth(labels: np.ndarray, where: str, without: str) -> tuple[np.n
     test, single = [], []
     labels = labels if targets(labels) == "classes" else np.zeros(len(labels), int)
     for label, rows in by_class(labels, np.arange(len(labels))):
+        if label == LEFT_OUT:  # which is in the pool until it is left out of that
+            continue
         if len(rows) < 2:
             single.append(rows[0])
             continue

@@ -11,12 +11,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from jtransfer import kinds
+from jtransfer.data.damage import left_out
 from jtransfer.data.dataset import (
     FOUND,
     Context,
     Dataset,
     Lazy,
-    check_whole,
     fingerprint,
     outputs,
     targets,
@@ -58,6 +58,7 @@ class Stream:
             whenever a row comes. None if inputs are made anew.
         at: From the number of a step, counted from 0, to its batch, where the cursor is that number. Worker processes
             call copies of it, so that it computes nothing by JAX. None if batches are made in their order alone.
+        damaged: How many rows were left out, as they are damaged.
     """
 
     parts: ClassVar[tuple[str, ...]] = ("inputs", "labels")
@@ -73,6 +74,7 @@ class Stream:
     pool: tuple[Any, np.ndarray] | None = None
     rows: np.ndarray | None = None
     at: At | None = None
+    damaged: int = 0
 
     @property
     def targets(self) -> str:
@@ -128,6 +130,11 @@ class Joined:
         """The batch of a step, as of a `Stream`; None where a stream has none."""
         each = {name: stream.at for name, stream in self.streams.items()}
         return partial(_joined, each) if all(each.values()) else None
+
+    @property
+    def damaged(self) -> int:
+        """How many rows of all streams were left out."""
+        return sum(stream.damaged for stream in self.streams.values())
 
     def batches(self, cursor: Cursor) -> Iterator[tuple[HostBatch, Cursor]]:
         """The batches after a cursor, as of a `Stream`, each checked as `taken` does.
@@ -196,16 +203,16 @@ def of_dataset(dataset: Dataset, context: Context) -> Stream:
     """The pool of a dataset in shuffled epochs, and its test rows. The cursor is the number of the step.
 
     Raises:
-        InputError: damaged rows, or texts that are to be augmented.
+        InputError: more damaged rows than may be left out, or texts that are to be augmented.
     """
-    check_whole(dataset, np.concatenate([dataset.pool, dataset.test]))
+    dataset, lost = left_out(dataset, context.damaged)
     if context.augment and dataset.kind != "image":
         raise InputError(f"config.augment is of images, {dataset.name} holds {dataset.kind}s; leave it out")
     at = partial(_batch, dataset.inputs, dataset.labels, epochs(dataset.pool, context.batch, context.seed), context)
 
     held_out = ("test", Rows(dataset.inputs, dataset.test), dataset.labels[dataset.test])
     about = {"fingerprint": fingerprint(dataset), "metric": dataset.metric}
-    about |= {"rows": None if context.augment else dataset.pool}
+    about |= {"rows": None if context.augment else dataset.pool, "damaged": lost}
     about |= {"pool": (Rows(dataset.inputs, dataset.pool), dataset.labels[dataset.pool])}
     about |= {"at": at}
     return Stream(dataset.name, dataset.classes, dataset.kind, dataset.inputs, partial(counted, at), held_out, **about)

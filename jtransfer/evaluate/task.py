@@ -9,7 +9,8 @@ import numpy as np
 
 from jtransfer import starts
 from jtransfer.checkpoints import Backbone
-from jtransfer.data.dataset import check_whole, fingerprint_of_inputs
+from jtransfer.data.damage import check_whole
+from jtransfer.data.dataset import fingerprint_of_inputs
 from jtransfer.data.sources import Dataset
 from jtransfer.data.splits import by_class
 from jtransfer.errors import InputError

@@ -13,7 +13,8 @@ from etils import epath
 
 from jtransfer import files
 from jtransfer.checkpoints.store import Store
-from jtransfer.data.streams import Cursor, Ended, ended
+from jtransfer.data.pairs import PairStream
+from jtransfer.data.streams import Cursor, Ended, Joined, Stream, ended
 from jtransfer.devices import hosts, sharding, watch
 from jtransfer.errors import Damaged, InputError, Once
 from jtransfer.models import STATISTICS
@@ -119,7 +120,7 @@ def train(run: Run, directory: epath.PathLike, on_row: Callable[[ResultRow, floa
                 jax.block_until_ready(pending[-2:-1])  # a step ahead of the devices and no more: a signal can wait
                 stop, where = agreed(signalled())
                 if number % schedule.log_every == 0 or number in (1, schedule.steps):
-                    row = _row(number, pending, store) | (programs.solved if number == 1 else {})
+                    row = _row(number, pending, store) | (programs.solved | _left_out(stream) if number == 1 else {})
                     taken = time.perf_counter() - began
                     speed = timed / taken if timed else math.nan
                     measured = {"input_share": waited / taken} if timed else {}  # in no row that is kept
@@ -182,6 +183,11 @@ def _row(number: int, pending: list[dict], store: Store) -> ResultRow:
     """The mean of each metric over the steps since the last row."""
     pending = _finite(number, pending, store)
     return {"step": number} | {name: float(np.mean([metrics[name] for metrics in pending])) for name in pending[0]}
+
+
+def _left_out(stream: Stream | PairStream | Joined) -> ResultRow:
+    """How many damaged rows are left out of training, as a metric of the first row; nothing where there are none."""
+    return {"damaged": stream.damaged} if stream.damaged else {}
 
 
 def _finite(number: int, pending: list[dict], store: Store) -> list[dict[str, float]]:

@@ -249,7 +249,7 @@ def _in_task(name: str) -> Iterator[None]:
 def _opened(config, data, objective, mesh) -> Stream:
     every = tuple(dict.fromkeys((objective.reads, *LABELS, *KINDS)))
     own = sharding.rows(mesh, config.batch)
-    return open_stream(data, config.batch, config.seed, own, config.data_dir, every, config.augment)
+    return open_stream(data, config.batch, config.seed, own, config.data_dir, every, config.augment, config.damaged)
 
 
 def _backbone(config, stream, tower=True):
@@ -340,7 +340,7 @@ def _of_pairs(config, settings, mesh, stream) -> Task:
     """A task of pairs of images and texts."""
     rows = sharding.rows(mesh, config.batch)
     stream = stream or open_pairs(
-        config.data, config.batch, config.seed, rows, config.data_dir, config.templates, config.crop
+        config.data, config.batch, config.seed, rows, config.data_dir, config.templates, config.crop, config.damaged
     )
     start, inputs = pairs.start(
         stream,

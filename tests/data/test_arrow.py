@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from jtransfer.data.dataset import check_whole
+from jtransfer.data.damage import check_whole
 from jtransfer.data.sources import fingerprint, load, open_pairs
 from jtransfer.errors import InputError
 

@@ -9,7 +9,7 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from jtransfer.data.dataset import check_whole
+from jtransfer.data.damage import check_whole
 from jtransfer.data.sources import fingerprint, load, open_stream
 from jtransfer.errors import InputError
 from jtransfer.storage.workdir import claim

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jtransfer.data.dataset import check_whole
+from jtransfer.data.damage import check_whole
 from jtransfer.data.sources import fingerprint, load, open_pairs
 from jtransfer.errors import InputError
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from jtransfer.data import arrow
-from jtransfer.data.dataset import check_whole
+from jtransfer.data.damage import check_whole
 from jtransfer.data.sources import fingerprint, load, open_pairs
 from jtransfer.errors import InputError
 
@@ -75,7 +75,7 @@ def test_paths_of_images_start_from_the_table_and_are_read_when_their_rows_are(t
     Image.fromarray(PIXELS[0]).save(tmp_path / names[3])
     assert fingerprint(load(name)) != before
     (tmp_path / names[3]).write_bytes((tmp_path / names[3]).read_bytes()[:40])
-    assert f"{names[3]} ({tmp_path / 'own'}{ending}: " in load(name).inputs.damaged(np.arange(10))[0]
+    assert f"{names[3]} ({tmp_path / 'own'}{ending}: " in load(name).inputs.damaged(np.arange(10))[3]
 
 
 @pytest.mark.parametrize("as_struct", [False, True])
@@ -86,7 +86,7 @@ def test_bytes_of_images_in_parquet_are_images(tmp_path, png, as_struct, kept, m
     column = [{"bytes": file, "path": None} for file in files] if as_struct else files
     data = load(save(tmp_path / "own", {"image": column, "label": LABELS}, ".parquet"))
     np.testing.assert_array_equal(data.inputs[[9, 0, 4]], PIXELS[[9, 0, 4]])
-    assert data.inputs.damaged(np.arange(10)) == []
+    assert data.inputs.damaged(np.arange(10)) == {}
 
 
 def test_options_choose_columns_and_a_file_for_testing(tmp_path):

@@ -7,7 +7,7 @@ import tarfile
 import numpy as np
 import pytest
 
-from jtransfer.data.dataset import check_whole
+from jtransfer.data.damage import check_whole
 from jtransfer.data.sources import fingerprint, load, open_pairs
 from jtransfer.errors import InputError
 
@@ -122,7 +122,7 @@ def test_a_damaged_image_is_named_by_shard_and_key(root, tmp_path, sample):
         (name, content[:30] if name.endswith("2.png") else content) for i in range(6) for name, content in sample(i)
     ]
     data = load(f"tar:{shard(tmp_path / 'own.tar', broken)}")
-    (said,) = data.inputs.damaged(np.arange(6))
+    (said,) = data.inputs.damaged(np.arange(6)).values()
     assert said.startswith(f"image 'image' of {tmp_path}/own.tar: sample '000000002' cannot be read (")
 
 
