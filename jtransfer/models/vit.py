@@ -8,11 +8,12 @@
 Methods reach in from outside through the small named functions `embed` and `positions`, and those of the blocks.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jtransfer.errors import InputError, nearest
 from jtransfer.models import layers
@@ -54,6 +55,7 @@ class ViTConfig(Architecture):
             (Huang et al. 2016, arXiv:1603.09382).
         remat: Recompute each block in the backward pass: less memory, a third more FLOPs.
         dtype: Type in which the model computes; its parameters have the type `param_dtype`.
+        fixed_positions: Whether the positions are those of `waves`, which are no parameters, instead of learned ones.
     """
 
     image: tuple[int, int] = (224, 224)
@@ -81,10 +83,13 @@ class ViTConfig(Architecture):
     remat: bool = False
     dtype: str = "float32"
     param_dtype: str = "float32"
+    fixed_positions: bool = field(default=False, repr=False)  # fingerprints of earlier versions are over the others
 
     def __post_init__(self):
         if self.pool not in POOLS:
             raise InputError(f"vit: unknown pool '{self.pool}'; {nearest(self.pool, POOLS)}")
+        if self.fixed_positions and (self.width % 4 or self.width < 8):
+            raise InputError(f"vit: fixed_positions need a width of 8, 12, 16, ...; found {self.width}")
         check_patches(self, "vit")
         if self.registers < 0 or (self.distilled and not self.cls):
             raise InputError("vit: registers must not be negative, and a distilled model has a class token")
@@ -179,8 +184,26 @@ def prepend(module: nn.Module, name: str, number: int, x: jax.Array, std: float 
     return jnp.concatenate([jnp.broadcast_to(tokens.astype(x.dtype), (len(x), number, x.shape[-1])), x], axis=1)
 
 
+def waves(grid: tuple[int, int], width: int) -> np.ndarray:
+    """Positions of sines and cosines (Chen et al. 2021, arXiv:2104.02057), as big_vision's `posemb_sincos_2d`.
+
+    A quarter of the width each are the sines and cosines of the column and of the row, at rates from 1 down to 1/10000.
+
+    Args:
+        grid: Patches along height and width.
+        width: Width of a token, a multiple of 4.
+
+    Returns:
+        `[patches, width]` float32, row by row.
+    """
+    y, x = np.mgrid[: grid[0], : grid[1]].astype(np.float32)
+    rates = 1 / 10_000 ** np.linspace(0, 1, width // 4, dtype=np.float32)
+    y, x = y.reshape(-1, 1) * rates, x.reshape(-1, 1) * rates
+    return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], 1)
+
+
 class ViTEmbeddings(nn.Module):
-    """Pixels to tokens: linear patches and the tokens before them, learned positions."""
+    """Pixels to tokens: linear patches and the tokens before them, learned or fixed positions."""
 
     config: ViTConfig
 
@@ -193,9 +216,12 @@ class ViTEmbeddings(nn.Module):
         return prepend(self, "cls", 1, x) if c.cls else x
 
     def positions(self, x):
-        """Add the learned positions to `x [batch, tokens, width]`."""
-        init = nn.initializers.normal(0.02)
-        return x + self.param("positions", init, (1, *x.shape[1:]), self.config.param_dtype).astype(x.dtype)
+        """Add the positions to `x [batch, tokens, width]`; tokens before those of the patches have no fixed ones."""
+        c, init = self.config, nn.initializers.normal(0.02)
+        if c.fixed_positions:
+            fixed = waves(c.grid, c.width)
+            return x + np.pad(fixed, ((x.shape[1] - len(fixed), 0), (0, 0))).astype(x.dtype)
+        return x + self.param("positions", init, (1, *x.shape[1:]), c.param_dtype).astype(x.dtype)
 
     @nn.compact
     def __call__(self, pixel_values, train):

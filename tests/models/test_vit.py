@@ -10,6 +10,7 @@ import pytest
 from jtransfer import models
 from jtransfer.errors import InputError
 from jtransfer.models import layers
+from jtransfer.models.vit import waves
 
 # Compiling takes longer than running, so it is done without optimisations.
 QUICKLY = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -176,3 +177,30 @@ def test_a_model_has_one_head():
     headed = models.Classifier(models.build("vit", **OPTIONS), 3, "source_head")
     with pytest.raises(InputError, match="under head 'head' has the head 'source_head' already; put the new one on"):
         models.Classifier(headed, 2)
+
+
+def test_fixed_positions_are_big_visions_sines_of_the_column_then_of_the_row_and_no_leaf():
+    found = waves((2, 3), 16)
+    rates = [10_000 ** -(i / 3) for i in range(4)]
+    row, column = 1, 2
+    expected = [f(place * rate) for place in (column, row) for f in (np.sin, np.cos) for rate in rates]
+    np.testing.assert_allclose(found[row * 3 + column], expected, rtol=1e-6)
+    variables, _ = outputs(pool="mean", fixed_positions=True)
+    assert "positions" not in variables["params"]["embeddings"]
+
+
+def test_fixed_positions_equal_learned_ones_of_these_values_and_are_zero_for_a_class_token():
+    images = jax.random.normal(jax.random.key(1), (2, 8, 12, 2))
+    for pool in ("mean", "cls"):
+        fixed, learned = (models.build("vit", **OPTIONS, pool=pool, fixed_positions=own) for own in (True, False))
+        tree = learned.init(jax.random.key(0), images)["params"]
+        table = np.pad(waves((2, 3), 16), ((int(pool == "cls"), 0), (0, 0)))[None]
+        tree["embeddings"] = {**tree["embeddings"], "positions": table}
+        expected = learned.apply({"params": tree}, images)["features"]
+        tree["embeddings"] = {name: leaf for name, leaf in tree["embeddings"].items() if name != "positions"}
+        np.testing.assert_allclose(fixed.apply({"params": tree}, images)["features"], expected, atol=1e-6)
+
+
+def test_fixed_positions_of_a_width_that_sines_and_cosines_do_not_share_are_refused():
+    with pytest.raises(InputError, match="fixed_positions need a width of 8, 12, 16"):
+        models.build("vit", **OPTIONS | {"width": 18}, fixed_positions=True)

@@ -20,6 +20,7 @@ from jtransfer.checkpoints.names import LEAF, SAME, LayerKind, Layout, Names, Ro
 from jtransfer.checkpoints.tensors import Tensor
 from jtransfer.errors import InputError
 from jtransfer.models import Head, ViTConfig
+from jtransfer.models.vit import waves
 
 log = logging.getLogger("jtransfer")
 
@@ -249,14 +250,8 @@ def _once_for(times: int, read: Callable[[], np.ndarray]) -> Callable[[], np.nda
 
 
 def _waves(config: ViTConfig) -> Tensor:
-    """Fixed positions of sines and cosines (Chen et al. 2021, arXiv:2104.02057), as big_vision computes them."""
-
-    def read():
-        y, x = np.mgrid[: config.grid[0], : config.grid[1]].astype(np.float32)
-        rates = 1 / 10_000 ** np.linspace(0, 1, config.width // 4, dtype=np.float32)
-        y, x = y.reshape(-1, 1) * rates, x.reshape(-1, 1) * rates
-        return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], 1)[None]
-
+    """The positions of `vit.waves`, which big_vision computes, as a tensor of a file."""
     if config.width % 4:
         raise InputError(f"the file has no positions, and those of 'sincos2d' need a width of 4n, not {config.width}")
-    return Tensor((1, math.prod(config.grid), config.width), np.dtype(np.float32), read)
+    shape = (1, math.prod(config.grid), config.width)
+    return Tensor(shape, np.dtype(np.float32), lambda: waves(config.grid, config.width)[None])
