@@ -37,6 +37,7 @@ def write(head: Head | Heads | None, classes: tuple[str, ...]) -> dict[str, Any]
         each = zip(head.each, head.classes, strict=True)
         return {"classes": [], SEVERAL: {name: write(one, own) for (name, one), own in each}}
     head = head or (Head(len(classes)) if classes else None)
+    head = dataclasses.replace(head, start=0.0) if head else head  # which says nothing of a head that has its leaves
     said = {"classes": list(classes)}
     if head is None or head == Head(len(classes)):
         return said

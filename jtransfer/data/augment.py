@@ -19,7 +19,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from jtransfer import expressions, kinds
 from jtransfer.data import pictures
-from jtransfer.data.policies import AutoAugment, Picture, RandAugment, Random
+from jtransfer.data.policies import AutoAugment, Picture, RandAug, RandAugment, Random
 from jtransfer.errors import InputError
 
 FILTERS = {
@@ -252,6 +252,7 @@ AUGMENTATIONS: Mapping[str, Callable[..., Callable[[Picture, Random], Picture]]]
     "flip": Flip,
     "color_jitter": ColorJitter,
     "randaugment": RandAugment,
+    "randaug": RandAug,
     "autoaugment": AutoAugment,
     "erase": Erase,
 }

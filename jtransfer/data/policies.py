@@ -1,6 +1,7 @@
 """RandAugment and AutoAugment: operations on PIL images, how much of each a level is, and which are drawn.
 
-Operations and amounts are torchvision's on PIL images.
+Operations and amounts are torchvision's on PIL images; those of `RandAug` are big_vision's, at whose levels its recipes
+were tuned.
 """
 
 from collections.abc import Callable
@@ -135,3 +136,84 @@ class AutoAugment:
             if draws.random() < probability:
                 image = _signed(image, name, level / 9, draws)
         return image
+
+
+GREY = 128
+"""What big_vision puts where an operation leaves nothing, in every channel."""
+
+
+def _moved(image: Picture, matrix: tuple[float, ...]) -> Picture:
+    colour = GREY if image.mode == "L" else (GREY,) * 3
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST, fillcolor=colour)
+
+
+def _contrasted(image: Picture, factor: float) -> Picture:
+    """Away from a grey that is not the mean: TensorFlow's operation takes the number of pixels by 256 for it."""
+    grey = min(255, image.width * image.height // 256)
+    return Image.blend(Image.new(image.mode, image.size, grey if image.mode == "L" else (grey,) * 3), image, factor)
+
+
+@dataclass(frozen=True)
+class RandAug:
+    """big_vision's RandAugment (`pp/autoaugment.py`): some of 16 operations, each drawn from all, at one level.
+
+    Beside those of `RandAugment` there are Invert, Cutout and SolarizeAdd. Brightness, colour, contrast and sharpness
+    are changed by one factor of 0.1 to 1.9, at level 0 to almost nothing, and what moves out leaves grey.
+
+    Attributes:
+        layers: Number of operations that are done, one after another.
+        magnitude: The level, 10 for the amounts of AutoAugment at their most, and up to 30 beyond.
+    """
+
+    layers: int = 2
+    magnitude: int = 10
+
+    def __post_init__(self):
+        kinds.check(self.layers, kinds.whole(0, 100), "augment: layers of RandAug")
+        kinds.check(self.magnitude, kinds.whole(0, 30), "augment: magnitude of RandAug")
+
+    def __call__(self, image: Picture, draws: Random) -> Picture:
+        """The image after the operations."""
+        for _ in range(self.layers):
+            image = self.done(NAMES[draws.integers(len(NAMES))], image, draws)
+        return image
+
+    def done(self, name: str, image: Picture, draws: Random) -> Picture:
+        """An image after one operation, a key of `NAMES`."""
+        level = self.magnitude / 10
+        sign = -1 if name in SIGNED[:5] and draws.random() < 0.5 else 1
+        if name in ("ShearX", "ShearY"):
+            x, y = (0.3 * level * sign, 0) if name == "ShearX" else (0, 0.3 * level * sign)
+            return _moved(image, (1, x, 0, y, 1, 0))
+        if name in ("TranslateX", "TranslateY"):
+            x, y = (100 * level * sign, 0) if name == "TranslateX" else (0, 100 * level * sign)
+            return _moved(image, (1, 0, x, 0, 1, y))
+        if name == "Rotate":
+            colour = GREY if image.mode == "L" else (GREY,) * 3
+            return image.rotate(30 * level * sign, Image.Resampling.NEAREST, fillcolor=colour)
+        if name == "Contrast":
+            return _contrasted(image, 1.8 * level + 0.1)
+        if name in ("Brightness", "Color", "Sharpness"):
+            return OPERATIONS[name](image, 1.8 * level + 0.1 - 1)
+        if name == "SolarizeAdd":
+            added = int(110 * level)
+            return image.point([min(255, x + added) if x < 128 else x for x in range(256)] * len(image.getbands()))
+        if name == "Cutout":
+            return _cut(image, int(40 * level), draws)
+        if name == "Posterize":
+            kept = 256 - 2 ** (8 - min(8, int(4 * level)))  # the highest bits, of which there may be none
+            return image.point([x & kept for x in range(256)] * len(image.getbands()))
+        return OPERATIONS[name](image, int(256 * level) if name == "Solarize" else 0)
+
+
+NAMES = (*(name for name in OPERATIONS if name != "Identity"), "SolarizeAdd", "Cutout")
+"""The operations of `RandAug`."""
+
+
+def _cut(image: Picture, half: int, draws: Random) -> Picture:
+    """Grey over a square of twice `half` pixels a side around any pixel, cut at the border."""
+    x, y = int(draws.integers(image.width)), int(draws.integers(image.height))
+    box = max(0, x - half), max(0, y - half), min(image.width, x + half), min(image.height, y + half)
+    found = image.copy()
+    found.paste(GREY if image.mode == "L" else (GREY,) * 3, box)
+    return found

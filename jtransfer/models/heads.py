@@ -40,6 +40,7 @@ class Head:
         keys: Number of examples that vote beside the output layer; see `votes`.
         texts: Tokens of one text for each class, all of one length, class after class: a dual encoder reads them in
             every call, and its `logits_per_image` are the predictions. Then there are no layers. Empty for no texts.
+        start: What every bias of the output layer is before the first step.
     """
 
     classes: int
@@ -53,6 +54,7 @@ class Head:
     output: str = "logits"
     keys: int = field(default=0, repr=False)  # fingerprints of earlier versions are over the others
     texts: tuple[int, ...] = field(default=(), repr=False)
+    start: float = field(default=0.0, repr=False)
 
     @property
     def kind(self) -> str:
@@ -139,8 +141,8 @@ def votes(x: jax.Array, keys: jax.Array, values: jax.Array, alpha: jax.Array, be
 def _output(config: Head, name: str) -> nn.Module:
     if config.keys:
         return Cached(config, name=name)
-    zeros = nn.initializers.zeros
-    return layers.Dense(config.classes, use_bias=config.bias, kernel_init=zeros, name=name, dtype="float32")
+    starts = {"kernel_init": nn.initializers.zeros, "bias_init": nn.initializers.constant(config.start)}
+    return layers.Dense(config.classes, use_bias=config.bias, **starts, name=name, dtype="float32")
 
 
 class Headed(nn.Module):

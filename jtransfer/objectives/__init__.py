@@ -6,7 +6,7 @@ from typing import Any
 from jtransfer import expressions
 from jtransfer.data.dataset import FOUND
 from jtransfer.errors import InputError
-from jtransfer.objectives.classification import check_mixup, classification, multilabel, regression
+from jtransfer.objectives.classification import check_mixup, classification, multilabel, regression, sigmoid
 from jtransfer.objectives.contrastive import LOSSES, clip, contrastive, pair_loss, siglip
 from jtransfer.objectives.language import lm, spans, tokens
 from jtransfer.objectives.masked import masked_lm
@@ -35,12 +35,14 @@ __all__ = [
     "parse",
     "regression",
     "siglip",
+    "sigmoid",
     "spans",
     "tokens",
 ]
 
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "classification": classification,
+    "sigmoid": sigmoid,
     "multilabel": multilabel,
     "regression": regression,
     "clip": clip,

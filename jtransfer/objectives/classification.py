@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jtransfer.errors import InputError
-from jtransfer.kinds import NOT_NEGATIVE, SHARE, check
+from jtransfer.kinds import NOT_NEGATIVE, SHARE, check, number
 from jtransfer.models import Architecture, Head
 from jtransfer.objectives.objective import Batch, Metrics, Objective, Outputs
 
@@ -43,6 +43,41 @@ def classification(smoothing: float = 0.0, mixup: float = 0.0, cutmix: float = 0
         return value, {"accuracy": jnp.mean(logits.argmax(-1) == labels)}
 
     return Objective(score, linear, augment=_mix(mixup, cutmix), measure=measure, metrics=("accuracy",))
+
+
+def sigmoid(bias: float = 0.0, mixup: float = 0.0, cutmix: float = 0.0) -> Objective:
+    """One class a row, told by as many sigmoids: binary cross-entropy, summed over classes, as big_vision has it.
+
+    It suits images that may show several classes of which one is labelled, as those of ImageNet-21k.
+
+    Args:
+        bias: What every bias of the head is before the first step. big_vision takes -10 on ImageNet-21k, so that the
+            many classes that are not there are told from the start.
+        mixup: As for `classification`.
+        cutmix: As for `classification`.
+
+    Raises:
+        InputError: `bias` that is not finite, or as for `classification`.
+    """
+    check(bias, number(), "bias")
+
+    def losses(logits, targets):
+        return optax.sigmoid_binary_cross_entropy(logits, targets).sum(-1)
+
+    def score(params, outputs, batch):
+        logits, labels = outputs["logits"], batch["labels"]
+        targets = _mixed(batch, jax.nn.one_hot(labels, logits.shape[-1]))
+        return losses(logits, targets).mean(), {"accuracy": jnp.mean(logits.argmax(-1) == labels)}
+
+    def measure(outputs, batch):
+        logits, labels = outputs["logits"], batch["labels"]
+        found = losses(logits, jax.nn.one_hot(labels, logits.shape[-1]))
+        return {"loss": found, "accuracy": logits.argmax(-1) == labels}
+
+    def head(architecture, outputs):
+        return Head(outputs, start=bias)
+
+    return Objective(score, head, augment=_mix(mixup, cutmix), measure=measure, metrics=("accuracy",))
 
 
 def measure(outputs: Outputs, batch: Batch) -> Metrics:

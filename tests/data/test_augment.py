@@ -5,9 +5,9 @@ import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from jtransfer import imports
-from jtransfer.data import augment
+from jtransfer.data import augment, policies
 from jtransfer.data.augment import Augmented, parse
-from jtransfer.data.policies import IMAGENET, OPERATIONS, SIGNED, AutoAugment, RandAugment, amount
+from jtransfer.data.policies import IMAGENET, OPERATIONS, SIGNED, AutoAugment, RandAug, RandAugment, amount
 from jtransfer.errors import InputError
 
 
@@ -124,6 +124,52 @@ def test_randaugment_draws_operations_and_signs(picture):
     assert RandAugment(0)(picture, Fixed()) is picture
 
 
+@pytest.mark.parametrize("magnitude", [0, 10, 15])
+def test_big_visions_randaug_changes_values_as_its_operations_do(magnitude, picture):
+    """On every value that a pixel may have, by the operations of its `pp/autoaugment.py`."""
+    level, x = magnitude / 10, np.arange(256)
+    image = Image.fromarray(np.stack([x.reshape(16, 16)] * 3, -1).astype(np.uint8))
+    factor, shift = level * 1.8 + 0.1, 8 - int(level * 4)
+    mean = np.float64(min(255, 16 * 16 // 256))
+    expected = {
+        "Invert": 255 - x,
+        "Posterize": (x >> shift) << shift,
+        "Solarize": np.where(x < int(level * 256), x, 255 - x),
+        "SolarizeAdd": np.where(x < 128, np.clip(x + int(level * 110), 0, 255), x),
+        "Brightness": np.clip(x * factor, 0, 255),
+        "Contrast": np.clip(mean + factor * (x - mean), 0, 255),
+        "Color": x,
+    }
+    for name, values in expected.items():
+        found = pixels(RandAug(1, magnitude).done(name, image, Fixed()))[..., 0].reshape(-1)
+        np.testing.assert_allclose(found, np.trunc(values), atol=1, err_msg=name)
+
+
+def test_big_visions_randaug_moves_by_its_levels_and_leaves_grey(picture):
+    array, policy = pixels(picture), RandAug(1, 1)
+    to_the_left = pixels(policy.done("TranslateX", picture, Fixed(0.9)))
+    np.testing.assert_array_equal(to_the_left[:, :50], array[:, 10:])
+    assert (to_the_left[:, 50:] == 128).all()
+    down = pixels(policy.done("TranslateY", picture, Fixed(0.1)))
+    np.testing.assert_array_equal(down[10:], array[:31])
+    cut = pixels(RandAug(1, 2).done("Cutout", picture, Fixed(0.5, 0.5)))
+    inside = np.zeros((41, 60), bool)
+    inside[20 - 8 : 20 + 8, 30 - 8 : 30 + 8] = True
+    assert (cut[inside] == 128).all() and (cut[~inside] == array[~inside]).all()
+    assert (pixels(RandAug(1, 10).done("Rotate", picture, Fixed(0.9)))[0, 0] == 128).all()
+
+
+def test_big_visions_randaug_draws_from_sixteen_operations_and_takes_grey_images(picture):
+    assert len(policies.NAMES) == len(set(policies.NAMES)) == 16
+    image = picture.convert("L")
+    for i, name in enumerate(policies.NAMES):
+        draws = ((i + 0.5) / 16, *(0.7,) * 3)
+        found = parse(["randaug(1, 10)"])[0](image, Fixed(*draws))
+        assert found.mode == "L" and found.size == image.size, name
+        expected = RandAug(1, 10).done(name, image, Fixed(*draws[1:]))
+        np.testing.assert_array_equal(pixels(found), pixels(expected))
+
+
 def test_autoaugment_does_the_pair_that_is_drawn_with_its_probabilities(picture):
     """The second pair: Solarize at 5 of 9 in six of ten cases, then AutoContrast in six of ten."""
     both = AutoAugment()(picture, Fixed(1.5 / 25, 0.59, 0.59))
@@ -170,7 +216,7 @@ def test_draws_follow_from_the_seed_and_the_place_alone(shape):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("randaug(2)", "did you mean 'randaugment'"),
+        ("randaugmen(2)", "did you mean 'randaugment'"),
         ("flip(2)", "probability of Flip: expected a number from 0 to 1, found 2"),
         ("random_resized_crop", "does not fit random_resized_crop(size"),
         ("color_jitter(hue=0.7)", "hue of ColorJitter: expected a number from 0 to 0.5"),
