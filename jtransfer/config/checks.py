@@ -69,6 +69,7 @@ TABLES: dict[str, dict[str, Any]] = {
         "backbone": TEXT,
         "objective": NAME,
         "metrics": several(NAME),
+        "watch": several(NAME),
         "teacher": TEXT,
         "source": TEXT,
         "source_dir": TEXT,
@@ -146,7 +147,18 @@ TASK = {"data": NAME, "objective": NAME, "metrics": several(NAME), "weight": kin
 """Which values the keys of one of several tasks may have."""
 OF_ROWS = ("augment", "packing", "group_by_length")
 """Keys of objectives on rows alone."""
-OF_ONE_TASK = ("data", "objective", "metrics", "teacher", "source", "smoothing", "mixup", "cutmix", *OF_ROWS)
+OF_ONE_TASK = (
+    "data",
+    "objective",
+    "metrics",
+    "teacher",
+    "source",
+    "preprocessor",
+    "smoothing",
+    "mixup",
+    "cutmix",
+    *OF_ROWS,
+)
 """Keys that a config with several tasks leaves out."""
 OF_PAIRS = ("towers", "tokenizer", "templates", "crop", "temperature_limit")
 """Keys of contrastive objectives alone."""

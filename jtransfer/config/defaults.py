@@ -76,13 +76,16 @@ def train_defaults() -> dict[str, Any]:
         "source": "",  # data of the backbone's own head, on which forgetting is measured; for methods as ewc
         "source_dir": "",  # where a prepared source tfds:NAME lies; empty for `data_dir`
         "metrics": (),  # measured on held-out examples beside the loss; empty for the data's own or the objective's
+        # Measured on other data at every evaluation: protocols of `jtransfer evaluate` on its datasets, as
+        # ("few_shot(shots=(10,)) on tfds:cifar100", "zero_shot on tfds:oxford_iiit_pet"); see docs/recipes.md
+        "watch": (),
         # Several tasks on one backbone, by name, instead of `data`, `objective` and `metrics`; each has a head and
         # gives `batch` examples to every step: {"digits": {"data": "digits"}, "ink": {"data": "npz:ink.npz", ...}}
         "tasks": {},
+        "preprocessor": {},  # how images are made, in the keys of preprocessor_config.json; empty for the backbone's
         # Of a contrastive objective alone:
         "towers": {"vision": "", "text": ""},  # backbones that one or both start from, when there is no `backbone`
         "tokenizer": "",  # empty for the backbone's, or "bytes"; a file of CLIP's merges, or a checkpoint that has one
-        "preprocessor": {},  # how images are made, in the keys of preprocessor_config.json; empty for the backbone's
         "templates": (),  # texts with {} for the caption, one drawn each time; empty for the source's own
         "crop": (),  # the least and the largest share of an image's area that is cut out for training, as (0.9, 1.0)
         "temperature_limit": 100.0,  # of "clip": the most that cosines are multiplied by; 0 for none, as "siglip" has

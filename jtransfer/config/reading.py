@@ -21,7 +21,7 @@ from jtransfer.config.checks import check, table
 from jtransfer.config.defaults import DEFAULTS, architecture, curve_defaults, task_defaults, train_defaults
 from jtransfer.errors import InputError, nearest
 
-LISTS = ("methods", "metrics", "protocols", "layers", "trust", "augment")
+LISTS = ("methods", "metrics", "protocols", "layers", "trust", "augment", "watch")
 """Keys whose items are texts that hold commas of their own: on the command line a list arrives as one string."""
 LARGEST = 1 << 20
 """The most bytes of a config file."""

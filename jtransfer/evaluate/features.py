@@ -186,14 +186,18 @@ def outputs_of(backbone: Backbone, example: Mapping[str, Any]) -> tuple[str, ...
     return tuple(jax.eval_shape(program, backbone.params | backbone.state, dict(example)))
 
 
+def of_tower(outputs: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """The tower of a dual encoder that ran alone ("" for another model), and its outputs among those of the whole."""
+    tower = next((name for name in ("vision", "text") if f"{name}_model_output" in outputs), "")
+    return tower, outputs[f"{tower}_model_output"] | outputs if tower else outputs
+
+
 def _read(backbone, layers, tree, inputs):
     """Every layer of one batch, `[batch, width]` float32."""
     parsed = {name: Layer.parse(name) for name in layers}
     hidden = any(layer.output == "hidden_states" for layer in parsed.values())
     outputs = models.apply(backbone.whole, tree, inputs, **({"output_hidden_states": True} if hidden else {}))
-    tower = next((name for name in ("vision", "text") if f"{name}_model_output" in outputs), None)
-    if tower:  # of a dual encoder: its own outputs, without those that the whole has by the same name
-        outputs = outputs[f"{tower}_model_output"] | outputs
+    tower, outputs = of_tower(outputs)
     prefix, config = (f"{tower}/", backbone.config.towers[tower]) if tower else ("", backbone.config)
     found = {}
     for name, layer in parsed.items():

@@ -149,6 +149,10 @@ class TargetTask:
         found = self.reader(self.dataset, *others) if others else {}
         return [found[layer] if layer in found else self.all_layers[layer] for layer in layers]
 
+    def features_of(self, layer: str, rows: np.ndarray) -> np.ndarray:
+        """Features `[some, width]` of some rows `[some]`, for a protocol that needs no others."""
+        return self.features(layer)[0][rows]
+
     def seen_by(self, name: str) -> "TargetTask":
         """This task with the features of another backbone, at its main revision; other options are of both."""
         options = {key: value for key, value in self.options.items() if key not in starts.OF_ONE}

@@ -12,13 +12,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jtransfer.checkpoints.backbone import Backbone, load
-from jtransfer.data import marks, preprocess
+from jtransfer.data import keys, marks, preprocess
 from jtransfer.data.coded import Coded, Scale
 from jtransfer.data.dataset import FOUND, each
 from jtransfer.data.streams import ahead
 from jtransfer.devices import sharding
-from jtransfer.errors import InputError
-from jtransfer.models import check_images
+from jtransfer.errors import InputError, first_line
+from jtransfer.models import Architecture, check_images
 from jtransfer.storage.arrays import aligned
 
 log = logging.getLogger("jtransfer")
@@ -300,6 +300,33 @@ def through(processor: Any) -> Pictures:
         return processor(images)
 
     return Pictures(prepare, processor.scale, repr(processor), getattr(processor, "square", None))
+
+
+def described_processor(
+    values: Mapping[str, Any], architecture: Architecture, where: str = "config.preprocessor"
+) -> Any:
+    """The `images.Processor` that values describe, made to fit a model.
+
+    Args:
+        values: As of a `preprocessor_config.json`; without a type they are of a ViTImageProcessor.
+        architecture: Of the model, or of a dual encoder with a tower of images.
+        where: The values, for errors.
+
+    Raises:
+        InputError: values that cannot be used, or a model that takes no images of one size.
+    """
+    from jtransfer.data import images
+
+    inputs = architecture.vision_tower.inputs
+    if "pixel_values" not in inputs or len(inputs["pixel_values"].shape) != 4:
+        raise InputError(f"{where} is of images of one size, the model takes {', '.join(inputs)}; leave it out")
+    try:
+        keys.check(where, values, keys.PREPROCESSOR)
+        return images.processor(values, "ViTImageProcessor", inputs["pixel_values"].shape[1:])
+    except InputError as error:
+        raise InputError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
+    except (TypeError, ValueError, KeyError, AttributeError) as error:  # of values of a wrong type
+        raise InputError(f"{where}: {type(error).__name__}: {first_line(error)}") from None
 
 
 def _for_images(backbone: Backbone, data: Any) -> Prepare:

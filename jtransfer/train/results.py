@@ -53,7 +53,7 @@ def result(
             f"workdir {directory} is of no 'jtransfer train', which alone keeps weights: its config.json has "
             f"'{foreign[0]}'"
         )
-    here = {"mesh": {"data": 1, "rest": -1}, "sharding": "replicated"}
+    here = {"mesh": {"data": 1, "rest": -1}, "sharding": "replicated", "watch": ()}
     config = ConfigDict(completed("train", values) | here)
     stream, tokens = remembered.read(directory) or (None, 0)
     if tokens:

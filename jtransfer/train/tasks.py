@@ -32,11 +32,22 @@ from jtransfer.models import Heads, build
 from jtransfer.objectives import metrics
 from jtransfer.solvers.few_shot import Fit
 from jtransfer.starts import lengths, pairs, teachers
-from jtransfer.starts.inputs import Prepare, as_they_are, example, gathered, labelling, load_for, prepare_for, tower_for
+from jtransfer.starts.inputs import (
+    Prepare,
+    as_they_are,
+    described_processor,
+    example,
+    gathered,
+    labelling,
+    load_for,
+    prepare_for,
+    through,
+    tower_for,
+)
 from jtransfer.starts.source import SourceTask
 from jtransfer.starts.start import Start
-from jtransfer.train import measured, solved
-from jtransfer.train.by_names import ClassNames
+from jtransfer.train import measured, solved, watched
+from jtransfer.train.by_names import ClassNames, is_dual
 from jtransfer.train.combine import Combine, mean, weighted
 from jtransfer.train.measured import Evaluate
 from jtransfer.tree import Tree, select
@@ -135,7 +146,7 @@ def _of_rows(config, settings, mesh, stream) -> Task:
     remembered = stream is not None
     stream = stream or _opened(config, config.data, objectives.parse(config.objective, settings), mesh)
     method = methods.parse(config.method)
-    dual, prepare = _backbone(config, stream, tower=not (method.names or config.source))
+    dual, prepare = _backbone(config, stream, tower=not (method.names or config.source or config.watch))
     if not remembered:
         stream, prepare = _arranged(config, stream, prepare, dual.config, mesh)
     objective, named, one = _asked(config, settings, stream, prepare)
@@ -143,7 +154,7 @@ def _of_rows(config, settings, mesh, stream) -> Task:
     if method.names:
         whole, objective = names.start(method, objective, one, solved.fitted(stream))
     else:
-        whole = tower_for(dual, stream) if config.source else dual
+        whole = tower_for(dual, stream)
     model, params, head = headed(whole, objective, stream.outputs)
     labels, held_out = _labels(prepare, stream)
     objectives.check_mixup(config.mixup, one)
@@ -167,7 +178,7 @@ def _of_rows(config, settings, mesh, stream) -> Task:
     start, parts = _start(config, whole, stream), teachers.parts(held_out, taught.values(), stream.inputs)
     fingerprints = {"backbone": dual.fingerprint} if method.names else start.fingerprints
     read = {name: x.fingerprint for name, x in (taught | ({"source": from_source} if from_source else {})).items()}
-    return Task(
+    task = Task(
         TaskData(
             *(stream, ready, one, evaluate, parts, solve, from_source, prepare),
             told=partial(_told, tuple(taught.values())) if taught else None,
@@ -184,6 +195,7 @@ def _of_rows(config, settings, mesh, stream) -> Task:
         objective,
         accumulate=config.accumulate,
     )
+    return task if remembered else _watching(config, mesh, task, dual=dual if is_dual(dual) else None)
 
 
 def _of_several(config, mesh, joined) -> Task:
@@ -233,7 +245,21 @@ def _of_several(config, mesh, joined) -> Task:
     classes = tuple(_classes(streams[name], own) for name, own in objective.items())
     start = replace(_start(config, whole, first), model=model, params=params, head=Heads(tuple(heads.items()), classes))
     combine = weighted({name: section.weight for name, section in sections.items()})
-    return Task(data, start, objective, combine, config.accumulate)
+    task = Task(data, start, objective, combine, config.accumulate)
+    return task if joined else _watching(config, mesh, task)
+
+
+def _watching(config, mesh, task, **reads) -> Task:
+    """A task, at whose evaluations `config.watch` is measured too."""
+    if not config.watch:
+        return task
+    about = {"options": config.load, "data_dir": config.data_dir, "mesh": mesh, "batch": config.batch}
+    found = watched.of(config.watch, task.start, **about, **reads)
+    return replace(
+        task,
+        data=replace(task.data, evaluate=partial(found.beside, task.data.evaluate)),
+        start=replace(task.start, fingerprints={**task.start.fingerprints, "watch": found.fingerprint}),
+    )
 
 
 @contextmanager
@@ -254,11 +280,18 @@ def _opened(config, data, objective, mesh) -> Stream:
 
 def _backbone(config, stream, tower=True):
     """The backbone, without a name or leaves where there is none, and what makes its inputs of a stream's."""
+    if config.preprocessor and stream.kind != "image":
+        raise InputError(f"config.preprocessor is of images, {stream.name} holds {stream.kind}s; leave it out")
     if config.backbone:
         # On the host, where it may lie in the mapped file; training lays it out on the mesh.
-        return load_for(config.backbone, config.load, stream, tower, bool(config.packing), sharding="host")
-    module = build(**config.model)
-    return checkpoints.Backbone("", module, {}), as_they_are(module, stream)
+        found, prepare = load_for(config.backbone, config.load, stream, tower, bool(config.packing), sharding="host")
+    else:
+        found = checkpoints.Backbone("", build(**config.model), {})
+        prepare = None if config.preprocessor else as_they_are(found.model, stream)
+    if config.preprocessor:
+        prepare = through(described_processor(config.preprocessor.to_dict(), found.config))
+        prepare(stream.inputs[np.arange(1)])  # images that it cannot take are refused here and now
+    return found, prepare
 
 
 def _arranged(config, stream, prepare, model, mesh):
@@ -320,17 +353,19 @@ def _start(config, whole, stream):
         *(whole.model, whole.model, whole.params | whole.state, ("head/",)),
         backbone=backbone,
         fingerprints={"backbone": backbone.fingerprint} if backbone else {},
-        preprocessor=_processor_of(backbone, whole.model),
+        preprocessor=_processor_of(config, backbone, whole.model),
         tokenizer=tokenizer_files(backbone) if stream.kind == "text" else {},
     )
 
 
-def _processor_of(backbone, module):
+def _processor_of(config, backbone, module):
     """How images are made, in Hugging Face's keys; None where there are none, or nothing says it."""
     from jtransfer.data import images
 
     if "pixel_values" not in module.config.inputs:
         return None
+    if config.preprocessor:
+        return described_processor(config.preprocessor.to_dict(), module.config).values
     shape = module.config.inputs["pixel_values"].shape[1:]
     own = backbone.preprocess if backbone else images.plain(shape) if shape[-1] in (1, 3) else None
     return getattr(own, "values", None)
@@ -338,7 +373,7 @@ def _processor_of(backbone, module):
 
 def _of_pairs(config, settings, mesh, stream) -> Task:
     """A task of pairs of images and texts."""
-    rows = sharding.rows(mesh, config.batch)
+    rows, remembered = sharding.rows(mesh, config.batch), stream is not None
     stream = stream or open_pairs(
         config.data, config.batch, config.seed, rows, config.data_dir, config.templates, config.crop, config.damaged
     )
@@ -360,7 +395,8 @@ def _of_pairs(config, settings, mesh, stream) -> Task:
     offered = {"parts": config.accumulate, "mesh": mesh, "temperature_limit": config.temperature_limit}
     objective = objectives.parse(config.objective, settings, offered)
     data = TaskData(stream, _told_of_one_caption(inputs.ready), one, evaluate, prepare=inputs.images)
-    return Task(data, start, objective)
+    task = Task(data, start, objective)
+    return task if remembered else _watching(config, mesh, task, texts=lambda texts: inputs.texts([*texts])[0])
 
 
 def _one_of(inputs, stream):

@@ -83,6 +83,7 @@ def test_every_protocol_that_needs_no_text_runs_on_a_tiny_task(names, tmp_path):
     wanted = {
         "probe": "accuracy",
         "ridge": "accuracy",
+        "few_shot(shots=(2, 1))": "accuracy at 2 shots",
         "prototypes('lda')": "accuracy",
         "knn(k=(5,))": "accuracy",
         "episodes(ways=3, shots=1, queries=2, episodes=20)": "accuracy",
@@ -101,6 +102,28 @@ def test_every_protocol_that_needs_no_text_runs_on_a_tiny_task(names, tmp_path):
     cka = rows[-1]
     assert cka["metrics"]["features"] == pytest.approx(1), "a model with itself"
     assert [row["layer"] for row in rows if row["protocol"] == "transferability"] == ["features", "logits"]
+
+
+def test_few_shots_are_fitted_and_drawn_as_in_big_vision(names, tmp_path):
+    evaluation = run.prepare(resolved(names, protocols="few_shot(shots=(1, 5), seeds=3, l2=100)"))
+    (row,) = run.run(evaluation, tmp_path, lambda *_: None)
+    task = evaluation.task
+    (x,), y = task.features("features"), task.dataset.labels
+    pool = np.sort(np.concatenate([task.train, task.validation]))
+    found = {1: [], 5: []}
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        of_each = [rng.permutation(np.where(y[pool] == label)[0]) for label in range(3)]
+        for shots, accuracies in found.items():
+            rows = pool[np.concatenate([own[:shots] for own in of_each])]
+            mean, std = x[rows].mean(0, dtype=float), x[rows].std(0, dtype=float) + 1e-5
+            a, asked = (
+                np.pad((z - mean) / std, ((0, 0), (0, 1)), constant_values=100) for z in (x[rows], x[task.test])
+            )
+            w = np.linalg.solve(a.T @ a + 100 * np.eye(a.shape[1]), a.T @ (2 * np.eye(3)[y[rows]] - 1))
+            accuracies.append(np.mean((asked @ w).argmax(1) == y[task.test]))
+    expected = {f"accuracy at {shots} shots": np.mean(accuracies) for shots, accuracies in found.items()}
+    assert row["metrics"] == pytest.approx(expected) and row["chosen"] == {}
 
 
 SIGNS = ("edema", "mass", "nodule")

@@ -5,10 +5,10 @@ that does the work and gives the rows of results. So what cannot be evaluated is
 To add one, write such a function and name it here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from jtransfer import expressions
-from jtransfer.evaluate.protocols.classifiers import episodes, knn, linear_grid, probe, prototypes, ridge
+from jtransfer.evaluate.protocols.classifiers import episodes, few_shot, knn, linear_grid, probe, prototypes, ridge
 from jtransfer.evaluate.protocols.names import attributes, retrieval, typographic, zero_shot
 from jtransfer.evaluate.protocols.rows import ProtocolRun
 from jtransfer.evaluate.protocols.structure import cka, clusters, domain_gap, transferability
@@ -18,6 +18,7 @@ PROTOCOLS: dict[str, Callable[..., ProtocolRun]] = {
     "probe": probe,
     "linear_grid": linear_grid,
     "ridge": ridge,
+    "few_shot": few_shot,
     "prototypes": prototypes,
     "episodes": episodes,
     "knn": knn,
@@ -32,10 +33,20 @@ PROTOCOLS: dict[str, Callable[..., ProtocolRun]] = {
 }
 
 
-def parse(text: str) -> Callable[[TargetTask], ProtocolRun]:
+WATCHED = ("few_shot", "zero_shot", "ridge", "prototypes", "knn", "probe")
+"""Those that may be measured while a model trains: they read its features, or its embeddings of images, alone."""
+
+
+def parse(text: str, among: Collection[str] = PROTOCOLS) -> Callable[[TargetTask], ProtocolRun]:
     """A protocol as a config writes it, to be put on a task: `knn`, `knn(k=(5, 10))`.
+
+    Args:
+        text: What the config says.
+        among: Names of those that serve.
 
     Raises:
         InputError: an unknown protocol or option, with the nearest that exists.
     """
-    return expressions.call(expressions.parse(text, "protocol"), text, "protocol", PROTOCOLS, given=1)
+    return expressions.call(
+        expressions.parse(text, "protocol"), text, "protocol", {name: PROTOCOLS[name] for name in among}, given=1
+    )

@@ -15,7 +15,7 @@ from jtransfer.evaluate import probe as probes
 from jtransfer.evaluate.protocols.rows import ProtocolRun, each_layer, labelled, row, single
 from jtransfer.evaluate.task import TargetTask
 from jtransfer.kinds import POSITIVE, POSITIVES, several, whole
-from jtransfer.solvers import heads
+from jtransfer.solvers import draws, heads
 from jtransfer.solvers import prototypes as means
 from jtransfer.solvers import ridge as ridges
 
@@ -84,6 +84,57 @@ def ridge(
         )
 
     return each_layer(task, evaluate)
+
+
+def few_shot(
+    task: TargetTask,
+    shots: Annotated[tuple, several(whole(1), 1)] = draws.SHOTS,
+    seeds: Annotated[int, whole(1, 1000)] = len(draws.SEEDS),
+    l2: Annotated[float, POSITIVE] = 1024.0,
+) -> ProtocolRun:
+    """Ridge regression on a few rows of each class, as big_vision measures it while it trains; nothing is chosen.
+
+    Args:
+        task: With one class a row.
+        shots: Numbers of rows of each class; they are drawn from all labelled rows.
+        seeds: Draws for each number of shots, whose accuracies are averaged.
+        l2: λ on the sum over rows.
+    """
+    single(task, "few_shot")
+    classes, rows, shots = len(task.dataset.classes), labelled(task), tuple(dict.fromkeys(shots))
+    own = task.dataset.labels[rows]
+    if (least := int(np.bincount(own, minlength=classes).min())) < max(shots):
+        raise InputError(
+            f"few_shot: shots are {list(shots)}, and a class of {task.dataset.name} has {least} labelled rows; "
+            f"expected numbers of 1 to {least}"
+        )
+    drawn, weights = draws.draws(own, shots, range(seeds), classes=classes)
+
+    def evaluate(layer):
+        used, places = np.unique(drawn, return_inverse=True)  # all others need not be read
+        x = task.features_of(layer, rows[used])
+        fitted = {"classes": classes, "rows": places.reshape(drawn.shape), "weights": weights}
+        kernels, biases = (np.asarray(y) for y in ridges.ridge_path(x, own[used], (l2,), **fitted))
+        asked, labels, measured = task.features_of(layer, task.test), task.dataset.labels[task.test], {}
+        for i, count in enumerate(shots):
+            heads_of = zip(kernels[i, :, 0], biases[i, :, 0], strict=True)
+            found = [metrics.accuracy(_predicted(asked, *head), labels) for head in heads_of]
+            measured[f"accuracy at {count} shots"] = np.mean(found)
+        how = (
+            f"ridge regression as big_vision's fewshot_lsr on {layer}: whitened features and a constant of "
+            f"{ridges.BIAS:g}, targets 1 and -1, λ {l2:g}; mean over {seeds} draws of so many rows a class from the "
+            f"{len(rows)} labelled ones; nothing is chosen"
+        )
+        return row(layer, measured, how)
+
+    return lambda: [evaluate(layer) for layer in task.layers]
+
+
+def _predicted(x, kernel, bias):
+    """The class of the largest logit of each row, some rows at a time."""
+    size = max(1, metrics.BLOCK // kernel.shape[1])
+    parts = np.split(x, range(size, len(x), size))
+    return np.concatenate([(part @ kernel + bias).argmax(1) for part in parts])
 
 
 def prototypes(task: TargetTask, kind: str = "cosine") -> ProtocolRun:

@@ -44,7 +44,7 @@ def zero_shot(
         found = make()
         if target:
             found.save(target)
-        measured = texts.zero_shot(task.features(EMBEDS)[0][task.test], task.dataset.labels[task.test], found)
+        measured = texts.zero_shot(task.features_of(EMBEDS, task.test), task.dataset.labels[task.test], found)
         accuracies = zip(found.names, measured.per_class, strict=True)
         per_class = {name: None if np.isnan(x) else float(x) for name, x in accuracies}
         metrics = {
