@@ -1,6 +1,7 @@
 """SigLIP ViT-B/16: sigmoid loss over 32,768 pairs a step, 64 tokens, pooling by attention (arXiv:2303.15343).
 
 jtransfer train --config=configs/clip/vit_b16_siglip.py:data=tfds:my_pairs?caption=text --workdir=gs://BUCKET/siglip
+jtransfer inspect --config=configs/clip/vit_b16_siglip.py --topology=v5e:16x16
 """
 
 import math
