@@ -27,7 +27,7 @@ def of_train(config, timed: bool = False) -> list[dict[str, Any]]:
     """The report of a training run: one for each phase of its method."""
     from jtransfer.train import runs
 
-    run = runs.prepare(config)
+    run = runs.prepare(type(config)(config.to_dict() | {"watch": ()}))  # a step reads nothing of what is watched
     options = run.optimiser, run.schedule.batch, run.task.accumulate, run.schedule.ema
     leaves = sharding.tree_shardings(run.adapted.shapes, run.mesh, run.sharding)
     specs = {path: str(tuple(layout.spec)) for path, layout in leaves.items() if tuple(layout.spec)}

@@ -7,6 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from jtransfer import checkpoints, config
+from jtransfer.cli import inspection
 from jtransfer.config import completed
 from jtransfer.errors import InputError
 from jtransfer.evaluate import run as evaluations
@@ -122,6 +123,12 @@ def test_a_run_watches_nothing_by_default_and_an_older_run_is_of_the_same_identi
 def test_what_cannot_be_watched_is_one_line_before_anything_compiles(watch, said, start):
     with pytest.raises(InputError, match=f"^config.watch: .*{said}"):
         prepared(backbone=str(start), method="probe", watch=(watch,))
+
+
+def test_inspecting_a_step_needs_none_of_the_data_that_are_watched(start):
+    keys = {"backbone": str(start), "method": "probe", "data": "digits", "watch": ("knn on tfds:not_there",)}
+    (report,) = inspection.of_train(ConfigDict(completed("train", keys)))
+    assert report["trainable"] == 17 * 10
 
 
 def test_two_metrics_of_one_name_are_refused(start):
