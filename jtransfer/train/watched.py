@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jtransfer import models
 from jtransfer.checkpoints import Backbone
 from jtransfer.data import sources
-from jtransfer.data.dataset import check_whole
+from jtransfer.data.damage import check_whole
 from jtransfer.data.sources import Dataset
 from jtransfer.data.streams import Rows
 from jtransfer.devices import sharding
