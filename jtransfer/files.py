@@ -4,20 +4,26 @@ import errno
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import secrets
 import stat
 import sys
 import tempfile
+import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from etils import epath
 
-from jtransfer.errors import MAKE_ROOM, Damaged, InputError, MachineError, first_line
+from jtransfer.errors import LATER, MAKE_ROOM, Damaged, Gone, InputError, MachineError, first_line, unavailable
+
+log = logging.getLogger("jtransfer")
+
+T = TypeVar("T")
 
 SCHEMES = {"gs": "gcsfs", "s3": "s3fs"}
 """Schemes of the object stores that paths may name, and the package that reads each; TensorFlow reads both."""
@@ -66,6 +72,43 @@ def _is_installed(package: str) -> bool:
     return package in sys.modules or importlib.util.find_spec(package) is not None
 
 
+PATIENCE = 300.0
+"""Seconds for which an object store is asked again that gives no answer; its client asks a few times by itself."""
+
+
+def patiently(call: Callable[[], T], path: epath.PathLike) -> T:
+    """What a call gives that reads or writes a path; while an object store does not answer, it is called again.
+
+    Between two calls there are 1, 2, 4, and in the end 32 seconds.
+
+    Raises:
+        Gone: there is no answer within `PATIENCE` seconds.
+    """
+    since, wait, said = time.monotonic(), 1.0, False
+    while True:
+        try:
+            return call()
+        except Exception as error:
+            if "://" not in os.fspath(path) or not (why := unavailable(error)):
+                raise
+            if (waited := time.monotonic() - since) > PATIENCE:
+                raise Gone(f"{path}: no answer within {waited:.0f} s: {why}; {LATER}") from error
+            if not said:
+                log.warning("%s: no answer (%s); trying again for %.0f s", path, why, PATIENCE)
+            said = True
+        time.sleep(wait)
+        wait = min(2 * wait, 32.0)
+
+
+def exists(path: epath.PathLike) -> bool:
+    """Whether there is something at a path.
+
+    Raises:
+        Gone: as `patiently`.
+    """
+    return patiently(epath.Path(path).exists, path)
+
+
 def write(path: epath.PathLike, content: bytes | str) -> None:
     """Write all of a file at once, and have it on the disk when this returns.
 
@@ -75,13 +118,14 @@ def write(path: epath.PathLike, content: bytes | str) -> None:
     Raises:
         InputError: as `writing`.
         MachineError: as `writing`. What was there before is there still.
+        Gone: as `patiently`.
     """
     path = epath.Path(path)
     content = content.encode() if isinstance(content, str) else content
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        patiently(lambda: path.parent.mkdir(parents=True, exist_ok=True), path)
         if "://" in os.fspath(path):
-            path.write_bytes(content)
+            patiently(lambda: path.write_bytes(content), path)
             return
         draft = path.parent / f".{secrets.token_hex(6)}.draft"  # hosts that share a disk share process numbers
         try:
@@ -170,7 +214,7 @@ def read(path: epath.PathLike, most: int) -> bytes:
     """
     if (found := length(path)) > most:
         raise OSError(f"{found:,} bytes; at most {most:,} are read")
-    return epath.Path(path).read_bytes()
+    return patiently(epath.Path(path).read_bytes, path)
 
 
 def length(path: epath.PathLike) -> int:
@@ -180,7 +224,7 @@ def length(path: epath.PathLike) -> int:
         OSError: there is none, or it is something else, as a directory, a pipe or a device.
     """
     if "://" in os.fspath(path):
-        return epath.Path(path).stat().length
+        return patiently(epath.Path(path).stat, path).length
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         raise OSError(f"{'a directory' if stat.S_ISDIR(status.st_mode) else 'a pipe or device'}, not a file")
@@ -194,11 +238,15 @@ def digest(path: epath.PathLike) -> bytes:
         OSError: it cannot be read, or is no plain file.
     """
     length(path)
-    whole = hashlib.sha256()
-    with epath.Path(path).open("rb") as file:
-        while part := file.read(1 << 20):
-            whole.update(part)
-    return whole.digest()
+
+    def of_all():
+        whole = hashlib.sha256()
+        with epath.Path(path).open("rb") as file:
+            while part := file.read(1 << 20):
+                whole.update(part)
+        return whole.digest()
+
+    return patiently(of_all, path)
 
 
 LARGEST_JSON = 1 << 28

@@ -16,7 +16,7 @@ from etils import epath
 
 from jtransfer import files
 from jtransfer.checkpoints.sums import sums
-from jtransfer.errors import MAKE_ROOM, Damaged, MachineError, cut, first_line
+from jtransfer.errors import LATER, MAKE_ROOM, Damaged, Gone, InputError, MachineError, cut, first_line, unavailable
 
 NEWEST = 2
 """How many of the newest checkpoints are kept."""
@@ -37,6 +37,8 @@ class Store:
 
     def __init__(self, directory: epath.PathLike, reading: bool = False):
         self.directory = epath.Path(directory)
+        if os.fspath(self.directory).startswith("s3://"):
+            raise InputError(f"{self.directory}: Orbax writes no checkpoints to s3://; choose gs:// or a disk")
         options = ocp.CheckpointManagerOptions(
             preservation_policy=ocp.checkpoint_managers.LatestN(NEWEST),
             cleanup_tmp_directories=not reading,
@@ -90,14 +92,20 @@ class Store:
         Raises:
             RuntimeError: Orbax declined, as it silently does for a step at or below the newest.
             MachineError: it cannot be written.
+            Gone: the object store does not answer.
         """
         tree = jax.tree.map(_raw, tree)
         record = files.seal({"sums": sums(tree), "about": dict(about or {})})
         arguments = ocp.args.Composite(state=ocp.args.StandardSave(tree), about=ocp.args.JsonSave(record))
-        try:
-            written = self.manager.save(step, args=arguments)
+        where = self.directory / str(step)
+
+        def save():
+            return self.manager.save(step, args=arguments)
+
+        try:  # of several processes one alone cannot save again
+            written = files.patiently(save, where) if jax.process_count() == 1 else save()
         except Exception as error:
-            raise self._not_written(self.directory / str(step), error) from error
+            raise self._not_written(where, error) from error
         if not written:
             raise RuntimeError(f"checkpoint of step {step} was not written; the newest is {self.latest}")
 
@@ -121,6 +129,8 @@ class Store:
             _check_plain(where)
             restored = self.manager.restore(step, args=arguments)
         except Exception as error:
+            if unavailable(error):
+                raise self._not_written(where, error) from error
             raise Damaged(f"checkpoint {where} cannot be read ({_said(error)}); {way_out}") from error
         record = restored.about
         # Format 1 had the SHA-256 of everything, and none where there were several hosts.
@@ -136,6 +146,8 @@ class Store:
         return jax.tree.map(_typed, restored.state, like), about.get("about", {})
 
     def _not_written(self, where, error):
+        if isinstance(error, Gone) or (why := unavailable(error)):
+            return error if isinstance(error, Gone) else Gone(f"checkpoint {where}: {why}; {LATER}")
         return MachineError(
             f"checkpoint {where} cannot be written: {_said(error)}; {MAKE_ROOM} from step {self.latest or 0}"
         )
@@ -148,9 +160,12 @@ def plain(directory: epath.PathLike) -> Iterator[epath.Path]:
     Orbax looks for files by patterns, and TensorStore takes a backslash for a slash: what is written into another
     directory, or not found again, is lost without a word.
     """
-    where = epath.Path(directory).resolve()
-    words = os.fspath(where)
-    if "://" in words or words == glob.escape(words).replace("\\", "/"):
+    where = epath.Path(directory)
+    if "://" in os.fspath(where):  # of which `resolve` makes a directory called `gs:`
+        yield where
+        return
+    words = os.fspath(where := where.resolve())
+    if words == glob.escape(words).replace("\\", "/"):
         yield where
         return
     with tempfile.TemporaryDirectory() as made:

@@ -126,7 +126,8 @@ def _hush() -> None:
     from jtransfer.errors import refusal
 
     absl.logging.set_verbosity(absl.logging.FATAL)
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    for name in ("asyncio", "gcsfs"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     loud, louder = threading.excepthook, sys.unraisablehook
     threading.excepthook = lambda raised: None if refusal(raised.exc_value) else loud(raised)
     # Said of each array of a checkpoint whose reading ends after that of the first damaged one.

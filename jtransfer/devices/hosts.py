@@ -14,14 +14,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jtransfer.devices import google, watch
 from jtransfer.devices.launch import launch
-from jtransfer.errors import Gone, InputError, MachineError, first_line
+from jtransfer.errors import Gone, InputError, first_line, refusal
 from jtransfer.stopping import Stopped
 
 _names: list[str] = []
 """Of the processes of this run, once there are several."""
-
-HEARTBEAT = 50
-"""Seconds after which JAX gives up a process that is there and does nothing, as after SIGSTOP."""
 
 T = TypeVar("T")
 
@@ -72,8 +69,10 @@ def together(patience: float = 0) -> Iterator[None]:
         ours = isinstance(error, InputError) and error.__cause__ is None
         if missing and (missing.code == Gone.CODE or not ours):
             raise missing from error
-        known = isinstance(error, InputError | MachineError | Stopped)
-        link.tell(f"{'' if known else f'{type(error).__name__}: '}{first_line(error)}", _code(error))
+        if isinstance(error, Stopped):
+            link.tell(str(error), error.code)
+        else:
+            link.tell(*(refusal(error) or (f"{type(error).__name__}: {first_line(error)}", 1)))
         raise
     _leave(link)
 
@@ -83,12 +82,6 @@ def _leave(link):
     link.leave()
     jax.distributed.shutdown()
     link.leave(seconds=10)
-
-
-def _code(error):
-    if isinstance(error, InputError):
-        return 2
-    return getattr(error, "code", getattr(error, "CODE", 1))
 
 
 def _join(here, link):
@@ -105,7 +98,6 @@ def _join(here, link):
         here.index,
         local_device_ids=[] if alone else None,
         coordinator_bind_address=link.address,
-        heartbeat_timeout_seconds=HEARTBEAT,
     )
     if main:
         signal.signal(signal.SIGTERM, handler)

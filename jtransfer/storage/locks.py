@@ -124,7 +124,7 @@ def _wait_for(path, directory):
 
 def _read(path):
     """The holder; empty where the file does not tell, as after a crash of the disk; None where there is none."""
-    if not path.exists():
+    if not files.exists(path):
         return None
     try:
         version, holder = files.read_record(path, "")

@@ -65,7 +65,7 @@ def check(
     path = workdir / "config.json"
     files.check_directory(workdir, f"workdir {workdir}")
     with files.writing(f"workdir {workdir}"):
-        there = path.exists()
+        there = files.exists(path)
     if there:
         _, before = files.read_record(
             path, "choose another --workdir, or remove it: what is of another config stays out"

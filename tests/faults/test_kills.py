@@ -46,7 +46,7 @@ def test_after_fifteen_kills_and_six_signals_all_is_as_in_an_undisturbed_run(num
         time.sleep(rng.random() * (0.3 if rng.random() < 0.7 else 5))
         struck = rng.choice(run.processes)
         struck.send_signal(blow)
-        codes, said = run.end(75)
+        codes, said = run.end(120)
         assert set(codes) <= {0, 75, -9, 128 + blow}, (codes, said)
         assert all(lines.count("\n") <= 1 for lines in said), said
     assert set(Training(file, tmp_path, number).end(240)[0]) == {0}
