@@ -14,8 +14,10 @@ LARGEST = 2**31 - 1
 """The largest whole number that JAX holds by default."""
 
 BATCH, STEPS = whole(1, 2**20), whole(1, LARGEST)
+TACTICS = ("replicated", "fsdp", "tensor", "fsdp_tensor")
+"""Names of `devices.tactics`, which imports JAX."""
 RULE = Kind(
-    "a pair of a regular expression and 'replicated', 'fsdp' or a list of the mesh's axes and None",
+    "a pair of a regular expression and the name of a tactic, as 'fsdp', or a list of the mesh's axes and None",
     lambda rule: (
         isinstance(rule, list | tuple)
         and len(rule) == 2
@@ -95,7 +97,7 @@ TABLES: dict[str, dict[str, Any]] = {
         "mixup": kinds.NOT_NEGATIVE,
         "cutmix": kinds.NOT_NEGATIVE,
         "mesh": kinds.AXES,
-        "sharding": either(choice("replicated", "fsdp"), several(RULE, 1)),
+        "sharding": either(choice(*TACTICS), several(RULE, 1)),
         "log_every": STEPS,
         "eval_every": STEPS,
         "checkpoint_every": STEPS,

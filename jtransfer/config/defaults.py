@@ -108,8 +108,12 @@ def train_defaults() -> dict[str, Any]:
         "mixup": 0.0,
         "cutmix": 0.0,
         "optimiser": _options(Optimiser),
-        "mesh": {"data": -1},  # axes and their sizes; one may be -1 for all devices that are left
-        "sharding": "replicated",  # or "fsdp": how leaves lie on the mesh; the batch is split over its first axis
+        # Axes and their sizes, one of which may be -1 for all devices that are left, as {"data": -1, "fsdp": 4}. The
+        # batch is split over the first axis, and over "data" and "fsdp"; "tensor" splits attention and MLPs.
+        "mesh": {"data": -1},
+        # How leaves lie on the mesh: "fsdp", "tensor", "fsdp_tensor", or rules as ((".*kernel", (None, "data")), ...):
+        # see docs/sharding.md.
+        "sharding": "replicated",
         "log_every": 50,
         "eval_every": 500,
         "checkpoint_every": 500,
@@ -134,7 +138,7 @@ def evaluate_defaults() -> dict[str, Any]:
         "layers": (),  # where features are read: see evaluate/features.py; empty for sentence_embedding, or features
         "validation": 0.1,  # share of each class of the training rows that chooses hyper-parameters
         "batch": 256,  # rows at a time, over all devices; on the CPU fewer, and of texts more short or fewer long ones
-        "mesh": {"data": -1},  # axes and their sizes; the batch is split over the first
+        "mesh": {"data": -1},  # axes and their sizes; the batch is split over the first, "data" and "fsdp"
         "store": "",  # directory of the features; empty for the user's cache
     }
 

@@ -9,32 +9,23 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jtransfer.devices.tactics import TACTICS, TENSOR, batch_axes, batch_parts, check_heads
 from jtransfer.errors import InputError, nearest
 from jtransfer.kinds import AXES, check
 from jtransfer.tree import Tree, label
 
-Strategy = Callable[[tuple[int, ...], Mesh], PartitionSpec]
-
-
-def replicated(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """A copy on every device. With the batch split over the mesh, this is data parallelism."""
-    return PartitionSpec()
-
-
-def fsdp(shape: tuple[int, ...], mesh: Mesh, least: int = 4096) -> PartitionSpec:
-    """Split the largest axis that the size of the mesh's first axis divides, over this axis.
-
-    Leaves without such an axis, or of fewer than `least` elements, are copied to every device.
-    """
-    axis = mesh.axis_names[0]
-    fitting = [i for i, side in enumerate(shape) if side % mesh.shape[axis] == 0]
-    if math.prod(shape) < least or not fitting:
-        return PartitionSpec()
-    largest = max(fitting, key=lambda i: shape[i])
-    return PartitionSpec(*(axis if i == largest else None for i in range(len(shape))))
-
-
-STRATEGIES: dict[str, Strategy] = {"replicated": replicated, "fsdp": fsdp}
+__all__ = [
+    "assemble",
+    "batch_axes",
+    "batch_parts",
+    "batch_sharding",
+    "everywhere",
+    "keep_batch_split",
+    "make_mesh",
+    "place",
+    "rows",
+    "tree_shardings",
+]
 
 
 def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -44,7 +35,7 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = No
     so that processes need not come in turn along an axis; see `rows`.
 
     Args:
-        axes: The size of each axis by its name; the first axis splits batches.
+        axes: The size of each axis by its name; `tactics` says what the names `data`, `fsdp` and `tensor` mean.
         devices: Those of a topology to compile for; by default all that JAX has.
 
     Raises:
@@ -74,20 +65,33 @@ def _ordered(shape, devices):
     return mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
 
 
-def tree_shardings(shapes: Tree, mesh: Mesh, how: str | list[tuple[str, Any]]) -> dict[str, NamedSharding]:
+def tree_shardings(
+    shapes: Tree, mesh: Mesh, how: str | list[tuple[str, Any]], heads: Callable[[str], int] | None = None
+) -> dict[str, NamedSharding]:
     """The sharding of every leaf of a flat tree, by path.
 
     Args:
         shapes: Leaves with a `shape`.
         mesh: The devices.
-        how: A key of `STRATEGIES` for all leaves, or rules of `(pattern, value)` whose value is such a key or the
+        how: A key of `TACTICS` for all leaves, or rules of `(pattern, value)` whose value is such a key or the
             axis names of a `PartitionSpec`, as in `((".*mlp/up/kernel", (None, "model")), (".*", "fsdp"))`.
+        heads: From the path of a leaf to the heads of the attention that it belongs to; None to leave them unchecked.
 
     Raises:
-        InputError: an unknown strategy or mesh axis, or rules that do not fit the tree.
+        InputError: an unknown tactic or mesh axis, rules that do not fit the tree, a tactic that splits no leaf over
+            the axis that it is named after, or heads that would be cut.
     """
     values = label(shapes, [(".*", how)] if isinstance(how, str) else [tuple(rule) for rule in how])
-    return {path: NamedSharding(mesh, _spec(path, leaf.shape, values[path], mesh)) for path, leaf in shapes.items()}
+    specs = {path: _spec(path, leaf.shape, values[path], mesh) for path, leaf in shapes.items()}
+    split = [path for path, spec in specs.items() if TENSOR in spec]
+    if isinstance(how, str) and how.endswith(TENSOR) and not split:
+        raise InputError(
+            f"config.sharding '{how}': no leaf is one of attention or of an MLP, which alone are split over "
+            f"'{TENSOR}'; expected 'replicated' or 'fsdp'"
+        )
+    for path in split if heads else ():
+        check_heads(path, heads(path), mesh)
+    return {path: NamedSharding(mesh, spec) for path, spec in specs.items()}
 
 
 def everywhere(mesh: Mesh) -> NamedSharding:
@@ -96,8 +100,9 @@ def everywhere(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The sharding of a batch, whose examples are split over the mesh's first axis."""
-    return NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+    """The sharding of a batch, whose examples are split over the `batch_axes` of the mesh."""
+    axes = batch_axes(mesh)
+    return NamedSharding(mesh, PartitionSpec(axes) if axes else PartitionSpec())
 
 
 def keep_batch_split(mesh: Mesh) -> Callable[..., Any]:
@@ -131,11 +136,11 @@ def place(tree: Any, shardings: Any) -> Any:
 def rows(mesh: Mesh, batch: int) -> np.ndarray:
     """The positions in a batch of the examples that the devices of this process hold, ascending.
 
-    On a TPU slice they may lie apart, as in `[0, 1, 6, 15]` of 16. Processes that share a place on the mesh's first
-    axis hold the same examples.
+    On a TPU slice they may lie apart, as in `[0, 1, 6, 15]` of 16. Processes that share a place on the mesh's
+    `batch_axes` hold the same examples. Of the devices of a topology that is not there this process holds none.
     """
     parts = batch_sharding(mesh).addressable_devices_indices_map((batch,)).values()
-    return np.unique(np.concatenate([np.arange(batch)[part] for part in parts]))
+    return np.unique(np.concatenate([np.arange(0), *(np.arange(batch)[part] for part in parts)]))
 
 
 def assemble(local: Mapping[str, Any], batch: int, mesh: Mesh) -> dict[str, Any]:
@@ -147,7 +152,7 @@ def assemble(local: Mapping[str, Any], batch: int, mesh: Mesh) -> dict[str, Any]
         mesh: The devices.
 
     Returns:
-        Arrays `[batch, ...]` by name, split over the mesh's first axis.
+        Arrays `[batch, ...]` by name, split as `batch_sharding` says.
     """
     layout, own = batch_sharding(mesh), rows(mesh, batch)
 
@@ -165,9 +170,9 @@ def assemble(local: Mapping[str, Any], batch: int, mesh: Mesh) -> dict[str, Any]
 
 def _spec(path, shape, value, mesh):
     if isinstance(value, str):
-        if value not in STRATEGIES:
-            raise InputError(f"config.sharding: unknown '{value}' for '{path}'; {nearest(value, STRATEGIES)}")
-        return STRATEGIES[value](shape, mesh)
+        if value not in TACTICS:
+            raise InputError(f"config.sharding: unknown '{value}' for '{path}'; {nearest(value, TACTICS)}")
+        return TACTICS[value](path, shape, mesh)
     names = [axis for axis in value if axis is not None]
     if len(value) > len(shape) or len(set(names)) < len(names):
         raise InputError(

@@ -108,7 +108,7 @@ def extract(
         prepare: To the backbone's inputs, by name; it works one batch ahead in a thread of its own.
         layers: Names; see above.
         batch: Rows at a time, over all devices; on the CPU fewer, and of texts as `starts.batches` says.
-        axes: Names and sizes of the mesh's axes; the batch is split over the first. By default all devices.
+        axes: Names and sizes of the mesh's axes; `sharding.batch_axes` split the batch. By default all devices.
         progress: Called with the rows that are done and all of them.
         known: What an earlier pass kept of every layer: numbers of rows `[some]`, and their features `[some, width]`.
         keep: Called with the numbers of rows `[some]` that are done and their features by layer, every `SECONDS` and
@@ -135,7 +135,7 @@ def extract(
     program = jax.jit(lambda tree, inputs: _read(backbone, tuple(layers), tree, take(inputs, slice(None))))
     tree = jax.device_put(backbone.params | backbone.state, whole)
     by_length = separable(backbone, prepare, (Layer.parse(layer).output for layer in layers))
-    upcoming_batches = batches(prepare, inputs, left, batch, mesh.shape[mesh.axis_names[0]], by_length)
+    upcoming_batches = batches(prepare, inputs, left, batch, sharding.batch_parts(mesh), by_length)
 
     def prepared():
         return next(((rows, jax.device_put(arrays, split)) for rows, arrays in upcoming_batches), None)

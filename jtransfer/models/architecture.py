@@ -1,5 +1,6 @@
 """What the rest of the code may ask of an architecture, and the names that tell where a leaf stands in one."""
 
+import re
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -50,6 +51,7 @@ class Architecture(Protocol):
 
     Attributes:
         depth: Number of blocks, over all stages and towers.
+        heads: Number of attention heads, or that of each stage; 0 for a model without attention.
         patch: Side of a patch of the image in pixels.
         grid: Patches along height and width; None for a model that has no patches.
         cls: Whether the first token is a class token, whose state stands for the whole input.
@@ -73,6 +75,7 @@ class Architecture(Protocol):
     """
 
     depth: int = 0
+    heads: int | tuple[int, ...] = 0
     patch: int = 1
     grid: tuple[int, int] | None = None
     cls: bool = False
@@ -117,6 +120,14 @@ class Architecture(Protocol):
     def text_tower(self) -> "Architecture":
         """The tower of texts; a model without towers is its own."""
         return self.towers.get("text", self)
+
+    def heads_at(self, path: str) -> int:
+        """Number of heads of the attention that a leaf belongs to, by its path; 0 for a model without attention."""
+        tower, _, rest = path.partition("/")
+        if tower in self.towers:
+            return self.towers[tower].heads_at(rest)
+        stage = re.match(r"stage_(\d+)/", path)
+        return self.heads[int(stage[1])] if stage and isinstance(self.heads, tuple) else self.heads
 
     def cache(self, batch: int, size: int) -> Any:
         """Empty `past_key_values` of `batch` texts, with place for `size` tokens, of a model that `generates`."""

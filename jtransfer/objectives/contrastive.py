@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from jtransfer.devices.tactics import batch_axes, batch_parts
 from jtransfer.errors import InputError, nearest
 from jtransfer.objectives.objective import Objective, forward
 
@@ -87,7 +88,7 @@ def pair_loss(
         texts: Embeddings `[N, d]`, of length 1.
         scale: What cosines are multiplied by (not its logarithm).
         bias: What is then added.
-        mesh: Over whose first axis the rows are split; None for one device.
+        mesh: Over whose `batch_axes` the rows are split; None for one device.
         chunk: Columns of a block of similarities, at most.
 
     Raises:
@@ -97,8 +98,8 @@ def pair_loss(
         raise InputError(f"contrastive: unknown loss '{name}'; {nearest(name, LOSSES)}")
     if images.shape != texts.shape:
         raise InputError(f"contrastive: image embeddings {list(images.shape)}, text embeddings {list(texts.shape)}")
-    if mesh is not None and len(images) % mesh.shape[mesh.axis_names[0]]:
-        raise InputError(f"contrastive: {len(images)} pairs on {mesh.shape[mesh.axis_names[0]]} devices")
+    if mesh is not None and len(images) % batch_parts(mesh):
+        raise InputError(f"contrastive: {len(images)} pairs on {batch_parts(mesh)} devices")
     dtype = jnp.result_type(images, jnp.float32)
     scale, bias = (jnp.asarray(x, dtype) for x in (scale, bias))
     return _pair_loss(name, mesh, chunk, images.astype(dtype), texts.astype(dtype), scale, bias)
@@ -162,17 +163,17 @@ class _Ring(NamedTuple):
     """The devices over which the pairs are split.
 
     Attributes:
-        axis: Of the mesh; None for one device.
+        axes: Of the mesh; None for one device.
         size: How many there are.
         chunk: Columns that are visited at once, at most.
     """
 
-    axis: str | None
+    axes: tuple[str, ...] | None
     size: int
     chunk: int
 
     def sum(self, x):
-        return x if self.axis is None else jax.lax.psum(x, self.axis)
+        return x if self.axes is None else jax.lax.psum(x, self.axes)
 
     def around(self, visit, home, away):
         """`visit(home, away) -> (home, away)` with what every device has `away`, in chunks; in the end all are back."""
@@ -188,18 +189,18 @@ class _Ring(NamedTuple):
         return home, jax.tree.map(lambda x: x.reshape(n, *x.shape[2:]), away)
 
     def _on(self, x):
-        if self.axis is None:
+        if self.axes is None:
             return x
-        return jax.lax.ppermute(x, self.axis, [(i, (i + 1) % self.size) for i in range(self.size)])
+        return jax.lax.ppermute(x, self.axes, [(i, (i + 1) % self.size) for i in range(self.size)])
 
 
 def _on_devices(call, mesh, chunk, takes, gives):
     """`call(ring, ...)` on every device's part of the pairs."""
-    if mesh is None or mesh.shape[mesh.axis_names[0]] == 1:
+    if mesh is None or batch_parts(mesh) == 1:
         return partial(call, _Ring(None, 1, chunk))
-    axis = mesh.axis_names[0]
-    specs = {"pairs": PartitionSpec(axis), "whole": PartitionSpec()}
-    ring = _Ring(axis, mesh.shape[axis], chunk)
+    axes = batch_axes(mesh)
+    specs = {"pairs": PartitionSpec(axes), "whole": PartitionSpec()}
+    ring = _Ring(axes, batch_parts(mesh), chunk)
     into, out = (tuple(specs[kind] for kind in kinds) for kinds in (takes, gives))
     return jax.shard_map(partial(call, ring), mesh=mesh, in_specs=into, out_specs=out, check_vma=False)
 

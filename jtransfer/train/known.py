@@ -40,7 +40,7 @@ def cuts(
     if isinstance(stream, Joined) or stream.rows is None or not cache:
         return [None] * len(adapted.phases)
     drawn = task.data.example.keys() - set(_names(stream, task.data.prepare))  # the texts of images
-    found = cut.cuts(adapted, task.objective, task.data.parts, mesh.shape[mesh.axis_names[0]], drawn)
+    found = cut.cuts(adapted, task.objective, task.data.parts, sharding.batch_parts(mesh), drawn)
     rows, reads = len(stream.rows), Counter()
     for one, steps in zip(found, plan.steps, strict=True):
         reads[one] += steps * batch

@@ -124,7 +124,7 @@ def prepare(config, stream: Any = None) -> Run:
     check("train", config)
     schedule = Schedule(**{field.name: config[field.name] for field in fields(Schedule)})
     mesh = sharding.make_mesh(config.mesh)
-    parts = config.accumulate * mesh.shape[mesh.axis_names[0]]
+    parts = config.accumulate * sharding.batch_parts(mesh)
     if schedule.batch % parts:
         raise InputError(
             f"config.batch {schedule.batch} must be a multiple of {parts}: devices of the batch x accumulate"
@@ -145,7 +145,7 @@ def prepare(config, stream: Any = None) -> Run:
             solved.check(method.name, fit, task.data.stream)
     wrap = (sharding.keep_batch_split(mesh),) if mesh.size > 1 else ()
     adapted = methods.adapt(method, start.model, start.params, task.data.example, wrap, start.fresh)
-    sharding.tree_shardings(adapted.shapes, mesh, config.sharding)
+    sharding.tree_shardings(adapted.shapes, mesh, config.sharding, start.module.config.heads_at)
     optimiser.check_leaves(adapted.shapes)
     fingerprints = {"data": task.data.stream.fingerprint} | start.fingerprints
     if beside := start.beside():

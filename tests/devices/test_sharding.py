@@ -15,7 +15,7 @@ from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 from jtransfer import methods, models
-from jtransfer.devices import sharding
+from jtransfer.devices import sharding, tactics
 from jtransfer.errors import InputError
 from jtransfer.objectives import classification, make_loss
 from jtransfer.train import Optimiser, TrainState, make_step
@@ -93,10 +93,10 @@ def test_a_step_on_eight_devices_agrees_with_one(how, alone, images, capfd):
 
 def test_fsdp_splits_the_largest_axis_that_divides_and_copies_small_leaves():
     mesh = sharding.make_mesh({"data": 8})
-    assert sharding.fsdp((64, 256), mesh) == P(None, "data")
-    assert sharding.fsdp((257, 64), mesh) == P(None, "data")
-    assert sharding.fsdp((257, 65), mesh) == P()
-    assert sharding.fsdp((64,), mesh) == P()
+    assert tactics.fsdp("w", (64, 256), mesh) == P(None, "data")
+    assert tactics.fsdp("w", (257, 64), mesh) == P(None, "data")
+    assert tactics.fsdp("w", (257, 65), mesh) == P()
+    assert tactics.fsdp("w", (64,), mesh) == P()
 
 
 def test_rules_on_paths_choose_a_strategy_or_a_spec():
@@ -137,7 +137,7 @@ TWO = """
 import sys
 import jax, numpy as np
 from jax.sharding import Mesh
-from jtransfer.devices import sharding
+from jtransfer.devices import sharding, tactics
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 whole = np.arange(8) ** 2
 devices = np.array(sorted(jax.devices(), key=lambda device: (device.process_index, device.id)))
