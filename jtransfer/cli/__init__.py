@@ -23,7 +23,7 @@ FLAGS = {
     "evaluate": ("--config", "--workdir", "--config.KEY"),
     "advise": ("--config", "--workdir", "--config.KEY"),
     "train": ("--config", "--workdir", "--coordinator", "--processes", "--process", "--patience", "--config.KEY"),
-    "inspect": ("--config", "--json", "--time", "--config.KEY"),
+    "inspect": ("--config", "--json", "--time", "--topology", "--classes", "--config.KEY"),
     "export": ("--workdir", "--format", "--out", "--adapters", "--trust"),
     "merge": ("--models", "--how", "--base", "--data", "--data_dir", "--out", "--trust"),
 }
@@ -34,6 +34,7 @@ EPILOG = """examples:
   jtransfer evaluate --config=configs/evaluate.py:backbone=glyphs-vit,data=digits,protocols=probe+knn
   jtransfer advise --config=configs/advise.py --workdir=runs/advise
   jtransfer inspect --config=configs/quickstart.py
+  jtransfer inspect --config=configs/clip/vit_b16_openclip.py --topology=v5e:16x16
   jtransfer train --config=configs/pretrain_glyphs.py --workdir=runs/glyphs
   jtransfer export --workdir=runs/mine --format=hf --out=exports/mine
   jtransfer merge --models=runs/a/model,runs/b/model --how="ties(density=0.2)" --base=glyphs-vit --out=merged
@@ -223,6 +224,12 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         if name == "inspect":
             command.add_argument("--json", action="store_true", help="print JSON")
             command.add_argument("--time", action="store_true", help="time a step and a prediction, too")
+            command.add_argument(
+                "--topology", default="", metavar="NAME", help="compile a training step for TPUs, as v5e:16x16"
+            )
+            command.add_argument(
+                "--classes", type=int, default=0, metavar="N", help="of data that are not here, with --topology"
+            )
         else:
             needed = name != "evaluate"
             where = "" if needed else " (by default under runs/evaluate)"

@@ -155,6 +155,13 @@ def inspect(arguments, overrides: list[str]) -> None:
     command, config = configs.load(None, arguments.config, overrides)
     from jtransfer.cli import display, inspection
 
+    if arguments.topology:
+        _check_topology(arguments, command)
+        reports = inspection.of_pod(config, arguments.topology, arguments.classes)
+        print(json.dumps(reports, indent=2)) if arguments.json else display.show_pod(reports)
+        return
+    if arguments.classes:
+        raise InputError("--classes is of data that are not here, with --topology; leave it out")
     if command == "curve":
         from jtransfer.curves import run as curves
 
@@ -165,6 +172,18 @@ def inspect(arguments, overrides: list[str]) -> None:
         print(json.dumps(reports, indent=2))
     else:
         display.show_inspection(reports)
+
+
+def _check_topology(arguments, command: str) -> None:
+    if command != "train":
+        raise InputError(
+            f"--topology={arguments.topology} compiles the step of a training run; {arguments.config} is of "
+            f"'jtransfer {command}'"
+        )
+    if arguments.time:
+        raise InputError("--time is of devices that are here; leave it out with --topology")
+    if arguments.classes < 0:
+        raise InputError(f"--classes={arguments.classes}: expected a whole number of at least 1")
 
 
 def export(arguments, overrides: list[str]) -> None:

@@ -220,6 +220,36 @@ def show_inspection(reports: list[dict]) -> None:
     console.print(tree)
 
 
+def show_pod(reports: list[dict]) -> None:
+    """Print what each phase of a training run needs and takes on a slice of TPUs that is not there."""
+    console = Console()
+    for report in reports:
+        axes = ", ".join(f"{name} {size}" for name, size in report["mesh"].items())
+        seconds, share = report["seconds"], report["peak_bytes"] / report["chip_bytes"]
+        sent = report["collectives"]
+        rows = {
+            "batch": f"{report['batch_per_chip']:g} examples a chip",
+            "memory": f"{_bytes(report['peak_bytes'])} of {_bytes(report['chip_bytes'])} a chip ({share:.0%}): "
+            f"{_bytes(report['argument_bytes'])} arguments, {_bytes(report['temporary_bytes'])} temporaries",
+            "compute": f"{_flops(report['flops_per_chip'])}FLOP a chip and step",
+            **{kind: f"{one['count']} a step, {_bytes(one['bytes'])} sent by a chip" for kind, one in sent.items()},
+            "estimate": f"{1000 * seconds['step']:.3g} ms a step, at published peak rates: compute "
+            f"{1000 * seconds['compute']:.3g}, memory {1000 * seconds['memory']:.3g}, communication "
+            f"{1000 * seconds['communication']:.3g}",
+        }
+        table = Table(
+            title=f"{report['method']} on {report['topology']}: {report['chips']} chips, {axes}",
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            show_header=False,
+        )
+        table.add_column("", no_wrap=True)
+        table.add_column("", overflow="fold")
+        for name, said in rows.items():
+            table.add_row(name, said)
+        console.print(table)
+
+
 def _bytes(count: float) -> str:
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024 or unit == "GiB":

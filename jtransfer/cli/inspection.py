@@ -1,12 +1,13 @@
 """What each method of a config trains, and what it costs: counted before anything runs, and timed on request."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from jtransfer import methods
 from jtransfer.curves.arms import Training
 from jtransfer.devices import sharding
+from jtransfer.models import layers
 from jtransfer.optimiser import Optimiser
 from jtransfer.train import costs, timings
 from jtransfer.train.state import lay_out
@@ -27,17 +28,53 @@ def of_train(config, timed: bool = False) -> list[dict[str, Any]]:
     """The report of a training run: one for each phase of its method."""
     from jtransfer.train import runs
 
-    run = runs.prepare(type(config)(config.to_dict() | {"watch": ()}))  # a step reads nothing of what is watched
-    options = run.optimiser, run.schedule.batch, run.task.accumulate, run.schedule.ema
+    run = runs.prepare(_unwatched(config))
     leaves = sharding.tree_shardings(run.adapted.shapes, run.mesh, run.sharding)
     specs = {path: str(tuple(layout.spec)) for path, layout in leaves.items() if tuple(layout.spec)}
+    return _reports(_parts(run, leaves), run.optimiser, specs, timed)
+
+
+def of_pod(config, topology: str, classes: int = 0) -> list[dict[str, Any]]:
+    """What a training run needs and takes on a slice of TPUs that is not there: a report for each phase of its method.
+
+    Args:
+        config: As for `of_train`; its data need not be here: see `standins.stand_in`.
+        topology: The slice, as `chips.topology` takes it.
+        classes: Number of classes of the data; 0 for that of the data.
+
+    Raises:
+        InputError: an unknown slice, no compiler for TPUs, or a step that does not fit into the memory of a chip.
+    """
+    from jtransfer.devices import chips
+    from jtransfer.train import pods, runs, standins
+
+    chip, devices = chips.topology(topology)
+    with layers.compiling_for("tpu"):
+        run = runs.prepare(*standins.stand_in(_unwatched(config), classes), devices)
+        leaves = sharding.tree_shardings(run.adapted.shapes, run.mesh, run.sharding)
+        examples = run.schedule.batch * len(run.task.objectives)
+        about = {"topology": topology, "mesh": dict(run.mesh.shape)}
+        return [
+            {"method": part.name, **about, **pods.step(part.shapes, chip, run.mesh, examples)}
+            for part in _parts(run, leaves)
+        ]
+
+
+def _unwatched(config):
+    """A config without what is watched, of which a step reads nothing."""
+    return type(config)(config.to_dict() | {"watch": ()})
+
+
+def _parts(run: Any, leaves: Mapping[str, Any]) -> list[Training]:
+    """The step of each phase of a run, with its arguments laid out on the mesh."""
+    options = run.optimiser, run.schedule.batch, run.task.accumulate, run.schedule.ema
     parts = []
     named = methods.named_phases(run.method.name, run.adapted)
     for (name, phase), running in zip(named, run.running.phases, strict=True):
         shapes = costs.step_shapes(running, run.task.objective, *options, parts=run.task.data.parts or costs.LABELS)
         laid_out = replace(shapes, arguments=lay_out(shapes.arguments, leaves, run.mesh))
         parts.append(Training(name, phase, laid_out, run.method.merge))
-    return _reports(parts, run.optimiser, specs, timed)
+    return parts
 
 
 def _reports(

@@ -8,6 +8,7 @@ and nothing but a file in the directory makes a shard.
 import json
 import os
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -114,6 +115,25 @@ def describe(tfds: Any, directory: epath.Path) -> DatasetInfo:
     supervised = tuple(_supervised(info.get("supervisedKeys")))
     splits = _splits(tfds, directory, name, file_format, info.get("splits", []))
     return DatasetInfo(directory, full_name, made, supervised, splits, file_format, text)
+
+
+def catalogued(tfds: Any, which: str) -> DatasetInfo | None:
+    """The description of a dataset in TFDS's own catalogue, without splits or files; None where it is in none.
+
+    TFDS's code for the dataset makes it, which is part of TFDS; no directory of a prepared dataset is looked at.
+
+    Args:
+        tfds: The module `tensorflow_datasets`.
+        which: The dataset, as "imagenet2012" or "glue/rte".
+    """
+    name, _, config = which.partition(":")[0].partition("/")
+    try:
+        with tempfile.TemporaryDirectory() as nowhere:
+            about = tfds.builder_cls(name)(config=config or None, data_dir=nowhere).info
+    except Exception:  # of its many builders
+        return None
+    supervised = tuple(about.supervised_keys or ())
+    return DatasetInfo(epath.Path(), about.full_name, dict(about.features), supervised, {}, "", "")
 
 
 def shard(description: DatasetInfo, path: str) -> str:

@@ -17,7 +17,7 @@ from jtransfer import files
 from jtransfer.data import records
 from jtransfer.data.dataset import Context, Dataset, Lazy, targets
 from jtransfer.data.options import parse as parse_options
-from jtransfer.data.prepared import Prepared, describe
+from jtransfer.data.prepared import Prepared, catalogued, describe
 from jtransfer.data.splits import hold_out, hold_out_the_last
 from jtransfer.errors import InputError, first_line, nearest
 
@@ -134,6 +134,32 @@ def read_pairs(rest: str, context: Context) -> Dataset:
     note = f"{name} is version {directory.name}: pairs are drawn from '{train}', those held out are {tested}."
     captions = _captions(data, source, options["caption"], lazy)
     return Dataset(name, lazy, np.zeros(total, np.int8), ("",), pool, held_out, kind, note, captions)
+
+
+def form(rest: str, context: Context) -> tuple[str, int]:
+    """What a dataset holds, from its description alone; where it is not prepared here, from TFDS's own catalogue.
+
+    Args:
+        rest: What follows `tfds:`.
+        context: As for `read`.
+
+    Returns:
+        The kind of its inputs, "image" or "text", and the number of its classes; 0 where labels are numbers.
+
+    Raises:
+        InputError: TFDS is not installed or does not know the dataset, or it has no such feature.
+    """
+    name, (which, _, query) = context.name, rest.partition("?")
+    tfds, options = _library(name), parse_options(name, query, OPTIONS)
+    about = None
+    try:
+        _directory(name, which, context.data_dir)
+    except InputError:
+        if (about := catalogued(tfds, which)) is None:
+            raise
+    data = Prepared(name, tfds, about) if about else _opened(name, rest, context.data_dir)[0]
+    feature = _of_class(data, _label(data, options.get("label")))
+    return _inputs(data, options.get("input"))[1], feature.num_classes if feature else 0
 
 
 def _unused(data: Prepared, train: str, tested: str) -> str:

@@ -17,6 +17,8 @@ from jtransfer.files import read as read_bytes
 
 BYTES = "bytes"
 """Name of the tokenizer that has one token for each byte."""
+LAST_BYTE = 513
+"""The token that ends a text of bytes."""
 START, END = "<|startoftext|>", "<|endoftext|>"
 Files = dict[str, bytes]
 

@@ -39,7 +39,10 @@ def boards(directory: epath.Path, start: int, project: str = "", record: Mapping
     from tensorboardX import SummaryWriter
 
     purge = start + 1 if start else None
-    with SummaryWriter(str(directory / "tensorboard"), purge_step=purge) as writer, _wandb(project, directory, record) as log:
+    with (
+        SummaryWriter(str(directory / "tensorboard"), purge_step=purge) as writer,
+        _wandb(project, directory, record) as log,
+    ):
 
         def write(row: ResultRow) -> None:
             for name, value in row.items():

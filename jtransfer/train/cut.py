@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jax.extend.core import Jaxpr, JaxprEqn, Literal, jaxprs_in_params
+from jax.extend.core import Jaxpr, Literal, jaxprs_in_params
 
 from jtransfer.methods import Adapted
 from jtransfer.methods.intercepted import Intercepted, Interceptor
@@ -28,6 +28,7 @@ from jtransfer.models import STATISTICS, apply
 from jtransfer.objectives import Objective, make_loss
 from jtransfer.objectives.contrastive import in_parts
 from jtransfer.objectives.objective import forward
+from jtransfer.train.operations import operations
 from jtransfer.tree import FROZEN, Tree
 
 log = logging.getLogger("jtransfer")
@@ -306,7 +307,7 @@ class _Graph:
             name = eqn.params["name"] if eqn.primitive.name == "name" and not inside else ""
             place = name.removeprefix(TAG) if name.startswith(TAG) else ""
             shapes = tuple(var.aval for var in eqn.outvars)
-            self.operations.append(_Operation(tuple(read(eqn.invars)), makes, shapes, _count(eqn), place))
+            self.operations.append(_Operation(tuple(read(eqn.invars)), makes, shapes, operations(eqn), place))
         return read(jaxpr.outvars)
 
     def reached(self, values: Collection[int]) -> set[int]:
@@ -329,17 +330,3 @@ class _Graph:
                 found.add(self.made_by[value])
                 todo.extend(self.operations[self.made_by[value]].reads)
         return sorted(found), read
-
-
-def _count(eqn: JaxprEqn) -> float:
-    inner = list(jaxprs_in_params(eqn.params))
-    if inner:
-        return eqn.params.get("length", 1) * sum(_count(each) for sub in inner for each in sub.eqns)
-    size = sum(math.prod(var.aval.shape) for var in eqn.outvars)
-    if eqn.primitive.name == "dot_general":
-        (contracted, _), _ = eqn.params["dimension_numbers"]
-        return 2 * size * math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
-    if eqn.primitive.name == "conv_general_dilated":
-        kernel, outputs = eqn.invars[1].aval.shape, eqn.params["dimension_numbers"].rhs_spec[0]
-        return 2 * size * math.prod(side for axis, side in enumerate(kernel) if axis != outputs)
-    return size

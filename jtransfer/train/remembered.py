@@ -72,13 +72,18 @@ def read(directory: epath.Path) -> tuple[Stream | PairStream | Joined, int] | No
             raise ValueError("it has no checksum")
         if tasks := values.get("tasks"):
             tokens = int(next(iter(tasks.values()))["row"].get("tokens", 0))
-            return Joined({name: _stream(own) for name, own in tasks.items()}), tokens
-        return _stream(values), int(values["row"].get("tokens", 0))
+            return Joined({name: stream_of(own) for name, own in tasks.items()}), tokens
+        return stream_of(values), int(values["row"].get("tokens", 0))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Damaged(f"{path} is damaged ({type(error).__name__}: {error}); {WAY_OUT}") from None
 
 
-def _stream(values: Mapping[str, Any]) -> Stream | PairStream:
+def stream_of(values: Mapping[str, Any]) -> Stream | PairStream:
+    """A stream that has the form which a record says, and no rows.
+
+    Raises:
+        Exception: values that no record has.
+    """
     kind, name, fingerprint = (str(values[key]) for key in ("kind", "name", "fingerprint"))
     row, classes = values["row"], tuple(map(str, values["classes"]))
     if kind == "text":

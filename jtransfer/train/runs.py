@@ -111,19 +111,20 @@ class Run:
         return merges(self.method, start.model, self.adapted.example, self.adapted.shapes, self.adapted.base)
 
 
-def prepare(config, stream: Any = None) -> Run:
+def prepare(config, stream: Any = None, devices: Sequence[jax.Device] | None = None) -> Run:
     """Load data and backbone, build model and method.
 
     Args:
         config: A config with all keys of `jtransfer.config.train_defaults`.
         stream: A stream to use instead of the config's data, as `remembered.read` gives it; None to open the data.
+        devices: Those of a topology to compile for; None for all that JAX has.
 
     Raises:
         InputError: a config that cannot be run. It is raised before any compilation.
     """
     check("train", config)
     schedule = Schedule(**{field.name: config[field.name] for field in fields(Schedule)})
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = sharding.make_mesh(config.mesh, devices)
     parts = config.accumulate * sharding.batch_parts(mesh)
     if schedule.batch % parts:
         raise InputError(
