@@ -4,6 +4,7 @@ The processes are workers of Grain's (`IterDataset.mp_prefetch`). They compute n
 through shared memory. Each step is made by one of them alone, so that their number changes nothing of what is made.
 """
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -104,6 +105,7 @@ def made(host: Callable[[int], Any], steps: Sequence[int], count: int) -> Iterat
         pool.shutdown(cancel_futures=True)  # first: a thread that waits for a closed iterator would wait for ever
         with ThreadPoolExecutor(count) as closing:
             list(closing.map(lambda own: own.close(), each))
+        gc.collect()  # errors of Grain's hold frames, and these the last batch of each worker in shared memory
 
 
 def _taken(items: Iterator[Any]) -> Any:
