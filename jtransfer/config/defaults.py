@@ -64,7 +64,7 @@ def train_defaults() -> dict[str, Any]:
     from jtransfer.optimiser import Optimiser
 
     return {
-        "data": "glyphs",  # as above, or an embedded source of batches
+        "data": "glyphs",  # as above, or an embedded source of batches; or a mixture, as "0.7*tfds:a + 0.3*folder:DIR"
         "data_dir": "",  # where prepared datasets of tfds:NAME lie; empty for TFDS's own directory
         "backbone": "",  # where the weights start: empty for at random
         "load": dict(LOAD),

@@ -159,6 +159,7 @@ class Dataset:
         captions: A list of texts for each row, indexed like `inputs`; None if the rows have no captions.
         metric: The metric in which results on these data are published, if it is not accuracy; else "".
         damaged: By row of the pool, what is wrong with its label, in a line; the label is `marks.LEFT_OUT`.
+        parts: Of a mixture, for each dataset in it its weight and the row after its last one; else empty.
     """
 
     name: str
@@ -172,6 +173,7 @@ class Dataset:
     captions: Lazy | None = None
     metric: str = ""
     damaged: Mapping[int, str] = field(default_factory=dict)
+    parts: tuple[tuple[float, int], ...] = ()
 
     @property
     def targets(self) -> str:
@@ -192,6 +194,8 @@ class Dataset:
             digest.update(self.inputs.identity.encode("utf-8", "surrogateescape"))
         for array in (*(() if lazy else (self.inputs,)), self.labels, self.pool, self.test):
             _update(digest, array)
+        if self.parts:
+            digest.update(repr(self.parts).encode())
         contents = self.inputs.contents if lazy else ""
         return ".".join(filter(None, (digest.hexdigest()[:16], contents)))
 

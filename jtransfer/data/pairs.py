@@ -16,8 +16,8 @@ from jtransfer import kinds
 from jtransfer.data import glyphs, pictures
 from jtransfer.data.damage import left_out
 from jtransfer.data.dataset import Context, Dataset, blocks, fingerprint
+from jtransfer.data.mixtures import order
 from jtransfer.data.streams import At, Cursor, HostBatch, Rows, counted
-from jtransfer.data.subsets import epochs
 from jtransfer.errors import InputError
 
 HELD_OUT = 2048
@@ -107,10 +107,10 @@ def of_dataset(dataset: Dataset, context: Context) -> PairStream:
     batch, seed, share, crop = context.batch, context.seed, context.share, context.crop
     templates = context.templates or PLAIN
 
-    order = epochs(dataset.pool, batch, seed)
+    rows_of = order(dataset, batch, seed)
 
     def at(step):
-        draws, own_rows = np.random.default_rng((seed, step)).random((batch, 6))[share], order(step)[share]
+        draws, own_rows = np.random.default_rng((seed, step)).random((batch, 6))[share], rows_of(step)[share]
         texts = [
             pick(templates, other).replace("{}", pick(own, one))
             for own, (one, other) in zip(_captions(dataset, own_rows), draws[:, :2], strict=True)

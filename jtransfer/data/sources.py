@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 
 from jtransfer import expressions, files, kinds
-from jtransfer.data import arrow, folder, lines, marked, marks, npz, pairs, streams, tables, tars, tfds, users
+from jtransfer.data import arrow, folder, lines, marked, marks, mixtures, npz, pairs, streams, tables, tars, tfds, users
 from jtransfer.data import augment as augmentations
 from jtransfer.data.dataset import CLASSES, Context, Dataset, Images, Lazy, check_targets, fingerprint
 from jtransfer.data.pairs import PairStream
@@ -129,6 +129,8 @@ def load(name: str, data_dir: str = "", reads: Sequence[str] = CLASSES) -> Datas
     """
     kinds.check(name, kinds.TEXT, "dataset")
     kinds.check(data_dir, kinds.either(kinds.TEXT, kinds.NONE), "data_dir")
+    if mixtures.parse(name):
+        raise InputError(f"dataset {name!r} is a mixture, which jtransfer train alone reads")
     found = _read(Context(name, tuple(reads), _directory(data_dir)), [*LABELLED, *_texts(reads)])
     if not isinstance(found, Dataset):
         raise InputError(f"dataset {name!r} is a {type(found).__name__} of batches, which jtransfer train alone reads")
@@ -149,7 +151,7 @@ def open_stream(
     """Open a source of batches of `batch` examples: a stream, or the pool of a dataset.
 
     Args:
-        name: As `load` takes it, or `glyphs` or `letters`.
+        name: As `load` takes it, or `glyphs` or `letters`; or a mixture of datasets: see `mixtures`.
         batch: Examples of a step, over all processes.
         seed: Of the order of the examples, and of random draws.
         share: Positions in each batch that this process reads; see `Context`.
@@ -164,7 +166,7 @@ def open_stream(
     """
     drawn = augmentations.parse(augment)
     context = Context(name, tuple(reads), _directory(data_dir), batch, seed, share, augment=drawn, damaged=damaged)
-    found = _read(context, [*STREAMED, *_texts(reads)])
+    found = _mixed(context, [*STREAMED, *_texts(reads)])
     if isinstance(found, PairStream):
         raise InputError(f"config.data: {name} is a stream of pairs; expected {' or '.join(reads)}")
     check_targets(found, reads)
@@ -185,7 +187,7 @@ def open_pairs(
 
     Args:
         name: `glyph_captions` or `letter_captions`, a dataset with captions (`tfds:NAME?caption=FEATURE` or
-            `npz:FILE`), or a reader of the user's that returns one or the other.
+            `npz:FILE`), or a reader of the user's that returns one or the other; or a mixture: see `mixtures`.
         batch: Pairs of a step, over all processes.
         seed: Of the order of the pairs, and of random draws.
         share: Positions in each batch that this process reads; see `Context`.
@@ -209,7 +211,7 @@ def open_pairs(
     context = Context(
         name, ("pairs",), _directory(data_dir), batch, seed, share, tuple(templates), crop, damaged=damaged
     )
-    found = _read(context, PAIRED)
+    found = _mixed(context, PAIRED)
     if isinstance(found, Dataset) and found.captions is not None:
         return pairs.of_dataset(found, context)
     if not isinstance(found, PairStream):
@@ -223,8 +225,20 @@ def modules(name: str) -> dict[str, str]:
     Raises:
         InputError: the name cannot be parsed, or a module is missing: see `expressions.modules`.
     """
-    own = _dotted(name)
-    return expressions.modules(own[0], "reader") if own else {}
+    names = [own for _, own in mixtures.parse(name)] or [name]
+    found = [expressions.modules(own[0], "reader") for own in map(_dotted, names) if own]
+    return {module: digest for own in found for module, digest in own.items()}
+
+
+def _mixed(context: Context, known: Sequence[str]) -> Data:
+    """What `_read` gives; of a mixture its datasets as one."""
+    if not (parts := mixtures.parse(context.name)):
+        return _read(context, known)
+    weights, names = zip(*parts, strict=True)
+    datasets = [_read(replace(context, name=name), known) for name in names]
+    if others := [name for name, own in zip(names, datasets, strict=True) if not isinstance(own, Dataset)]:
+        raise InputError(f"config.data: {others[0]} is a stream of batches; a mixture is of datasets")
+    return mixtures.joined(context.name, weights, datasets)
 
 
 def _read(context: Context, known: Sequence[str]) -> Data:

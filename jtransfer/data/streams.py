@@ -22,7 +22,7 @@ from jtransfer.data.dataset import (
     targets,
     wrong_labels,
 )
-from jtransfer.data.subsets import epochs
+from jtransfer.data.mixtures import order
 from jtransfer.errors import InputError
 
 HostBatch = dict[str, Any]
@@ -208,7 +208,7 @@ def of_dataset(dataset: Dataset, context: Context) -> Stream:
     dataset, lost = left_out(dataset, context.damaged)
     if context.augment and dataset.kind != "image":
         raise InputError(f"config.augment is of images, {dataset.name} holds {dataset.kind}s; leave it out")
-    at = partial(_batch, dataset.inputs, dataset.labels, epochs(dataset.pool, context.batch, context.seed), context)
+    at = partial(_batch, dataset.inputs, dataset.labels, order(dataset, context.batch, context.seed), context)
 
     held_out = ("test", Rows(dataset.inputs, dataset.test), dataset.labels[dataset.test])
     about = {"fingerprint": fingerprint(dataset), "metric": dataset.metric}
@@ -218,9 +218,9 @@ def of_dataset(dataset: Dataset, context: Context) -> Stream:
     return Stream(dataset.name, dataset.classes, dataset.kind, dataset.inputs, partial(counted, at), held_out, **about)
 
 
-def _batch(inputs, labels, order, context, step):
-    """The share of the batch of a step; `order` is that of its rows."""
-    own = order(step)[context.share]
+def _batch(inputs, labels, rows, context, step):
+    """The share of the batch of a step; `rows` gives the rows of a step."""
+    own = rows(step)[context.share]
     found: Any = Rows(inputs, own)
     if context.augment:
         from jtransfer.data.augment import Augmented

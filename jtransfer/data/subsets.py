@@ -103,10 +103,13 @@ class Epochs:
 
     def __call__(self, step: int) -> np.ndarray:
         """Row numbers [batch] of a step."""
-        first, size = step * self.batch, len(self.rows)
-        numbers = range(first // size, (first + self.batch - 1) // size + 1)
-        parts = [self._epoch(e)[max(first - e * size, 0) : first + self.batch - e * size] for e in numbers]
-        return np.concatenate(parts)
+        return self.stretch(step * self.batch, (step + 1) * self.batch)
+
+    def stretch(self, first: int, last: int) -> np.ndarray:
+        """Row numbers [last - first] from one place to before another, counted in rows from the first epoch on."""
+        size = len(self.rows)
+        numbers = range(first // size, (last - 1) // size + 1)
+        return np.concatenate([self._epoch(e)[max(first - e * size, 0) : last - e * size] for e in numbers])
 
     def _epoch(self, epoch: int) -> np.ndarray:
         """The rows as they are shuffled for an epoch. The last two are kept: a batch may have rows of both."""
