@@ -33,6 +33,10 @@ class Damaged(InputError):
     """A file that a run wrote, and that is not as it was written. The message names it and the way out."""
 
 
+class Newer(Damaged):
+    """A file that a newer version wrote, and that is not damaged."""
+
+
 class Unfinished(InputError):
     """Parts of a run that could not be done, where all others were.
 
@@ -170,6 +174,19 @@ def _refused(error, unnamed):
                 reason = os.strerror(getattr(errno, why[1])) if why[1] else why[0]
                 return f"{where[1] if where else unnamed} cannot be written: {reason}"
     return ""
+
+
+UNREADABLE = ("EACCES", "EPERM", "EIO", "EMFILE", "ENFILE", "ENOMEM", "ESTALE", "ETIMEDOUT", "ENETUNREACH", "EHOSTDOWN")
+"""Names of the error codes by which a machine refuses to read what may well be whole."""
+AWAY = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_EXCEEDED")
+"""How TensorStore says that the machine, the network or the rights are to blame, not a file."""
+
+
+def of_the_machine(error: BaseException) -> bool:
+    """Whether something could not be read for a reason that says nothing of the file: rights, memory, a network."""
+    if isinstance(error, OSError):
+        return errno.errorcode.get(error.errno) in UNREADABLE
+    return isinstance(error, MemoryError) or bool(re.search(rf"\b({'|'.join(AWAY + UNREADABLE)})\b", said(error)))
 
 
 class Once:

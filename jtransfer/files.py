@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from etils import epath
 
-from jtransfer.errors import LATER, MAKE_ROOM, Damaged, Gone, InputError, MachineError, first_line, unavailable
+from jtransfer.errors import LATER, MAKE_ROOM, Damaged, Gone, InputError, MachineError, Newer, first_line, unavailable
 
 log = logging.getLogger("jtransfer")
 
@@ -312,7 +312,8 @@ def unseal(values: Any, where: epath.PathLike, way_out: str, bare: tuple[type, .
         bare: What the values were before there were seals: objects, or lists as well.
 
     Raises:
-        Damaged: no record, not as it was sealed, or of a newer version.
+        Damaged: no record, or not as it was sealed.
+        Newer: of a newer version.
     """
     if not isinstance(values, bare):
         raise Damaged(f"{where} is damaged ({type(values).__name__} where an object is due); {way_out}")
@@ -325,7 +326,7 @@ def unseal(values: Any, where: epath.PathLike, way_out: str, bare: tuple[type, .
     if values.get(SEAL) != _digest(whole) or type(version) is not int:
         raise Damaged(f"{where} is damaged (its checksum differs); {way_out}")
     if version > VERSION:
-        raise Damaged(f"{where} is of format {version}, which a newer jtransfer wrote; this one reads up to {VERSION}")
+        raise Newer(f"{where} is of format {version}, which a newer jtransfer wrote; this one reads up to {VERSION}")
     return version, {key: value for key, value in whole.items() if key != FORMAT}
 
 

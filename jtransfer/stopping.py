@@ -144,7 +144,8 @@ def _unraisable(what):
     """A signal that came where Python lets no exception through, as in a finaliser."""
     if isinstance(what.exc_value, Stopped):
         _end_of(what.exc_value.code - 128)
-    sys.__unraisablehook__(what)
+    if str(what.exc_value) != "Event loop is closed":  # a late read of a damaged checkpoint, that Orbax has given up
+        sys.__unraisablehook__(what)
 
 
 def _end_of(number):

@@ -29,8 +29,9 @@ def sums(tree: Any) -> dict[str, str]:
     leaves = [
         (jax.tree_util.keystr(path), jnp.asarray(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     ]
-    # One after the other: many programs at once that join several devices can wait for each other on the CPU.
-    found = [jax.device_get(_summed(_everywhere(leaf))(leaf)) for _, leaf in leaves]
+    # On the CPU one after the other: many programs at once that join several devices can wait for each other there.
+    ready = jax.block_until_ready if jax.default_backend() == "cpu" else lambda x: x
+    found = jax.device_get([ready(_summed(_everywhere(leaf))(leaf)) for _, leaf in leaves])
     return {
         path: f"{leaf.dtype}[{','.join(map(str, leaf.shape))}] {int(two[0]):08x}{int(two[1]):08x}"
         for (path, leaf), two in zip(leaves, found, strict=True)

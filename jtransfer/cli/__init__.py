@@ -22,9 +22,19 @@ FLAGS = {
     "curve": ("--config", "--workdir", "--config.KEY"),
     "evaluate": ("--config", "--workdir", "--config.KEY"),
     "advise": ("--config", "--workdir", "--config.KEY"),
-    "train": ("--config", "--workdir", "--coordinator", "--processes", "--process", "--patience", "--config.KEY"),
+    "train": (
+        "--config",
+        "--workdir",
+        "--coordinator",
+        "--processes",
+        "--process",
+        "--patience",
+        "--profile",
+        "--wandb",
+        "--config.KEY",
+    ),
     "inspect": ("--config", "--json", "--time", "--topology", "--classes", "--config.KEY"),
-    "export": ("--workdir", "--format", "--out", "--adapters", "--trust"),
+    "export": ("--workdir", "--format", "--out", "--adapters", "--step", "--trust"),
     "merge": ("--models", "--how", "--base", "--data", "--data_dir", "--out", "--trust"),
 }
 
@@ -163,6 +173,12 @@ def _add_export_flags(command: argparse.ArgumentParser) -> None:
         help="merged into the weights (the default), or apart beside them",
     )
     command.add_argument(
+        "--step",
+        default="",
+        metavar="STEP",
+        help="of a checkpoint, or best, by config.keep.best; the newest if not given",
+    )
+    command.add_argument(
         "--trust",
         default="",
         metavar="MODULES",
@@ -195,6 +211,15 @@ def _minutes(words: str) -> float:
 _minutes.__name__ = "number of minutes"  # of which argparse tells
 
 
+def _steps(words: str) -> int:
+    if not 0 <= (found := int(words)) <= 10**6:
+        raise ValueError
+    return found
+
+
+_steps.__name__ = "number of steps"
+
+
 def _add_launch_flags(command: argparse.ArgumentParser) -> None:
     for flag, kind, metavar, help_text in (
         ("coordinator", str, "HOST:PORT", "of process 0, where no launcher is recognised: see docs/launching.md"),
@@ -202,6 +227,10 @@ def _add_launch_flags(command: argparse.ArgumentParser) -> None:
         ("process", int, "I", "the number of this one, from 0"),
     ):
         command.add_argument(f"--{flag}", type=kind, metavar=metavar, help=help_text)
+    command.add_argument(
+        "--profile", type=_steps, default=0, metavar="N", help="trace N steps, for Perfetto and TensorBoard"
+    )
+    command.add_argument("--wandb", default="", metavar="PROJECT", help="send metrics to Weights & Biases too")
     command.add_argument(
         "--patience",
         type=_minutes,

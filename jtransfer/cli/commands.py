@@ -145,7 +145,7 @@ def train(arguments, overrides: list[str]) -> None:
         with display.TrainProgress(config.steps, f"{run.task.data.stream.kind}s", quiet=not first) as progress:
             for line in known.about(run.task, run.cuts):
                 progress.say(line)
-            rows = loop.train(run, workdir, progress)
+            rows = loop.train(run, workdir, progress, arguments.profile, arguments.wandb)
         if first:
             display.show_train(rows, workdir)
 
@@ -207,7 +207,7 @@ def export(arguments, overrides: list[str]) -> None:
     def accept(hollow):
         exports.check_result(hollow, arguments.format, arguments.adapters)
 
-    step, result, beside = results.result(workdir, trust, accept)
+    step, result, beside = results.result(workdir, trust, accept, arguments.step)
     about = {"workdir": str(workdir), "step": step}
     exports.write(out, result, arguments.format, arguments.adapters, beside, **about)
     print(f"Written to {out}: step {step} of {workdir} as {arguments.format}")

@@ -135,7 +135,7 @@ def show_advice(page: str, command: str, directory: str) -> None:
 
 
 class TrainProgress(Live):
-    """A bar over the steps of a training run; call it with every row of metrics and examples per second.
+    """A bar over the steps of a training run, and a line for each row; call it as `jtransfer.train.loop.train` does.
 
     Args:
         steps: Of the whole run.
@@ -150,12 +150,21 @@ class TrainProgress(Live):
         self.what = what
         self.task = self.progress.add_task("", total=steps)
 
-    def __call__(self, row, speed):
+    def __call__(self, row, measured):
         names = sorted(row.keys() - {"step"}, key=lambda name: (name != "loss", [*row].index(name)))
         values = "  ".join(f"{name} {row[name]:.4g}" for name in names)
-        pace = "" if math.isnan(speed) else f"  {speed:.0f} {self.what}/s"
-        self.say(f"{row['step']:>7}  {values}{pace}")
+        self.say(f"{row['step']:>7}  {values}{self._pace(measured)}")
         self.progress.update(self.task, completed=row["step"])
+
+    def _pace(self, measured):
+        """What `pace.Pace` measured, in words."""
+        words = {
+            f"{self.what}_per_second": lambda x: f"  {x:.0f} {self.what}/s",
+            "input_share": lambda x: f"  {x:.0%} input",
+            "device_bytes": lambda x: f"  {_bytes(x)}",
+            "seconds_left": lambda x: f"  {_duration(x)} left",
+        }
+        return "".join(say(measured[name]) for name, say in words.items() if name in measured)
 
 
 def show_train(rows: list[dict], directory: str) -> None:
@@ -248,6 +257,17 @@ def show_pod(reports: list[dict]) -> None:
         for name, said in rows.items():
             table.add_row(name, said)
         console.print(table)
+
+
+def _duration(seconds: float) -> str:
+    """`40 s`, `12 min`, `3 h 20 min`, `2 d 4 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 24 else f"{hours // 24} d {hours % 24} h"
 
 
 def _bytes(count: float) -> str:

@@ -102,6 +102,13 @@ TABLES: dict[str, dict[str, Any]] = {
         "eval_every": STEPS,
         "checkpoint_every": STEPS,
         "workers": whole(0, 1024),
+        "keep": {
+            "newest": whole(1, LARGEST),
+            "best": TEXT,
+            "every_hours": kinds.NOT_NEGATIVE,
+            "every_steps": whole(0, LARGEST),
+        },
+        "on_bad_step": NAME,
     },
     "evaluate": TRANSFER
     | {
@@ -209,7 +216,7 @@ def check(command: str, config: Any, place=lambda key: "") -> None:
         raise InputError(f"config: {type(error).__name__}: {error}") from None
     expected = table(command, values)
     missing = [key for key in DEFAULTS[command]() if key not in values]
-    for name in {"load", "towers"} & TABLES[command].keys() & values.keys():
+    for name in {"load", "towers", "keep"} & TABLES[command].keys() & values.keys():
         missing += [f"{name}.{key}" for key in TABLES[command][name] if key not in _section(values, name)]
     _walk(expected, values, "", place)
     if missing:

@@ -118,6 +118,13 @@ def train_defaults() -> dict[str, Any]:
         "eval_every": 500,
         "checkpoint_every": 500,
         "workers": 0,  # processes a host that read, change and prepare examples; 0 for a thread: see docs/data.md
+        # Which checkpoints are kept beside the newest: the best by a metric of the evaluations, as "test_accuracy", and
+        # for good one each so many hours, and those of every so many steps; 0 for none.
+        "keep": {"newest": 2, "best": "", "every_hours": 0.0, "every_steps": 0},
+        # What becomes of a step whose loss or gradient is not finite: "stop"; "skip(limit=10)" leaves it out, unless so
+        # many come in a row; "rewind(limit=5)" goes back to the newest checkpoint and on with the data behind the step.
+        # With spike=4 as an option of each, a loss above 4 times its running mean counts too.
+        "on_bad_step": "stop",
     }
 
 

@@ -55,7 +55,7 @@ class Link:
         deadline = time.monotonic() + COME
         _resolve(launch)
         door, self._peers = (_receive if launch.index == 0 else _visit)(launch, self.hosts, deadline)
-        self._watch = watch.Watch(self.hosts, 0 if launch.index else patience)
+        self._watch = watch.Lookout(self.hosts, 0 if launch.index else patience)
         self.address = f"127.0.0.1:{door.getsockname()[1] if launch.index else _free_port()}"
         for index, peer in self._peers.items():
             threading.Thread(target=self._listen, args=(index, peer), daemon=True).start()

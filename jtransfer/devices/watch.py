@@ -71,7 +71,7 @@ class Seen:
     silent: float = 0.0
 
 
-class Watch:
+class Lookout:
     """The places of all processes of a run, in the process that has it.
 
     Args:
@@ -129,7 +129,7 @@ AGAIN = "the same command goes on from the newest checkpoint"
 
 def alone(patience: float) -> Callable[[], None]:
     """Watch the only process of a run, and end it when it stands still; call what is returned when the run is over."""
-    watch, over = Watch([""], patience), threading.Event()
+    watch, over = Lookout([""], patience), threading.Event()
 
     def look():
         while not over.wait(BEAT):
@@ -144,7 +144,7 @@ def alone(patience: float) -> Callable[[], None]:
 
 
 def together(
-    watch: Watch,
+    watch: Lookout,
     index: int,
     say: Callable[[Mapping[str, Any]], None],
     is_over: Callable[[], bool],

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import logging
+import re
 from typing import Any
 
 from etils import epath
@@ -9,12 +11,18 @@ from etils import epath
 from jtransfer import files
 from jtransfer.errors import Damaged, InputError
 
+log = logging.getLogger("jtransfer")
+
 MOST = 10
 """The most keys that an error names."""
 
 
 def claim(
-    workdir: epath.Path, config: dict[str, Any], defaults: dict[str, Any], may_grow: tuple[str, ...] = ()
+    workdir: epath.Path,
+    config: dict[str, Any],
+    defaults: dict[str, Any],
+    may_grow: tuple[str, ...] = (),
+    may_change: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Write `config.json` into a run's directory, if the directory is new or belongs to this config.
 
@@ -23,6 +31,7 @@ def claim(
         config: Plain values, as `jtransfer.config.resolved` gives them.
         defaults: Of the config's keys, as `jtransfer.config.defaults` gives them.
         may_grow: Keys that may differ: lists become the union of both, numbers the larger of both.
+        may_change: Patterns of keys that may differ: a warning says which do, and the directory keeps what it has.
 
     Returns:
         The config that was written: see `check`.
@@ -30,7 +39,7 @@ def claim(
     Raises:
         InputError, Damaged, MachineError: as `check`.
     """
-    config = check(workdir, config, defaults, may_grow)
+    config = check(workdir, config, defaults, may_grow, may_change=may_change)
     files.write_record(workdir / "config.json", config)
     return config
 
@@ -41,6 +50,7 @@ def check(
     defaults: dict[str, Any],
     may_grow: tuple[str, ...] = (),
     later: tuple[str, ...] = (),
+    may_change: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Check what `claim` checks, and leave no trace: for use before anything is loaded or computed.
 
@@ -53,6 +63,7 @@ def check(
         defaults: Of the config's keys, as `jtransfer.config.defaults` gives them.
         may_grow: Keys that may differ: lists become the union of both, numbers the larger of both.
         later: Keys that the config does not have yet, and that are not compared.
+        may_change: As of `claim`.
 
     Returns:
         The config that the directory has, with what has grown; `config` if it has none.
@@ -71,19 +82,23 @@ def check(
             path, "choose another --workdir, or remove it: what is of another config stays out"
         )
         known = defaults | {"fingerprints": config.get("fingerprints", {}) if "fingerprints" in before else None}
-        differing = sorted(
-            f"{key} is {json.dumps(ours)} here and {json.dumps(theirs)} there"
+        differ = {
+            key: f"{key} is {json.dumps(ours)} here and {json.dumps(theirs)} there"
             for key, (ours, theirs) in _differences(config, before, known)
             if key not in may_grow
             and key.partition(".")[0] not in later
             and not (key == DATA and same_data(ours, theirs))
-        )
+        }
+        changed = [key for key in sorted(differ) if any(re.fullmatch(pattern, key) for pattern in may_change)]
+        differing = sorted(said for key, said in differ.items() if key not in changed)
         if differing:
             more = f"; and {len(differing) - MOST} keys more" if len(differing) > MOST else ""
             raise InputError(
                 f"workdir {workdir} belongs to another config: {'; '.join(differing[:MOST])}{more}; choose another "
                 "--workdir"
             )
+        if changed:
+            log.warning("workdir %s was begun otherwise: %s", workdir, "; ".join(differ[key] for key in changed))
         if odd := [key for key in may_grow if type(before.get(key)) is not type(config[key])]:
             raise Damaged(f"{path} is damaged ({odd[0]} is {before.get(odd[0])!r}); choose another --workdir")
         return before | {key: _union(before[key], config[key]) for key in may_grow}

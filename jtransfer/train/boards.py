@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from etils import epath
@@ -16,40 +16,40 @@ Write = Callable[[ResultRow], None]
 
 
 @contextmanager
-def boards(directory: epath.Path, start: int, project: str = "", record: Mapping[str, Any] | None = None) -> Iterator:
+def boards(directory: epath.Path, project: str, record: Mapping[str, Any]) -> Iterator[Write]:
     """What writes a row to all boards, on the first process alone.
+
+    TensorBoard forgets what an earlier run wrote from the first of these rows on; Weights & Biases keeps both.
 
     Args:
         directory: Of the run.
-        start: The step that the run goes on from: what an earlier run wrote after it is written over. (Weights & Biases
-            keeps both, and draws what came last.)
         project: Of Weights & Biases; empty for none.
         record: The config of the run, which Weights & Biases keeps.
-
-    Yields:
-        A `Write`.
-
-    Raises:
-        InputError: a project, where the package `wandb` is not installed.
     """
-    if not hosts.is_first():
-        yield lambda row: None
-        return
-    check(project)
-    from tensorboardX import SummaryWriter
-
-    purge = start + 1 if start else None
-    with (
-        SummaryWriter(str(directory / "tensorboard"), purge_step=purge) as writer,
-        _wandb(project, directory, record) as log,
-    ):
+    with ExitStack() as stack:
+        opened: list[Write] = []
 
         def write(row: ResultRow) -> None:
+            if not opened:  # the first row says where a run goes on
+                opened.append(stack.enter_context(_tensorboard(directory, row["step"])))
+                opened.extend([stack.enter_context(_wandb(project, directory, record))] if project else [])
+            for one in opened:
+                one(row)
+
+        yield write if hosts.is_first() else lambda row: None
+
+
+@contextmanager
+def _tensorboard(directory, first):
+    from tensorboardX import SummaryWriter
+
+    with SummaryWriter(str(directory / "tensorboard"), purge_step=first if first > 1 else None) as writer:
+
+        def write(row):
             for name, value in row.items():
                 if name != "step":
                     writer.add_scalar(name, value, row["step"])
             writer.flush()
-            log(row)
 
         yield write
 
@@ -70,9 +70,6 @@ def check(project: str) -> None:
 @contextmanager
 def _wandb(project, directory, record):
     """What logs a row; one workdir is one run there, however often it is started."""
-    if not project:
-        yield lambda row: None
-        return
     import wandb
 
     words = os.fspath(directory)
@@ -80,6 +77,6 @@ def _wandb(project, directory, record):
     where = None if "://" in words else words
     name = hashlib.sha256(os.path.abspath(words).encode()).hexdigest()[:16]
     about = {"project": project, "id": name, "name": directory.name, "resume": "allow"}
-    with wandb.init(**about, dir=where, config=dict(record or {})) as run:
+    with wandb.init(**about, dir=where, config=dict(record)) as run:
         run.define_metric("*", step_metric="step")
         yield run.log

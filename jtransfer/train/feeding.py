@@ -1,6 +1,6 @@
 """The batches that steps take, read and prepared by a thread, or by worker processes where a run asks for these."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from functools import partial
 
@@ -39,14 +39,17 @@ def _by_workers(programs, start, cursor):
     """Workers make what needs no device; what frozen layers make of rows, and teachers say, is added here."""
     run, data = programs.run, programs.run.task.data
     numbers, stream = range(start + 1, run.schedule.steps + 1), data.stream
-    steps = [number - 1 for number in numbers if not programs.knows(number)]
+    # A run that went back reads on behind the batch that it went back from.
+    behind = (next(iter(cursor.values())) if isinstance(cursor, Mapping) else cursor) - start
+    steps = [number - 1 + behind for number in numbers if not programs.knows(number)]
     with closing(workers.made(partial(_prepared, stream.at, data.ready), steps, run.workers)) as prepared:
         for number in numbers:
-            after = dict.fromkeys(stream.streams, number) if isinstance(stream, Joined) else number
+            place = number + behind
+            after = dict.fromkeys(stream.streams, place) if isinstance(stream, Joined) else place
             if programs.knows(number):
-                yield programs.ready(number, stream.at(number - 1)), after
+                yield programs.ready(number, stream.at(place - 1)), after
             else:
-                told = data.told(stream.at(number - 1)) if data.told else {}
+                told = data.told(stream.at(place - 1)) if data.told else {}
                 yield next(prepared) | told, after
 
 

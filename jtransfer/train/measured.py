@@ -1,7 +1,8 @@
 """What is measured of a model on held-out examples: the means of rows, or how texts and images find each other."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ from jtransfer.evaluate import zero_shot
 from jtransfer.evaluate.retrieval import ranks
 from jtransfer.evaluate.similarity import alignment, uniformity
 from jtransfer.methods import Adapted
-from jtransfer.objectives.metrics import PERPLEXITY, Metric, of_whole_set
+from jtransfer.objectives.metrics import METRICS, PERPLEXITY, Metric, of_whole_set
 from jtransfer.objectives.objective import WEIGHT, Objective
 from jtransfer.starts.inputs import Prepare, gathered, within
 from jtransfer.starts.source import SourceTask
@@ -27,8 +28,30 @@ from jtransfer.tree import Tree
 BLOCK, BYTES = 512, 1 << 26
 """Examples that are evaluated at once, at most, and bytes of their inputs."""
 
-Evaluate = Callable[[Any, Tree], dict[str, float]]
-"""From a train state and the frozen leaves to metrics by name."""
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measures a model on held-out examples; called with a train state and the frozen leaves, it gives metrics by name.
+
+    Attributes:
+        call: What it calls.
+        names: Gives the name of each of these metrics, and whether more of it is better; nothing is computed.
+    """
+
+    call: Callable[[Any, Tree], dict[str, float]]
+    names: Callable[[], dict[str, bool]]
+
+    def __call__(self, state: Any, frozen: Tree) -> dict[str, float]:
+        """The metrics."""
+        return self.call(state, frozen)
+
+
+def joined(each: Sequence[Evaluate]) -> Evaluate:
+    """One that measures what all of several measure."""
+    return Evaluate(
+        lambda state, frozen: {name: x for one in each for name, x in one(state, frozen).items()},
+        lambda: {name: higher for one in each for name, higher in one.names().items()},
+    )
 
 
 def rows(
@@ -64,9 +87,11 @@ def rows(
 
     @partial(jax.jit, out_shardings=sharding.everywhere(mesh))  # so that every process can read the whole
     def look(state, frozen, key, batch):
+        return measure(adapted.ended(state.average, frozen) | state.state, key, batch)
+
+    def measure(tree, key, batch):
         if objective.targets:
             batch = objective.targets(key, batch)
-        tree = adapted.ended(state.average, frozen) | state.state
         outputs = models.apply(adapted.model, tree, batch["inputs"], train=False)
         outputs = objectives.outputs_of(task, outputs)
         return objective.measure(outputs, batch), outputs["logits"] if whole else ()
@@ -88,10 +113,17 @@ def rows(
         if left := {key: metric for key, metric in whole.items() if key not in means}:
             asked = _of_rows(logits, labels)
             means |= {key: float(metric(*asked)) for key, metric in left.items()}
-        said = f"{task}_{name}" if task else name
         return {f"{said}_{key}": value for key, value in means.items()}
 
-    return evaluate
+    def names():
+        example = {"inputs": one, "labels": jax.ShapeDtypeStruct((1, *labels.shape[1:]), labels.dtype)}
+        each, _ = jax.eval_shape(measure, adapted.shapes | adapted.state, jax.random.key(0), example)
+        keys = [*(each.keys() - {WEIGHT}), *whole, *({PERPLEXITY} & named.keys())]
+        known = METRICS | dict(named)
+        return {f"{said}_{key}": known[key].higher if key in known else True for key in keys}
+
+    said = f"{task}_{name}" if task else name
+    return Evaluate(evaluate, names)
 
 
 def with_source(evaluate: Callable[[Adapted], Evaluate], source: SourceTask, mesh: Mesh, adapted: Adapted) -> Evaluate:
@@ -101,8 +133,10 @@ def with_source(evaluate: Callable[[Adapted], Evaluate], source: SourceTask, mes
     def look(state, frozen, examples):
         return source.accuracy(adapted.model, adapted.ended(state.average, frozen) | state.state, examples)
 
-    first = evaluate(adapted)
-    return lambda state, frozen: first(state, frozen) | {"source_accuracy": float(look(state, frozen, source.held_out))}
+    def of_source(state, frozen):
+        return {"source_accuracy": float(look(state, frozen, source.held_out))}
+
+    return joined((evaluate(adapted), Evaluate(of_source, lambda: {"source_accuracy": True})))
 
 
 def _of_rows(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -183,4 +217,10 @@ def pairs(
         found |= {"uniformity_images": uniformity(images), "uniformity_texts": uniformity(plain)}
         return {f"{held_out.what}_{name}": value for name, value in found.items()}
 
-    return evaluate
+    def names():
+        more = ("zero_shot", *(f"{way}_r{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5)))
+        less = ("alignment", "uniformity_images", "uniformity_texts")  # Wang and Isola 2020 minimise both
+        higher = dict.fromkeys(more, True) | dict.fromkeys(less, False)
+        return {f"{held_out.what}_{name}": is_higher for name, is_higher in higher.items()}
+
+    return Evaluate(evaluate, names)

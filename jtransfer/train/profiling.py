@@ -16,8 +16,13 @@ AFTER = 2
 """Steps of a call before its trace begins, of which the first compiles."""
 
 
+def step(number: int) -> Any:
+    """A context that gives what a step does its number in a trace."""
+    return jax.profiler.StepTraceAnnotation("train", step_num=number)
+
+
 @contextmanager
-def window(directory: epath.Path, steps: int, start: int) -> Iterator[Callable[[int, Any], None]]:
+def window(directory: epath.Path, steps: int) -> Iterator[Callable[[int, Any], None]]:
     """Trace some steps of a training on the first process.
 
     The trace lies under `profile/` of the directory: `*.xplane.pb` for TensorBoard and `perfetto_trace.json.gz` for
@@ -26,29 +31,29 @@ def window(directory: epath.Path, steps: int, start: int) -> Iterator[Callable[[
     Args:
         directory: Of the run.
         steps: How many are traced; 0 for none.
-        start: The step that the training goes on from.
 
     Yields:
-        What is called before each step with its number and with what the step before it returned, which is waited for
-        where a trace begins or ends.
+        What is called before each step with its number in this call, from 1 on, and with what the step before it
+        returned, which is waited for where a trace begins or ends.
     """
-    first, tracing = start + 1 + AFTER, False
+    first, left, tracing = 1 + AFTER, steps, False
 
     def end(last):
         nonlocal tracing
         tracing = False
         jax.block_until_ready(last)
         jax.profiler.stop_trace()
-        log.warning("steps from %d on are traced in %s", first, directory / "profile")
+        log.warning("%d steps are traced in %s", steps - left, directory / "profile")
 
     def before(number: int, last: Any) -> None:
-        nonlocal tracing
-        if tracing and number == first + steps:
+        nonlocal tracing, left
+        if tracing and not left:
             end(last)
-        elif steps and hosts.is_first() and number == first:
+        if left and not tracing and hosts.is_first() and number >= first:
             jax.block_until_ready(last)
             jax.profiler.start_trace(str(directory / "profile"), create_perfetto_trace=True)
             tracing = True
+        left -= tracing
 
     try:
         yield before

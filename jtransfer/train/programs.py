@@ -9,7 +9,7 @@ from jtransfer.devices import sharding
 from jtransfer.methods.endings import BEGAN, now
 from jtransfer.methods.fisher import FISHER
 from jtransfer.objectives import make_loss
-from jtransfer.train import known
+from jtransfer.train import bad_steps, known
 from jtransfer.train.known import Activations
 from jtransfer.train.phases import entered, parts
 from jtransfer.train.runs import Run
@@ -67,6 +67,7 @@ class Programs:
             tree, state = adapted.start(start_key, base)
             trainable, kept, frozen = parts(adapted, phase, tree)
             optimiser = self._optimiser(phase)
+            state |= bad_steps.fresh(self.run.on_bad)
             return TrainState.create(run_key, trainable, state, optimiser, self.run.schedule.ema), kept, frozen
 
         base = self._placed(adapted.base)
@@ -136,6 +137,8 @@ class Programs:
         one, task, schedule = self.run.running.phases[phase], self.run.task, self.run.schedule
         loss = make_loss(one.model, task.objective, one.scores)
         step = make_step(loss, self._optimiser(phase), task.accumulate, schedule.ema, combine=task.combine)
+        if self.run.on_bad.guards:
+            step = bad_steps.guarded(step, self.run.on_bad.spike)
 
         def of_now(state, frozen, batch):
             return step(state, now(frozen), batch)

@@ -18,9 +18,12 @@ from jtransfer.train import loop, outcome, remembered, runs
 
 
 def result(
-    directory: epath.PathLike, trust: Iterable[str] = (), check: Callable[[Adapter], None] = lambda hollow: None
+    directory: epath.PathLike,
+    trust: Iterable[str] = (),
+    check: Callable[[Adapter], None] = lambda hollow: None,
+    asked: int | str = "",
 ) -> tuple[int, Adapter, dict[str, bytes]]:
-    """The result of a run at its newest checkpoint.
+    """The result of a run at its newest checkpoint, or at another.
 
     The backbone of the run has to be where it was, or in the hub's cache: a directory starts no download. The data may
     be gone, and the devices may be others. A run of an earlier version, which left no `task.json`, needs its data too.
@@ -31,6 +34,7 @@ def result(
             somebody else's.
         check: Called with the result as placeholders (see `outcome.hollow`) before the checkpoint is read; it may raise
             an `InputError` to refuse the result.
+        asked: The step of a checkpoint, "best", or empty for the newest, as of `loop.restored`.
 
     Returns:
         The step of the checkpoint; the adapted backbone at that step; and the files of a tokenizer and a processor
@@ -69,7 +73,7 @@ def result(
     if changed := [what for what in now if what in before and not same_data(now[what], before[what])]:
         raise InputError(f"workdir {directory}: the {' and the '.join(changed)} changed since the run was started")
     check(outcome.hollow(run))
-    step, tree = loop.restored(run, directory)
+    step, tree = loop.restored(run, directory, asked)
     own = run.task.start.backbone is None or config.preprocessor or config.tokenizer
     return step, outcome.adapter(run, jax.device_get(tree)), run.task.start.beside() if own else {}
 

@@ -9,14 +9,18 @@ import jax
 
 from jtransfer import expressions, methods
 from jtransfer.checkpoints.adapter import merges
+from jtransfer.checkpoints.keeping import Keep
 from jtransfer.config import check, defaults, resolved
 from jtransfer.data import preprocess, sources, workers
 from jtransfer.devices import sharding
-from jtransfer.errors import InputError
+from jtransfer.errors import InputError, nearest
 from jtransfer.optimiser import Optimiser
 from jtransfer.starts import teachers
 from jtransfer.train import costs, known, solved, tried
+from jtransfer.train.bad_steps import OnBad
+from jtransfer.train.bad_steps import parse as parse_on_bad
 from jtransfer.train.cut import Cut, behind
+from jtransfer.train.measured import Evaluate
 from jtransfer.train.phases import Plan, plan
 from jtransfer.train.tasks import Task, build_task
 
@@ -72,6 +76,9 @@ class Run:
         sharding: How leaves lie on the devices, as `sharding.tree_shardings` takes it.
         record: The resolved config as plain values, and under `fingerprints` those of the run.
         defaults: The default of every key of the config, which a run of an earlier version without the key had.
+        keep: Which checkpoints are kept.
+        higher: Whether more of the metric `keep.best` is better.
+        on_bad: What becomes of steps whose loss is not finite or jumps.
         cuts: For each phase where its model is cut, so that what lies before is computed once; None for nowhere.
         workers: Number of processes that read and prepare batches, beside this one; 0 for a thread of it.
     """
@@ -86,6 +93,9 @@ class Run:
     sharding: Any
     record: Mapping[str, Any]
     defaults: Mapping[str, Any]
+    keep: Keep
+    higher: bool
+    on_bad: OnBad
     cuts: Sequence[Cut | None]
     workers: int = 0
 
@@ -130,6 +140,7 @@ def prepare(config, stream: Any = None, devices: Sequence[jax.Device] | None = N
         raise InputError(
             f"config.batch {schedule.batch} must be a multiple of {parts}: devices of the batch x accumulate"
         )
+    on_bad = parse_on_bad(config.on_bad_step)
     method, optimiser = methods.parse(config.method), Optimiser(**config.optimiser)
     methods.check_needs([method], [key for key in ("teacher", "source") if config[key]])
     task = build_task(config, mesh, stream)
@@ -148,6 +159,8 @@ def prepare(config, stream: Any = None, devices: Sequence[jax.Device] | None = N
     adapted = methods.adapt(method, start.model, start.params, task.data.example, wrap, start.fresh)
     sharding.tree_shardings(adapted.shapes, mesh, config.sharding, start.module.config.heads_at)
     optimiser.check_leaves(adapted.shapes)
+    keep = Keep(**config.keep)
+    higher = stream is not None or _is_higher(keep.best, task.data.evaluate(adapted.phases[0]), schedule)
     fingerprints = {"data": task.data.stream.fingerprint} | start.fingerprints
     if beside := start.beside():
         fingerprints["preprocessing"] = preprocess.fingerprint(beside)
@@ -163,8 +176,26 @@ def prepare(config, stream: Any = None, devices: Sequence[jax.Device] | None = N
         workers.check(config.workers, task.data.stream)
     return Run(
         *(task, method, adapted, optimiser, shares, schedule, mesh, config.sharding, record),
-        *(defaults("train", config), cuts, config.workers),
+        *(defaults("train", config), keep, higher, on_bad, cuts, config.workers),
     )
+
+
+def _is_higher(best: str, evaluate: Evaluate, schedule: Schedule) -> bool:
+    """Whether more of the metric by which the best checkpoint is kept is better.
+
+    Raises:
+        InputError: it is no metric of the evaluations, or there are evaluations without a checkpoint.
+    """
+    if not best:
+        return True
+    if best not in (known := evaluate.names()):
+        raise InputError(f"config.keep.best '{best}' is not measured on held-out examples; {nearest(best, known)}")
+    if schedule.eval_every % schedule.checkpoint_every:
+        raise InputError(
+            f"config.keep.best takes a checkpoint at each evaluation: config.eval_every {schedule.eval_every} must be "
+            f"a multiple of config.checkpoint_every {schedule.checkpoint_every}"
+        )
+    return known[best]
 
 
 def _modules(config, stream) -> dict[str, str]:

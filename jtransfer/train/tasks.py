@@ -232,8 +232,7 @@ def _of_several(config, mesh, joined) -> Task:
     ]
 
     def evaluate(adapted):
-        found = [measure(adapted) for measure in each]
-        return lambda state, frozen: {key: x for one in found for key, x in one(state, frozen).items()}
+        return measured.joined([measure(adapted) for measure in each])
 
     data = TaskData(
         Joined(streams, len(sharding.rows(mesh, config.batch))),

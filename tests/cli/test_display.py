@@ -46,11 +46,13 @@ def test_an_evaluation_counts_the_rows_whose_features_it_reads(console):
 
 def test_training_counts_steps_and_keeps_metrics_and_speed(console):
     with display.TrainProgress(20, "pairs", console) as progress:
-        progress({"step": 1, "loss": 4.5}, float("nan"))
-        progress({"step": 10, "grad_norm": 3.0, "loss": 2.5}, 1234.4)
-        progress({"step": 20, "loss": 1.25}, 1300)
+        progress({"step": 1, "loss": 4.5}, {})
+        measured = {"pairs_per_second": 1234.4, "input_share": 0.25, "seconds_left": 12000.0, "device_bytes": 3 << 30}
+        progress({"step": 10, "grad_norm": 3.0, "loss": 2.5}, measured)
+        progress({"step": 20, "loss": 1.25}, {"pairs_per_second": 1300})
     written, lines = shown(console)
-    assert "     10  loss 2.5  grad_norm 3  1234 pairs/s" in written and "     20  loss 1.25  1300 pairs/s" in written
+    assert "     10  loss 2.5  grad_norm 3  1234 pairs/s  25% input  3 GiB  3 h 20 min left" in written
+    assert "     20  loss 1.25  1300 pairs/s" in written
     assert "      1  loss 4.5\n" in written, "the first step compiles"
     assert ("20/20" in written) == console.is_terminal
     assert console.is_terminal or len(lines) == 3

@@ -18,6 +18,7 @@ from jtransfer.data import sources
 from jtransfer.errors import InputError
 from jtransfer.stopping import Stopped
 from jtransfer.train import loop, runs
+from jtransfer.train.pace import learned
 
 HERE = Path(__file__).parent
 CURVE = """
@@ -151,13 +152,13 @@ def test_two_processes_go_on_from_the_cursor_bit_for_bit_and_learn_what_one_does
     said = [process.communicate(timeout=300)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
 
-    for path in (Path("metrics.jsonl"), *(path.relative_to("whole") for path in Path("whole/model").iterdir())):
+    assert learned("whole/metrics.jsonl") == learned("parts/metrics.jsonl")
+    for path in (path.relative_to("whole") for path in Path("whole/model").iterdir()):
         assert Path("whole", path).read_bytes() == Path("parts", path).read_bytes(), path
     about = json.loads(Path("parts/checkpoints/4/about/metadata").read_text())["about"]
     assert about["cursor"] == {"time": 1, "row": 8}
     alone = loop.train(prepared(), "alone", lambda row, speed: None)
-    rows = map(json.loads, Path("parts/metrics.jsonl").read_text().splitlines())
-    for row, other in zip(rows, alone, strict=True):
+    for row, other in zip(learned("parts/metrics.jsonl"), alone, strict=True):
         assert row == pytest.approx(other, abs=1e-4)
 
 

@@ -18,6 +18,7 @@ from jtransfer.cli import display
 from jtransfer.errors import InputError
 from jtransfer.stopping import Stopped
 from jtransfer.train import loop
+from jtransfer.train.pace import learned
 
 HERE = Path(__file__).parent
 OWN = sorted(file.stem for file in HERE.glob("my_*.py"))
@@ -185,7 +186,8 @@ def test_a_training_that_is_killed_goes_on_to_the_same_bits(name, trained, monke
     assert not Path(f"{name}_parts/model").exists()
     assert here(*again) == 0
     whole, parts = trained(name), Path(f"{name}_parts")
-    for file in ("metrics.jsonl", "model/model.safetensors", "model/config.json"):
+    assert learned(whole / "metrics.jsonl") == learned(parts / "metrics.jsonl")
+    for file in ("model/model.safetensors", "model/config.json"):
         assert (whole / file).read_bytes() == (parts / file).read_bytes(), file
     rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert np.isfinite(rows[-1][PARTS[name].logs])

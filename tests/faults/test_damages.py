@@ -25,7 +25,8 @@ from jtransfer.cli import main
 from jtransfer.curves import run as curves
 from jtransfer.errors import Damaged, InputError
 from jtransfer.evaluate import run as evaluations
-from jtransfer.train import loop, programs, runs
+from jtransfer.train import loop, programs, resuming, runs
+from jtransfer.train.pace import learned
 from jtransfer.tree import flat
 
 SHORT, LONG = 5, 100
@@ -71,7 +72,7 @@ class Left:
 
         self.trained = runs.prepare(resolved("train", TRAIN))
         loop.train(self.trained, root / "train", lambda row, speed: None)
-        self.like = loop._abstract(programs.Programs(self.trained).start(0)[0])
+        self.like = resuming.abstract(programs.Programs(self.trained).start(0)[0])
         for form in ("hf", "peft"):
             assert main(["export", f"--workdir={root / 'train'}", f"--format={form}", f"--out={root / form}"]) == 0
         self.curve = curves.prepare(resolved("curve", CURVE))
@@ -127,7 +128,7 @@ class Left:
         with Store(self.root / run / "checkpoints", reading=True) as store:
             if store.latest is None:
                 raise InputError("there is none")
-            state, about = store.restore(store.latest, self.like)
+            state, about = store.restore(store.latest, self.like), store.about(store.latest)
             step = int(state.step)
             if step != store.latest:
                 raise Damaged("renamed")
@@ -139,7 +140,7 @@ class Left:
     def train(self):
         loop.train(self.trained, self.root / "train", lambda row, speed: None)
         model = (self.root / "train" / "model" / "model.safetensors").read_bytes()
-        return (self.root / "train" / "metrics.jsonl").read_text(), model
+        return learned(self.root / "train" / "metrics.jsonl"), model
 
     def load(self, name):
         backbone = jt.load(str(self.root / name))

@@ -1,6 +1,5 @@
 """Trainings that are killed and stopped, alone and in twos: one line, and in the end what an undisturbed run leaves."""
 
-import json
 import os
 import signal
 import socket
@@ -18,6 +17,7 @@ from jtransfer import cli, stopping
 from jtransfer.checkpoints.store import Store
 from jtransfer.devices import hosts, launch
 from jtransfer.errors import Damaged, Gone, InputError
+from jtransfer.train.pace import learned
 
 FILE = """
 from ml_collections import ConfigDict
@@ -92,7 +92,7 @@ def left(workdir):
         arguments = ocp.args.Composite(about=ocp.args.JsonRestore())
         arrays = store.manager.restore(store.latest, args=arguments).about["sums"]  # on any mesh the same
     weights = {path.name: path.read_bytes() for path in (workdir / "model").iterdir() if path.suffix != ".json"}
-    return arrays, weights, [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return arrays, weights, learned(workdir / "metrics.jsonl")
 
 
 def assert_same(one, other):

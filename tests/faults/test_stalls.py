@@ -10,7 +10,7 @@ import pytest
 
 from jtransfer import stopping
 from jtransfer.devices import watch
-from jtransfer.devices.watch import COMPILING, DATA, EVALUATION, SILENCE, STEP, Watch
+from jtransfer.devices.watch import COMPILING, DATA, EVALUATION, SILENCE, STEP, Lookout
 
 spec = importlib.util.spec_from_file_location("signals_of_trainings", Path(__file__).with_name("test_signals.py"))
 shared = importlib.util.module_from_spec(spec)
@@ -37,7 +37,7 @@ def digits(rest, context):
 
 def watched(*places, hosts=("a", "b", "c"), patience=300, beats=1, seconds=301):
     """A watch that has heard where each process is, again and again while time passes."""
-    watch = Watch(list(hosts[: len(places)]), patience)
+    watch = Lookout(list(hosts[: len(places)]), patience)
     for _ in range(beats + 1):
         for index, (what, step) in enumerate(places):
             watch.heard(index, [what, step, step])
@@ -75,7 +75,7 @@ def test_nobody_is_named_while_one_process_goes_on_or_has_not_reported_or_patien
     watch = watched((STEP, 17), (STEP, 17))
     watch.heard(1, [STEP, 18, 18])
     assert not watch.verdict()
-    watch = Watch(["a", "b"], 300)
+    watch = Lookout(["a", "b"], 300)
     for _ in range(3):
         watch.passes(301)
         watch.heard(0, [STEP, 17, 17])
@@ -84,7 +84,7 @@ def test_nobody_is_named_while_one_process_goes_on_or_has_not_reported_or_patien
 
 
 def test_a_process_that_reports_no_more_is_named_within_its_training_alone():
-    watch = Watch(["a", "b"], 0)
+    watch = Lookout(["a", "b"], 0)
     watch.heard(0, [STEP, 5, 9])
     watch.heard(1, ["", 0, 0])
     watch.passes(SILENCE + 1)

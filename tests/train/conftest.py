@@ -3,6 +3,7 @@
 import pytest
 
 from jtransfer.train import loop
+from jtransfer.train.pace import learned
 
 
 @pytest.fixture
@@ -20,7 +21,8 @@ def goes_on(tmp_path):
         with pytest.raises(Broken):
             loop.train(prepare(), tmp_path, on_row)
         loop.train(prepare(), tmp_path, lambda row, speed: None)
-        for name in ("metrics.jsonl", "model/model.safetensors", "model/config.json"):
+        assert learned(tmp_path / "metrics.jsonl") == learned(whole / "metrics.jsonl")
+        for name in ("model/model.safetensors", "model/config.json"):
             assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
 
     return check

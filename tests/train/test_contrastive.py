@@ -13,7 +13,7 @@ from jtransfer import checkpoints, cli, config, models
 from jtransfer.cli import inspection
 from jtransfer.data.dataset import Lazy
 from jtransfer.errors import InputError
-from jtransfer.train import loop, runs
+from jtransfer.train import bad_steps, loop, runs
 
 FILE = """
 from ml_collections import ConfigDict
@@ -49,10 +49,14 @@ def run(file, tmp_path_factory):
     return directory
 
 
-def test_what_a_contrastive_run_reports(run):
+def test_what_a_contrastive_run_reports(run, file):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 4]
     assert {"loss", "temperature", "duplicates", "cut", "grad_norm"} <= rows[0].keys()
+    best = prepared(file, "keep.best=validation_text_to_image_r1", "checkpoint_every=2")
+    known = best.task.data.evaluate(best.adapted.phases[0]).names()
+    assert known.keys() == {name for name in rows[-1] if name.startswith("validation_")} and best.higher
+    assert sum(known.values()) == 5  # of alignment and uniformity, less is better
     held_out = {name.removeprefix("validation_") for name in rows[-1] if name.startswith("validation_")}
     recalls = {f"{way}_r{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5)}
     assert held_out == {"zero_shot", "alignment", "uniformity_images", "uniformity_texts", *recalls}
@@ -246,7 +250,7 @@ def test_a_temperature_at_its_limit_is_told_once_and_one_that_diverges_ends_the_
     flags = ("mesh.data=1", "mesh.rest=-1", "log_every=1", "eval_every=4", "model.logit_scale=2.0")
     loop.train(prepared(file, *flags, "temperature_limit=4.0"), tmp_path / "limited", lambda row, speed: None)
     assert caplog.text.count("cosines are multiplied by 4, the most that config.temperature_limit allows") == 1
-    with pytest.raises(loop.Diverged, match=r"temperature is inf at step 1; there is no checkpoint yet"):
+    with pytest.raises(bad_steps.Diverged, match=r"temperature is inf at step 1; there is no checkpoint yet"):
         loop.train(
             prepared(file, *flags[:-1], "model.logit_scale=100.0", "temperature_limit=0.0"),
             tmp_path / "free",

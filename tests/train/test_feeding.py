@@ -17,6 +17,7 @@ from jtransfer.checkpoints.store import Store
 from jtransfer.data import workers
 from jtransfer.errors import InputError
 from jtransfer.train import feeding, loop, programs, runs
+from jtransfer.train.pace import learned
 
 cloudpickle = pytest.importorskip("cloudpickle")
 pytest.importorskip("grain")
@@ -107,7 +108,8 @@ def test_a_training_on_two_workers_goes_on_with_one_and_leaves_what_a_thread_lea
         kept = store.manager.restore(4, args=ocp.args.Composite(about=ocp.args.JsonRestore()))
         assert (store.latest, kept.about["about"]["cursor"]) == (4, 4)  # however many batches the workers had made
     loop.train(prepared(file, "--config.workers=1"), tmp_path / "workers", lambda row, speed: None)
-    for name in ("metrics.jsonl", "model/model.safetensors", "config.json"):
+    assert learned(tmp_path / "thread" / "metrics.jsonl") == learned(tmp_path / "workers" / "metrics.jsonl")
+    for name in ("model/model.safetensors", "config.json"):
         assert (tmp_path / "thread" / name).read_bytes() == (tmp_path / "workers" / name).read_bytes(), name
 
 

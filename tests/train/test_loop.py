@@ -13,11 +13,13 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
+from ml_collections import ConfigDict
 
 from jtransfer import checkpoints, config, files
 from jtransfer.checkpoints.store import Store
-from jtransfer.errors import InputError
-from jtransfer.train import loop, programs, runs
+from jtransfer.errors import Damaged, InputError
+from jtransfer.train import bad_steps, loop, programs, resuming, runs
+from jtransfer.train.pace import learned
 
 FILE = """
 from ml_collections import ConfigDict
@@ -61,10 +63,12 @@ def prepared(file, *overrides):
 def whole(file, tmp_path_factory):
     """Twenty steps in one go."""
     directory = tmp_path_factory.mktemp("whole")
-    rows = []
-    loop.train(prepared(file), directory, lambda row, speed: rows.append(row))
-    shares = [row.pop("input_share", None) for row in rows]
-    assert shares[0] is None and all(0 <= share <= 1 for share in shares[1:])  # not of the step that compiles
+    rows, measured = [], []
+    loop.train(prepared(file), directory, lambda row, pace: (rows.append(row), measured.append(pace)))
+    assert not measured[0], "the first step compiles"
+    assert all(0 <= pace["input_share"] <= 1 and pace["images_per_second"] > 0 for pace in measured[1:])
+    left = [pace["seconds_left"] for pace in measured[1:]]
+    assert left[-1] == 0 < left[0]
     return directory, rows
 
 
@@ -77,7 +81,9 @@ def checkpoint_of(directory, step):
 
 def test_metrics_are_written_as_rows_and_the_model_loads_as_a_backbone(whole, file):
     directory, rows = whole
-    assert [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()] == rows
+    assert learned(directory / "metrics.jsonl") == rows
+    *_, last = map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())
+    assert {"images_per_second", "input_share", "seconds_left"} < last.keys()
     assert [row["step"] for row in rows] == [1, 5, 10, 15, 20]
     assert all({"loss", "accuracy", "grad_norm"} <= row.keys() for row in rows)
     assert [row["step"] for row in rows if "test_accuracy" in row] == [10, 20]
@@ -94,7 +100,7 @@ def test_twenty_steps_in_one_go_and_ten_a_kill_and_ten_are_bit_identical(whole, 
     assert (tmp_path / "checkpoints" / "10").exists()
     assert not (tmp_path / "model").exists()
     loop.train(prepared(file), tmp_path, lambda row, speed: None)
-    assert (tmp_path / "metrics.jsonl").read_bytes() == (directory / "metrics.jsonl").read_bytes()
+    assert learned(tmp_path / "metrics.jsonl") == learned(directory / "metrics.jsonl")
     once, twice = checkpoint_of(directory, 20), checkpoint_of(tmp_path, 20)
     assert once.keys() == twice.keys()
     for path, leaf in once.items():
@@ -150,7 +156,7 @@ def test_a_loss_that_becomes_nan_names_the_step_and_keeps_the_last_good_checkpoi
             yield batch | {"inputs": batch["inputs"][np.arange(8)] * (np.nan if number == 13 else 1)}, number
 
     object.__setattr__(run.task.data.stream, "batches", poisoned)
-    with pytest.raises(loop.Diverged, match="loss is nan at step 13; the checkpoint of step 10 is kept"):
+    with pytest.raises(bad_steps.Diverged, match="loss is nan at step 13; the checkpoint of step 10 is kept"):
         loop.train(run, tmp_path, lambda row, speed: None)
     with Store(epath.Path(tmp_path) / "checkpoints") as store:
         assert store.latest == 10
@@ -174,8 +180,8 @@ def test_a_flipped_bit_in_a_checkpoint_is_noticed(tmp_path):
     with Store(tmp_path / "store") as store:
         store.save(1, tree, {"why": "a test"})
     with Store(tmp_path / "store") as store:
-        restored, about = store.restore(1, like)
-        assert about == {"why": "a test"}
+        restored = store.restore(1, like)
+        assert store.about(1) == {"why": "a test"}
         assert (restored["head/kernel"] == tree["head/kernel"]).all()
         assert (jax.random.key_data(restored["key"]) == jax.random.key_data(tree["key"])).all()
         with pytest.raises(RuntimeError, match="step 1 was not written"):
@@ -192,6 +198,125 @@ def test_a_flipped_bit_in_a_checkpoint_is_noticed(tmp_path):
         store.restore(1, like)
 
 
+def test_a_newest_checkpoint_that_is_damaged_is_set_aside_and_the_run_goes_on_from_the_one_before(
+    whole, file, tmp_path, caplog
+):
+    shutil.copytree(whole[0], tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoints" / "20"
+    largest = max((newest / "state" / "d").iterdir(), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-9])
+    with pytest.raises(InputError, match="20 cannot be read .*; step 10 is there too"):
+        loop.restored(prepared(file), tmp_path / "run")  # which leaves everything where it is
+    steps = []
+    loop.train(prepared(file), tmp_path / "run", lambda row, speed: steps.append(row["step"]))
+    (said,) = [record.message for record in caplog.records if "set aside" in record.message]
+    assert re.search(r"20 cannot be read .*; it is set aside as .*damaged-20, and the run goes on from step 10$", said)
+    assert steps == [15, 20] and (newest.parent / "damaged-20" / "state").exists()
+    once, twice = (checkpoint_of(place, 20) for place in (whole[0], tmp_path / "run"))
+    assert all((leaf == twice[path]).all() for path, leaf in once.items())
+
+
+def test_a_run_goes_on_on_another_mesh_in_other_shards_and_parts_as_it_would_have(whole, file, tmp_path, caplog):
+    shutil.copytree(whole[0], tmp_path / "run", ignore=shutil.ignore_patterns("20"))
+    flags = ("mesh={'data': 8}", "sharding=fsdp", "accumulate=1", "model.dropout=0.1")
+    rows = loop.train(
+        prepared(file, *(f"--config.{flag}" for flag in flags)), tmp_path / "run", lambda row, speed: None
+    )
+    said = "accumulate is 1 here and 2 there; mesh.data is 8 here and 4 there; mesh.rest is null here and -1 there; "
+    assert f'{said}sharding is "fsdp" here and "replicated" there' in caplog.text
+    assert [row["step"] for row in rows] == [1, 5, 10, 15, 20] and rows[:3] == whole[1][:3]
+    assert loop.restored(prepared(file), tmp_path / "run")[0] == 20  # of the config that it was begun with
+
+
+def test_a_backbone_may_compute_in_another_precision_and_be_no_other_backbone(tmp_path, caplog):
+    def taken(**load):
+        values = {"data": "digits", "backbone": "glyphs-vit", "method": "probe", "load": load}
+        return resuming.claim(runs.prepare(ConfigDict(config.completed("train", values))), epath.Path(tmp_path))
+
+    assert taken() == taken(dtype="bfloat16")
+    assert 'was begun otherwise: load.dtype is "bfloat16" here and "float32" there' in caplog.text
+    with pytest.raises(InputError, match="belongs to another config: .*fingerprints.backbone is"):
+        taken(dtype="bfloat16", include="embeddings/.*")
+
+
+MESHES = """
+from ml_collections import ConfigDict
+
+def get_config():
+    model = dict(architecture="vit", image=(8, 8), channels=1, patch=4, width=16, depth=1, heads=2)
+    often = dict(log_every=2, eval_every=8, checkpoint_every=2)
+    return ConfigDict(dict(data="digits", model=model, batch=8, steps=8, **often))
+"""
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_on_fewer_devices_with_the_losses_of_one_that_kept_them(tmp_path):
+    """8 devices, then 2, then 1, each with other shards; and the last steps in half the precision."""
+    (tmp_path / "train.py").write_text(MESHES)
+    code = """
+import sys
+from jtransfer import config
+from jtransfer.train import loop, runs
+
+def on_row(row, speed):
+    if row["step"] == int(sys.argv[2]):
+        sys.exit(3)
+
+loop.train(runs.prepare(config.load("train", "train.py", sys.argv[3:])[1]), sys.argv[1], on_row)
+"""
+
+    def go(directory, devices, until, *flags):
+        env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        command = [sys.executable, "-c", code, directory, str(until), *flags]
+        assert subprocess.run(command, env=env, cwd=tmp_path).returncode == (3 if until else 0)
+
+    def rows(directory):
+        return learned(tmp_path / directory / "metrics.jsonl")
+
+    go("whole", 8, 0, "--config.sharding=fsdp")
+    go("parts", 8, 4, "--config.sharding=fsdp")
+    go("parts", 2, 6)
+    go("parts", 1, 8)
+    go("parts", 2, 0, "--config.sharding=fsdp")
+    for ours, theirs in zip(rows("parts"), rows("whole"), strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-5)
+    go("half", 2, 4)
+    go("half", 2, 0, "--config.model.dtype=bfloat16", "--config.model.param_dtype=bfloat16")
+    for ours, theirs in zip(rows("half"), rows("whole"), strict=True):
+        assert ours == pytest.approx(theirs, rel=0.1, abs=0.1)
+
+
+@pytest.mark.parametrize("part", ["state/d", "about"])
+def test_the_last_checkpoint_that_is_left_is_never_set_aside(part, whole, file, tmp_path):
+    """A run whose checkpoints are all damaged does not begin anew without being told so."""
+    shutil.copytree(whole[0], tmp_path / "run")
+    for step in (10, 20):
+        place = tmp_path / "run" / "checkpoints" / str(step) / part
+        path = max(place.iterdir(), key=lambda path: path.stat().st_size)
+        content = path.read_bytes()
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    with pytest.raises(InputError, match="checkpoint .*10 .*; no other is left: remove it to begin anew"):
+        loop.train(prepared(file), tmp_path / "run", pytest.fail)
+    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"10", "damaged-20"}
+
+
+def test_a_checkpoint_of_another_structure_or_a_newer_version_is_whole_and_stays(tmp_path):
+    tree = {"head/kernel": jax.numpy.arange(6.0).reshape(2, 3)}
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+    with Store(tmp_path) as store:
+        store.save(1, tree)
+        with pytest.raises(InputError, match=r"lacks \['more'\]: it is of another structure") as error:
+            store.restore(1, like | {"more": like["head/kernel"]})
+        assert not isinstance(error.value, Damaged)
+        with pytest.raises(InputError, match=r"\['head/kernel'\] is float32\[2,3\], expected float32\[3, 2\]") as error:
+            store.restore(1, jax.eval_shape(lambda tree: jax.tree.map(jax.numpy.transpose, tree), tree))
+        assert not isinstance(error.value, Damaged)
+        half = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, "bfloat16", sharding=x.sharding), like)
+        found = store.restore(1, half)["head/kernel"]
+        assert found.dtype == "bfloat16" and (found == tree["head/kernel"].astype("bfloat16")).all()
+
+
 def test_reading_checkpoints_leaves_one_alone_that_is_being_written(tmp_path):
     tree = {f"leaf_{i}": jax.numpy.full((1 << 20,), float(i)) for i in range(8)}
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
@@ -203,7 +328,7 @@ def test_reading_checkpoints_leaves_one_alone_that_is_being_written(tmp_path):
                     assert reader.latest in (None, step - 1, step)
     with Store(tmp_path / "store", reading=True) as store:
         assert store.latest == 2
-        assert all((leaf == tree[path]).all() for path, leaf in store.restore(2, like)[0].items())
+        assert all((leaf == tree[path]).all() for path, leaf in store.restore(2, like).items())
 
 
 @pytest.mark.parametrize("name", ["lr[1e-3]", "a*b", "what?", "[0-9]", "C:\\runs"])
@@ -215,7 +340,7 @@ def test_a_directory_whose_name_is_no_plain_path_keeps_its_checkpoints(name, tmp
             assert store.latest == (step - 1 or None)
             store.save(step, tree)
     with Store(tmp_path / name, reading=True) as store:
-        assert (store.restore(3, like)[0]["head/kernel"] == tree["head/kernel"]).all()
+        assert (store.restore(3, like)["head/kernel"] == tree["head/kernel"]).all()
     assert sorted(path.name for path in (tmp_path / name).iterdir() if path.is_dir()) == ["2", "3"]
 
 
@@ -359,7 +484,7 @@ def test_a_run_that_is_cut_off_in_a_phase_goes_on_in_it_as_if_it_had_not_been(me
     loop.train(prepared(file, *flags), tmp_path / "cut", lambda row, speed: None)
     one, other = (checkpoint_of(tmp_path / name, 20) for name in ("whole", "cut"))
     assert one.keys() == other.keys() and all((one[path] == other[path]).all() for path in one)
-    metrics = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "cut")]
+    metrics = [learned(tmp_path / name / "metrics.jsonl") for name in ("whole", "cut")]
     assert metrics[0] == metrics[1]
     step, tree = loop.restored(prepared(file, *flags), tmp_path / "whole")
     kept = checkpoints.load(str(tmp_path / "whole" / "model"))
