@@ -122,3 +122,23 @@ def test_a_crop_of_a_pair_is_that_of_the_decoded_image(decoder):
     found = pairs.Crops(Rows(lazy, np.array([1, 0])), (0.3, 0.6), draws)[np.arange(2)]
     for part, content, own in zip(found, contents[::-1], draws, strict=True):
         np.testing.assert_array_equal(part, pairs.cropped(pictures.decode(content, "a"), (0.3, 0.6), own))
+
+
+def test_damage_is_found_undecoded_where_it_stops_pil_and_gives_the_same_pixels_where_not(decoder):
+    content, draws, refused = file(photograph(), quality=90), np.random.default_rng(0), 0
+    for number in range(60):
+        at, cut = int(draws.integers(2, len(content) - 2)), int(draws.integers(1, 30))
+        damaged = content[:at] + ((b"\xff", b"", b"\x2a")[number % 3]) + content[at + (1, cut, 1)[number % 3] :]
+        try:
+            whole = np.asarray(Image.open(io.BytesIO(damaged), formats=("JPEG",)).convert("RGB"))
+        except Exception:  # many, of its parser
+            for call in (pictures.check, pictures.decode):
+                with pytest.raises(InputError):
+                    call(damaged, "a")
+            refused += 1
+        else:
+            pictures.check(damaged, "a")
+            np.testing.assert_array_equal(pictures.decode(damaged, "a"), whole)
+            upper = pictures.part(damaged, "a", lambda width, height: (0, 0, width, 20))
+            np.testing.assert_array_equal(upper, whole[:20])
+    assert 15 < refused < 45
