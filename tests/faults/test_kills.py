@@ -13,6 +13,7 @@ spec = importlib.util.spec_from_file_location("signals_of_trainings", Path(__fil
 shared = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(shared)
 Training, left, assert_same, file, whole = shared.Training, shared.left, shared.assert_same, shared.file, shared.whole
+FILE = shared.FILE
 
 
 @pytest.mark.parametrize("gone", [0, pytest.param(1, marks=pytest.mark.slow)])
@@ -34,14 +35,55 @@ def test_a_process_that_never_comes_is_missed_within_a_minute(index, file, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [1, 2])
-def test_after_fifteen_kills_and_six_signals_all_is_as_in_an_undisturbed_run(number, file, whole, tmp_path):
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (4, 2)])
+def test_after_a_kill_a_training_goes_on_with_fewer_processes_as_one_alone_would(before, after, tmp_path):
+    file = tmp_path / "train.py"
+    file.write_text(FILE.replace("steps=400", "steps=60").replace("eval_every=200", "eval_every=60"))
+    run = Training(file, tmp_path / "run", before)
+    run.until(40)
+    run.processes[-1].kill()
+    codes, said = run.end(120)
+    assert set(codes) <= {0, 75, -9}, said
+    assert set(Training(file, tmp_path / "run", after).end(240)[0]) == {0}
+    assert Training(file, tmp_path / "alone").end(240)[0] == [0]
+    for row, other in zip(left(tmp_path / "run")[2], left(tmp_path / "alone")[2], strict=True):
+        assert row == pytest.approx(other, abs=1e-5)
+
+
+FINETUNE = """
+from ml_collections import ConfigDict
+
+def get_config():
+    often = dict(log_every=5, eval_every=10, checkpoint_every=10)
+    rest = dict(batch=16, steps=10, optimiser=dict(rate=1e-4), sharding="HOW")
+    return ConfigDict(dict(data="digits", backbone="glyphs-vit", method="finetune", **often, **rest))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["replicated", "fsdp"])
+def test_two_and_four_processes_finetune_as_one_does(how, tmp_path):
+    file = tmp_path / "train.py"
+    file.write_text(FINETUNE.replace("HOW", how))
+    rows = {}
+    for number in (1, 2, 4):
+        codes, said = Training(file, tmp_path / str(number), number).end(240)
+        assert set(codes) == {0}, said
+        rows[number] = left(tmp_path / str(number))[2]
+    for number in (2, 4):
+        for row, alone in zip(rows[number], rows[1], strict=True):
+            assert row == pytest.approx(alone, abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "kills", "signals"), [(1, 15, 3), (2, 15, 3), (4, 3, 1)])
+def test_after_kills_and_signals_all_is_as_in_an_undisturbed_run(number, kills, signals, file, whole, tmp_path):
     rng = random.Random(number)
-    blows = [signal.SIGKILL] * 15 + [signal.SIGTERM, signal.SIGINT] * 3
+    blows = [signal.SIGKILL] * kills + [signal.SIGTERM, signal.SIGINT] * signals
     rng.shuffle(blows)
     for blow in blows:
         run = Training(file, tmp_path, number)
-        if rng.random() < 0.7:
+        if blow != signal.SIGKILL or rng.random() < 0.7:  # a signal before our first line is Python's
             run.until(20 * rng.randrange(1, 21))
         time.sleep(rng.random() * (0.3 if rng.random() < 0.7 else 5))
         struck = rng.choice(run.processes)
