@@ -50,7 +50,7 @@ def claim(run: Run, directory: epath.Path) -> str:
     begun = files.read_record(path, WAY_OUT)[1].get("load", {}) if path.exists() else {}
     if (dtype := begun.get("dtype", record["load"]["dtype"])) != record["load"]["dtype"]:
         config = {key: value for key, value in record.items() if key != "fingerprints"}
-        config = ConfigDict(config | {"load": record["load"] | {"dtype": dtype}})
+        config = ConfigDict({**run.defaults, **config, "load": record["load"] | {"dtype": dtype}})
         # The fingerprint of a backbone covers the dtype that it computes in.
         own = prepare(config, run.task.data.stream).fingerprints
         record["fingerprints"] = record["fingerprints"] | {key: x for key, x in own.items() if key in WEIGHTS}
