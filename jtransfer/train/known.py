@@ -15,7 +15,7 @@ from jtransfer.methods import Adapted
 from jtransfer.starts.inputs import Arrays, Prepare, gathered, of_all
 from jtransfer.train import cut
 from jtransfer.train.phases import Plan
-from jtransfer.train.tasks import Task
+from jtransfer.train.task import Task
 from jtransfer.tree import Tree
 
 

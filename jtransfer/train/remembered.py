@@ -15,7 +15,7 @@ from jtransfer.data.dataset import Lazy
 from jtransfer.data.pairs import HeldOut, PairStream
 from jtransfer.data.streams import Joined, Stream
 from jtransfer.errors import Damaged
-from jtransfer.train.tasks import Task
+from jtransfer.train.task import Task
 
 FILE = "task.json"
 WAY_OUT = "remove it, and the data are read in its place"

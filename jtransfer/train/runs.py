@@ -22,7 +22,8 @@ from jtransfer.train.bad_steps import parse as parse_on_bad
 from jtransfer.train.cut import Cut, behind
 from jtransfer.train.measured import Evaluate
 from jtransfer.train.phases import Plan, plan
-from jtransfer.train.tasks import Task, build_task
+from jtransfer.train.task import Task
+from jtransfer.train.tasks import build_task
 
 log = logging.getLogger("jtransfer")
 

@@ -1,18 +1,15 @@
 """What a run learns: one objective on rows, several objectives at once, or which texts belong to which images.
 
-A task is data, a start and an objective, with everything checked and nothing compiled; the loop does the rest. The
-functions here make a task from the keys of a config.
+The functions here make a task from the keys of a config; the loop does the rest.
 """
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -27,13 +24,10 @@ from jtransfer.data.streams import Joined, Rows, Stream
 from jtransfer.devices import sharding
 from jtransfer.errors import InputError, Once
 from jtransfer.evaluate.zero_shot import TEMPLATES
-from jtransfer.methods import Adapted
 from jtransfer.models import Heads, build
 from jtransfer.objectives import metrics
-from jtransfer.solvers.few_shot import Fit
 from jtransfer.starts import lengths, pairs, teachers
 from jtransfer.starts.inputs import (
-    Prepare,
     as_they_are,
     described_processor,
     example,
@@ -44,72 +38,14 @@ from jtransfer.starts.inputs import (
     through,
     tower_for,
 )
-from jtransfer.starts.source import SourceTask
 from jtransfer.starts.start import Start
 from jtransfer.train import measured, solved, watched
 from jtransfer.train.by_names import ClassNames, is_dual
-from jtransfer.train.combine import Combine, mean, weighted
-from jtransfer.train.measured import Evaluate
-from jtransfer.tree import Tree, select
+from jtransfer.train.combine import weighted
+from jtransfer.train.task import Task, TaskData
+from jtransfer.tree import select
 
 log = logging.getLogger("jtransfer")
-
-
-@dataclass(frozen=True)
-class TaskData:
-    """What a run reads, and what it is measured on.
-
-    Attributes:
-        stream: The batches.
-        ready: From a batch of the stream to the batch that the loss takes, without what `told` adds. Of a single task
-            it may also be given what makes the model's inputs of rows, or of images, in place of `prepare`. Without
-            this it computes nothing by JAX, so that worker processes may call a copy of it.
-        example: Shape and dtype of one example of each of the model's inputs.
-        evaluate: From the adapted model to the function that measures it on the held-out examples.
-        parts: Shape and dtype of one example of what a batch has beside `inputs`; of several tasks, of all that the
-            batch of each has, by task. Empty for pairs.
-        solve: From a solver and the leaves of the backbone to a head at its optimum on the rows that are trained on, as
-            `solved.head` returns it. None for pairs, for several tasks, and where the method solves for no head.
-        source: The task that the backbone comes from; None where the config names none.
-        prepare: Makes the model's inputs of the stream's, of pairs those of images; None for several tasks.
-        told: From a batch of the stream to what frozen models say of it, as parts of the batch that the loss takes;
-            None where none are asked.
-    """
-
-    stream: Stream | PairStream | Joined
-    ready: Callable[..., dict[str, Any]]
-    example: Mapping[str, jax.ShapeDtypeStruct]
-    evaluate: Callable[[Adapted], Evaluate]
-    parts: Mapping[str, Any] = field(default_factory=dict)
-    solve: Callable[[Fit, Tree], tuple[Tree, dict[str, float]]] | None = None
-    source: SourceTask | None = None
-    prepare: Prepare | None = None
-    told: Callable[[dict[str, Any]], dict[str, Any]] | None = None
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a run learns.
-
-    Attributes:
-        data: What the run reads.
-        start: The model before the first step.
-        objective: What is learned; of several tasks, by name.
-        combine: Makes one gradient of the gradients of several tasks.
-        accumulate: Number of parts of a batch whose gradients are averaged; 1 for pairs, whose objective embeds the
-            parts itself.
-    """
-
-    data: TaskData
-    start: Start
-    objective: objectives.Objective | Mapping[str, objectives.Objective]
-    combine: Combine = mean
-    accumulate: int = 1
-
-    @property
-    def objectives(self) -> tuple[objectives.Objective, ...]:
-        """The objective of every task, in their order."""
-        return tuple(self.objective.values()) if isinstance(self.objective, Mapping) else (self.objective,)
 
 
 def build_task(config, mesh: Mesh, stream: Stream | PairStream | Joined | None = None) -> Task:
