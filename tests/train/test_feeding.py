@@ -99,6 +99,14 @@ def test_augmented_batches_of_any_number_of_workers_are_those_of_a_thread_from_a
         assert_equal(given(file, 1, 5, whole[4][1]), whole[5:])
 
 
+def test_workers_read_on_behind_the_batch_that_a_run_went_back_from(file, monkeypatch):
+    """A run that goes back has done fewer steps than it has read batches; here 3 and 5."""
+    monkeypatch.setattr(workers, "made", lambda host, steps, count: (host(step) for step in steps))
+    by_workers, by_thread = given(file, 1, 3, 5), given(file, 0, 3, 5)
+    assert_equal(by_workers, by_thread)
+    assert [cursor for _, cursor in by_workers] == [6, 7, 8, 9, 10]
+
+
 @pytest.mark.slow
 def test_a_training_on_two_workers_goes_on_with_one_and_leaves_what_a_thread_leaves(file, tmp_path):
     loop.train(prepared(file), tmp_path / "thread", lambda row, speed: None)
