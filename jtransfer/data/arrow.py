@@ -12,9 +12,10 @@ import numpy as np
 from etils import epath
 
 from jtransfer import files
-from jtransfer.data.columns import OPTIONS, Table, dataset
+from jtransfer.data.columns import OPTIONS, dataset
 from jtransfer.data.dataset import Context, Dataset
 from jtransfer.data.downloads import inside
+from jtransfer.data.joined import Table
 from jtransfer.data.options import parse as parse_options
 from jtransfer.errors import InputError, first_line
 
@@ -84,9 +85,11 @@ def _place(directory: epath.Path, name: str) -> epath.Path:
 
 
 def _class_names(features: Any) -> dict[str, tuple[str, ...]]:
-    """The names of classes of each feature that has them."""
+    """The names of classes of each feature that has them, or is a list of what has them."""
     named = {} if not isinstance(features, Mapping) else features
-    lists = {key: own.get("names") for key, own in named.items() if isinstance(own, Mapping)}
+    found = {key: own[0] if isinstance(own, list) and len(own) == 1 else own for key, own in named.items()}
+    found = {key: own.get("feature", own) for key, own in found.items() if isinstance(own, Mapping)}
+    lists = {key: own.get("names") for key, own in found.items() if isinstance(own, Mapping)}
     return {key: tuple(map(str, own)) for key, own in lists.items() if isinstance(own, list) and own}
 
 

@@ -1,21 +1,17 @@
-"""Columns of tables become a dataset: which are the inputs, the labels and the captions, and what may stand in them.
-
-A table is whatever has columns by name and rows by number: a CSV or Parquet file, an Arrow file, a tar file.
-"""
+"""Columns of tables become a dataset: which are the inputs, the labels and the captions, and what may stand in them."""
 
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from jtransfer import kinds
 from jtransfer.data import encoded
-from jtransfer.data.dataset import CLASSES, Context, Dataset, Lazy, each, refused
+from jtransfer.data.dataset import Context, Dataset, Lazy, each, refused
 from jtransfer.data.downloads import inside, shown
-from jtransfer.data.labels import distinct, numbers
+from jtransfer.data.joined import Table, Tables
+from jtransfer.data.labelled import NUMBER, first_labelled, labelled
 from jtransfer.data.splits import hold_out
 from jtransfer.errors import InputError, nearest
 
@@ -29,35 +25,6 @@ IMAGES = ("image", "img", "image_path", "file_name")
 
 TESTS = ("test", "validation", "valid", "val", "dev")
 """Names of splits that test rows are taken from without being asked for, the first that is there."""
-
-WHOLE, NUMBER = re.compile(r"0|-?[1-9]\d{0,17}"), re.compile(r"[+-]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
-"""Texts that stand for whole numbers, and for any: `007` is a name, and so is what has too many digits for 64 bits."""
-
-
-@dataclass(frozen=True, eq=False)
-class Table:
-    """Columns by name, whose values are read when their rows are asked for.
-
-    Attributes:
-        where: The file, for errors.
-        count: Number of rows.
-        sample: A value of each column, which tells what the column holds: a number, a text, a list of texts, the path
-            of an image, or the bytes of one, perhaps as `{"bytes": ..., "path": ...}`.
-        read: From the name of a column and row numbers [n] to n values, None where a row has none.
-        digest: Of every byte of the file.
-        at: From a row number to the file and the place in it, for errors.
-        classes: Names of the classes that the numbers of a column count, by column.
-        root: The directory that paths of images start from, and may not lead out of.
-    """
-
-    where: str
-    count: int
-    sample: Mapping[str, Any]
-    read: Callable[[str, np.ndarray], list]
-    digest: str
-    at: Callable[[int], str]
-    classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    root: str = "."
 
 
 def dataset(
@@ -77,7 +44,7 @@ def dataset(
     """
     name = context.name
     train = _chosen(name, "train", options.get("train") or ("train" if "train" in splits else ""), splits)
-    pool = _Joined(splits[train]())
+    pool = Tables(splits[train]())
     label = _label(name, pool.tables[0], options, context.reads)
     inputs = _inputs(name, pool.tables[0], options, label)
     captions = _caption(name, pool.tables[0], options, inputs) if _described(options, context) else ()
@@ -86,19 +53,20 @@ def dataset(
     if asked == train:
         raise InputError(f"{name}: '{train}' is both train and test; what is tested on is never trained on")
     ways = [asked] if asked else [split for split in TESTS if split in splits and split != train]
-    tested, held_out = _first_labelled(label, ways, splits)
-    rows = _Joined([*pool.tables, *(held_out.tables if held_out else ())])
+    tested, held_out = first_labelled(label, ways, splits)
+    rows = Tables([*pool.tables, *(held_out.tables if held_out else ())])
     if held_out and {table.digest for table in pool.tables} & {table.digest for table in held_out.tables}:
         raise InputError(f"{name}: '{train}' and '{tested}' share rows; what is tested on is never trained on")
     _check_columns(rows.tables, used)
     found = [part for part in (pool, held_out) if part is not None]
     wrong: dict[int, str] = {}
     spared = wrong if context.damaged else None
-    classes, labels = _labels(context, label, found, [f"{label}", f"{label} of {tested}"], spared)
+    classes, labels = labelled(context, label, found, [f"{label}", f"{label} of {tested}"], spared)
     if held_out is not None:
         parts = np.split(np.arange(rows.count), [pool.count])
     else:
         *parts, tested = hold_out(labels if label else np.zeros((rows.count, 0), np.int8), name, without)
+        parts = [np.union1d(parts[0], [*wrong]).astype(int), np.setdiff1d(parts[1], [*wrong])] if wrong else parts
     if ways and tested != ways[0]:
         tested += f" (the labels of {ways[0]} are hidden)"
     kind = "image" if _kind(inputs[0], pool.tables[0].sample[inputs[0]]) in ("image", "path") else "text"
@@ -109,37 +77,6 @@ def dataset(
     lazy = _images(rows, inputs[0]) if kind == "image" else _texts(rows, inputs)
     said = _captions(rows, captions, lazy.identity) if captions else None
     return Dataset(name, lazy, labels, classes, *parts, kind, note, said, damaged=wrong)
-
-
-class _Joined:
-    """The rows of some tables, one after the other."""
-
-    def __init__(self, tables: Sequence[Table]):
-        self.tables = [table for table in tables if table.count] or list(tables)
-        self.ends = np.cumsum([table.count for table in self.tables])
-        self.count = int(self.ends[-1])
-        if not self.count:
-            raise InputError(f"{self.tables[0].where}: there are no rows in it")
-
-    def read(self, name: str, rows: np.ndarray) -> list:
-        found, of = [None] * len(rows), np.searchsorted(self.ends, rows, side="right")
-        for i in np.unique(of).tolist():
-            places = np.flatnonzero(of == i)
-            own = rows[places] - (self.ends[i] - self.tables[i].count)
-            for place, value in zip(places.tolist(), self.tables[i].read(name, own), strict=True):
-                found[place] = value
-        return found
-
-    def at(self, row: int) -> str:
-        table, own = self._of(row)
-        return table.at(own)
-
-    def root(self, row: int) -> str:
-        return self._of(row)[0].root
-
-    def _of(self, row):
-        i = int(np.searchsorted(self.ends, row, side="right"))
-        return self.tables[i], row - int(self.ends[i]) + self.tables[i].count
 
 
 def _chosen(name: str, what: str, split: str, splits: Mapping) -> str:
@@ -192,7 +129,7 @@ def _check_columns(tables: Sequence[Table], used: Sequence[str]) -> None:
         _check_there(table.where, table, used)
         for column in used:
             one, other = (_kind(column, own.sample[column]) for own in (first, table))
-            if one != other and not {one, other} <= {"number", "text"}:
+            if one != other and not {one, other} <= {"number", "text", "texts", "list"}:
                 raise InputError(f"{table.where}: '{column}' holds {other}; expected {one}, as in {first.where}")
 
 
@@ -253,63 +190,11 @@ def _caption(name: str, table: Table, options: Mapping[str, str], inputs: Sequen
     return columns
 
 
-def _first_labelled(label: str, ways: Sequence[str], splits: Mapping) -> tuple[str, _Joined | None]:
-    """The first of some splits whose labels are not hidden (-1 in every row, as in GLUE), or the last; "" for none."""
-    tested, rows = "", None
-    for tested in ways:
-        rows = _Joined(splits[tested]())
-        has_names = label in rows.tables[0].classes and label in rows.tables[0].sample
-        if not (has_names and {*rows.read(label, np.arange(rows.count))} <= {-1, None}):
-            break
-    return tested, rows
-
-
-def _labels(
-    context: Context, label: str, parts: Sequence[_Joined], keys: Sequence[str], damaged: dict[int, str] | None
-) -> tuple[tuple[str, ...], np.ndarray]:
-    """Names of classes, and the labels of all parts as a `Dataset` has them."""
-    count, where = sum(part.count for part in parts), parts[0].tables[0].where
-    if not label:
-        pairs = "pairs" in context.reads
-        return (("",), np.zeros(count, np.int8)) if pairs else ((), np.zeros((count, 0), np.int8))
-    splits = _values(label, parts)
-    is_float = any(own.dtype.kind == "f" for own in splits)
-    if is_float or ("values" in context.reads and not {*CLASSES} & {*context.reads}):
-        if any(own.dtype.kind == "U" for own in splits):
-            raise InputError(f"{where}: '{label}' holds {kinds.shown(splits[0][0])}; expected numbers")
-        classes, labels = numbers(where, (), [own.astype(np.float32) for own in splits], keys)
-    else:
-        classes, labels = distinct(where, parts[0].tables[0].classes.get(label, ()), splits, keys, damaged)
-    return classes, np.concatenate(labels)
-
-
-def _values(label: str, parts: Sequence[_Joined]) -> list[np.ndarray]:
-    """The values of a column, one array for each part: whole numbers, floats or texts, of one kind in all parts."""
-    found = [part.read(label, np.arange(part.count)) for part in parts]
-    for part, own in zip(parts, found, strict=True):
-        for row, value in enumerate(own):
-            if value is None or (isinstance(value, str) and not value.strip()):
-                raise InputError(f"{part.at(row)}: '{label}' is blank; leave out rows without a label")
-            if not isinstance(value, str | int | float):
-                raise InputError(f"{part.at(row)}: '{label}' is {kinds.shown(value)}; expected a class or a number")
-            if isinstance(value, str) != isinstance(found[0][0], str):
-                expected = "a text" if isinstance(found[0][0], str) else "a number"
-                raise InputError(f"{part.at(row)}: '{label}' is {kinds.shown(value)}; expected {expected} as before")
-    if not isinstance(found[0][0], str):
-        return [np.array(own) for own in found]
-    texts = [value for own in found for value in own]
-    if all(map(WHOLE.fullmatch, texts)):
-        return [np.array([int(value) for value in own]) for own in found]
-    if all(map(NUMBER.fullmatch, texts)) and re.search("[.eE]", " ".join(texts)):
-        return [np.array([float(value) for value in own]) for own in found]
-    return [np.array(own) for own in found]
-
-
-def _identity(rows: _Joined, inputs: Sequence[str]) -> str:
+def _identity(rows: Tables, inputs: Sequence[str]) -> str:
     return "\n".join((*inputs, *(table.digest for table in rows.tables)))
 
 
-def _images(rows: _Joined, name: str) -> Lazy:
+def _images(rows: Tables, name: str) -> Lazy:
     """Images in a column: their bytes, or paths to their files, which are all looked at for the fingerprint."""
 
     def content(row: int) -> bytes:
@@ -348,7 +233,7 @@ def _images(rows: _Joined, name: str) -> Lazy:
     return encoded.lazy(rows.count, lambda row: encoded.content(paths[row]), what, _identity(rows, [name]), contents)
 
 
-def _texts(rows: _Joined, inputs: Sequence[str]) -> Lazy:
+def _texts(rows: Tables, inputs: Sequence[str]) -> Lazy:
     """Texts in a column, or pairs of texts in two."""
 
     def text(row: int, *own: Any) -> Any:
@@ -368,7 +253,7 @@ def _texts(rows: _Joined, inputs: Sequence[str]) -> Lazy:
     )
 
 
-def _captions(rows: _Joined, columns: Sequence[str], identity: str) -> Lazy:
+def _captions(rows: Tables, columns: Sequence[str], identity: str) -> Lazy:
     """A list of texts for each row; a row without any has an empty one."""
 
     def texts(row: int, *own: Any) -> list[str]:

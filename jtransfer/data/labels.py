@@ -15,6 +15,9 @@ log = logging.getLogger("jtransfer")
 
 KEYS = ("labels", "test_labels")
 
+MOST_CELLS = 1 << 28
+"""The most rows times classes, if a row has several classes: 1 GiB of int32."""
+
 Classes = tuple[tuple[str, ...], list[np.ndarray]]
 """Names of classes or values, and the labels of each split: int32, or float32 for values."""
 
@@ -100,6 +103,79 @@ def columns(where: str, names: Sequence[str], splits: Sequence[np.ndarray]) -> C
             where,
         )
     return tuple(names) or tuple(map(str, range(count))), [own.astype(np.int32) for own in splits]
+
+
+def several(
+    where: str,
+    names: Sequence[str],
+    splits: Sequence[Sequence[list]],
+    keys: Sequence[str] = KEYS,
+    damaged: dict[int, str] | None = None,
+) -> Classes:
+    """Several classes for every row, in a list: indices into `names`, or names.
+
+    If `names` is empty, each distinct value in the first split becomes a class, in ascending order.
+
+    Args:
+        where: The file, for errors.
+        names: Of the classes; may be empty.
+        splits: A list for each row, for training and perhaps for testing, of integers or of texts.
+        keys: What the labels of each split are called, for errors.
+        damaged: As `distinct` takes it; the rows have no class then.
+
+    Returns:
+        The names of the classes, and the labels of each split [n, classes] int32, of 0 and 1.
+
+    Raises:
+        InputError: integers and texts; a label that is none of the classes, blank or negative, or twice in a row; no
+            class at all; or more rows times classes than `MOST_CELLS`.
+    """
+    found = [{value for row in own for value in row} for own in splits]
+    if len({isinstance(value, str) for own in found for value in own}) > 1:
+        raise InputError(f"{where}: {keys[0]!r} holds numbers and texts; expected numbers of classes, or names")
+    by_name = any(isinstance(value, str) for own in found for value in own)
+    place = {own: i for i, own in enumerate(names if by_name else range(len(names)))}
+    place = place or {own: i for i, own in enumerate(sorted(own for own in found[0] if not _nothing(own, {})))}
+    rows, spared, labels = sum(map(len, splits)), damaged, []
+    if not place:
+        raise InputError(f"{where}: {keys[0]!r} holds no class; expected one at least")
+    check_cells(where, keys[0], rows, len(place))
+    for key, own, values in zip(keys, splits, found, strict=False):
+        cells = np.zeros((len(own), len(place)), np.int32)
+        for row, listed in enumerate(own):
+            said = ""
+            if wrong := [value for value in listed if value not in place]:
+                said = f"holds {wrong[0]!r:.82}; {_expected(wrong[0], sorted(values), names, place)}"
+            elif len({*listed}) < len(listed):
+                said = f"is {listed!r:.82}; expected each class once at most"
+            if said and spared is None:
+                raise InputError(f"{where}: {key!r} row {row} {said}")
+            if said:
+                spared[row] = f"{where}: {key!r} row {row} {said}"
+            else:
+                cells[row, [place[value] for value in listed]] = 1
+        labels.append(cells)
+        spared = None  # what is tested on is never left out
+    return tuple(names) or tuple(map(str, place)), labels
+
+
+def check_cells(where: str, key: str, rows: int, classes: int) -> None:
+    """Refuse more rows times classes than `MOST_CELLS`.
+
+    Args:
+        where: The data, for errors.
+        key: What the labels are called, for errors.
+        rows: How many rows there are.
+        classes: How many classes there are.
+
+    Raises:
+        InputError: there are more.
+    """
+    if rows * classes > MOST_CELLS:
+        raise InputError(
+            f"{where}: '{key}' has {classes:,} classes in {rows:,} rows; at most {MOST_CELLS:,} pairs of a row and a "
+            f"class are kept"
+        )
 
 
 def numbers(where: str, names: Sequence[str], splits: Sequence[np.ndarray], keys: Sequence[str] = KEYS) -> Classes:

@@ -114,9 +114,9 @@ def load(name: str, data_dir: str = "", reads: Sequence[str] = CLASSES) -> Datas
     `only` and `test_only` (classes that the rows of pool and test must have, as `only=style:noto+twemoji`).
 
     The options of `table:`, `hf:` and `tar:` are `input`, a column of images, of paths of images or of texts (or two of
-    texts, `input=a+b`); `label`, a column of one class a row or of numbers (`label=` for none); `caption`, columns of
-    texts, or of lists of texts, that describe an image; `train` and `test`, splits of a directory, or `test=FILE`. What
-    is taken without them is said in `tables.read`, `arrow.read` and `tars.read`.
+    texts, `input=a+b`); `label`, a column of one class a row, of lists of classes or of numbers (`label=` for none);
+    `caption`, columns of texts, or of lists of texts, that describe an image; `train` and `test`, splits of a
+    directory, or `test=FILE`. What is taken without them is said in `tables.read`, `arrow.read` and `tars.read`.
 
     Args:
         name: As above.

@@ -12,9 +12,10 @@ from etils import epath
 
 from jtransfer import files
 from jtransfer.data import arrow
-from jtransfer.data.columns import OPTIONS, Table, dataset
+from jtransfer.data.columns import OPTIONS, dataset
 from jtransfer.data.dataset import Context, Dataset
 from jtransfer.data.downloads import TRAIN, beginning
+from jtransfer.data.joined import Table
 from jtransfer.data.options import parse as parse_options
 from jtransfer.errors import InputError, cut, first_line, nearest
 

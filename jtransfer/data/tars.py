@@ -12,10 +12,11 @@ import numpy as np
 from etils import epath
 
 from jtransfer import files
-from jtransfer.data.columns import Table, dataset
+from jtransfer.data.columns import dataset
 from jtransfer.data.dataset import Context, Dataset
 from jtransfer.data.downloads import entries, shown
 from jtransfer.data.encoded import SUFFIXES
+from jtransfer.data.joined import Table
 from jtransfer.data.options import parse as parse_options
 from jtransfer.errors import InputError, first_line
 

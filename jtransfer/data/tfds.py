@@ -16,6 +16,7 @@ from etils import epath
 from jtransfer import files
 from jtransfer.data import records
 from jtransfer.data.dataset import Context, Dataset, Lazy, targets
+from jtransfer.data.labels import check_cells
 from jtransfer.data.options import parse as parse_options
 from jtransfer.data.prepared import Prepared, catalogued, describe
 from jtransfer.data.splits import hold_out, hold_out_the_last
@@ -25,10 +26,6 @@ RESTRICTIONS = ("only", "test_only")
 OPTIONS = ("input", "label", "caption", "train", "test", *RESTRICTIONS)
 BLOCK = 4096
 """Records whose labels are read at a time."""
-
-MOST_CELLS = 1 << 28
-"""The most rows times classes, if a row has several classes: 1 GiB of int32."""
-
 
 METRICS = {"glue/cola": "matthews", "glue/mrpc": "f1", "glue/qqp": "f1", "glue/stsb": "pearson_spearman"}
 """The metric in which results are published, if not accuracy (A. Wang et al., GLUE, ICLR 2019, table 1)."""
@@ -361,11 +358,7 @@ def _known(data: Prepared, label: str, found: np.ndarray) -> np.ndarray:
 def _multi_hot(data: Prepared, label: str, rows: list[list[int]]) -> np.ndarray:
     """Sets of classes as `[n, classes]` of 0 and 1."""
     shape = len(rows), _of_class(data, label).num_classes
-    if np.prod(shape) > MOST_CELLS:
-        raise InputError(
-            f"{data.name}: '{label}' has {shape[1]:,} classes in {shape[0]:,} rows; at most {MOST_CELLS:,} pairs of a "
-            f"row and a class are kept"
-        )
+    check_cells(data.name, label, *shape)
     labels = np.zeros(shape, np.int32)
     for row, own in enumerate(_known(data, label, np.array(own, np.int64)) for own in rows):
         if len(np.unique(own)) < len(own) or (own < 0).any():  # as CheXpert's, one of four values for each finding

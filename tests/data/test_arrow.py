@@ -152,7 +152,7 @@ CUT = "data-00000-of-00002.arrow"
         (edit("train/state.json", "{", "["), "", "train/state.json: expected a JSON object"),
         (edit("dataset_dict.json", "splits", "split"), "", "dataset_dict.json: expected a list of splits"),
         (None, "/none", "none: expected a directory that save_to_disk wrote, with state.json or"),
-        (None, "?label=said", "row 0: 'said' is ['0', 'no 0']; expected a class or a number"),
+        (None, "?label=image", "row 0: 'image' is {'bytes': b"),
         (None, "?input=txt", "there is no column 'txt' in "),
         (None, "?test=dev", "there is no split 'dev'; choose with ?test=SPLIT; choose one of test, train, validation"),
         (None, "?test=train", "'train' is both train and test; what is tested on is never trained on"),
