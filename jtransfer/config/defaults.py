@@ -22,7 +22,8 @@ LOAD = {
 def _transfer() -> dict[str, Any]:
     """What a pretrained backbone is brought to."""
     return {
-        "data": "digits",  # an embedded dataset, or npz:FILE, folder:DIR, table:FILE, hf:DIR, tar:FILE, tfds:NAME
+        # an embedded dataset, or npz:FILE, folder:DIR, table:FILE, hf:DIR, tar:FILE, array_record:FILE, tfds:NAME
+        "data": "digits",
         "data_dir": "",  # where prepared datasets of tfds:NAME lie; empty for TFDS's own directory
         "backbone": "glyphs-vit",  # an embedded backbone, a directory or file, or a name on the Hugging Face hub
         "load": dict(LOAD),

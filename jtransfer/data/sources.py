@@ -13,7 +13,22 @@ from functools import partial
 import numpy as np
 
 from jtransfer import expressions, files, kinds
-from jtransfer.data import arrow, folder, lines, marked, marks, mixtures, npz, pairs, streams, tables, tars, tfds, users
+from jtransfer.data import (
+    array_records,
+    arrow,
+    folder,
+    lines,
+    marked,
+    marks,
+    mixtures,
+    npz,
+    pairs,
+    streams,
+    tables,
+    tars,
+    tfds,
+    users,
+)
 from jtransfer.data import augment as augmentations
 from jtransfer.data.dataset import CLASSES, Context, Dataset, Images, Lazy, check_targets, fingerprint
 from jtransfer.data.pairs import PairStream
@@ -57,14 +72,20 @@ READERS: dict[str, Callable[[str, Context], Data]] = {
     "table": tables.read,
     "hf": arrow.read,
     "tar": tars.read,
+    "array_record": array_records.read,
     "texts": lines.read,
     "conll": marked.conll,
     "squad": marked.squad,
 }
 """Readers by the name, or by what precedes the colon; each is called with what follows the colon and a `Context`."""
 
-TABLES = ("table:FILE", "hf:DIR", "tar:FILE")
-ENDINGS = {"npz": (".npz",), "table": tuple(tables.OPENED), "tar": (".tar",)}
+TABLES = ("table:FILE", "hf:DIR", "tar:FILE", "array_record:FILE")
+ENDINGS = {
+    "npz": (".npz",),
+    "table": tuple(tables.OPENED),
+    "tar": (".tar",),
+    "array_record": array_records.ENDINGS,
+}
 """How the files of some readers end."""
 
 LABELLED = ("digits", "npz:FILE", "folder:DIR", "tfds:NAME", *TABLES)
@@ -88,6 +109,7 @@ def load(name: str, data_dir: str = "", reads: Sequence[str] = CLASSES) -> Datas
     | `table:FILE[?OPTIONS]` | a `.csv`, `.tsv`, `.jsonl`, `.ndjson` or `.parquet` file, or a directory of them |
     | `hf:DIR[?OPTIONS]` | saved on a disk by Hugging Face's `datasets` (`save_to_disk`) |
     | `tar:FILE[?OPTIONS]` | images beside texts or classes in tar files, as img2dataset and WebDataset write them |
+    | `array_record:FILE[?OPTIONS]` | `tf.train.Example` in ArrayRecord files, as Grain and T5X read them |
     | `texts:FILE` | a text on every line, without labels; blank lines do not count |
     | `conll:FILE` | a word and its tag on every line, in a file or a directory: see `marked.conll` |
     | `squad:FILE` | questions, passages and answers in a JSON file or a directory: see `marked.squad` |
@@ -113,10 +135,11 @@ def load(name: str, data_dir: str = "", reads: Sequence[str] = CLASSES) -> Datas
     describe an image, as `caption=a+b`, or a sequence of them), `train` and `test` (splits, as `train=train[:1000]`),
     `only` and `test_only` (classes that the rows of pool and test must have, as `only=style:noto+twemoji`).
 
-    The options of `table:`, `hf:` and `tar:` are `input`, a column of images, of paths of images or of texts (or two of
-    texts, `input=a+b`); `label`, a column of one class a row, of lists of classes or of numbers (`label=` for none);
-    `caption`, columns of texts, or of lists of texts, that describe an image; `train` and `test`, splits of a
-    directory, or `test=FILE`. What is taken without them is said in `tables.read`, `arrow.read` and `tars.read`.
+    The options of `table:`, `hf:`, `tar:` and `array_record:` are `input`, a column of images, of paths of images or of
+    texts (or two of texts, `input=a+b`); `label`, a column of one class a row, of lists of classes or of numbers
+    (`label=` for none); `caption`, columns of texts, or of lists of texts, that describe an image; `train` and `test`,
+    splits of a directory, or `test=FILE`. What is taken without them is said in `tables.read`, `arrow.read`,
+    `tars.read` and `array_records.read`.
 
     Args:
         name: As above.

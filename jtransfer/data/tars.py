@@ -1,7 +1,6 @@
 """Images and what is said of them in tar files, in the layout of WebDataset and img2dataset: `tar:PATTERN`."""
 
 import json
-import os
 import re
 import tarfile
 from collections.abc import Iterator, Mapping
@@ -12,9 +11,10 @@ import numpy as np
 from etils import epath
 
 from jtransfer import files
+from jtransfer.data import shards
 from jtransfer.data.columns import dataset
 from jtransfer.data.dataset import Context, Dataset
-from jtransfer.data.downloads import entries, shown
+from jtransfer.data.downloads import shown
 from jtransfer.data.encoded import SUFFIXES
 from jtransfer.data.joined import Table
 from jtransfer.data.options import parse as parse_options
@@ -25,12 +25,6 @@ IMAGE, TEXT, CLASS, JSON = "image", "txt", "cls", "json"
 
 LARGEST_TEXT = 1 << 24
 """Bytes of a text, a class or a JSON file, at most."""
-
-MOST_SHARDS = 1 << 17
-"""Files that braces may stand for."""
-
-NAMES = "classes.txt"
-"""Beside the shards: a name on every line for the numbers in `.cls`."""
 
 PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 """How files of gzip, bzip2, xz and zstd begin."""
@@ -58,28 +52,11 @@ def read(rest: str, context: Context) -> Dataset:
     """
     where, _, query = rest.partition("?")
     options = parse_options(context.name, query, ("input", "label", "caption", "test"))
-    splits = {"train": _shards(where, context.name)}
+    splits = {"train": shards.found(where, context.name, (".tar",))}
     if test := options.get("test"):
-        splits[test] = _shards(test, context.name)
+        splits[test] = shards.found(test, context.name, (".tar",))
     opened = {split: lambda own=own: [_shard(path) for path in own] for split, own in splits.items()}
     return dataset(context, options, opened, "?test=PATTERN")
-
-
-def _shards(pattern: str, name: str) -> list[epath.Path]:
-    """The files that a pattern stands for, in their order."""
-    path = files.path(pattern, name)
-    if braces := re.search(r"\{(\d+)\.\.(\d+)\}", pattern):
-        first, last = map(int, braces.groups())
-        if not first <= last < first + MOST_SHARDS:
-            raise InputError(f"{name}: '{braces[0]}' stands for no files; expected {{FIRST..LAST}}")
-        whole, width = os.fspath(path), len(braces[1])
-        return [epath.Path(whole.replace(braces[0], f"{number:0{width}}")) for number in range(first, last + 1)]
-    if not path.is_dir():
-        return [path]
-    found = [entry for entry in entries(os.fspath(path), os.fspath(path)) if entry.name.endswith(".tar")]
-    if not found:
-        raise InputError(f"{name}: {path} holds no files that end in .tar")
-    return [epath.Path(entry.path) for entry in found if not entry.hidden]
 
 
 def _shard(path: epath.Path) -> Table:
@@ -137,7 +114,7 @@ def _shard(path: epath.Path) -> Table:
     def at(row: int) -> str:
         return f"{where}: sample '{shown(names[row])}'"
 
-    classes = _names(path.parent / NAMES)
+    classes = shards.names(path.parent)
     told = about(0) if JSON in index and names else {}
     sample = {key: value for key, value in told.items() if value is not None} | {
         column: b"" if column == IMAGE else "text" if column == TEXT else "0" for column in index if column != JSON
@@ -197,23 +174,10 @@ def _class(value: str, names: tuple[str, ...], at: str) -> int | str:
         return value
     if not re.fullmatch(r"\d{1,9}", value) or int(value) >= len(names):
         most = len(names) - 1
-        raise InputError(f"{at} has the class '{shown(value[:80])}'; expected 0 to {most}, which {NAMES} has names for")
+        raise InputError(
+            f"{at} has the class '{shown(value[:80])}'; expected 0 to {most}, which {shards.NAMES} has names for"
+        )
     return int(value)
-
-
-def _names(path: epath.Path) -> tuple[str, ...]:
-    """The names of classes beside the shards; none where there is no such file."""
-    if not path.exists():
-        return ()
-    with _reading(shown(path)):
-        try:
-            names = tuple(filter(None, map(str.strip, files.read(path, LARGEST_TEXT).decode().splitlines())))
-        except UnicodeDecodeError as error:
-            raise InputError(f"{shown(path)}: byte {error.start} is no UTF-8; expected a name on every line") from None
-    if len({*names}) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"{shown(path)} names '{shown(twice)}' twice; expected each name once")
-    return names
 
 
 @contextmanager

@@ -302,7 +302,10 @@ def label(name: str) -> str:
     prefix, _, rest = name.partition("?")[0].partition(":")
     rest = rest.partition(":")[0] if prefix == "tfds" else rest or prefix
     last = rest.rstrip("/").rpartition("/")[2]
-    return re.sub(r"\W+", "_", re.sub(r"\.(npz|csv|tsv|jsonl|ndjson|parquet|tar)$", "", last)).strip("_") or prefix
+    return (
+        re.sub(r"\W+", "_", re.sub(r"\.(npz|csv|tsv|jsonl|ndjson|parquet|tar|array_?record)$", "", last)).strip("_")
+        or prefix
+    )
 
 
 def _prepare(start: Start, dataset: Dataset, options: Mapping[str, Any]) -> Prepare:

@@ -299,7 +299,10 @@ def test_the_fingerprint_changes_with_any_content(save, change):
     ("name", "hint"),
     [
         ("digit", "did you mean 'digits'?"),
-        ("imagenet", "choose one of digits, folder:DIR, hf:DIR, npz:FILE, table:FILE, tar:FILE, tfds:NAME"),
+        (
+            "imagenet",
+            "choose one of array_record:FILE, digits, folder:DIR, hf:DIR, npz:FILE, table:FILE, tar:FILE, tfds:NAME",
+        ),
         ("mydata.npz", "did you mean 'npz:mydata.npz'?"),
         ("npx:mydata.npz", "did you mean 'npz:mydata.npz'?"),
         ("mydata.csv", "did you mean 'table:mydata.csv'?"),
