@@ -109,6 +109,15 @@ def exists(path: epath.PathLike) -> bool:
     return patiently(epath.Path(path).exists, path)
 
 
+def is_directory(path: epath.PathLike) -> bool:
+    """Whether there is a directory at a path.
+
+    Raises:
+        Gone: as `patiently`.
+    """
+    return patiently(epath.Path(path).is_dir, path)
+
+
 def write(path: epath.PathLike, content: bytes | str) -> None:
     """Write all of a file at once, and have it on the disk when this returns.
 

@@ -18,6 +18,7 @@ from jtransfer.data.downloads import inside
 from jtransfer.data.joined import Table
 from jtransfer.data.options import parse as parse_options
 from jtransfer.errors import InputError, first_line
+from jtransfer.storage import parts
 
 KEPT = 1 << 30
 """Bytes of a column of a Parquet file up to which it is read as a whole."""
@@ -49,10 +50,10 @@ def read(rest: str, context: Context) -> Dataset:
     """
     where, _, query = rest.partition("?")
     options, root = parse_options(context.name, query, OPTIONS), files.path(where, context.name)
-    names = files.read_json(root / DICT).get("splits", ()) if (root / DICT).exists() else None
+    names = files.read_json(root / DICT).get("splits", ()) if files.exists(root / DICT) else None
     if names is not None and not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
         raise InputError(f"{root / DICT}: expected a list of splits, as datasets.DatasetDict writes it")
-    if names is None and not (root / STATE).exists():
+    if names is None and not files.exists(root / STATE):
         raise InputError(f"{root}: expected a directory that save_to_disk wrote, with {STATE} or {DICT} in it")
     splits = {name: _place(root, name) for name in names} if names else {"train": root}
     opened = {name: lambda own=own: _saved(own, context.name) for name, own in splits.items()}
@@ -100,7 +101,7 @@ class _Whole:
         import pyarrow.ipc
 
         self.path, where = path, os.fspath(path)
-        source = pyarrow.input_stream(path.open("rb")) if "://" in where else pyarrow.memory_map(where)
+        source = pyarrow.input_stream(parts.opened(path)) if "://" in where else pyarrow.memory_map(where)
         self.table = pyarrow.ipc.open_stream(source).read_all()
 
     def __reduce__(self):
@@ -120,7 +121,7 @@ class _Columns:
         """A column, or the part of it in one row group."""
         from pyarrow import parquet
 
-        with self.path.open("rb") as opened:
+        with parts.opened(self.path) as opened:
             own = parquet.ParquetFile(opened)
             found = own.read([column]) if group is None else own.read_row_group(group, [column])
             found.validate(full=True)
@@ -136,7 +137,7 @@ def _stream(path: epath.Path, name: str, classes: Mapping[str, tuple[str, ...]])
             raise InputError(f"{where} is cut off; expected a stream of Arrow")
         whole = _Whole(path)
         whole.table.validate(full=True)
-        with path.open("rb") as opened:
+        with parts.opened(path) as opened:
             opened.seek(-len(END), os.SEEK_END)
             if opened.read() != END:
                 raise InputError(f"{where} is cut off; expected the end of a stream of Arrow")
@@ -166,7 +167,7 @@ def parquet(path: epath.Path, name: str) -> Table:
     from pyarrow import parquet
 
     where = os.fspath(path)
-    with _reading(where), path.open("rb") as opened:
+    with _reading(where), parts.opened(path) as opened:
         about = parquet.ParquetFile(opened)
         groups = [about.metadata.row_group(i) for i in range(about.metadata.num_row_groups)]
         starts = np.cumsum([0, *(group.num_rows for group in groups)])

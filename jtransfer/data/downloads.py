@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from etils import epath
 
+from jtransfer import files
 from jtransfer.errors import InputError
 
 
@@ -34,8 +35,8 @@ def entries(directory: str, root: str) -> Iterator[Entry]:
         InputError: the directory cannot be read, or has a link that leads out of `root` or to nothing.
     """
     if "://" in directory:
-        for entry in sorted(epath.Path(directory).iterdir()):
-            yield Entry(entry.name, os.fspath(entry), "directory" if entry.is_dir() else "file")
+        for entry in sorted(files.patiently(lambda: [*epath.Path(directory).iterdir()], directory)):
+            yield Entry(entry.name, os.fspath(entry), "directory" if files.is_directory(entry) else "file")
         return
     try:
         with os.scandir(directory) as found:

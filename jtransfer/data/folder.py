@@ -93,7 +93,7 @@ def read(directory: str, context: Context) -> Dataset:
 
 def _is_directory(root: epath.Path) -> bool:
     try:
-        return root.is_dir()
+        return files.is_directory(root)
     except OSError as error:
         raise InputError(f"{shown(root)} cannot be read ({error.strerror or error})") from None
 

@@ -9,6 +9,7 @@ from etils import epath
 from jtransfer.data.dataset import Context, Dataset, Lazy, refused
 from jtransfer.data.splits import hold_out_the_last
 from jtransfer.errors import InputError
+from jtransfer.storage import parts
 
 BLOCK = 1 << 22
 """Bytes that are read at a time."""
@@ -32,7 +33,7 @@ def read(file: str, context: Context) -> Dataset:
     """
     path, starts, digest, done, rest = epath.Path(file), [], hashlib.sha256(), 0, b""
     try:
-        with path.open("rb") as opened:
+        with parts.opened(path) as opened:
             while block := opened.read(BLOCK):
                 digest.update(block)
                 *whole, rest = (rest + block).split(b"\n")
@@ -52,7 +53,7 @@ def read(file: str, context: Context) -> Dataset:
 
     def lines(rows: np.ndarray) -> Iterator[bytes]:
         try:
-            with path.open("rb") as opened:
+            with parts.opened(path, parts.ROW) as opened:
                 for start, size in places[rows].tolist():
                     opened.seek(start)
                     yield opened.read(size)

@@ -37,7 +37,7 @@ def found(pattern: str, name: str, endings: tuple[str, ...]) -> list[epath.Path]
             raise InputError(f"{name}: '{braces[0]}' stands for no files; expected {{FIRST..LAST}}")
         whole, width = os.fspath(path), len(braces[1])
         return [epath.Path(whole.replace(braces[0], f"{number:0{width}}")) for number in range(first, last + 1)]
-    if not path.is_dir():
+    if not files.is_directory(path):
         return [path]
     there = [entry for entry in entries(os.fspath(path), os.fspath(path)) if not entry.hidden]
     own = [entry for entry in there if re.sub(r"-\d+-of-\d+$", "", entry.name).endswith(endings)]

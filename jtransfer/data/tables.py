@@ -18,6 +18,7 @@ from jtransfer.data.downloads import TRAIN, beginning
 from jtransfer.data.joined import Table
 from jtransfer.data.options import parse as parse_options
 from jtransfer.errors import InputError, cut, first_line, nearest
+from jtransfer.storage import parts
 
 LONGEST = 1 << 24
 """Bytes of a line, and characters of a value in it, at most."""
@@ -49,7 +50,7 @@ def read(rest: str, context: Context) -> Dataset:
     """
     where, _, query = rest.partition("?")
     options, path = parse_options(context.name, query, OPTIONS), files.path(where, context.name)
-    if path.is_dir():
+    if files.is_directory(path):
         ways = {"train": TRAIN, "test": ("test",), "validation": ("val", "dev")}
         splits = {split: beginning(path, names, tuple(OPENED)) for split, names in ways.items()}
         splits, without = {split: own for split, own in splits.items() if own}, "a file for testing"
@@ -84,7 +85,7 @@ def _opened(path: epath.Path, name: str) -> Table:
 def _separated(path: epath.Path, name: str, mark: str) -> Table:
     """A file of rows whose columns are apart by a mark, quoted as in CSV."""
     at = [0, 0]
-    with path.open("rb") as opened:
+    with parts.opened(path, parts.ROW) as opened:
         header = next(_parsed(path, _quoted(_lines(path, opened, at), mark), at), [])
     if twice := [column for column in header if column and header.count(column) > 1]:
         raise InputError(f"{path}: line 1 names the column '{cut(twice[0])}' twice; expected each name once")
@@ -120,7 +121,7 @@ def _json_lines(path: epath.Path, name: str) -> Table:
 def _of_lines(path: epath.Path, rows: Parse, header: int = 0) -> Table:
     """A table whose rows are lines, or a few lines each, after `header` lines; where they begin is kept."""
     starts, numbers, sample, at = array("q"), array("q"), {}, [0, 0]
-    with path.open("rb") as opened:
+    with parts.opened(path) as opened:
         lines = _lines(path, opened, at)
         for _ in range(header):
             next(lines)
@@ -137,7 +138,7 @@ def _of_lines(path: epath.Path, rows: Parse, header: int = 0) -> Table:
 
     def values(column: str, asked: np.ndarray) -> list:
         try:
-            with path.open("rb") as opened:
+            with parts.opened(path, parts.ROW) as opened:
                 return [one(opened, row).get(column) for row in asked.tolist()]
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror or first_line(error)})") from None

@@ -19,6 +19,7 @@ from jtransfer.data.encoded import SUFFIXES
 from jtransfer.data.joined import Table
 from jtransfer.data.options import parse as parse_options
 from jtransfer.errors import InputError, first_line
+from jtransfer.storage import parts
 
 IMAGE, TEXT, CLASS, JSON = "image", "txt", "cls", "json"
 """The columns of a shard: its images, and what else stands beside them under the same key; a JSON file has more."""
@@ -78,9 +79,8 @@ def _shard(path: epath.Path) -> Table:
 
     def content(column: str, row: int) -> bytes:
         start, size = index[column][row].tolist()
-        with _reading(where), path.open("rb") as opened:
-            opened.seek(start)
-            found = opened.read(size)
+        with _reading(where):
+            found = parts.part(path, start, size)
         if len(found) < size:
             raise InputError(f"{at(row)} is cut off")
         return found
@@ -128,7 +128,7 @@ def _members(path: epath.Path) -> Iterator[tuple[str, str, tuple[int, int]]]:
     where, end = shown(path), 0
     with _reading(where):
         whole = files.length(path)
-        with path.open("rb") as opened:
+        with parts.opened(path) as opened:
             if opened.read(6).startswith(PACKED):
                 raise InputError(f"{where} is packed, and has no access by row; expected a plain tar file: unpack it")
             opened.seek(0)

