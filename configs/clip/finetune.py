@@ -3,7 +3,7 @@
 jtransfer train --config=configs/clip/finetune.py --workdir=runs/clip_cifar10
 jtransfer train --config=configs/clip/finetune.py:alpha=1 --workdir=runs/clip_cifar10_plain
 jtransfer train --config=configs/clip/finetune.py:data=folder:DIR --workdir=gs://BUCKET/clip_mine
-jtransfer inspect --config=configs/clip/finetune.py --topology=v5e:4x4
+jtransfer inspect --config=configs/clip/finetune.py --topology=v5e:4x4 --config.model.architecture=clip
 
 WiSE-FT's values (mlfoundations/wise-ft, README.md and src/args.py): ten epochs at a rate of 0.00003, 512 images a step,
 no warmup, no decay. What is measured and kept lies `alpha` of the way from the zero-shot model to the finetuned one

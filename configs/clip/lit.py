@@ -30,7 +30,14 @@ def get_config(arg: str = ""):
                 "text": "google-bert/bert-base-uncased",
             },
             "load": {"tokens": 16, "dtype": "bfloat16"},
-            "model": {"architecture": "clip", "projection": 768, "logit_scale": math.log(10), "dtype": "bfloat16"},
+            "model": {
+                "architecture": "clip",
+                "vision": {"architecture": "vit"},  # which the towers are, for inspect where they cannot be fetched
+                "text": {"architecture": "bert"},
+                "projection": 768,
+                "logit_scale": math.log(10),
+                "dtype": "bfloat16",
+            },
             "method": "rules('text/.*', '.*projection/.*', 'logit_scale')",
             "watch": ("zero_shot on tfds:cifar100", "zero_shot on tfds:oxford_iiit_pet"),
             "cache": 4096,

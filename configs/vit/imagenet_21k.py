@@ -2,7 +2,7 @@
 
 jtransfer train --config=configs/vit/imagenet_21k.py --workdir=gs://BUCKET/b16-21k
 jtransfer train --config=configs/vit/imagenet_21k.py:model=S/16,data=tfds:my_21k --workdir=gs://BUCKET/s16-21k
-jtransfer inspect --config=configs/vit/imagenet_21k.py --topology=v5e:8x8
+jtransfer inspect --config=configs/vit/imagenet_21k.py --topology=v5e:8x8 --classes=21843
 
 Values are those of google-research/big_vision, configs/vit_i21k.py; augmentation and decay those of the checkpoints
 that Steiner et al. 2021 (arXiv:2106.10270) recommend (`howto-i21k-...` of its models/vit.py), which read a class token

@@ -38,7 +38,7 @@ def of_pod(config, topology: str, classes: int = 0) -> list[dict[str, Any]]:
     """What a training run needs and takes on a slice of TPUs that is not there: a report for each phase of its method.
 
     Args:
-        config: As for `of_train`; its data need not be here: see `standins.stand_in`.
+        config: As for `of_train`; its backbone and data need not be here: see `absent.stand_in`, `standins.stand_in`.
         topology: The slice, as `chips.topology` takes it.
         classes: Number of classes of the data; 0 for that of the data.
 
@@ -46,11 +46,11 @@ def of_pod(config, topology: str, classes: int = 0) -> list[dict[str, Any]]:
         InputError: an unknown slice, no compiler for TPUs, or a step that does not fit into the memory of a chip.
     """
     from jtransfer.devices import chips
-    from jtransfer.train import pods, runs, standins
+    from jtransfer.train import absent, pods, runs, standins
 
     chip, devices = chips.topology(topology)
-    with layers.compiling_for("tpu"):
-        run = runs.prepare(*standins.stand_in(_unwatched(config), classes), devices)
+    with layers.compiling_for("tpu"), absent.stand_in(_unwatched(config)) as here:
+        run = runs.prepare(*standins.stand_in(here, classes), devices)
         leaves = sharding.tree_shardings(run.adapted.shapes, run.mesh, run.sharding)
         examples = run.schedule.batch * len(run.task.objectives)
         about = {"topology": topology, "mesh": dict(run.mesh.shape)}

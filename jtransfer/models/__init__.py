@@ -203,6 +203,7 @@ def check_images(model: nn.Module, what: str, shape: tuple[int, ...]) -> None:
     inputs = model.config.inputs
     if "pixel_values" not in inputs:
         raise InputError(f"config.data: {what} are images, the model takes {', '.join(inputs)}")
-    if shape != inputs["pixel_values"].shape[1:]:
-        found, expected = ("x".join(map(str, sides)) for sides in (shape, inputs["pixel_values"].shape[1:]))
-        raise InputError(f"config.data: {what} are {found}, the model takes {expected}")
+    if shape != (taken := inputs["pixel_values"].shape[1:]):
+        found, expected = ("x".join(map(str, sides)) for sides in (shape, taken))
+        resized = "; config.preprocessor may resize them" if shape[-1] == taken[-1] in (1, 3) else ""
+        raise InputError(f"config.data: {what} are {found}, the model takes {expected}{resized}")

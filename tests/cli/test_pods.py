@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 
 from jtransfer import config
+from jtransfer.checkpoints import load
 from jtransfer.cli import main
 from jtransfer.devices import chips
-from jtransfer.train import standins
+from jtransfer.errors import InputError
+from jtransfer.train import absent, runs, standins
+from jtransfer.tree import FROZEN
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -99,6 +102,44 @@ def test_the_form_of_data_that_are_not_here_is_told_by_the_model_and_the_catalog
     assert stream("data=digits") is None
     own, pairs = standins.stand_in(config.load("train", str(CONFIGS / "clip" / "vit_b32_openclip.py"), [])[1])
     assert pairs.kind == "pair" and own.tokenizer == "bytes"
+
+
+SMALL = "model.width=32", "model.depth=1", "model.heads=2", "load.image=64", "load.dtype=bfloat16"
+
+
+def test_for_a_backbone_that_is_not_here_stands_one_of_the_model_of_the_config(file, caplog):
+    flags = [f"--config.{flag}" for flag in (*SMALL, "backbone=gs://away/vit.npz", "method=probe", "mesh={'data':-1}")]
+    with absent.stand_in(config.load("train", file, flags)[1]) as here:
+        run = runs.prepare(*standins.stand_in(here))
+        assert not any(leaf.any() for leaf in load(here.backbone).params.values())
+    assert "config.backbone 'gs://away/vit.npz' is not here: the vit of config.model stands for it" in caplog.text
+    assert run.adapted.shapes["embeddings/positions"].shape == (1, 65, 32)
+    assert run.task.data.example["pixel_values"].shape == (1, 64, 64, 3)
+    assert (run.task.start.module.config.dtype, run.task.start.module.config.depth) == ("bfloat16", 1)
+    assert [path for path, rate in run.adapted.rates.items() if rate != FROZEN] == ["head/bias", "head/kernel"]
+
+
+def test_for_towers_that_are_not_here_stand_those_of_the_model_of_the_config(caplog):
+    sizes = ("vision.width=32", "vision.heads=2", "vision.depth=2", "text.width=32", "text.heads=2", "text.depth=1")
+    flags = ["--config.watch=()", *(f"--config.model.{size}" for size in sizes)]
+    with absent.stand_in(config.load("train", str(CONFIGS / "clip" / "lit.py"), flags)[1]) as here:
+        run = runs.prepare(*standins.stand_in(here))
+    assert "'google-bert/bert-base-uncased' is not here: the bert of config.model.text stands for it" in caplog.text
+    assert "config.towers.vision 'gs://" in caplog.text
+    towers = run.task.start.module.config.towers
+    assert {name: (tower.depth, tower.width) for name, tower in towers.items()} == {"vision": (2, 32), "text": (1, 32)}
+    assert run.task.data.example["input_ids"].shape == (1, 16)
+    assert {path.split("/")[0] for path, rate in run.adapted.rates.items() if rate == FROZEN} == {"vision"}
+
+
+def test_a_backbone_that_is_here_is_itself_and_a_wrong_name_of_one_an_error(file):
+    for name, refused in (("glyphs-vit", ""), ("glyphs-vti", "did you mean 'glyphs-vit'"), ("/away/vit", "unknown")):
+        found = config.load("train", file, [f"--config.backbone={name}", "--config.mesh={'data':-1}"])[1]
+        with absent.stand_in(found) as here:
+            assert here.backbone == name
+            if refused:
+                with pytest.raises(InputError, match=refused):
+                    load(here.backbone)
 
 
 POD = [
