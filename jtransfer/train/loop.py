@@ -157,7 +157,7 @@ def train(
                     watch.at(watch.SAVING, number)
                     still_held()
                     _write(directory, rows, bad)
-                    about = {"metrics": [*rows], "pending": pending, "config": of, "phase": phase, "cursor": cursor}
+                    about = {"metrics": [*rows], "pending": [*pending], "config": of, "phase": phase, "cursor": cursor}
                     about |= {"events": [*bad.events]} if bad.events else {}
                     about |= {"best": found} if (found := best.of((*store.steps, number))) else {}
                     store.save(number, packed(state, kept), about)

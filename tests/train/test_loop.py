@@ -63,8 +63,16 @@ def prepared(file, *overrides):
 def whole(file, tmp_path_factory):
     """Twenty steps in one go."""
     directory = tmp_path_factory.mktemp("whole")
-    rows, measured = [], []
-    loop.train(prepared(file), directory, lambda row, pace: (rows.append(row), measured.append(pace)))
+    rows, measured, kept, save = [], [], [], Store.save
+
+    def saving(store, step, tree, about):
+        kept.append((about, json.dumps(about)))
+        save(store, step, tree, about)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Store, "save", saving)
+        loop.train(prepared(file), directory, lambda row, pace: (rows.append(row), measured.append(pace)))
+    assert [json.dumps(about) for about, _ in kept] == [said for _, said in kept], "a thread writes them meanwhile"
     assert not measured[0], "the first step compiles"
     assert all(0 <= pace["input_share"] <= 1 and pace["images_per_second"] > 0 for pace in measured[1:])
     left = [pace["seconds_left"] for pace in measured[1:]]
