@@ -95,7 +95,10 @@ def _command(argv: list[str]) -> int:
         if "jax" not in sys.modules:
             from jtransfer.devices import compiled
 
-            compiled.keep()
+            if getattr(arguments, "topology", ""):  # JAX keeps a program for devices that are not here, unreadable
+                os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+            else:
+                compiled.keep()
         from jtransfer.cli import commands
         from jtransfer.devices import launch
 

@@ -37,7 +37,7 @@ def step(shapes: StepShapes, chip: Chip, mesh: jax.sharding.Mesh, batch: int) ->
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        sizes = re.findall(r"\(?([\d.]+[KMG])\)?", str(error))
+        sizes = re.findall(r"\(?([\d.]+[KMGT])\)?", str(error))
         needs = f"{sizes[0]}iB of {sizes[1]}iB" if len(sizes) > 1 else one_line(error)
         raise InputError(
             f"the step does not fit into the memory of a chip ({needs}); take more chips, config.sharding 'fsdp', a "

@@ -1,7 +1,10 @@
 """`jtransfer inspect --topology`: a training run compiled for TPUs that are not there, of data that are not there."""
 
 import json
+import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,7 +64,7 @@ def test_a_step_that_does_not_fit_into_a_chip_is_one_line(file, capsys):
     flags = [f"--config.{flag}" for flag in large]
     assert main(["inspect", f"--config={file}", "--topology=v5e:2x4", *flags]) == 2
     said = capsys.readouterr().err
-    assert "the step does not fit into the memory of a chip (" in said and "GiB of 15.75GiB)" in said
+    assert "the step does not fit into the memory of a chip (" in said and "TiB of 15.75GiB)" in said
 
 
 REFUSED = {
@@ -102,6 +105,16 @@ def test_the_form_of_data_that_are_not_here_is_told_by_the_model_and_the_catalog
     assert stream("data=digits") is None
     own, pairs = standins.stand_in(config.load("train", str(CONFIGS / "clip" / "vit_b32_openclip.py"), [])[1])
     assert pairs.kind == "pair" and own.tokenizer == "bytes"
+
+
+@pytest.mark.slow
+def test_a_program_for_a_slice_is_not_kept_as_it_could_not_be_read_back(file, tmp_path):
+    needs_compiler()
+    command = [sys.executable, "-m", "jtransfer.cli", "inspect", f"--config={file}", "--topology=v5e:2x4", "--json"]
+    env = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "kept"), "XLA_FLAGS": ""}
+    env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) and not done.stderr and not (tmp_path / "kept").exists()
 
 
 SMALL = "model.width=32", "model.depth=1", "model.heads=2", "load.image=64", "load.dtype=bfloat16"
