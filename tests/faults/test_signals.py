@@ -50,7 +50,9 @@ class Training:
             if number > 1:
                 command += [f"--coordinator=localhost:{port}", f"--processes={number}", f"--process={index}"]
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+            before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs behind a shell's & ignores it
             process = subprocess.Popen(command, env=os.environ | env, **pipes)
+            signal.signal(signal.SIGINT, before)
             lines, errors = [], []
             pairs = (process.stdout, lines), (process.stderr, errors)
             readers = [threading.Thread(target=lambda f, to: to.extend(f), args=pair, daemon=True) for pair in pairs]
