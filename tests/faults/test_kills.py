@@ -94,10 +94,13 @@ def until_rows(run, number):
     return times
 
 
-def strike(run, rng, blow, ends):
-    """Send a signal to one of the processes of a training; each ends by one of some codes, with one line at most."""
+def strike(run, rng, blow, ends, startup):
+    """Send a signal to one of the processes of a training; each ends by one of some codes, with one line at most.
+
+    Those that still start, in about `startup` seconds, wait 50 s for the one that was struck.
+    """
     rng.choice(run.processes).send_signal(blow)
-    codes, said = run.end(120)
+    codes, said = run.end(120 + startup)
     assert set(codes) <= ends, (codes, said)
     assert all(lines.count("\n") <= 1 for lines in said), said
 
@@ -118,10 +121,10 @@ def test_after_kills_and_signals_all_is_as_in_an_undisturbed_run(number, kills, 
             assert len(times) > 1, run.end()
             startup = times[0] - started
             time.sleep(rng.random() * (times[-1] - times[-2]))
-        strike(run, rng, blow, {75, -9, 128 + blow})
+        strike(run, rng, blow, {75, -9, 128 + blow}, startup)
     for _ in range(2):
         run = Training(file, tmp_path, number)
         run.until(LAST)
-        strike(run, rng, signal.SIGKILL, {0, 75, -9})
+        strike(run, rng, signal.SIGKILL, {0, 75, -9}, startup)
     assert set(Training(file, tmp_path, number).end(240)[0]) == {0}
     assert_same(left(tmp_path), whole(number))
