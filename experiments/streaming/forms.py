@@ -1,9 +1,10 @@
-"""Write the images of a prepared dataset in three forms, and check that all of them give the same batches.
+"""Write the images of a prepared dataset in several forms, and check that all of them give the same batches.
 
 python experiments/streaming/forms.py --data_dir=TFDS_DIRECTORY --out=DIRECTORY
 
-`out/tfds` holds ArrayRecord files, `out/folder` a file for each image and `out/tar` tar files of 2,000 images. Images
-are copied as they are coded, and rows are ordered by split, class and number in the dataset, as a folder lists them.
+`out/tfds` holds ArrayRecord files, which are read as a prepared dataset and by themselves, `out/folder` a file for each
+image and `out/tar` tar files of 2,000 images. Images are copied as they are coded, and rows are ordered by split, class
+and number in the dataset, as a folder lists them.
 """
 
 import argparse
@@ -83,7 +84,14 @@ def write(data_dir: Path, out: Path) -> list[str]:
                         about = tarfile.TarInfo(f"{row:06d}.{key}")
                         about.size = len(value)
                         tar.addfile(about, io.BytesIO(value))
-    return [f"tfds:{NAME}", f"folder:{out / 'folder'}", f"tar:{out / 'tar' / 'train'}?test={out / 'tar' / 'test'}"]
+    (copied / "classes.txt").write_text("\n".join(names))
+    train, test = (next(copied.glob(f"{NAME}-{split}.array_record*")) for split in ("train", "test"))
+    return [
+        f"tfds:{NAME}",
+        f"array_record:{train}?test={test}&input=image&label=label",
+        f"folder:{out / 'folder'}",
+        f"tar:{out / 'tar' / 'train'}?test={out / 'tar' / 'test'}",
+    ]
 
 
 if __name__ == "__main__":
