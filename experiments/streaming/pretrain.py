@@ -25,14 +25,14 @@ def get_config():
             },
             # The paper of patch dropout ends with some steps on all patches (FLIP, section 3).
             "method": "scratch + patch_dropout(0.5) >> finetune",
-            "phase_steps": (4000, 800),
+            "phase_steps": (2000, 600),
             "phase_rates": (1.0, 0.3),
             "mixup": 0.2,
             "batch": 128,
-            "steps": 4800,
+            "steps": 2600,
             "optimiser": {"rate": 1e-3, "decay": 0.05, "warmup": 0.1},
             "log_every": 100,
-            "eval_every": 800,
-            "checkpoint_every": 800,
+            "eval_every": 1300,
+            "checkpoint_every": 1300,
         }
     )

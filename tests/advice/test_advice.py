@@ -1,6 +1,7 @@
 """Which method should I use: the verdict on negative transfer, the table, and the command on a small task."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -241,7 +242,7 @@ def test_networks_are_tried_with_half_the_steps_too_and_the_page_says_what_the_o
     assert list(advice["gains"]) == ["scratch", "probe"] and len(advice["gains"]["probe"]) == 10
     text = (directory / "advice.md").read_text()
     assert "probe: the second half of its steps gained " in text and "Steps: 30 of 9; the most are 30 epochs" in text
-    assert "about 0 seconds at the " in str(plan.trial) and "with half the steps scratch, probe" in str(plan.trial)
+    assert re.search(r"with half the steps scratch, probe: about \d+ seconds at the ", str(plan.trial))
 
 
 def test_the_trial_is_not_done_twice(advised):

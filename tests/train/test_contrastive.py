@@ -14,6 +14,7 @@ from jtransfer.cli import inspection
 from jtransfer.data.dataset import Lazy
 from jtransfer.errors import InputError
 from jtransfer.train import bad_steps, loop, runs
+from jtransfer.train.pace import learned
 
 FILE = """
 from ml_collections import ConfigDict
@@ -259,7 +260,7 @@ def test_a_temperature_at_its_limit_is_told_once_and_one_that_diverges_ends_the_
 
 
 def test_four_devices_agree_with_one_that_caches_gradients(file, run, tmp_path):
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = learned(run / "metrics.jsonl")
     again = loop.train(prepared(file, "mesh.data=1", "mesh.rest=-1", "accumulate=2"), tmp_path, lambda row, speed: None)
     for one, two in zip(rows, again, strict=True):
         assert one == pytest.approx(two, abs=2e-3)

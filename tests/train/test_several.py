@@ -1,7 +1,5 @@
 """`jtransfer train` with several tasks: rows by task, exact resume, a model with all heads, and what is refused."""
 
-import json
-
 import numpy as np
 import pytest
 
@@ -12,6 +10,7 @@ from jtransfer.cli import main
 from jtransfer.data import sources
 from jtransfer.errors import InputError
 from jtransfer.train import results, runs
+from jtransfer.train.pace import learned
 
 FILE = """
 from ml_collections import ConfigDict
@@ -44,7 +43,7 @@ def whole(file, tmp_path_factory):
     """Eight steps in one go, from the command line."""
     directory = tmp_path_factory.mktemp("whole")
     assert main(["train", f"--config={file}", f"--workdir={directory}"]) == 0
-    return directory, [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return directory, learned(directory / "metrics.jsonl")
 
 
 def test_rows_have_the_metrics_of_each_task_by_its_name(whole):
