@@ -16,11 +16,12 @@ def get_config():
             "shots": (1, 5, 25),
             "seeds": 3,
             "batch": 32,
-            "steps": 100,
+            "steps": 40,
             "optimiser": {"warmup": 0.1},
             "hyper": {
-                "default": {"rate": (3e-4, 1e-3)},
-                "pixels": {"rate": (1e-3, 5e-3), "steps": 500},
+                "finetune": {"rate": (3e-4, 1e-3)},
+                "scratch": {"rate": (1e-3,), "steps": 80},
+                "pixels": {"rate": (1e-3, 5e-3), "steps": 300},
             },
         }
     )
