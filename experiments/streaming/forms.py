@@ -37,7 +37,8 @@ def main():
         for name, own, batch in zip(places, pictures, batches, strict=True):
             np.testing.assert_array_equal(own, pictures[0], err_msg=f"{name}, step {step}")
             np.testing.assert_array_equal(batch["labels"], batches[0]["labels"], err_msg=f"{name}, step {step}")
-        print(f"step {step}: {given.batch} images and labels are equal in {', '.join(places)}")
+        forms = ", ".join(name.split(":")[0] for name in places)
+        print(f"step {step}: {given.batch} images and labels are equal in {forms}")
 
 
 def opened(name: str, data_dir: str, batch: int) -> streams.Stream:
