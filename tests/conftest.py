@@ -22,6 +22,12 @@ from jtransfer import models
 from jtransfer.tree import flat
 
 
+def pytest_make_parametrize_id(val):
+    """A short id for a long parameter: pytest keeps the id of a test many times over, and exports it to the process."""
+    if isinstance(val, str | bytes) and len(val) > 100:
+        return f"{val[:40]!r} and so on, {len(val)} in all"
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _forget():
     """Drop what a file of tests has compiled: a process that keeps thousands of programs gets ten times slower."""

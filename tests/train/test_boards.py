@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import subprocess
 import sys
 import types
 from contextlib import contextmanager
@@ -72,8 +73,12 @@ def test_without_the_package_a_project_is_refused_and_nothing_is_written(run, tm
     assert not (tmp_path / "run").exists()
 
 
-def test_a_trace_holds_the_steps_that_were_asked_for_after_the_one_that_compiles(run, tmp_path):
-    loop.train(run, tmp_path / "run", lambda row, pace: None, profile=2)
+def test_a_trace_holds_the_steps_that_were_asked_for_after_the_one_that_compiles(tmp_path):
+    """By the command: JAX's profiler crashes in a process that has run thousands of tests."""
+    (tmp_path / "train.py").write_text(FILE)
+    command = [sys.executable, "-m", "jtransfer.cli", "train", "--profile=2"]
+    command += [f"--config={tmp_path / 'train.py'}", f"--workdir={tmp_path / 'run'}"]
+    subprocess.run(command, check=True)
     assert len(list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))) == 1, "as TensorBoard reads it"
     (file,) = (tmp_path / "run" / "profile").rglob("perfetto_trace.json.gz")
     events = json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]
