@@ -116,7 +116,7 @@ def whole(file, tmp_path_factory):
     def of(number):
         if number not in done:
             workdir = tmp_path_factory.mktemp("whole")
-            assert set(Training(file, workdir, number).end(240)[0]) == {0}
+            assert set(Training(file, workdir, number).end(900)[0]) == {0}
             done[number] = left(workdir)
         return done[number]
 
