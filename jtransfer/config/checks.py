@@ -85,6 +85,7 @@ TABLES: dict[str, dict[str, Any]] = {
         "augment": several(NAME),
         "packing": choice("", "joined", "documents"),
         "group_by_length": FLAG,
+        "stride": whole(0, 10**6),
         "damaged": SHARE,
         "method": NAME,
         "seed": kinds.SEED,
@@ -154,7 +155,7 @@ MODEL = {
 
 TASK = {"data": NAME, "objective": NAME, "metrics": several(NAME), "weight": kinds.NOT_NEGATIVE}
 """Which values the keys of one of several tasks may have."""
-OF_ROWS = ("augment", "packing", "group_by_length")
+OF_ROWS = ("augment", "packing", "group_by_length", "stride")
 """Keys of objectives on rows alone."""
 OF_ONE_TASK = (
     "data",
@@ -302,6 +303,10 @@ def _refuse_unused(command: str, values: Mapping[str, Any]) -> None:
             raise InputError(f"config.packing leaves no text by itself, as config.{other} needs; leave one of them out")
         if values["packing"] and objective.reads != "texts":
             raise InputError(f"config.packing is of objectives on texts alone, as lm; config.objective is '{text}'")
+        others = ("packing", "group_by_length", "teacher", "source")
+        if values["stride"] and (objective.reads != "spans" or (others := set_among(others))):
+            said = f"config.{others[0]}" if objective.reads == "spans" else f"config.objective '{text}'"
+            raise InputError(f"config.stride is of objective 'spans' alone, and {said} is set; leave one of them out")
         if values["group_by_length"] and (other := next(iter(set_among(("teacher", "source"))), "")):
             raise InputError(f"config.{other} reads texts of one length; leave out config.group_by_length, or it")
         if text == "siglip" and set_among(("temperature_limit",), but=(0,)):

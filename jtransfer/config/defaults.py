@@ -95,6 +95,7 @@ def train_defaults() -> dict[str, Any]:
         # padding, or "documents", each of which sees itself alone; or batches of texts of about one length.
         "packing": "",
         "group_by_length": False,
+        "stride": 0,  # of "squad:FILE": tokens from one window of a long passage to the next; 0 cuts it at load.tokens
         "damaged": 0.0,  # share of the training rows that may be damaged and is left out; 0: one such row is an error
         "method": "scratch",
         "seed": 0,

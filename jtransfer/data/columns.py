@@ -12,6 +12,7 @@ from jtransfer.data.dataset import Context, Dataset, Lazy, each, refused
 from jtransfer.data.downloads import inside, shown
 from jtransfer.data.joined import Table, Tables
 from jtransfer.data.labelled import NUMBER, first_labelled, labelled
+from jtransfer.data.marked import tagged
 from jtransfer.data.splits import hold_out
 from jtransfer.errors import InputError, nearest
 
@@ -46,7 +47,7 @@ def dataset(
     train = _chosen(name, "train", options.get("train") or ("train" if "train" in splits else ""), splits)
     pool = Tables(splits[train]())
     label = _label(name, pool.tables[0], options, context.reads)
-    inputs = _inputs(name, pool.tables[0], options, label)
+    inputs = inputs_of(name, pool.tables[0], options, label)
     captions = _caption(name, pool.tables[0], options, inputs) if _described(options, context) else ()
     used = (*inputs, *captions, *filter(None, [label]))
     asked = _chosen(name, "test", options["test"], splits) if "test" in options else ""
@@ -61,7 +62,11 @@ def dataset(
     found = [part for part in (pool, held_out) if part is not None]
     wrong: dict[int, str] = {}
     spared = wrong if context.damaged else None
-    classes, labels = labelled(context, label, found, [f"{label}", f"{label} of {tested}"], spared)
+    words = kind_of(inputs[0], pool.tables[0].sample[inputs[0]]) == "texts"
+    if words:
+        lazy, classes, labels = tagged(found, inputs[0], label)
+    else:
+        classes, labels = labelled(context, label, found, [f"{label}", f"{label} of {tested}"], spared)
     if held_out is not None:
         parts = np.split(np.arange(rows.count), [pool.count])
     else:
@@ -69,12 +74,13 @@ def dataset(
         parts = [np.union1d(parts[0], [*wrong]).astype(int), np.setdiff1d(parts[1], [*wrong])] if wrong else parts
     if ways and tested != ways[0]:
         tested += f" (the labels of {ways[0]} are hidden)"
-    kind = "image" if _kind(inputs[0], pool.tables[0].sample[inputs[0]]) in ("image", "path") else "text"
+    kind = "image" if kind_of(inputs[0], pool.tables[0].sample[inputs[0]]) in ("image", "path") else "text"
     note = (
         f"{name}: inputs are {' + '.join(inputs)}, labels {label or 'none'}; few-shot sets are drawn from {train}, the "
         f"test rows are {tested}."
     )
-    lazy = _images(rows, inputs[0]) if kind == "image" else _texts(rows, inputs)
+    if not words:
+        lazy = images(rows, inputs[0]) if kind == "image" else texts(rows, inputs)
     said = _captions(rows, captions, lazy.identity) if captions else None
     return Dataset(name, lazy, labels, classes, *parts, kind, note, said, damaged=wrong)
 
@@ -90,7 +96,7 @@ def _chosen(name: str, what: str, split: str, splits: Mapping) -> str:
     return split
 
 
-def _kind(name: str, value: Any) -> str:
+def kind_of(name: str, value: Any) -> str:
     """What a column holds: "number", "text", "texts", "path" or "image", or else the name of a type."""
     if isinstance(value, Mapping) and {"bytes", "path"} <= value.keys():
         value = value["bytes"] if value["bytes"] is not None else str(value["path"])
@@ -108,14 +114,19 @@ def _kind(name: str, value: Any) -> str:
 
 
 def _kinds(table: Table) -> dict[str, str]:
-    return {name: _kind(name, value) for name, value in table.sample.items() if name}
+    return {name: kind_of(name, value) for name, value in table.sample.items() if name}
 
 
 def _listed(found: Mapping[str, str]) -> str:
     return ", ".join(f"{name} ({kind})" for name, kind in [*found.items()][:20]) or "none"
 
 
-def _check_there(name: str, table: Table, columns: Sequence[str]) -> None:
+def check_there(name: str, table: Table, columns: Sequence[str]) -> None:
+    """Refuse columns that a table has not.
+
+    Raises:
+        InputError: it begins with `name`, and has the nearest column.
+    """
     if unknown := [column for column in columns if column not in table.sample]:
         raise InputError(
             f"{name}: there is no column '{unknown[0]}' in {table.where}; {nearest(unknown[0], table.sample)}"
@@ -126,9 +137,9 @@ def _check_columns(tables: Sequence[Table], used: Sequence[str]) -> None:
     """Refuse tables whose columns are not those of the first."""
     first, *others = tables
     for table in others:
-        _check_there(table.where, table, used)
+        check_there(table.where, table, used)
         for column in used:
-            one, other = (_kind(column, own.sample[column]) for own in (first, table))
+            one, other = (kind_of(column, own.sample[column]) for own in (first, table))
             if one != other and not {one, other} <= {"number", "text", "texts", "list"}:
                 raise InputError(f"{table.where}: '{column}' holds {other}; expected {one}, as in {first.where}")
 
@@ -136,7 +147,7 @@ def _check_columns(tables: Sequence[Table], used: Sequence[str]) -> None:
 def _label(name: str, table: Table, options: Mapping[str, str], reads: Sequence[str]) -> str:
     """The column of labels; "" for none."""
     if "label" in options:
-        _check_there(name, table, [options["label"]] if options["label"] else [])
+        check_there(name, table, [options["label"]] if options["label"] else [])
         return options["label"]
     if "pairs" in reads:
         return ""
@@ -149,12 +160,12 @@ def _label(name: str, table: Table, options: Mapping[str, str], reads: Sequence[
     return found
 
 
-def _inputs(name: str, table: Table, options: Mapping[str, str], label: str) -> tuple[str, ...]:
+def inputs_of(name: str, table: Table, options: Mapping[str, str], label: str) -> tuple[str, ...]:
     """The columns that are the inputs: one image, one text or two."""
     found = _kinds(table)
     if "input" in options:
         inputs = tuple(options["input"].split("+"))
-        _check_there(name, table, inputs)
+        check_there(name, table, inputs)
     else:
         left = [column for column in found if column not in (label, *options.get("caption", "").split("+"))]
         images = [column for column in left if found[column] == "image"]
@@ -162,7 +173,8 @@ def _inputs(name: str, table: Table, options: Mapping[str, str], label: str) -> 
         texts = [column for column in left if found[column] == "text"]
         inputs = tuple(images or next(([column] for column in TEXTS if column in texts), texts))
     is_text = [isinstance(table.sample.get(column), str) and found[column] != "path" for column in inputs]
-    if not (is_text in ([True], [True, True]) or (len(inputs) == 1 and found[inputs[0]] in ("image", "path"))):
+    alone = ("image", "path", "texts") if label else ("image", "path")  # lists of words have a tag for each
+    if not (is_text in ([True], [True, True]) or (len(inputs) == 1 and found[inputs[0]] in alone)):
         raise InputError(
             f"{name}: expected one image, one text or two texts as input, there are {_listed(found)}; choose with "
             f"?input=COLUMN or ?input=COLUMN+COLUMN"
@@ -181,7 +193,7 @@ def _caption(name: str, table: Table, options: Mapping[str, str], inputs: Sequen
         raise InputError(f"{name}: captions describe images, and the input is '{inputs[0]}' ({found[inputs[0]]})")
     choice = next((column for column in CAPTIONS if column in found), "")
     columns = tuple(filter(None, options.get("caption", choice).split("+")))
-    _check_there(name, table, columns)
+    check_there(name, table, columns)
     texts = [isinstance(table.sample[column], str) or found[column] == "texts" for column in columns]
     if not columns or not all(texts):
         raise InputError(
@@ -194,7 +206,7 @@ def _identity(rows: Tables, inputs: Sequence[str]) -> str:
     return "\n".join((*inputs, *(table.digest for table in rows.tables)))
 
 
-def _images(rows: Tables, name: str) -> Lazy:
+def images(rows: Tables, name: str) -> Lazy:
     """Images in a column: their bytes, or paths to their files, which are all looked at for the fingerprint."""
 
     def content(row: int) -> bytes:
@@ -205,7 +217,7 @@ def _images(rows: Tables, name: str) -> Lazy:
         return value
 
     table = rows.tables[0]
-    if _kind(name, table.sample[name]) == "image":
+    if kind_of(name, table.sample[name]) == "image":
         return encoded.lazy(rows.count, content, lambda row: f"'{name}' of {rows.at(row)}", _identity(rows, [name]))
 
     def path(row: int, value: Any) -> str:
@@ -233,7 +245,7 @@ def _images(rows: Tables, name: str) -> Lazy:
     return encoded.lazy(rows.count, lambda row: encoded.content(paths[row]), what, _identity(rows, [name]), contents)
 
 
-def _texts(rows: Tables, inputs: Sequence[str]) -> Lazy:
+def texts(rows: Tables, inputs: Sequence[str]) -> Lazy:
     """Texts in a column, or pairs of texts in two."""
 
     def text(row: int, *own: Any) -> Any:

@@ -15,8 +15,10 @@ from etils import epath
 from jtransfer.data import marks
 from jtransfer.data.dataset import Context, Dataset, Lazy
 from jtransfer.data.downloads import TEST, TRAIN, beginning
+from jtransfer.data.joined import Tables
 from jtransfer.data.splits import hold_out_a_fifth
-from jtransfer.errors import InputError
+from jtransfer.errors import InputError, nearest
+from jtransfer.kinds import shown
 
 DOCUMENT = "-DOCSTART-"
 """The word on the line with which a document begins in CoNLL-2003."""
@@ -77,6 +79,54 @@ def conll(path: str, context: Context) -> Dataset:
     return _dataset(path, context, parts, 3, tuple(names))
 
 
+def tagged(parts: Sequence[Tables], words: str, tags: str) -> tuple[Lazy, tuple[str, ...], np.ndarray]:
+    """Lists of words and of their tags, in two columns of some tables; words become texts with blanks between them.
+
+        {"words": ["Anna", "visits", "Kyoto"], "tags": ["B-PER", "O", "B-LOC"]}
+
+    Args:
+        parts: Tables for training, and perhaps for testing.
+        words: Name of the column of words.
+        tags: Name of the column of tags: texts, or numbers of the classes that the table names.
+
+    Returns:
+        The texts of all rows, the names of the classes, and labels `[n, words, 3]`; see `data.marks`.
+
+    Raises:
+        InputError: a row without words, with another number of tags than of words, or with a word that is blank or has
+            blanks; a tag that is no class; or a single tag.
+    """
+    rows, names = [], parts[0].tables[0].classes.get(tags, ())
+    for part in parts:
+        columns = (part.read(column, np.arange(part.count)) for column in (words, tags))
+        for row, (own, said) in enumerate(zip(*columns, strict=True)):
+            if not isinstance(own, list) or not own or not all(isinstance(x, str) and x.split() == [x] for x in own):
+                raise InputError(f"{part.at(row)}: '{words}' is {shown(own)}; expected a list of words without blanks")
+            if not isinstance(said, list) or len(said) != len(own):
+                raise InputError(
+                    f"{part.at(row)}: '{tags}' is {shown(said)}; expected a tag for each of {len(own)} words"
+                )
+            if wrong := [x for x in said if not (isinstance(x, str) or (type(x) is int and 0 <= x < len(names)))]:
+                raise InputError(f"{part.at(row)}: '{tags}' holds {shown(wrong[0])}; expected the name of a class")
+            rows.append((own, [x if isinstance(x, str) else names[x] for x in said]))
+    classes = names or tuple(sorted({tag for _, said in rows for tag in said}))
+    if len(classes) < 2:
+        raise InputError(
+            f"{parts[0].tables[0].where}: every word has the tag {classes[0]!r}; expected two tags at least"
+        )
+    place = {tag: i for i, tag in enumerate(classes)}
+    if unknown := next((tag for _, said in rows for tag in said if tag not in place), None):
+        raise InputError(f"{parts[0].tables[0].where}: '{tags}' holds {unknown!r}; {nearest(unknown, classes)}")
+    found = [marks.joined(own, [place[tag] for tag in said]) for own, said in rows]
+    texts = [text for text, _ in found]
+    identity = "\n".join((words, tags, *(table.digest for part in parts for table in part.tables)))
+    return (
+        Lazy(len(texts), lambda some: [texts[i] for i in some], identity),
+        classes,
+        marks.array([x for _, x in found], 3),
+    )
+
+
 def squad(path: str, context: Context) -> Dataset:
     """Questions about passages and where their answers lie, in the JSON of SQuAD 1.1 and 2.0.
 
@@ -84,7 +134,8 @@ def squad(path: str, context: Context) -> Dataset:
             {"id": "1", "question": "Where is Kyoto?", "answers": [{"text": "Japan", "answer_start": 14}]}]}]}]}
 
     Inputs are pairs of a question and its passage. Training learns the first answer; a prediction is right that equals
-    any. Questions without an answer are kept (Rajpurkar et al. 2018, arXiv:1806.03822).
+    any. Questions without an answer are kept (Rajpurkar et al. 2018, arXiv:1806.03822). A question of the training
+    file whose answer does not stand where it is said to counts as damaged: see `Context.damaged`.
 
     Args:
         path: Of a UTF-8 file or directory. A directory has a file whose name begins with `train`, and one that begins
@@ -95,10 +146,51 @@ def squad(path: str, context: Context) -> Dataset:
         InputError: no such file, one that cannot be read or is no such JSON, an answer that does not stand where it is
             said to, or no question.
     """
-    return _dataset(path, context, _read(path, _questions, "questions"), 2, ())
+    wrong: dict[int, str] = {}
+    spared: list[dict[int, str] | None] = [wrong if context.damaged else None, None]  # what is tested on is never
+
+    def rows(file: str, text: str) -> Iterator[MarkedRow]:
+        own = spared.pop(0)
+        for row, question in enumerate(questions(file, text)):
+            try:
+                yield MarkedRow((question.text, question.passage), _places(question))
+            except InputError as error:
+                if own is None:
+                    raise
+                own[row] = str(error)
+                yield MarkedRow((question.text, question.passage), [])
+
+    return _dataset(path, context, _read(path, rows, "questions"), 2, (), wrong)
 
 
-def _questions(file: str, text: str) -> Iterator[MarkedRow]:
+class Question(NamedTuple):
+    """A question about a passage.
+
+    Attributes:
+        id: Its name in the file; the question itself where it has none.
+        text: The question.
+        passage: In which the answers stand.
+        answers: Those of the file, each with `text` and `answer_start`; None where it has no list of answers.
+        where: File and question, for errors.
+    """
+
+    id: str
+    text: str
+    passage: str
+    answers: Sequence[Mapping] | None
+    where: str
+
+
+def questions(file: str, text: str) -> Iterator[Question]:
+    """The questions in the JSON of SQuAD, in their order; with answers or without.
+
+    Args:
+        file: Its name, for errors.
+        text: What it holds.
+
+    Raises:
+        InputError: it is no such JSON.
+    """
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -107,13 +199,23 @@ def _questions(file: str, text: str) -> Iterator[MarkedRow]:
         for paragraph in _list(file, article, "paragraphs"):
             passage = _text(file, paragraph, "context")
             for asked in _list(file, paragraph, "qas"):
-                yield _question(file, passage, asked)
+                question = _text(file, asked, "question")
+                name = str(asked.get("id", question))
+                where = f"{file}: question {name[:60]!r}"
+                answers = _list(where, asked, "answers") if "answers" in asked else None
+                yield Question(name, question, passage, answers, where)
 
 
-def _question(file: str, passage: str, asked: Mapping) -> MarkedRow:
-    question = _text(file, asked, "question")
-    places, where = [], f"{file}: question {str(asked.get('id', question))[:60]!r}"
-    for answer in _list(where, asked, "answers"):
+def _places(asked: Question) -> list[tuple[int, int]]:
+    """The characters of the answers to a question in its passage.
+
+    Raises:
+        InputError: an answer that does not stand there, or no list of answers.
+    """
+    if asked.answers is None:
+        raise InputError(f"{asked.where}: no list 'answers' of objects, as SQuAD has it")
+    places, where, passage = [], asked.where, asked.passage
+    for answer in asked.answers:
         text, start = _text(where, answer, "text"), answer.get("answer_start")
         if type(start) is not int:
             raise InputError(f"{where} has an answer without a number 'answer_start'; expected its first character")
@@ -126,7 +228,7 @@ def _question(file: str, passage: str, asked: Mapping) -> MarkedRow:
             )
         start += len(text) - len(text.lstrip())
         places.append((start, start + len(text.strip())))
-    return MarkedRow((question, passage), list(dict.fromkeys(places)))
+    return list(dict.fromkeys(places))
 
 
 def _list(where: str, found: Any, key: str) -> list[Mapping]:
@@ -174,7 +276,12 @@ def _of_directory(directory: epath.Path, names: Sequence[str]) -> epath.Path:
 
 
 def _dataset(
-    path: str, context: Context, parts: list[list[MarkedRow]], width: int, classes: tuple[str, ...]
+    path: str,
+    context: Context,
+    parts: list[list[MarkedRow]],
+    width: int,
+    classes: tuple[str, ...],
+    wrong: Mapping[int, str] | None = None,
 ) -> Dataset:
     rows = [row for part in parts for row in part]
     inputs, labels = [row.inputs for row in rows], marks.array([row.marks for row in rows], width)
@@ -182,6 +289,8 @@ def _dataset(
         pool, test = np.split(np.arange(len(rows)), [len(parts[0])])
     else:
         pool, test = hold_out_a_fifth(labels, path, "a directory with a file for testing")
+    if wrong:
+        pool, test = np.union1d(pool, [*wrong]).astype(int), np.setdiff1d(test, [*wrong])
     identity = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
     lazy = Lazy(len(rows), lambda some: [inputs[row] for row in some], identity)
-    return Dataset(context.name, lazy, labels, classes, pool, test, "text")
+    return Dataset(context.name, lazy, labels, classes, pool, test, "text", damaged=wrong or {})

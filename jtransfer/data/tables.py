@@ -65,11 +65,16 @@ def read(rest: str, context: Context) -> Dataset:
         splits, without = {"train": [path]}, "?test=FILE"
         if "test" in options:
             splits[options["test"]] = [files.path(options["test"], context.name)]
-    opened = {split: lambda own=own: [_opened(file, context.name) for file in own] for split, own in splits.items()}
+    opened = {split: lambda own=own: [open_table(file, context.name) for file in own] for split, own in splits.items()}
     return dataset(context, options, opened, without)
 
 
-def _opened(path: epath.Path, name: str) -> Table:
+def open_table(path: epath.Path, name: str) -> Table:
+    """The table in a file, of which `name` is that of the dataset, for errors.
+
+    Raises:
+        InputError: no such file, one of another kind, or a damaged row.
+    """
     ending = os.path.splitext(path.name)[1].lower()
     if ending not in OPENED:
         raise InputError(f"{path}: expected a table, which ends in {' or '.join(OPENED)}; {nearest(ending, OPENED)}")

@@ -36,6 +36,9 @@ MASKS = ("[MASK]", "<mask>")
 
 SIDES = ("left", "right")
 
+ALL = 1 << 30
+"""A limit in tokens that no text reaches."""
+
 
 def files_in(directory: epath.Path) -> dict[str, bytes]:
     """The files of the tokenizer in a directory, by name.
@@ -182,6 +185,12 @@ class Tokenizer:
             at = slice(length - len(own), None) if self.side == "left" else slice(len(own))
             found[row, at] = np.array(own, np.int32).reshape(-1, 2)
         return np.where(found < 0, found, np.maximum(found - len(start), 0))
+
+    def located(self, texts, pairs=None) -> list[tuple[Encoded, np.ndarray]]:
+        """The tokens of each text or pair, none of them cut, and their places `[tokens, 2]`: see `places`, `rows`."""
+        rows = self.rows(texts, pairs, ALL)
+        found = self.places([*texts], None if pairs is None else [*pairs], length=max(len(ids) for ids, _, _ in rows))
+        return [(row, own[own[:, 0] > -2]) for row, own in zip(rows, found, strict=True)]
 
     def rows(self, texts, pairs=None, limit=None, prompt=None, first=0) -> list[Encoded]:
         """The tokens of each text (or pair), at most `limit`, without padding; errors number the texts from `first` on.

@@ -13,7 +13,6 @@ Where a metric is undefined, it is what scikit-learn (and so GLUE) makes of it, 
     labels without a positive row (or a negative one), in areas         left out; NaN where all are
 
 All are NaN where a prediction or target that counts is NaN, or where no row counts.
-
 To add one, write it and name it in `METRICS`; a user's own is a dotted name, see `parse`.
 """
 
@@ -28,6 +27,7 @@ import optax
 
 from jtransfer import expressions, imports
 from jtransfer.errors import InputError, nearest
+from jtransfer.objectives import parts
 
 KINDS = {
     "classes": "logits [n, c] and one class a row [n]",
@@ -36,7 +36,6 @@ KINDS = {
     "values": "predicted and true values, both [n] or [n, k]",
 }
 """What a metric may be of, and the arrays that it then takes. What has two classes is of both the first kinds."""
-
 
 PERPLEXITY = "perplexity"
 """The metric that is told by the losses of examples, where the rows have no labels."""
@@ -336,12 +335,17 @@ def chosen(names: Sequence[str], data: Any, objective: Any) -> dict[str, Metric]
     Raises:
         InputError: an unknown metric, or one of other data.
     """
-    found = dict(map(parse, names or ((data.metric,) if data.metric else objective.metrics)))
+    names, own = (
+        names or ((data.metric,) if data.metric else objective.metrics),
+        parts.OF_PARTS.get(objective.reads, {}),
+    )
+    parts.check(names, objective.reads, data.classes)
+    found = dict((name, own[name]) if name in own else parse(name) for name in names)
     for name, metric in found.items():
         if of_whole_set(name, objective.reads):
             check(name, metric, "classes" if objective.reads == "tags" else data.targets, data.outputs)
-        elif name not in (PERPLEXITY if objective.reads == "texts" else "", *objective.metrics):
-            fits = " or ".join(map(repr, objective.metrics or (PERPLEXITY,)))
+        elif name not in (*own, PERPLEXITY if objective.reads == "texts" else "", *objective.metrics):
+            fits = " or ".join(map(repr, (*(objective.metrics or (PERPLEXITY,)), *own)))
             raise InputError(f"config.metrics: '{name}' is of rows with labels; expected {fits}, or nothing")
     return found
 
@@ -353,7 +357,7 @@ def of_whole_set(name: str, reads: str) -> bool:
         name: Of the metric.
         reads: What the objective reads; of tags the tokens that count are the rows of the set.
     """
-    return name != PERPLEXITY and reads in (*KINDS, "tags")
+    return name not in (PERPLEXITY, *parts.OF_PARTS.get(reads, ())) and reads in (*KINDS, "tags")
 
 
 def choosing(found: Mapping[str, Metric], data: Any, objective: str) -> tuple[str, Metric]:
@@ -369,10 +373,8 @@ def choosing(found: Mapping[str, Metric], data: Any, objective: str) -> tuple[st
     """
     if not found:
         names = ", ".join(repr(name) for name, metric in METRICS.items() if data.targets in metric.of)
-        raise InputError(
-            f"config.metrics is empty, and objective '{objective}' names no metric; expected one that chooses, of "
-            f"{names}"
-        )
+        said = f"config.metrics is empty, and objective '{objective}' names no metric"
+        raise InputError(f"{said}; expected one that chooses, of {names}")
     return next(iter(found.items()))
 
 
@@ -390,10 +392,9 @@ def check(name: str, metric: Metric, kind: str, outputs: int) -> None:
     """
     kinds = {kind, "binary"} if (kind, outputs) == ("classes", 2) else {kind}
     if not kinds & set(metric.of):
-        there = [other for other, known in METRICS.items() if kinds & set(known.of)]
-        needs = ", or ".join(KINDS[one] for one in metric.of)
+        there, needs = [x for x in METRICS if kinds & {*METRICS[x].of}], ", or ".join(KINDS[one] for one in metric.of)
         raise InputError(f"metric '{name}' needs {needs}; the data has {outputs} {kind}; {nearest(name, there)}")
-    predictions = jax.ShapeDtypeStruct((2, outputs), jnp.float32)
+    predictions, weights = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, outputs), (2,)))
     targets = jax.ShapeDtypeStruct((2,), jnp.int32) if kind == "classes" else predictions
     with imports.calling(f"metric '{name}': file", metric.call):
-        jax.eval_shape(metric, predictions, targets, jax.ShapeDtypeStruct((2,), jnp.float32))
+        jax.eval_shape(metric, predictions, targets, weights)

@@ -170,6 +170,8 @@ def labelling(prepare: Prepare, data: Any) -> Callable[[Any, np.ndarray], np.nda
     """
     if data.targets not in marks.KINDS:
         return lambda inputs, labels: labels
+    if getattr(prepare, "labelled", False):
+        return _of_windows
     if not isinstance(prepare, Texts):
         raise InputError(f"config.data: {data.name} has {FOUND[data.targets]}, and holds {data.kind}s; expected texts")
 
@@ -184,6 +186,11 @@ def labelling(prepare: Prepare, data: Any) -> Callable[[Any, np.ndarray], np.nda
         return found
 
     return of_tokens
+
+
+def _of_windows(inputs: Any, labels: np.ndarray) -> np.ndarray:
+    """The first and the last token of answers, of labels as `windows.Windows` has them."""
+    return np.where(labels == marks.NONE, marks.LEFT_OUT, labels - np.array([0, 1])).astype(np.int32)
 
 
 def options_of(section: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import numpy as np
 from jtransfer.data.marks import KINDS
 from jtransfer.data.streams import Rows, Stream, counted
 from jtransfer.data.subsets import epochs
+from jtransfer.data.text import ALL
 from jtransfer.errors import InputError
 from jtransfer.models import Architecture
 from jtransfer.starts.batches import LENGTHS
@@ -32,10 +33,12 @@ class Ready:
     Attributes:
         tokenizer: The tokenizer that made them.
         tokens: The most tokens of a row.
+        labelled: Whether labels count tokens already, as those of `windows`.
     """
 
     tokenizer: Any
     tokens: int
+    labelled: bool = False
 
     def __call__(self, arrays: Arrays) -> Arrays:
         """The arrays as they are."""
@@ -134,7 +137,7 @@ def packed(
         found = []
         for start in range(0, len(inputs), BLOCK):
             own = inputs[np.arange(start, min(start + BLOCK, len(inputs)))]
-            for ids, _, _ in _tokens(own, texts, _ALL):
+            for ids, _, _ in _tokens(own, texts, ALL):
                 found.append(np.array([*ids, *(end if tuple(ids[-1:]) != end else ())], np.int32))
         starts = np.cumsum([0, *map(len, found)])
         own = starts[:-1][np.diff(starts) > 0]
@@ -218,10 +221,6 @@ def by_length(counts: np.ndarray, batch: int, rows: np.ndarray, draws: np.random
         whole = len(own) - len(own) % batch
         found += [*draws.permutation(own[:whole].reshape(-1, batch)), own[whole:]]
     return rows[np.concatenate(found)]
-
-
-_ALL = 1 << 30
-"""A limit in tokens that no text reaches."""
 
 
 def _tokens(inputs, texts, limit):

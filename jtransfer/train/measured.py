@@ -19,8 +19,11 @@ from jtransfer.evaluate import zero_shot
 from jtransfer.evaluate.retrieval import ranks
 from jtransfer.evaluate.similarity import alignment, uniformity
 from jtransfer.methods import Adapted
+from jtransfer.objectives import parts
 from jtransfer.objectives.metrics import METRICS, PERPLEXITY, Metric, of_whole_set
 from jtransfer.objectives.objective import WEIGHT, Objective
+from jtransfer.objectives.parts import OF_PARTS
+from jtransfer.starts import windows
 from jtransfer.starts.inputs import Prepare, gathered, within
 from jtransfer.starts.source import SourceTask
 from jtransfer.tree import Tree
@@ -84,6 +87,7 @@ def rows(
     name, inputs, _ = stream.held_out
     block = within({**one, **of_every_token(adapted, one, task)}, BLOCK, BYTES)
     whole = {key: metric for key, metric in named.items() if of_whole_set(key, objective.reads)}
+    of_parts = [key for key in named if key in OF_PARTS.get(objective.reads, ())]
 
     @partial(jax.jit, out_shardings=sharding.everywhere(mesh))  # so that every process can read the whole
     def look(state, frozen, key, batch):
@@ -94,7 +98,11 @@ def rows(
             batch = objective.targets(key, batch)
         outputs = models.apply(adapted.model, tree, batch["inputs"], train=False)
         outputs = objectives.outputs_of(task, outputs)
-        return objective.measure(outputs, batch), outputs["logits"] if whole else ()
+        return (
+            objective.measure(outputs, batch),
+            outputs["logits"] if whole else (),
+            _parts(outputs) if of_parts else (),
+        )
 
     def evaluate(state, frozen):
         parts = np.split(np.arange(len(labels)), range(block, len(labels), block))
@@ -104,7 +112,7 @@ def rows(
         for number, (part, own) in enumerate(zip(parts, arrays, strict=True)):
             batch = {"inputs": own, "labels": labels[part]}
             found.append(jax.device_get(look(state, frozen, jax.random.fold_in(jax.random.key(0), number), batch)))
-        each, logits = jax.tree.map(lambda *x: np.concatenate(x), *found)
+        each, logits, told = jax.tree.map(lambda *x: np.concatenate(x), *found)
         weight = each.pop(WEIGHT, None)
         first = sorted(each.items(), key=lambda item: item[0] != "loss")
         means = {key: float(np.average(x.astype(float), weights=weight)) for key, x in first}
@@ -113,12 +121,15 @@ def rows(
         if left := {key: metric for key, metric in whole.items() if key not in means}:
             asked = _of_rows(logits, labels)
             means |= {key: float(metric(*asked)) for key, metric in left.items()}
+        if of_parts:
+            found = _of_parts(told, prepare, stream, labels)
+            means |= {key: found[key] for key in of_parts}
         return {f"{said}_{key}": value for key, value in means.items()}
 
     def names():
         example = {"inputs": one, "labels": jax.ShapeDtypeStruct((1, *labels.shape[1:]), labels.dtype)}
-        each, _ = jax.eval_shape(measure, adapted.shapes | adapted.state, jax.random.key(0), example)
-        keys = [*(each.keys() - {WEIGHT}), *whole, *({PERPLEXITY} & named.keys())]
+        each, *_ = jax.eval_shape(measure, adapted.shapes | adapted.state, jax.random.key(0), example)
+        keys = [*(each.keys() - {WEIGHT}), *whole, *of_parts, *({PERPLEXITY} & named.keys())]
         known = METRICS | dict(named)
         return {f"{said}_{key}": known[key].higher if key in known else True for key in keys}
 
@@ -149,6 +160,28 @@ def _of_rows(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.nda
     if logits.ndim == 3:
         logits, labels = logits[labels != LEFT_OUT], labels[labels != LEFT_OUT]
     return logits, labels, np.ones(len(labels), np.float32)
+
+
+def _parts(outputs: Mapping[str, jax.Array]) -> tuple[jax.Array, ...]:
+    """What a model says of the parts of texts, `[n, tokens]` each: where answers start and end, or classes of words."""
+    if "start_logits" in outputs:
+        return outputs["start_logits"], outputs["end_logits"]
+    return (outputs["logits"].argmax(-1),)
+
+
+def _of_parts(told: Sequence[np.ndarray], prepare: Prepare, stream: Stream, labels: np.ndarray) -> dict[str, float]:
+    """The metrics of answers or entities in the held-out texts, by name; see `_parts`."""
+    _, inputs, marks = stream.held_out
+    if stream.targets == "tags":
+        return parts.of_tags(*told, labels, stream.classes)
+    if not isinstance(inputs, windows.Windows):
+        inputs = windows.windows(prepare.tokenizer, inputs[np.arange(len(inputs))], prepare.tokens)
+    else:
+        marks = inputs.marks
+    found = inputs.answered(*told)
+    given = [inputs.text(i, spans) for i, (spans, _) in enumerate(found)]
+    nulls = np.array([null - (spans[0].score if spans else -np.inf) for spans, null in found])
+    return parts.of_answers(given, nulls, windows.true_answers(inputs.passages, marks))
 
 
 def of_every_token(

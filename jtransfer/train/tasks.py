@@ -26,7 +26,7 @@ from jtransfer.errors import InputError, Once
 from jtransfer.evaluate.zero_shot import TEMPLATES
 from jtransfer.models import Heads, build
 from jtransfer.objectives import metrics
-from jtransfer.starts import lengths, pairs, teachers
+from jtransfer.starts import lengths, pairs, teachers, windows
 from jtransfer.starts.inputs import (
     as_they_are,
     described_processor,
@@ -219,7 +219,9 @@ def _backbone(config, stream, tower=True):
         raise InputError(f"config.preprocessor is of images, {stream.name} holds {stream.kind}s; leave it out")
     if config.backbone:
         # On the host, where it may lie in the mapped file; training lays it out on the mesh.
-        found, prepare = load_for(config.backbone, config.load, stream, tower, bool(config.packing), sharding="host")
+        found, prepare = load_for(
+            config.backbone, config.load, stream, tower, bool(config.packing or config.stride), sharding="host"
+        )
     else:
         found = checkpoints.Backbone("", build(**config.model), {})
         prepare = None if config.preprocessor else as_they_are(found.model, stream)
@@ -234,6 +236,8 @@ def _arranged(config, stream, prepare, model, mesh):
     about = config.batch, config.seed, sharding.rows(mesh, config.batch)
     if config.packing:
         return lengths.packed(stream, prepare, config.packing, model, *about)
+    if config.stride:
+        return windows.windowed(stream, prepare, config.stride, *about)
     return lengths.grouped(stream, prepare, *about) if config.group_by_length else (stream, prepare)
 
 

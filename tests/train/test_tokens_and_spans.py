@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 def get_config():
     often = dict(log_every=8, eval_every=8, checkpoint_every=8)
     rest = dict(batch=8, steps=24, optimiser=dict(rate=3e-2), mesh=dict(data=2, rest=-1))
-    learned = dict(objective={objective!r}, backbone={base!r}, data={data!r}, method="finetune")
+    learned = dict(objective={objective!r}, backbone={base!r}, data={data!r}, method="finetune", metrics={metrics!r})
     return ConfigDict(dict(**learned, **often, **rest))
 """
 CLASSES = {"tokens": "AutoModelForTokenClassification", "spans": "AutoModelForQuestionAnswering"}
@@ -71,7 +71,8 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module", params=["tokens", "spans"])
 def file(request, base, data, tmp_path_factory):
     path = tmp_path_factory.mktemp("config") / f"{request.param}.py"
-    path.write_text(FILE.format(objective=request.param, base=base, data=data[request.param]))
+    metrics = {"tokens": ("accuracy",), "spans": ("exact_match", "f1")}[request.param]
+    path.write_text(FILE.format(objective=request.param, base=base, data=data[request.param], metrics=metrics))
     return path
 
 
@@ -95,6 +96,7 @@ def test_words_and_answers_are_learned(whole):
     found = [row for row in whole[1] if "test_accuracy" in row]
     assert [row["step"] for row in found] == [8, 16, 24]
     assert found[-1]["test_loss"] < 0.5 * found[0]["test_loss"] and found[-1]["test_accuracy"] == 1
+    assert found[-1].get("test_exact_match", 1) == found[-1].get("test_f1", 1) == 1
 
 
 def test_a_run_that_breaks_and_goes_on_is_bit_identical(whole, file, goes_on):
@@ -151,7 +153,7 @@ def test_the_loss_of_a_batch_is_that_of_transformers_on_its_own_labels(whole, fi
 
 def test_metrics_of_classes_are_those_of_the_tokens_that_count(file, tmp_path):
     if file.stem == "spans":
-        with pytest.raises(InputError, match="'f1_macro' is of rows with labels; expected 'accuracy', or nothing"):
+        with pytest.raises(InputError, match="'f1_macro' is of rows with labels; expected 'accuracy' or 'exact_match'"):
             prepared(file, "metrics=('f1_macro',)")
         return
     metrics = pytest.importorskip("sklearn.metrics")
@@ -164,6 +166,44 @@ def test_metrics_of_classes_are_those_of_the_tokens_that_count(file, tmp_path):
     true = batch["labels"][counts]
     np.testing.assert_allclose(row["test_f1_macro"], metrics.f1_score(true, predicted, average="macro"), atol=1e-6)
     np.testing.assert_allclose(row["test_matthews"], metrics.matthews_corrcoef(true, predicted), atol=1e-6)
+
+
+def test_answers_and_entities_are_measured_as_texts_and_as_a_whole(file, tmp_path):
+    """Of spans over passages that are read in two windows each, whose second alone has the answer."""
+    names = {"spans": ("exact_match", "f1", "best_f1"), "tokens": ("entity_f1", "entity_recall")}[file.stem]
+    often = ("log_every=40", "eval_every=40", "checkpoint_every=40", "steps=40")
+    more = ("stride=1", "load.tokens=8") if file.stem == "spans" else ()
+    text = file.read_text()
+    if file.stem == "tokens":  # which are of entities where they say where one begins
+        directory = tmp_path / "data"
+        directory.mkdir()
+        rows = [
+            {"words": [name, "went", "to", place], "tags": ["B-PER", "O", "O", "B-LOC"]}
+            for name, place in zip(NAMES * 7, (*PLACES[:2], "kyoto") * 7, strict=True)
+        ]
+        (directory / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        data = text.partition("data='")[2].partition("'")[0]
+        text = text.replace(data, f"table:{directory}/train.jsonl?input=words&label=tags")
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    run = prepared(path, *often, *more, f"metrics={names}")
+    row = loop.train(run, tmp_path / "run", lambda row, speed: None)[-1]
+    assert {f"test_{name}" for name in names} <= row.keys()
+    assert all(row[f"test_{name}"] > 0.9 for name in names), row
+    if file.stem == "spans":
+        held_out = run.task.data.stream.held_out[1]
+        assert len(held_out) > len(held_out.passages) == 12 and held_out[np.arange(2)]["input_ids"].shape == (2, 8)
+
+
+def test_entities_need_tags_that_say_where_they_begin(file):
+    if file.stem == "tokens":
+        with pytest.raises(InputError, match="config.metrics: 'entity_f1' needs tags as 'B-PER'.*found 'LOC'"):
+            prepared(file, "metrics=('entity_f1',)")
+    else:
+        with pytest.raises(
+            InputError, match="config.stride is of objective 'spans' alone, and config.group_by_length is set"
+        ):
+            prepared(file, "stride=4", "group_by_length=True")
 
 
 def test_texts_that_are_cut_before_their_label_are_counted_and_said(file, caplog):
