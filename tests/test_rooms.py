@@ -11,6 +11,7 @@ ROOMS = (
     "cli",  # the command line: reads a config, has the work done, shows it
     "advice",
     "curves",
+    "predict",
     "train",
     "evaluate",
     "config",  # keys, kinds and defaults; `prepare` of the rooms above unpacks one, no room below knows of it

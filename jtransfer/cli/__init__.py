@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import difflib
+import math
 import os
 import shlex
 import sys
@@ -13,6 +14,7 @@ COMMANDS = {
     "evaluate": "how good a representation is: probes, neighbours, zero-shot and more, from a config",
     "advise": "which method to use: data size, domain gap, and a trial against scratch",
     "train": "pretrain a model, or adapt one, from a config",
+    "predict": "what a trained model says of the rows of a file: classes, values, tags, answers, text, likeness",
     "inspect": "what each method trains and what a step of it costs",
     "export": "write what a training run came to: for Hugging Face, PEFT or Orbax, or as an adapter of our own",
     "merge": "one model of several that were trained from one start: soups, WiSE-FT, task arithmetic, TIES, DARE",
@@ -33,6 +35,11 @@ FLAGS = {
         "--wandb",
         "--config.KEY",
     ),
+    "predict": (
+        *("--workdir", "--model", "--output", "--overwrite", "--task", "--as", "--top", "--threshold", "--prefix"),
+        *("--batch", "--tokens", "--trust", "--classes", "--templates", "--stride", "--max_answer", "--no_answer"),
+        *("--max_new_tokens", "--temperature", "--top_p", "--seed"),
+    ),
     "inspect": ("--config", "--json", "--time", "--topology", "--classes", "--config.KEY"),
     "export": ("--workdir", "--format", "--out", "--adapters", "--step", "--trust"),
     "merge": ("--models", "--how", "--base", "--data", "--data_dir", "--out", "--trust"),
@@ -46,6 +53,7 @@ EPILOG = """examples:
   jtransfer inspect --config=configs/quickstart.py
   jtransfer inspect --config=configs/clip/vit_b16_openclip.py --topology=v5e:16x16
   jtransfer train --config=configs/pretrain_glyphs.py --workdir=runs/glyphs
+  jtransfer predict --workdir=runs/mine mine.csv
   jtransfer export --workdir=runs/mine --format=hf --out=exports/mine
   jtransfer merge --models=runs/a/model,runs/b/model --how="ties(density=0.2)" --base=glyphs-vit --out=merged
 """
@@ -205,6 +213,72 @@ def _add_merge_flags(command: argparse.ArgumentParser) -> None:
         command.add_argument(f"--{flag}", default="", metavar=metavar, help=help_text)
 
 
+def _whole(words: str) -> int:
+    if not 0 <= (found := int(words)) < 2**31:
+        raise ValueError
+    return found
+
+
+_whole.__name__ = "whole number from 0"
+
+
+def _above_0(words: str) -> int:
+    if not 0 < (found := int(words)) <= 10**6:
+        raise ValueError
+    return found
+
+
+_above_0.__name__ = "whole number above 0"
+
+
+def _number(words: str) -> float:
+    if not math.isfinite(found := float(words)):
+        raise ValueError
+    return found
+
+
+_number.__name__ = "number"
+
+
+def _share(words: str) -> float:
+    if not 0 <= (found := float(words)) <= 1:
+        raise ValueError
+    return found
+
+
+_share.__name__ = "number from 0 to 1"
+
+
+def _add_predict_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "file", metavar="FILE", help="a .csv, .tsv or .jsonl table, a .json of SQuAD's form, or a directory of images"
+    )
+    for flag, kind, default, metavar, help_text in (
+        ("workdir", str, "", "DIR", "of a 'jtransfer train' run, whose model predicts"),
+        ("model", str, "", "NAME", "another model: a directory, a file, or a name on the Hugging Face hub"),
+        ("output", str, "", "FILE", "where predictions go; FILE.predictions beside FILE if not given"),
+        ("prefix", str, "", "TEXT", "of the names of new columns"),
+        ("task", str, "", "NAME", "which of several tasks of the model"),
+        ("as", str, "", "KIND", "classes, labels or values, where the model leaves it open"),
+        ("top", _above_0, 1, "K", "tell the best K classes or answers (1)"),
+        ("threshold", _share, 0.5, "P", "tell those of several classes that are more probable (0.5)"),
+        ("batch", _above_0, 64, "ROWS", "at once (64)"),
+        ("tokens", _whole, 0, "N", "that texts are cut to; as in training if not given"),
+        ("trust", str, "", "MODULES", "modules of your own, joined by commas, that the model may name"),
+        ("classes", str, "", "NAMES", "names, joined by commas or in a file, for a model without a head"),
+        ("templates", str, "", "FILE", "texts with {} for the name of a class"),
+        ("stride", _whole, 0, "N", "tokens from one window of a long passage to the next; as in training, or 128"),
+        ("max_answer", _above_0, 30, "N", "tokens of an answer, at most (30)"),
+        ("no_answer", _number, None, "SCORE", "tell no answer where its score is above; else each question has one"),
+        ("max_new_tokens", _above_0, 40, "N", "that follow a text (40)"),
+        ("temperature", _number, 0.0, "T", "of tokens that are drawn; 0 takes the most probable (0)"),
+        ("top_p", _share, 1.0, "P", "draw from the fewest tokens of this probability (1)"),
+        ("seed", _whole, 0, "N", "of what is drawn (0)"),
+    ):
+        command.add_argument(f"--{flag}", type=kind, default=default, metavar=metavar, help=help_text)
+    command.add_argument("--overwrite", action="store_true", help="replace the file of predictions that is there")
+
+
 def _minutes(words: str) -> float:
     if not 0 <= (found := float(words)) <= 10**6:
         raise ValueError
@@ -249,8 +323,8 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, help_text in COMMANDS.items():
         command = commands.add_parser(name, help=help_text, description=f"jtransfer {name}: {help_text}.", **form)
-        if name in ("export", "merge"):
-            (_add_export_flags if name == "export" else _add_merge_flags)(command)
+        if name in (own := {"export": _add_export_flags, "merge": _add_merge_flags, "predict": _add_predict_flags}):
+            own[name](command)
             continue
         command.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a Python file with get_config()")
         if name == "inspect":

@@ -9,7 +9,7 @@ from etils import epath
 
 from jtransfer import config as configs
 from jtransfer import files, imports
-from jtransfer.errors import InputError, Unfinished
+from jtransfer.errors import InputError, Unfinished, nearest
 
 log = logging.getLogger("jtransfer")
 
@@ -184,6 +184,17 @@ def _check_topology(arguments, command: str) -> None:
         raise InputError("--time is of devices that are here; leave it out with --topology")
     if arguments.classes < 0:
         raise InputError(f"--classes={arguments.classes}: expected a whole number of at least 1")
+
+
+def predict(arguments, overrides: list[str]) -> None:
+    """`jtransfer predict`: what a model says of every row of a file, in a file beside it."""
+    from jtransfer.predict import run
+
+    given = {key: value for key, value in vars(arguments).items() if key not in ("command", "as", "trust")}
+    if (reads := getattr(arguments, "as")) not in ("", "classes", "labels", "values"):
+        raise InputError(f"--as={reads}: {nearest(reads, ('classes', 'labels', 'values'))}")
+    for line in run.predict(run.Wanted(**given, reads=reads, trust=tuple(_listed(arguments.trust)))):
+        print(line)
 
 
 def export(arguments, overrides: list[str]) -> None:

@@ -1,0 +1,139 @@
+"""What predicts: the model that a training left in its workdir, or any other that `jtransfer.load` reads."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from jtransfer import checkpoints, files
+from jtransfer.checkpoints import Backbone
+from jtransfer.data.streams import Joined
+from jtransfer.errors import InputError, nearest
+from jtransfer.models import SOURCE_HEAD, Heads
+from jtransfer.train import remembered
+from jtransfer.tree import prefixed, select
+
+KINDS = {
+    "classes": "one class a row",
+    "labels": "several classes a row",
+    "values": "numbers",
+    "tags": "a class for every word",
+    "answers": "spans of a passage",
+    "text": "what follows",
+    "similarity": "how alike two columns are, or a column and names of classes",
+}
+"""What a model may predict."""
+
+OF_HEADS = {"token": "tags", "span": "answers", "causal_lm": "text"}
+OF_TARGETS = ("classes", "labels", "values")
+
+
+@dataclass(frozen=True, eq=False)
+class Predictor:
+    """A model and what it predicts.
+
+    Attributes:
+        backbone: With its head, if it has any.
+        kind: One of `KINDS`.
+        tokens: Length that texts were cut to when it was trained; 0 where nothing is known.
+        used: Columns that it was trained on, joined by `+`; "" where nothing is known.
+        stride: Tokens from one window of a passage to the next when it was trained; 0 where nothing is known.
+        sigmoid: Whether each class has a probability of its own, though a row has one class.
+    """
+
+    backbone: Backbone
+    kind: str
+    tokens: int = 0
+    used: str = ""
+    stride: int = 0
+    sigmoid: bool = False
+
+
+def of_workdir(words: str, trust: Iterable[str] = (), task: str = "", asked: str = "") -> Predictor:
+    """The model that a training run left.
+
+    Args:
+        words: The directory of the run.
+        trust: Modules that a method in it may name.
+        task: Which of several tasks predicts.
+        asked: One of `KINDS`, instead of what the run was trained for; "" for that.
+
+    Raises:
+        InputError: no directory of a run, no model in it, or as `of_model`.
+    """
+    directory = files.path(words, "--workdir")
+    if not (directory / "config.json").exists():
+        raise InputError(f"workdir {directory} has no config.json; expected the directory of a 'jtransfer train' run")
+    if not (directory / "model").exists():
+        raise InputError(
+            f"workdir {directory} has no model/, which a 'jtransfer train' leaves after its last step; go on with "
+            "that, or write a checkpoint by 'jtransfer export' and name it as --model"
+        )
+    _, values = files.read_record(directory / "config.json", "it cannot be told what this run was")
+    stream, tokens = remembered.read(directory) or (None, 0)
+    section = values
+    if isinstance(stream, Joined):
+        task = _task(task, stream.streams)
+        stream, section = stream.streams[task], (values.get("tasks") or {}).get(task, {})
+    dtype = (values.get("load") or {}).get("dtype") or "float32"
+    found = of_model(str(directory / "model"), trust, task, asked or getattr(stream, "targets", ""), dtype)
+    data, objective = str(section.get("data", "")), str(section.get("objective", ""))
+    options = dict(part.partition("=")[::2] for part in data.partition("?")[2].split("&"))
+    sigmoid = objective.partition("(")[0].strip() == "sigmoid"
+    stride = values.get("stride", 0)
+    return replace(found, tokens=tokens, used=options.get("input", ""), stride=stride, sigmoid=sigmoid)
+
+
+def of_model(
+    name: str, trust: Iterable[str] = (), task: str = "", asked: str = "", dtype: str = "float32"
+) -> Predictor:
+    """A model that was exported, or is pretrained.
+
+    Args:
+        name: As `jtransfer.load` takes it.
+        trust: Modules that a method in it may name.
+        task: Which of several heads predicts.
+        asked: What it predicts, of which a head leaves open whether a row has one class, several or numbers; what the
+            head cannot predict, as the targets of texts without labels, is of no matter.
+        dtype: Of the computation.
+
+    Raises:
+        InputError: as `load`, no such task, or a kind that the head does not predict.
+    """
+    backbone = checkpoints.load(name, trust=trust, dtype=dtype)
+    if isinstance(backbone.head, Heads):
+        backbone = _one_head(backbone, _task(task, dict(backbone.head.each)))
+    elif task and backbone.head is None:
+        raise InputError(f"--task={task} is of a model with several heads; '{name}' has none; leave it out")
+    head = backbone.head
+    if head is None:
+        return Predictor(backbone, "similarity")
+    if head.kind in OF_HEADS:
+        return Predictor(backbone, OF_HEADS[head.kind])
+    if head.kind != "classification":
+        return Predictor(backbone.without_head(), "similarity")
+    return Predictor(backbone, asked if asked in OF_TARGETS else _of_head(backbone))
+
+
+def _of_head(backbone: Backbone) -> str:
+    """Whether a head on the whole input gives a class, several, or numbers, as the checkpoint says it."""
+    values = backbone.origin.values if backbone.origin else {}
+    said = {"multi_label_classification": "labels", "regression": "values", "single_label_classification": "classes"}
+    if isinstance(problem := values.get("problem_type"), str) and problem in said:
+        return said[problem]
+    unnamed = not backbone.classes or values.get("classes") == []  # in our own layout, as of numbers
+    return "values" if unnamed or backbone.head.classes == 1 else "classes"
+
+
+def _one_head(backbone: Backbone, task: str) -> Backbone:
+    """A backbone with one of its heads alone."""
+    at = [name for name, _ in backbone.head.each].index(task)
+    rest = {path: leaf for path, leaf in backbone.params.items() if not path.startswith(SOURCE_HEAD)}
+    own = prefixed(select(backbone.params, f"{SOURCE_HEAD}{task}/"), SOURCE_HEAD)
+    classes = backbone.head.classes[at] if backbone.head.classes else ()
+    return replace(backbone, params=rest | own, head=backbone.head.each[at][1], classes=classes)
+
+
+def _task(task: str, known) -> str:
+    if task not in known:
+        said = f"unknown task '{task}'; " if task else "the model has several tasks; choose with --task=NAME; "
+        raise InputError(f"--task: {said}{nearest(task, known)}")
+    return task
