@@ -21,6 +21,7 @@ DIALECTS = {
     "clip": ("clip", "siglip", "siglip2"),
     "convnext": ("convnext", "convnextv2"),
     "efficientnet": ("efficientnet", "mobilenet_v2"),
+    "llama": ("llama", "qwen2", "qwen3", "mistral"),
     "naflex_vit": ("siglip2", "siglip2_vision_model"),
     "vit": ("vit", "deit", "dinov2", "dinov2_with_registers", "siglip", "siglip_vision_model", "clip_vision_model"),
     "clip_text": ("clip_text_model", "siglip_text_model", "siglip2_text_model"),
@@ -172,6 +173,11 @@ def check(backbone: Backbone) -> None:
 def _written(backbone, kind):
     """The leaves that the class with a kind of head has: the pooler only where the head reads it."""
     tree = backbone.params | backbone.state
+    if backbone.config.bits:
+        raise InputError(
+            f"backbone '{backbone.name}' has kernels of {backbone.config.bits} bits, which this format does not have; "
+            "load it without bits"
+        )
     if not kind or _same_output(backbone.model, "pooler_output", backbone.head.reads):
         return tree
     return {path: leaf for path, leaf in tree.items() if path not in ("pooler/kernel", "pooler/bias")}

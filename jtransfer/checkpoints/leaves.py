@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -15,9 +15,9 @@ from jax.sharding import Sharding
 from jtransfer import patterns
 from jtransfer.checkpoints.names import SourceTensor, assign
 from jtransfer.errors import InputError, first_line
-from jtransfer.models import STATISTICS, Architecture, Head, Headed, complete, of_config, shapes_of
+from jtransfer.models import STATISTICS, Architecture, Head, Headed, complete, of_config, quantized, shapes_of
 from jtransfer.storage.arrays import aligned
-from jtransfer.tree import Tree, label, size
+from jtransfer.tree import Tree, label, prefixed, size
 
 Place = Sharding | Callable[[str, tuple[int, ...]], Sharding] | str | None
 
@@ -58,12 +58,12 @@ def expected(where: Any, config: Architecture, head: Head | None) -> Tree:
 
 @lru_cache(maxsize=32)
 def _shapes(config, head):
-    """Blocks are alike, so one is traced and stands for all: it takes longer than reading."""
+    """Blocks are alike from the second on, which is traced and stands for the others: it takes longer than reading."""
     depth = vars(config).get("depth", 1)  # a property of that name is a sum over stacks whose blocks differ
-    model = of_config(dataclasses.replace(config, depth=1) if depth > 1 else config)
+    model = of_config(dataclasses.replace(config, depth=2) if depth > 2 else config)
     shapes = shapes_of(Headed(model, head) if head else model, config.inputs)
-    first = {path: leaf for path, leaf in shapes.items() if "/block_0/" in path}
-    others = {path.replace("/block_0/", f"/block_{i}/"): x for i in range(1, depth) for path, x in first.items()}
+    second = {path: leaf for path, leaf in shapes.items() if "/block_1/" in path} if depth > 2 else {}
+    others = {path.replace("/block_1/", f"/block_{i}/"): x for i in range(2, depth) for path, x in second.items()}
     return shapes | others
 
 
@@ -117,21 +117,50 @@ def placer(sharding: Place, dtype: str) -> Callable[[str, np.ndarray], Any]:
     """What brings an array to the place and the dtype of the leaf at a path; `sharding` is as for `load`."""
     dtype = jax.numpy.dtype(dtype)
 
-    def wanted(path):  # statistics lose a tenth of a step in half precision
+    def wanted(path, own):  # statistics lose a tenth of a step in half precision
+        if quantized.is_part(path):
+            return own
         return np.dtype(np.float32) if path.startswith(STATISTICS) else dtype
 
     def host(path, x):
-        return x if x.dtype == wanted(path) else x.astype(wanted(path))
+        return x if x.dtype == wanted(path, x.dtype) else x.astype(wanted(path, x.dtype))
 
     def device(path, x):
         where = sharding(path, x.shape) if callable(sharding) else sharding
         if isinstance(where, Sharding) and len(where.device_set) > 1:
             return jax.make_array_from_callback(x.shape, where, lambda index: host(path, x[index]))
-        if x.dtype == wanted(path):  # a copy: the file may change under its mapping
+        if x.dtype == wanted(path, x.dtype):  # a copy: the file may change under its mapping
             return jax.device_put(x, where, may_alias=False)
-        return jax.device_put(_cast(x, wanted(path)), where, may_alias=True)
+        return jax.device_put(_cast(x, wanted(path, x.dtype)), where, may_alias=True)
 
     return host if sharding == "host" else device
+
+
+def filled(
+    sources: Mapping[str, SourceTensor],
+    changes: Mapping[str, Callable],
+    fill: Callable[[str, np.ndarray], Any],
+    kept: Collection[str],
+    bits: int,
+) -> Tree:
+    """The leaves of a model, read one after the other.
+
+    Args:
+        sources: By leaf, what it is read from.
+        changes: By leaf, what becomes of it, if anything.
+        fill: As of `placer`.
+        kept: Leaves that stay as they are read; of all others, which are kernels, quantised parts are made.
+        bits: Of these.
+    """
+    tree = {}
+    for path, source in sources.items():
+        leaf = changes.get(path, np.asarray)(source.read())
+        if path in kept:
+            tree[path] = fill(path, leaf)
+            continue
+        parts = prefixed(quantized.quantize(leaf, bits), path.removesuffix("kernel"))
+        tree |= {part: fill(part, np.asarray(x)) for part, x in parts.items()}
+    return tree
 
 
 def fingerprint(about: str, tree: Tree) -> str:

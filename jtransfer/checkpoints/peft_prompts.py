@@ -25,7 +25,7 @@ from jtransfer.checkpoints.peft import CONFIG, SHARED, WEIGHTS, own_head, rename
 from jtransfer.checkpoints.peft import TASKS as TASKS_OF_HEADS
 from jtransfer.errors import InputError, cut
 from jtransfer.methods.method import Intercepted
-from jtransfer.models import SOURCE_HEAD, apply
+from jtransfer.models import SOURCE_HEAD, apply, quantized
 from jtransfer.storage import directories
 from jtransfer.tree import Tree
 
@@ -85,7 +85,7 @@ def load(backbone: Backbone, where: epath.Path, head: str | None = None) -> Adap
     wanted |= {path for path in backbone.params if any(saved(name.rpartition(".")[0]) for name in names.called(path))}
     wanted = {path: shapes[path] for path in shapes if path in wanted}
     sources = assign(names, found, wanted, where, lambda path: False, f"backbone '{backbone.name}'")
-    dtype = next(iter(backbone.params.values())).dtype
+    dtype = next(x.dtype for path, x in backbone.params.items() if not quantized.is_part(path))
     params = borrowed | {path: jnp.array(source.read(), dtype) for path, source in sources.items()}
     if own:
         params = {renamed(path, SOURCE_HEAD, HEAD): leaf for path, leaf in params.items()}
@@ -145,7 +145,7 @@ def to_peft(adapter: Adapter, base: str | None) -> tuple[dict[str, Any], Tree]:
         "num_virtual_tokens": length,
         "token_dim": next(iter(tokens.values())).shape[-1],
         "num_transformer_submodules": 1,
-        "num_attention_heads": config.heads,
+        "num_attention_heads": config.heads if prompted else config.heads_at("attention/key/kernel"),
         "num_layers": config.depth,
         "modules_to_save": sorted(saved) or None,
     }

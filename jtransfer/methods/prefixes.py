@@ -96,13 +96,13 @@ def prefix(
 
     def projects(call, args, kwargs, context):
         module, c = context.module, context.module.config
-        own = Projection(length, c.width, projection, c.depth, c.param_dtype, parent=module, name="prefix")()
+        own = Projection(length, c.kv_width, projection, c.depth, c.param_dtype, parent=module, name="prefix")()
         with nn.intercept_methods(_attending(lambda attention: own[int(attention.path[-2].removeprefix("block_"))])):
             return call(*args, **kwargs)
 
     plain = _attending(
         lambda attention: Prefix(
-            *(length, attention.config.width, attention.config.param_dtype), parent=attention, name="prefix"
+            *(length, attention.config.kv_width, attention.config.param_dtype), parent=attention, name="prefix"
         )()
     )
 

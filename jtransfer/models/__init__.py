@@ -20,6 +20,8 @@ from jtransfer.models.dinov3 import DINOv3ViT, DINOv3ViTConfig
 from jtransfer.models.efficientnet import EfficientNet, EfficientNetConfig
 from jtransfer.models.gpt2 import GPT2, GPT2Config
 from jtransfer.models.heads import SOURCE_HEAD, Classifier, Head, Headed, Heads
+from jtransfer.models.llama import Llama, LlamaConfig
+from jtransfer.models.modernbert import ModernBert, ModernBertConfig
 from jtransfer.models.naflex import NaFlexViT, NaFlexViTConfig
 from jtransfer.models.pixels import Pixels, PixelsConfig
 from jtransfer.models.resnet import ResNet, ResNetConfig
@@ -50,6 +52,10 @@ __all__ = [
     "Head",
     "Headed",
     "Heads",
+    "Llama",
+    "LlamaConfig",
+    "ModernBert",
+    "ModernBertConfig",
     "NaFlexViT",
     "NaFlexViTConfig",
     "Pixels",
@@ -79,6 +85,8 @@ MODELS = {
     "dinov3_vit": (DINOv3ViT, DINOv3ViTConfig),
     "efficientnet": (EfficientNet, EfficientNetConfig),
     "gpt2": (GPT2, GPT2Config),
+    "llama": (Llama, LlamaConfig),
+    "modernbert": (ModernBert, ModernBertConfig),
     "naflex_vit": (NaFlexViT, NaFlexViTConfig),
     "resnet": (ResNet, ResNetConfig),
     "swin": (Swin, SwinConfig),

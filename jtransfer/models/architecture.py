@@ -72,6 +72,7 @@ class Architecture(Protocol):
         tied: Whether a head over the vocabulary reads the table of words; None for a model without such heads.
         language_head: The head over the vocabulary that such a model is trained with; None for one without.
         param_dtype: Of the parameters; "" for a model without any.
+        bits: Of kernels that are quantised, 0 where none are; None for a model that has no such form.
     """
 
     depth: int = 0
@@ -95,6 +96,7 @@ class Architecture(Protocol):
     tied: bool | None = None
     language_head: Head | None = None
     param_dtype: str = ""
+    bits: int | None = None
 
     @property
     @abstractmethod

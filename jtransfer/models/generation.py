@@ -129,7 +129,9 @@ def _config(model: nn.Module) -> Any:
         predicts |= isinstance(model, Headed) and model.config.reads == "last_hidden_state"
         model = inner
     if not model.config.generates or not predicts:
-        raise InputError(f"{type(model).__name__} cannot generate; expected GPT2 with a head of kind 'causal_lm'")
+        raise InputError(
+            f"{type(model).__name__} cannot generate; expected GPT2 or Llama with a head of kind 'causal_lm'"
+        )
     return model.config
 
 

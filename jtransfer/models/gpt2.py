@@ -16,8 +16,9 @@ import jax.numpy as jnp
 from jtransfer.errors import InputError
 from jtransfer.models import layers
 from jtransfer.models.architecture import Architecture
+from jtransfer.models.decoding import decoded
 from jtransfer.models.heads import Head
-from jtransfer.models.transformer import Encoder, Past, Stack, causal_mask, document_mask
+from jtransfer.models.transformer import Past, Stack
 
 
 @dataclass(frozen=True)
@@ -148,29 +149,8 @@ class GPT2(nn.Module):
         train: bool = False,
         output_hidden_states: bool = False,
     ) -> dict[str, jax.Array]:
-        c, tokens, past = self.config, input_ids.shape[1], past_key_values
-        start, size = (0, tokens) if past is None else (past[0].length, past[0].key.shape[1])
-        if size > c.positions:
-            raise InputError(f"gpt2: {size} tokens are too many; the model has {c.positions} positions")
+        c, past = self.config, past_key_values
         if past is not None and position_ids is None:
-            position_ids = start + jnp.arange(tokens)[None]
+            position_ids = past[0].length + jnp.arange(input_ids.shape[1])[None]
         x = GPT2Embeddings(c, name="embeddings")(input_ids, position_ids, train)
-        mask = causal_mask(tokens, attention_mask, start, size)
-        mask = mask if document_ids is None else mask & document_mask(document_ids)
-        x, hidden_states, *longer = Encoder(c.stack, name="encoder")(x, mask, train, past)
-        if past is None:
-            last = _last_token(c.pad_token, input_ids, attention_mask)
-            outputs = {"features": jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]}
-        else:
-            outputs = {"features": x[:, -1], "past_key_values": longer[0]}
-        outputs |= {"hidden_states": [*hidden_states[:-1], x]} if output_hidden_states else {}
-        return {"last_hidden_state": x} | outputs
-
-
-def _last_token(pad_token, input_ids, attention_mask):
-    """The place of each row's last token that is no padding, as `GPT2ForSequenceClassification` finds it."""
-    if pad_token is not None:
-        real = input_ids != pad_token
-    else:
-        real = jnp.ones_like(input_ids) if attention_mask is None else attention_mask
-    return jnp.argmax(jnp.arange(input_ids.shape[1]) * (real != 0), axis=-1)
+        return decoded(c, x, input_ids, attention_mask, past, document_ids, train, output_hidden_states)

@@ -41,6 +41,7 @@ class Head:
         texts: Tokens of one text for each class, all of one length, class after class: a dual encoder reads them in
             every call, and its `logits_per_image` are the predictions. Then there are no layers. Empty for no texts.
         start: What every bias of the output layer is before the first step.
+        unbiased: Whether the dense layer and the LayerNorm before the output have no bias.
     """
 
     classes: int
@@ -55,6 +56,7 @@ class Head:
     keys: int = field(default=0, repr=False)  # fingerprints of earlier versions are over the others
     texts: tuple[int, ...] = field(default=(), repr=False)
     start: float = field(default=0.0, repr=False)
+    unbiased: bool = field(default=False, repr=False)
 
     @property
     def kind(self) -> str:
@@ -104,9 +106,10 @@ class Layers(nn.Module):
         if c.reads == "distilled":
             return _output(c, "cls")(x[:, 0]), _output(c, "distillation")(x[:, 1])
         if c.hidden:
-            x = layers.ACTIVATIONS[c.hidden](layers.Dense(c.width or x.shape[-1], name="dense", dtype="float32")(x))
+            options = {"use_bias": not c.unbiased, "name": "dense", "dtype": "float32"}
+            x = layers.ACTIVATIONS[c.hidden](layers.Dense(c.width or x.shape[-1], **options)(x))
         if c.norm:
-            x = nn.LayerNorm(epsilon=c.norm, name="norm", dtype="float32")(x)
+            x = nn.LayerNorm(epsilon=c.norm, use_bias=not c.unbiased, name="norm", dtype="float32")(x)
         if not c.tied:
             return _output(c, "out")(x)
         logits = x.astype(jnp.float32) @ table.T.astype(jnp.float32)

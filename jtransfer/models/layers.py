@@ -243,16 +243,17 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
     Args:
         x: `[batch, tokens, heads, head width]`, of which unit i and unit i + half the width are one plane.
-        cos: Of the angles of the last `n` tokens, `[n, 1, half the head width]`, and so is `sin`. Tokens before these,
-            as a class token, stay as they are.
+        cos: Of the angles of the last `n` tokens, `[n, 1, half the head width]` with the batch before or not, and so is
+            `sin`. Tokens before these, as a class token, stay as they are.
 
     Returns:
         Of the shape of `x`.
     """
-    others, placed = x[:, : -len(cos)], x[:, -len(cos) :]
+    number = cos.shape[-3]
+    others, placed = x[:, :-number], x[:, -number:]
     one, other = jnp.split(placed, 2, axis=-1)
     turned = jnp.concatenate([one * cos - other * sin, other * cos + one * sin], axis=-1)
-    return jnp.concatenate([others, turned], axis=1)
+    return jnp.concatenate([others, turned.astype(x.dtype)], axis=1)
 
 
 def attend(
@@ -261,7 +262,8 @@ def attend(
     """Scaled dot-product attention.
 
     Args:
-        query: `[batch, tokens, heads, head width]`; `key` and `value` may have another number of tokens.
+        query: `[batch, tokens, heads, head width]`; `key` and `value` may have another number of tokens, and fewer
+            heads, each of which then serves as many of the query's that follow each other.
         mask: `[batch or 1, heads or 1, tokens, key tokens]`, true where attention may look; None for everywhere.
         bias: `[heads, tokens, key tokens]`, added to the scaled scores; None for nothing.
 
@@ -269,6 +271,8 @@ def attend(
         `[batch, tokens, heads, head width]`.
     """
     if platform() == "cpu" or _drop.get():  # the fused kernels have no dropout
+        if (served := query.shape[2] // key.shape[2]) > 1:
+            key, value = jnp.repeat(key, served, axis=2), jnp.repeat(value, served, axis=2)
         return _attend_batched(query, key, value, mask, bias)
     implementation = kernel(query, key, mask, bias)
     if implementation and mask is not None:  # cuDNN takes no mask that is one for all queries

@@ -2,6 +2,7 @@
 
     block_0/{norm_1, attention/{query, key, value, out}, scale_1, norm_2, mlp/{up, gate, down}, scale_2}
     block_0/attention/{qkv, out}    where query, key and value are one layer
+    block_0/attention/{query_norm, key_norm}    where queries and keys are normalised head by head
     block_0/attention/positions     where the tokens are those of a window
     norm
 
@@ -10,6 +11,7 @@ Methods reach in from outside through the small named functions `tokens`, `resid
 
 import math
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -18,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jtransfer.errors import InputError, nearest
-from jtransfer.models import layers
+from jtransfer.models import layers, quantized
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,20 @@ class Stack:
     """Options of a stack of blocks; every architecture derives one from its own config.
 
     Attributes:
-        width: Width of the residual stream, a multiple of `heads`.
+        width: Width of the residual stream, a multiple of `heads` unless `head_width` is given.
         hidden: Width inside the MLP.
+        kv_heads: Heads of keys and values, each of which serves `heads / kv_heads` heads of queries (Ainslie et al.
+            2023, arXiv:2305.13245); 0 for as many as `heads`.
+        head_width: Width of a head; 0 for `width / heads`.
         norm: "pre" (each branch behind a LayerNorm, one more after the last block if `last_norm`) or "post" (a
             LayerNorm after each residual sum, as in BERT).
         last_norm: Whether a LayerNorm follows the last block.
+        first_norm: Whether the first block of "pre" has a LayerNorm before its attention.
+        rms: Whether every norm divides by the root of the mean square alone, and has no bias (Zhang and Sennrich 2019,
+            arXiv:1910.07467), instead of a LayerNorm.
+        norm_bias: Whether LayerNorms have a bias.
+        qk_norm: Whether queries and keys are normalised, head by head, before they are turned.
+        global_every: Of blocks 0, n, 2n, ... attention looks everywhere, of all others near by; see `Encoder`.
         unbiased: Names of the dense layers of a block that have no bias, as "key".
         fused_qkv: Whether query, key and value are one dense layer, as low-rank updates of GPT-2 expect.
         score_factor: Factor on the attention scores, beside `1 / sqrt(head width)`.
@@ -41,6 +52,7 @@ class Stack:
         drop_path: Stochastic depth: rate of the last block, growing linearly from 0 at the first if `drop_path_grows`,
             and else of every block.
         remat: Recompute each block in the backward pass.
+        bits: 4 or 8 for kernels that are kept in so many bits and never learn, as in `quantized.py`; 0 for floats.
         dtype: Type in which the model computes; its parameters have the type `param_dtype`.
     """
 
@@ -48,10 +60,17 @@ class Stack:
     depth: int
     heads: int
     hidden: int
+    kv_heads: int = 0
+    head_width: int = 0
     activation: str = "gelu"
     epsilon: float = 1e-6
     norm: str = "pre"
     last_norm: bool = True
+    first_norm: bool = True
+    rms: bool = False
+    norm_bias: bool = True
+    qk_norm: bool = False
+    global_every: int = 1
     unbiased: tuple[str, ...] = ()
     fused_qkv: bool = False
     score_factor: float = 1.0
@@ -63,6 +82,7 @@ class Stack:
     drop_path: float = 0.0
     drop_path_grows: bool = True
     remat: bool = False
+    bits: int = 0
     dtype: str = "float32"
     param_dtype: str = "float32"
 
@@ -73,8 +93,12 @@ class Stack:
             raise InputError(f"unknown norm '{self.norm}'; {nearest(self.norm, ['pre', 'post'])}")
         if min(self.width, self.heads, self.hidden) < 1 or self.depth < 0:
             raise InputError("width, heads and hidden must be at least 1, and depth not negative")
-        if self.width % self.heads:
+        if self.width % self.heads and not self.head_width:
             raise InputError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if self.heads % (self.kv_heads or self.heads):
+            raise InputError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
+        if self.bits not in quantized.BITS:
+            raise InputError(f"bits is {self.bits}; expected one of {', '.join(map(str, quantized.BITS))}")
 
     @classmethod
     def of(cls, config: Any, **own: Any) -> "Stack":
@@ -87,14 +111,26 @@ class Stack:
         hidden = {} if "hidden" in own else {"hidden": config.hidden or 4 * config.width}
         return cls(**options | hidden | own)
 
+    @property
+    def of_head(self) -> int:
+        """Width of a head."""
+        return self.head_width or self.width // self.heads
+
+    @property
+    def kv_width(self) -> int:
+        """Width of the keys of all heads, and of the values."""
+        return (self.kv_heads or self.heads) * self.of_head
+
     def dense(self, features, **kwargs):
         """A dense layer in this precision."""
-        return layers.Dense(features, dtype=self.dtype, param_dtype=self.param_dtype, **kwargs)
+        kind = partial(quantized.QuantizedDense, bits=self.bits) if self.bits else layers.Dense
+        return kind(features, dtype=self.dtype, param_dtype=self.param_dtype, **kwargs)
 
     def layer_norm(self, epsilon=None, **kwargs):
-        """A LayerNorm in this precision, with this epsilon or another."""
+        """A norm in this precision, with this epsilon or another."""
+        kind = nn.RMSNorm if self.rms else nn.LayerNorm if self.norm_bias else partial(nn.LayerNorm, use_bias=False)
         epsilon = self.epsilon if epsilon is None else epsilon
-        return nn.LayerNorm(epsilon, dtype=self.dtype, param_dtype=self.param_dtype, **kwargs)
+        return kind(epsilon, dtype=self.dtype, param_dtype=self.param_dtype, **kwargs)
 
 
 class Past(NamedTuple):
@@ -155,14 +191,17 @@ class Attention(nn.Module):
     def __call__(self, x, mask, train, past=None, rotation=None):
         c = self.config
 
-        def project(name, number=1):
-            y = c.dense(number * c.width, use_bias=name not in c.unbiased, name=name)(x)
-            return y.reshape(*x.shape[:-1], number * c.heads, -1)
+        def project(name, heads):
+            y = c.dense(heads * c.of_head, use_bias=name not in c.unbiased, name=name)(x)
+            return y.reshape(*x.shape[:-1], heads, -1)
 
         if c.fused_qkv:
-            query, key, value = jnp.split(project("qkv", 3), 3, axis=-2)
+            query, key, value = jnp.split(project("qkv", 3 * c.heads), 3, axis=-2)
         else:
-            query, key, value = project("query"), project("key"), project("value")
+            kv_heads = c.kv_heads or c.heads
+            query, key, value = project("query", c.heads), project("key", kv_heads), project("value", kv_heads)
+        if c.qk_norm:
+            query, key = c.layer_norm(name="query_norm")(query), c.layer_norm(name="key_norm")(key)
         query = query * self.factor if self.factor != 1 else query
         if rotation is not None:
             query, key = layers.rotate(query, *rotation), layers.rotate(key, *rotation)
@@ -175,7 +214,7 @@ class Attention(nn.Module):
                 out = self.attend(query, key, value, mask)
         else:
             out = self.attend(query, key, value, mask)
-        out = c.dense(c.width, use_bias="out" not in c.unbiased, name="out")(out.reshape(x.shape))
+        out = c.dense(c.width, use_bias="out" not in c.unbiased, name="out")(out.reshape(*x.shape[:-1], -1))
         return out if past is None else (out, past)
 
 
@@ -206,6 +245,7 @@ class Block(nn.Module):
     config: Stack
     drop_path: float
     factor: float = 1.0
+    first: bool = False
 
     def residual(self, x, y, branch):
         """Add the output `y` of a branch ("attention" or "mlp") to the stream `x`."""
@@ -222,7 +262,8 @@ class Block(nn.Module):
             y = nn.Dropout(c.dropout)(y, deterministic=not train)
             return nn.Dropout(self.drop_path, broadcast_dims=(1, 2))(y, deterministic=not train)
 
-        norm_1, norm_2 = c.layer_norm(name="norm_1"), c.layer_norm(name="norm_2")
+        norm_1 = c.layer_norm(name="norm_1") if c.first_norm or not self.first else _same
+        norm_2 = c.layer_norm(name="norm_2")
         attention, mlp = Attention(c, self.factor, name="attention"), Mlp(c, name="mlp")
 
         def attend(x):
@@ -240,11 +281,16 @@ class Block(nn.Module):
         return x if past is None else (x, past)
 
 
+def _same(x):
+    return x
+
+
 class Encoder(nn.Module):
     """The stack of blocks: `x [batch, tokens, width]` to the last state and the list of all `depth + 1` states.
 
     The first of the list is `x` itself, the others follow the blocks; the last LayerNorm, if any, is in none of them.
-    With `past`, one `Past` for each block, the longer ones come as a third output. Every attention gets the `rotation`.
+    With `past`, one `Past` for each block, the longer ones come as a third output. Every attention gets the mask and
+    the `rotation`, but for those of the blocks that look near by, which get the two of `near`.
     """
 
     config: Stack
@@ -254,7 +300,7 @@ class Encoder(nn.Module):
         return x, mask
 
     @nn.compact
-    def __call__(self, x, mask, train, past=None, rotation=None):
+    def __call__(self, x, mask, train, past=None, rotation=None, near=None):
         c = self.config
         x, mask = self.tokens(x, mask)
         hidden_states, seen = [x], []
@@ -262,11 +308,12 @@ class Encoder(nn.Module):
         for i in range(c.depth):
             factor = c.score_factor / (i + 1 if c.score_by_depth else 1)
             drop_path = c.drop_path * (i / max(c.depth - 1, 1) if c.drop_path_grows else 1)
-            layer = block(c, drop_path, factor, name=f"block_{i}")
+            layer = block(c, drop_path, factor, first=i == 0, name=f"block_{i}")
+            seen_here, turned = near if near and i % c.global_every else (mask, rotation)
             if past is None:
-                x = layer(x, mask, train, None, rotation)
+                x = layer(x, seen_here, train, None, turned)
             else:
-                x, longer = layer(x, mask, train, past[i])
+                x, longer = layer(x, seen_here, train, past[i], turned)
                 seen.append(longer)
             hidden_states.append(x)
         x = c.layer_norm(name="norm")(x) if c.last_norm else x
@@ -278,12 +325,15 @@ def padding_mask(attention_mask):
     return None if attention_mask is None else jnp.asarray(attention_mask, bool)[:, None, None, :]
 
 
-def causal_mask(tokens: int, attention_mask=None, start: int | jax.Array = 0, size: int | None = None):
+def causal_mask(tokens: int, attention_mask=None, start: int | jax.Array = 0, size: int | None = None, window: int = 0):
     """Where a token may look at itself and at what is before it, `[batch or 1, 1, tokens, size]`.
 
     The first of the tokens has place `start` among `size` (by default 0 among `tokens`), which `attention_mask` covers.
+    A `window` above 0 is how many places back it may look, its own counted.
     """
-    mask = (jnp.arange(size or tokens) <= start + jnp.arange(tokens)[:, None])[None, None]
+    places, own = jnp.arange(size or tokens), start + jnp.arange(tokens)[:, None]
+    mask = places <= own
+    mask = (mask & (places > own - window) if window else mask)[None, None]
     return mask if attention_mask is None else mask & padding_mask(attention_mask)
 
 

@@ -1,7 +1,7 @@
 """GPT-2 in Hugging Face's layout, whose `Conv1D` keeps kernels as `[in, out]`, as we do."""
 
 from jtransfer.checkpoints.families.family import THEIR_ACTIVATIONS, Family, activation, untied
-from jtransfer.checkpoints.families.values import typed, words
+from jtransfer.checkpoints.families.values import ends, typed, words, written_ends
 from jtransfer.checkpoints.names import DENSE, EMBED, NORM, SAME, LayerKind, Names, Row
 from jtransfer.errors import InputError
 from jtransfer.models import GPT2Config, Head
@@ -33,9 +33,6 @@ def _read(values, tensors):
         raise InputError(f"config.json: {architecture} is not supported; expected one of {', '.join(HEADS)}")
     if typed(values, "add_cross_attention", False):
         raise InputError("config.json: add_cross_attention=true is not supported; expected a decoder alone")
-    eos = values.get("eos_token_id", 50256)
-    if eos is not None:
-        eos = typed(values, "eos_token_id", () if isinstance(eos, list) else 50256)
     # `reorder_and_upcast_attn` asks for scores in float32, which they are here in any case.
     return GPT2Config(
         vocabulary=typed(values, "vocab_size", 50257),
@@ -50,7 +47,7 @@ def _read(values, tensors):
         scale_by_depth=typed(values, "scale_attn_by_inverse_layer_idx", False),
         tied=typed(values, "tie_word_embeddings", True),
         pad_token=typed(values, "pad_token_id", None),
-        eos_tokens=eos if isinstance(eos, tuple) else () if eos is None else (eos,),
+        eos_tokens=ends(values, 50256),
         dropout=typed(values, "resid_pdrop", 0.1),
         embedding_dropout=typed(values, "embd_pdrop", 0.1),
         attention_dropout=typed(values, "attn_pdrop", 0.1),
@@ -67,7 +64,6 @@ def _names(config, kind):
 
 
 def _write(config):
-    eos = list(config.eos_tokens)
     return {
         "model_type": "gpt2",
         "vocab_size": config.vocabulary,
@@ -82,7 +78,7 @@ def _write(config):
         "scale_attn_by_inverse_layer_idx": config.scale_by_depth,
         "tie_word_embeddings": config.tied,
         "pad_token_id": config.pad_token,
-        "eos_token_id": eos if len(eos) > 1 else eos[0] if eos else None,
+        "eos_token_id": written_ends(config.eos_tokens),
         "resid_pdrop": config.dropout,
         "embd_pdrop": config.embedding_dropout,
         "attn_pdrop": config.attention_dropout,

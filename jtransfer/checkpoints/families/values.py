@@ -75,6 +75,24 @@ def _kind(key, of):
     }[of]
 
 
+def ends(values: Mapping[str, Any], default: int | None) -> tuple[int, ...]:
+    """The tokens that end a text, which a file says as none, one or a list.
+
+    Raises:
+        InputError: something else.
+    """
+    found = values.get("eos_token_id", default)
+    if found is None:
+        return ()
+    eos = typed(values, "eos_token_id", () if isinstance(found, list) else default or 0)
+    return eos if isinstance(eos, tuple) else (eos,)
+
+
+def written_ends(ends: tuple[int, ...]) -> int | list[int] | None:
+    """Tokens that end a text as a config of Hugging Face has them: none, one or a list."""
+    return list(ends) if len(ends) > 1 else ends[0] if ends else None
+
+
 def sides(values: Mapping[str, Any], key: str, default: int | tuple[int, int]) -> tuple[int, int]:
     """Height and width, which a file says as two numbers or as one for both.
 
