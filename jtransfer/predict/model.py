@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from jtransfer import checkpoints, files
 from jtransfer.checkpoints import Backbone
 from jtransfer.data.streams import Joined
@@ -35,6 +37,8 @@ class Predictor:
         kind: One of `KINDS`.
         tokens: Length that texts were cut to when it was trained; 0 where nothing is known.
         used: Columns that it was trained on, joined by `+`; "" where nothing is known.
+        label: The column of labels that it was trained on; "" where nothing is known.
+        texts: How many texts a row had then; 0 where nothing is known, or of images.
         stride: Tokens from one window of a passage to the next when it was trained; 0 where nothing is known.
         sigmoid: Whether each class has a probability of its own, though a row has one class.
     """
@@ -43,6 +47,8 @@ class Predictor:
     kind: str
     tokens: int = 0
     used: str = ""
+    label: str = ""
+    texts: int = 0
     stride: int = 0
     sigmoid: bool = False
 
@@ -78,8 +84,8 @@ def of_workdir(words: str, trust: Iterable[str] = (), task: str = "", asked: str
     data, objective = str(section.get("data", "")), str(section.get("objective", ""))
     options = dict(part.partition("=")[::2] for part in data.partition("?")[2].split("&"))
     sigmoid = objective.partition("(")[0].strip() == "sigmoid"
-    stride = values.get("stride", 0)
-    return replace(found, tokens=tokens, used=options.get("input", ""), stride=stride, sigmoid=sigmoid)
+    about = {"used": options.get("input", ""), "label": options.get("label", ""), "texts": _texts_of(stream)}
+    return replace(found, tokens=tokens, stride=values.get("stride", 0), sigmoid=sigmoid, **about)
 
 
 def of_model(
@@ -111,6 +117,14 @@ def of_model(
     if head.kind != "classification":
         return Predictor(backbone.without_head(), "similarity")
     return Predictor(backbone, asked if asked in OF_TARGETS else _of_head(backbone))
+
+
+def _texts_of(stream) -> int:
+    """How many texts a row of a remembered stream has; 0 for images, and for pairs of images and texts."""
+    if getattr(stream, "kind", "") != "text":
+        return 0
+    (one,) = stream.inputs[np.arange(1)]
+    return 1 if isinstance(one, str) else len(one)
 
 
 def _of_head(backbone: Backbone) -> str:

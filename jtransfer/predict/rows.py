@@ -67,7 +67,7 @@ class RowsOfFile:
             yield from self.read(np.arange(start, min(start + size, self.count)))
 
 
-def opened(words: str, used: str = "") -> RowsOfFile:
+def opened(words: str, used: str = "", label: str = "", texts: int = 0) -> RowsOfFile:
     """The rows that a command names.
 
     Args:
@@ -75,9 +75,12 @@ def opened(words: str, used: str = "") -> RowsOfFile:
             directory of images, or a pattern of image files with `*`.
         used: The columns that the model was trained on, joined by `+`, which are taken where they are there and `words`
             name none; "" where nothing is known.
+        label: The column of labels that the model was trained on, which is no input.
+        texts: How many texts a row had then; 0 where nothing is known, or of images.
 
     Raises:
-        InputError: no such file, one of another kind, a damaged row, no rows, or no column that can be an input.
+        InputError: no such file, one of another kind, a damaged row, no rows, no column that can be an input, or
+            another number of texts.
     """
     where, _, query = words.partition("?")
     path = files.path(where.removeprefix("table:").removeprefix("squad:"), "FILE")
@@ -93,18 +96,23 @@ def opened(words: str, used: str = "") -> RowsOfFile:
             f"{path}: expected a table, which ends in {', '.join(TABLES)}, questions in .json, or a directory of "
             f"images; {nearest(ending, known)}"
         )
-    return _table(tables.open_table(path, words), words, asked, used)
+    return _table(tables.open_table(path, words), words, asked, used, label, texts)
 
 
-def _table(table, words, asked, used):
+def _table(table, words, asked, used, label, texts):
     rows = Tables([table])
     names = tuple(table.sample)
     said = asked.get("input") or (used if used and {*used.split("+")} <= {*names} else "")
     if said:
         columns.check_there(words, table, found := tuple(said.split("+")))
     else:
-        label = next((name for name in columns.LABELS if name in names), "")
+        label = next((name for name in (label, *columns.LABELS) if name in names), "")
         found = columns.inputs_of(words, table, {}, label)
+    if texts and len(found) != texts:
+        raise InputError(
+            f"{words}: the model was trained on {texts} text{'s' * (texts > 1)} a row, and the inputs are "
+            f"{' + '.join(found)}; choose with ?input=COLUMN{'+COLUMN' * (texts > 1)}"
+        )
 
     def read(some):
         values = {name: table.read(name, some) for name in names}

@@ -86,7 +86,7 @@ def predict(wanted: Wanted) -> list[str]:
         found = model.of_workdir(wanted.workdir, wanted.trust, wanted.task, wanted.reads)
     else:
         found = model.of_model(wanted.model, wanted.trust, wanted.task, wanted.reads)
-    given = rows.opened(wanted.file, found.used)
+    given = rows.opened(wanted.file, found.used, found.label, found.texts)
     place = written.place(wanted.output, given.path, wanted.overwrite)
     if found.kind != "similarity" and (wanted.classes or wanted.templates):
         raise InputError(f"--classes and --templates are of models without a head; this one predicts {found.kind}")

@@ -163,6 +163,16 @@ def test_a_column_that_is_named_and_missing_and_a_file_that_is_not_there_are_nam
     assert "no such file" in refused(capsys, run, file.with_name("other.csv"))
 
 
+def test_labels_are_no_input_and_the_number_of_texts_is_that_of_training(reviews_run, tmp_path, capsys):
+    run = f"--workdir={reviews_run[0]}"
+    (tmp_path / "a.csv").write_text("sentence,stars\ngood film,yes\n")
+    predict(run, tmp_path / "a.csv")
+    said = capsys.readouterr().out
+    assert "one class a row, of sentence\n" in said
+    line = refused(capsys, run, f"{tmp_path / 'a.csv'}?input=sentence+stars", "--overwrite")
+    assert "trained on 1 text a row, and the inputs are sentence + stars; choose with ?input=COLUMN" in line
+
+
 def test_a_workdir_without_a_model_is_named(file, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert "has no config.json; expected the directory of" in refused(capsys, f"--workdir={tmp_path / 'empty'}", file)
@@ -171,6 +181,7 @@ def test_a_workdir_without_a_model_is_named(file, tmp_path, capsys):
     assert "expected --workdir=DIR, of a 'jtransfer train' run, or --model=NAME" in refused(capsys, file)
 
 
+@pytest.mark.slow
 def test_tags_of_words_are_those_that_training_measured(bert, tmp_path):
     rng = np.random.default_rng(1)
     for name in ("train", "test"):
@@ -264,6 +275,7 @@ def test_two_columns_are_compared_and_one_with_names_of_classes(bert, tmp_path, 
     assert "expected two columns, as ?input=one+other, or names of classes by --classes" in line
 
 
+@pytest.mark.slow
 def test_a_dual_encoder_names_images_and_compares_them_with_texts(tmp_path):
     import jtransfer as jt
     from jtransfer.data import sources
