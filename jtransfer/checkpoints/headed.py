@@ -1,6 +1,7 @@
 """The model that an objective trains: a backbone with the head that learns, a new one or the checkpoint's own."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import flax.linen as nn
 
@@ -11,7 +12,7 @@ from jtransfer.models import SOURCE_HEAD, Head, Headed, Heads
 from jtransfer.objectives import Objective
 from jtransfer.tree import Tree, prefixed, select
 
-HEAD = "head/"
+HEAD, NEXT = "head/", "next/"
 
 
 def headed_by_task(
@@ -67,7 +68,13 @@ def headed(backbone: Backbone, objective: Objective, outputs: int = 0) -> tuple[
     head, params, own = objective.head(backbone.config, outputs), backbone.params | backbone.state, backbone.head
     if head is None:
         return backbone.model, params, None
-    if own and own.kind == head.kind and own.kind in WITHOUT_CLASSES:
+    if own and _of_words(own).kind == _of_words(head).kind in WITHOUT_CLASSES:
         rest = {path: leaf for path, leaf in params.items() if not path.startswith(SOURCE_HEAD)}
-        head, params = own, rest | prefixed(select(params, SOURCE_HEAD), HEAD)
+        kept = {path: x for path, x in select(params, SOURCE_HEAD).items() if head.follows or not path.startswith(NEXT)}
+        head, params = replace(own, follows=head.follows), rest | prefixed(kept, HEAD)
     return Headed(backbone.model, head, HEAD.rstrip("/")), params, head
+
+
+def _of_words(head):
+    """A head without the layer that tells whether a segment follows another, which may begin anew."""
+    return replace(head, follows=False)

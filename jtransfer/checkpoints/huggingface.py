@@ -178,7 +178,7 @@ def _written(backbone, kind):
             f"backbone '{backbone.name}' has kernels of {backbone.config.bits} bits, which this format does not have; "
             "load it without bits"
         )
-    if not kind or _same_output(backbone.model, "pooler_output", backbone.head.reads):
+    if not kind or backbone.head.follows or _same_output(backbone.model, "pooler_output", backbone.head.reads):
         return tree
     return {path: leaf for path, leaf in tree.items() if path not in ("pooler/kernel", "pooler/bias")}
 

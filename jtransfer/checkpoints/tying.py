@@ -77,7 +77,7 @@ def settle(
                 del found[name]
                 break
     output = next((path for path in (f"{SOURCE_HEAD}out/kernel", f"{SOURCE_HEAD}kernel") if names.source(path)), "")
-    output = output if kind in ("causal_lm", "masked_lm") else ""
+    output = output if kind in ("causal_lm", "masked_lm", "pretraining") else ""
     words, kernel = at.get(WORDS), at.get(output)
     _check_rows(where, backbone, found, [name for name in (words, kernel) if name])
     saved = [path for path in (WORDS, output) if path and is_saved(names, path)]

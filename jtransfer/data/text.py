@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 from tokenizers import models
 
-from jtransfer.data import keys, preprocess
+from jtransfer.data import keys, pieces, preprocess
 from jtransfer.data import tokenizer_bounds as bounds
 from jtransfer.data import tokenizer_calls as calls
 from jtransfer.data.cleaning import cleaner
@@ -77,6 +77,7 @@ class Tokenizer:
         identity: Digest of the files, with what else changes the tokens of a text: `clean` and `limit`.
         special: Ids of the special tokens, as those of padding and of the ends of a text.
         mask: Id of the mask token; None if there is none.
+        files: The files that it was made of, by name.
     """
 
     encode: Encode
@@ -95,12 +96,18 @@ class Tokenizer:
     identity: str = ""
     special: tuple[int, ...] = ()
     mask: int | None = None
+    files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     _warn: Once = field(default_factory=Once, repr=False)
 
     @property
     def size(self) -> int:
         """One more than the largest id in the vocabulary."""
         return max(self.words().values()) + 1
+
+    @property
+    def joins(self) -> tuple[np.ndarray, np.ndarray]:
+        """Which tokens go on with a word, and behind which: see `pieces.joins`."""
+        return pieces.joins(self.words(), self.special)
 
     def __call__(
         self,
@@ -315,6 +322,7 @@ def tokenizer(
     given = settings.get("model_input_names") or ["input_ids", "attention_mask", *(["token_type_ids"] if typed else [])]
     limit = sentences.get("max_seq_length") or settings.get("model_max_length")
     limit = int(min(longest, limit)) if isinstance(limit, int | float) and limit >= 1 else longest
+    files = files_in(directory)
     return Tokenizer(
         encode,
         place,
@@ -329,9 +337,10 @@ def tokenizer(
         tables or {},
         prompts,
         prompt,
-        f"{preprocess.fingerprint(files_in(directory))} {clean} {limit}",
+        f"{preprocess.fingerprint(files)} {clean} {limit}",
         tuple(sorted(special.values())),
         next((special[token] for token in _named(settings, "mask_token", MASKS) if token in special), None),
+        files,
     )
 
 

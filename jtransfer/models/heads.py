@@ -42,6 +42,8 @@ class Head:
             every call, and its `logits_per_image` are the predictions. Then there are no layers. Empty for no texts.
         start: What every bias of the output layer is before the first step.
         unbiased: Whether the dense layer and the LayerNorm before the output have no bias.
+        follows: Whether another layer, `next`, tells from `pooler_output` if the second segment of a text follows the
+            first: `next_logits [batch, 2]`.
     """
 
     classes: int
@@ -57,6 +59,7 @@ class Head:
     texts: tuple[int, ...] = field(default=(), repr=False)
     start: float = field(default=0.0, repr=False)
     unbiased: bool = field(default=False, repr=False)
+    follows: bool = field(default=False, repr=False)
 
     @property
     def kind(self) -> str:
@@ -64,7 +67,8 @@ class Head:
 
         "classification" is of a whole input ("sequence" in Hugging Face's models of texts), "token" of every token, and
         "span" of where an answer starts and ends. "masked_lm" predicts the words that were masked, by a hidden layer
-        before the vocabulary, and "causal_lm" the word that follows. "projection" is an embedding.
+        before the vocabulary, "pretraining" also whether a segment follows another, and "causal_lm" the word that
+        follows. "projection" is an embedding.
         """
         if self.output != "logits":
             return "projection"
@@ -73,7 +77,7 @@ class Head:
         if self.reads != "last_hidden_state":
             return "classification"
         if self.hidden or self.norm:
-            return "masked_lm"
+            return "pretraining" if self.follows else "masked_lm"
         return "causal_lm" if self.tied or not self.bias else "token"
 
 
@@ -96,12 +100,19 @@ class Heads:
 
 
 class Layers(nn.Module):
-    """The layers of a head that has more than the output layer: `{dense, norm, out}` or `{cls, distillation}`."""
+    """The layers of a head that has more than the output layer: `{dense, norm, out, next}` or `{cls, distillation}`."""
 
     config: Head
 
     @nn.compact
-    def __call__(self, x, table):
+    def __call__(self, x, table, pooled=None):
+        found = self.output(x, table)
+        if not self.config.follows:
+            return found
+        return found, layers.Dense(2, name="next", dtype="float32")(pooled)
+
+    def output(self, x, table):
+        """What the head predicts from the states that it reads."""
         c = self.config
         if c.reads == "distilled":
             return _output(c, "cls")(x[:, 0]), _output(c, "distillation")(x[:, 1])
@@ -225,6 +236,9 @@ def _predictions(c: Head, name: str, outputs: dict[str, Any], table, skipped: in
     if c.reads == "distilled":
         cls, distillation = Layers(c, name=name)(x, None)
         return {"cls_logits": cls, "distillation_logits": distillation, "logits": (cls + distillation) / 2}
+    if c.follows:
+        logits, follows = Layers(c, name=name)(x, table, outputs["pooler_output"])
+        return {c.output: logits, "next_logits": follows}
     logits = Layers(c, name=name)(x, table) if c.hidden or c.norm or c.tied else _output(c, name)(x)
     if c.span:
         return {"start_logits": logits[..., 0], "end_logits": logits[..., 1]}

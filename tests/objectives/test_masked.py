@@ -71,6 +71,24 @@ def test_one_key_asks_the_same_each_time_and_another_key_something_else(batch):
     assert (one != other).any()
 
 
+def test_the_tokens_of_a_word_are_chosen_together_and_each_is_hidden_by_itself(batch):
+    rng = np.random.default_rng(1)
+    goes_on, behind = rng.random(WORDS) < 0.4, rng.random(WORDS) < 0.8
+    goes_on[[*TOKENIZER.special]] = behind[[*TOKENIZER.special]] = False
+    tokenizer = SimpleNamespace(**vars(TOKENIZER), joins=(goes_on, behind))
+    found = masked_lm(share=0.2, whole_word=True, tokenizer=tokenizer).targets(jax.random.key(0), batch)
+    ids, chosen = np.asarray(batch["inputs"]["input_ids"]), np.asarray(found["labels"]) != LEFT_OUT
+    within = goes_on[ids[:, 1:]] & behind[ids[:, :-1]]
+    assert within.sum() > 1000
+    np.testing.assert_array_equal(chosen[:, 1:][within], chosen[:, :-1][within])
+    words = ~np.isin(ids, TOKENIZER.special)
+    begins = words & np.pad(~within, ((0, 0), (1, 0)), constant_values=True)
+    assert not (chosen & ~words).any() and close_to(0.2, chosen[begins])
+    both = within & chosen[:, 1:]
+    hidden = np.asarray(found["inputs"]["input_ids"]) == MASK
+    assert close_to(2 * 0.8 * 0.2, (hidden[:, 1:] != hidden[:, :-1])[both])
+
+
 def test_the_head_is_that_of_the_family(batch):
     sizes = {"vocabulary": 50, "width": 16, "heads": 2, "depth": 1}
     head = masked_lm().head(BertConfig(**sizes, activation="relu", epsilon=1e-3, embedding=8), 0)
@@ -83,6 +101,11 @@ def test_the_head_is_that_of_the_family(batch):
     [
         ("masked_lm", ViTConfig(image=(8, 8), patch=4), "'masked_lm' over a vocabulary; the model takes pixel_values"),
         ("masked_lm", GPT2Config(), "trains a head 'masked_lm' over a vocabulary; the model has a head 'causal_lm'"),
+        (
+            "masked_lm(next_sentence=True)",
+            BertConfig(pooler=False),
+            "next_sentence reads the pooler, and the model has none",
+        ),
         ("lm", BertConfig(), "trains a head 'causal_lm' over a vocabulary; the model has a head 'masked_lm'"),
         ("tokens", ViTConfig(image=(8, 8), patch=4), "for every token of a text; the model takes pixel_values"),
         ("spans", ViTConfig(image=(8, 8), patch=4), "for every token of a text; the model takes pixel_values"),

@@ -1,5 +1,6 @@
 """Finetuning by masked words is that of transformers: loss, every gradient, and the model that comes out of it."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
@@ -121,6 +122,57 @@ def test_what_was_trained_is_saved_loaded_exported_and_predicts_the_same_in_tran
     theirs = peer.eval()(**inputs).logits.detach().numpy()
     np.testing.assert_allclose(np.asarray(again(batch["inputs"])["logits"])[kept], theirs[kept], atol=1e-5)
     assert jt.load(str(tmp_path / "theirs")).head == again.head == head
+
+
+def test_loss_and_every_gradient_with_the_next_sentence_are_those_of_bert_for_pretraining(batch, tmp_path):
+    torch.manual_seed(0)
+    peer = transformers.BertForPreTraining(transformers.BertConfig(**SIZES)).eval()
+    with torch.no_grad():
+        for parameter in peer.parameters():
+            parameter.normal_(0.0, 0.2)
+    peer.save_pretrained(tmp_path / "theirs")
+    objective = objectives.masked_lm(share=0.4, next_sentence=True, tokenizer=TOKENIZER)
+    backbone = jt.load(str(tmp_path / "theirs"))
+    model, params, head = headed(backbone, objective)
+    assert head == backbone.head and head.kind == "pretraining"
+    types = (jnp.arange(TOKENS) >= 2).astype(int) * batch["inputs"]["attention_mask"]
+    labels = jnp.array([0, 1, 1, 0, 1])
+    whole = {"inputs": batch["inputs"] | {"token_type_ids": types}, "labels": labels}
+    key = jax.random.key(3)
+    asked = objective.targets(jax.random.split(key)[0], whole)  # as `make_loss` asks
+    loss = make_loss(model, objective)
+    value, gradients = jax.jit(jax.value_and_grad(lambda p: loss(p, {}, whole, key)[0]))(params)
+    inputs = {name: torch.tensor(np.asarray(x)) for name, x in asked["inputs"].items()}
+    words, follows = (torch.tensor(np.asarray(x), dtype=torch.long) for x in (asked["labels"], labels))
+    theirs = peer(**inputs, labels=words, next_sentence_label=follows)
+    theirs.loss.backward()
+    assert abs(value - theirs.loss.item()) < 1e-5
+    names = FAMILIES["bert"].names(backbone.config, "pretraining")
+    of_ours = {path.replace("head/", "source_head/", 1): np.asarray(x) for path, x in gradients.items()}
+    written, parameters = names.write(of_ours, names.prefix), dict(peer.named_parameters())
+    assert written.keys() == parameters.keys()
+    for name, gradient in written.items():
+        np.testing.assert_allclose(gradient, parameters[name].grad, atol=2e-6, err_msg=name)
+    measured = objective.measure({name: jnp.asarray(theirs[of].detach()) for name, of in OUTPUTS.items()}, asked)
+    assert measured["next_accuracy"].tolist() == (theirs.seq_relationship_logits.argmax(-1) == follows).tolist()
+    to_huggingface(tmp_path / "again", backbone)
+    again, told = transformers.AutoModelForPreTraining.from_pretrained(tmp_path / "again", output_loading_info=True)
+    assert type(again) is type(peer) and not told["missing_keys"] and not told["unexpected_keys"]
+    # A checkpoint of one kind begins a training of the other, with no more than the one layer anew.
+    _, kept, one = headed(backbone, MASKED)
+    assert one.kind == "masked_lm" and kept.keys() == {path for path in params if not path.startswith("head/next/")}
+    more = headed(replace(backbone, params=prefixed_head(kept), head=one), objective)
+    assert more[2] == head and "head/next/kernel" not in more[1] and "head/dense/kernel" in more[1]
+
+
+OUTPUTS = {"logits": "prediction_logits", "next_logits": "seq_relationship_logits"}
+
+
+def prefixed_head(params):
+    """Leaves of a model with its head as a checkpoint has it."""
+    return {
+        path.replace("head/", "source_head/", 1) if path.startswith("head/") else path: x for path, x in params.items()
+    }
 
 
 def test_another_objective_brings_a_head_of_its_own_and_leaves_that_of_the_checkpoint_frozen(checkpoint):

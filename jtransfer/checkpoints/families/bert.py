@@ -73,7 +73,10 @@ DISTILLED_BLOCKS = repeated(
     "transformer.layer.{}.",
     "encoder/block_{}/",
 )
+OF_WORDS = ("masked_lm", "pretraining")
+"""Kinds of heads that predict words; the second also tells whether a sentence follows another."""
 POOLER = Row("pooler.dense", "pooler", DENSE)
+FOLLOWS = Row("cls.seq_relationship", "source_head/next", DENSE)
 CLASSIFIER = (Row("classifier", "source_head", DENSE),)
 CLASSIFIER_OF_TWO = (
     Row("classifier.dense", "source_head/dense", DENSE),
@@ -119,11 +122,13 @@ class BertDialect:
         # The output's own bias is often there as well, and is the one that transformers reads.
         biased = Row(bias, "source_head/bias", LEAF, (f"{output}.bias",) if bias != f"{output}.bias" else ())
         untied = (Row(output, "source_head/out", DENSE), Row(bias, "source_head/out/bias", LEAF))
+        words = (*transform, biased) if tied else (*transform, *untied)
         return {
             "sequence": self.classifier,
             "token": CLASSIFIER,
             "span": (Row("qa_outputs", "source_head", DENSE),),
-            "masked_lm": (*transform, biased) if tied else (*transform, *untied),
+            "masked_lm": words,
+            "pretraining": (*words, FOLLOWS),
         }
 
 
@@ -134,7 +139,7 @@ def _config(dialect, values):
 
 def _settle(dialect, values, tensors, kind):
     output = f"{dialect.language[2]}.weight"
-    return untied(values, tensors, output, "word_embeddings.weight") if kind == "masked_lm" else values
+    return untied(values, tensors, output, "word_embeddings.weight") if kind in OF_WORDS else values
 
 
 def _read(dialect, values, tensors):
@@ -159,7 +164,8 @@ def _head(dialect, values, kind, classes):
         return Head(classes, **every)
     if kind == "span":
         return Head(2, **every, span=True)
-    return replace(c.language_head, hidden=dialect.transform or c.activation)
+    follows = kind == "pretraining"
+    return replace(c.language_head, hidden=dialect.transform or c.activation, follows=follows)
 
 
 def _names(dialect, config, kind):
@@ -173,7 +179,8 @@ def _names(dialect, config, kind):
     *_, output, bias = dialect.language
     copies = [(re.escape(f"{output}.weight"), "a copy of the word embeddings")] if config.tied else []
     copies += [(re.escape(bias), "another name of the output's bias")] if bias != f"{output}.bias" else []
-    return Names(dialect.rows + heads.get(kind, ()), dialect.prefix, (*IGNORED, *copies, *others))
+    unread = [row for row in IGNORED if not (kind == "pretraining" and row[0].startswith(re.escape(FOLLOWS.theirs)))]
+    return Names(dialect.rows + heads.get(kind, ()), dialect.prefix, (*unread, *copies, *others))
 
 
 def _write(dialect, config):
@@ -271,7 +278,7 @@ def _family(dialect, classes, **more):
 
 
 FAMILIES = {
-    "bert": _family(BERT, "Bert", BertForPreTraining="masked_lm"),
+    "bert": _family(BERT, "Bert", BertForPreTraining="pretraining"),
     "roberta": _family(ROBERTA, "Roberta"),
     "xlm-roberta": _family(replace(ROBERTA, model_type="xlm-roberta"), "XLMRoberta"),
     "camembert": _family(replace(ROBERTA, model_type="camembert"), "Camembert"),
