@@ -138,7 +138,7 @@ def train(arguments, overrides: list[str]) -> None:
     from jtransfer.train import known, loop, results, runs
 
     with hosts.together(60 * arguments.patience):
-        run = runs.prepare(config)
+        run = runs.prepare(config, workdir=workdir)
         first = hosts.is_first()
         for line in results.ways_out(run) if first else ():
             log.warning("%s", line)

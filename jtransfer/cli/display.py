@@ -151,9 +151,12 @@ class TrainProgress(Live):
         self.task = self.progress.add_task("", total=steps)
 
     def __call__(self, row, measured):
-        names = sorted(row.keys() - {"step"}, key=lambda name: (name != "loss", [*row].index(name)))
+        numbers = {name for name, value in row.items() if name != "step" and not isinstance(value, list)}
+        names = sorted(numbers, key=lambda name: (name != "loss", [*row].index(name)))
         values = "  ".join(f"{name} {row[name]:.4g}" for name in names)
         self.say(f"{row['step']:>7}  {values}{self._pace(measured)}")
+        for text in row.get("samples", ()):
+            self.say(f"{'':>7}  > {text}")
         self.progress.update(self.task, completed=row["step"])
 
     def _pace(self, measured):
@@ -169,7 +172,8 @@ class TrainProgress(Live):
 
 def show_train(rows: list[dict], directory: str) -> None:
     """Print the last row of metrics, and where everything lies."""
-    last = "  ".join(f"{name} {value:.4f}" for name, value in rows[-1].items() if name != "step")
+    numbers = {name: value for name, value in rows[-1].items() if name != "step" and not isinstance(value, list)}
+    last = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
     print(f"\nstep {rows[-1]['step']}: {last}")
     print(f"Written to {directory}: metrics.jsonl, tensorboard/, checkpoints/, model/")
 

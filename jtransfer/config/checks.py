@@ -83,9 +83,15 @@ TABLES: dict[str, dict[str, Any]] = {
         "crop": either(several(number(above=0, most=1), 2, 2), Kind("empty", lambda x: x in ((), []))),
         "temperature_limit": either(number(least=0, most=0), number(least=1)),
         "augment": several(NAME),
-        "packing": choice("", "joined", "documents"),
+        "packing": choice("", "joined", "documents", "segments"),
         "group_by_length": FLAG,
         "stride": whole(0, 10**6),
+        "samples": {
+            "prompts": several(TEXT),
+            "tokens": whole(1, 2**16),
+            "temperature": kinds.NOT_NEGATIVE,
+            "top_p": number(above=0, most=1),
+        },
         "damaged": SHARE,
         "method": NAME,
         "seed": kinds.SEED,
@@ -170,7 +176,7 @@ OF_ONE_TASK = (
     *OF_ROWS,
 )
 """Keys that a config with several tasks leaves out."""
-OF_PAIRS = ("towers", "tokenizer", "templates", "crop", "temperature_limit")
+OF_PAIRS = ("towers", "templates", "crop", "temperature_limit")
 """Keys of contrastive objectives alone."""
 
 
@@ -217,7 +223,7 @@ def check(command: str, config: Any, place=lambda key: "") -> None:
         raise InputError(f"config: {type(error).__name__}: {error}") from None
     expected = table(command, values)
     missing = [key for key in DEFAULTS[command]() if key not in values]
-    for name in {"load", "towers", "keep"} & TABLES[command].keys() & values.keys():
+    for name in {"load", "towers", "keep", "samples"} & TABLES[command].keys() & values.keys():
         missing += [f"{name}.{key}" for key in TABLES[command][name] if key not in _section(values, name)]
     _walk(expected, values, "", place)
     if missing:
@@ -285,7 +291,7 @@ def _refuse_unused(command: str, values: Mapping[str, Any]) -> None:
         for task in values["tasks"]:
             if not (task.isidentifier() and task.isascii()):
                 raise InputError(f"config.tasks: '{task}' is no name of a task; expected letters, digits and _")
-        if values["tasks"] and (unused := set_among((*OF_ONE_TASK, *OF_PAIRS))):
+        if values["tasks"] and (unused := set_among((*OF_ONE_TASK, *OF_PAIRS, "tokenizer"))):
             raise InputError(f"config.{unused[0]} is of a single task, config.tasks has several; leave it out")
         if not (values["backbone"] or any(values["towers"].values())) and (unused := set_among(OF_ONE, "load")):
             raise InputError(f"config.load.{unused[0]} is of config.backbone, which names none; leave it out")
@@ -296,6 +302,12 @@ def _refuse_unused(command: str, values: Mapping[str, Any]) -> None:
             raise InputError(
                 f"config.{unused[0]} is of contrastive objectives, config.objective is '{text}'; leave it out"
             )
+        if objective.reads != "pairs" and values["backbone"] and set_among(("tokenizer",)):
+            raise InputError(
+                "config.tokenizer is of a model that starts at random, config.backbone has one; leave it out"
+            )
+        if values["samples"]["prompts"] and (values["tasks"] or objective.reads != "texts"):
+            raise InputError(f"config.samples is of objective 'lm' alone, config.objective is '{text}'; leave it out")
         if objective.reads == "pairs" and (unused := set_among(OF_ROWS)):
             instead = "they have config.crop" if unused[0] == "augment" else "leave it out"
             raise InputError(f"config.{unused[0]} is of rows, config.objective '{text}' of pairs; {instead}")

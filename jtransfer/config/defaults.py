@@ -84,18 +84,23 @@ def train_defaults() -> dict[str, Any]:
         # gives `batch` examples to every step: {"digits": {"data": "digits"}, "ink": {"data": "npz:ink.npz", ...}}
         "tasks": {},
         "preprocessor": {},  # how images are made, in the keys of preprocessor_config.json; empty for the backbone's
+        # Empty for the backbone's, or "bytes", or a checkpoint that has one; of texts also one that is trained on them,
+        # as "wordpiece(size=8000)", "bpe(size=8000)" or "words(size=20000)"; of pairs also a file of CLIP's merges.
+        "tokenizer": "",
         # Of a contrastive objective alone:
         "towers": {"vision": "", "text": ""},  # backbones that one or both start from, when there is no `backbone`
-        "tokenizer": "",  # empty for the backbone's, or "bytes"; a file of CLIP's merges, or a checkpoint that has one
         "templates": (),  # texts with {} for the caption, one drawn each time; empty for the source's own
         "crop": (),  # the least and the largest share of an image's area that is cut out for training, as (0.9, 1.0)
         "temperature_limit": 100.0,  # of "clip": the most that cosines are multiplied by; 0 for none, as "siglip" has
         "augment": (),  # of images, as ("inception_crop(224)", "flip", "randaugment(2, 9)"): see docs/data.md
         # Of a single task of texts: of lm and masked_lm, "joined" behind each other in rows of load.tokens without
-        # padding, or "documents", each of which sees itself alone; or batches of texts of about one length.
+        # padding, "documents", each of which sees itself alone, or "segments", two in a row, for next sentences; or
+        # batches of texts of about one length.
         "packing": "",
         "group_by_length": False,
         "stride": 0,  # of "squad:FILE": tokens from one window of a long passage to the next; 0 cuts it at load.tokens
+        # Texts that a causal model writes at every evaluation, behind each of these prompts: at most so many tokens.
+        "samples": {"prompts": (), "tokens": 40, "temperature": 0.8, "top_p": 0.95},
         "damaged": 0.0,  # share of the training rows that may be damaged and is left out; 0: one such row is an error
         "method": "scratch",
         "seed": 0,

@@ -153,7 +153,11 @@ def prepare_for(backbone: Backbone, options: Mapping[str, Any], data: Any, joine
         InputError: the backbone takes another kind of data, images of another shape, or fewer tokens.
     """
     if data.kind == "text":
-        return _for_texts(backbone, data, options.get("tokens", 0), joined)
+        if "input_ids" not in backbone.config.inputs:
+            taken = ", ".join(backbone.config.inputs)
+            raise InputError(f"config.data: {data.name} holds texts, the model takes {taken}")
+        tokenizer, tokens = backbone.preprocess, options.get("tokens", 0)
+        return texts_for(tokenizer, f"backbone '{backbone.name}'", data, tokens, joined)
     return _for_images(backbone, data)
 
 
@@ -344,12 +348,22 @@ def _for_images(backbone: Backbone, data: Any) -> Prepare:
     return prepare
 
 
-def _for_texts(backbone: Backbone, data: Any, tokens: int, joined: bool) -> Texts:
-    if "input_ids" not in backbone.config.inputs:
-        raise InputError(f"config.data: {data.name} holds texts, the model takes {', '.join(backbone.config.inputs)}")
-    tokenizer = backbone.preprocess
+def texts_for(tokenizer: Any, what: str, data: Any, tokens: int, joined: bool) -> Texts:
+    """What makes the inputs of a model from texts; says how many are cut.
+
+    Args:
+        tokenizer: A `data.text.Tokenizer`.
+        what: The model, for errors.
+        data: An object with `name` and `inputs`.
+        tokens: The length of all texts in tokens, or of the rows that they are joined in; 0 for that of the longest
+            text, or where they are joined for all that the model takes.
+        joined: Whether texts will be joined: none is cut then, and their own lengths are of no matter.
+
+    Raises:
+        InputError: more tokens than the model takes, or a token that its table has no row for.
+    """
     if tokens > tokenizer.limit:
-        raise InputError(f"config.load.tokens is {tokens}; backbone '{backbone.name}' takes {tokenizer.limit} at most")
+        raise InputError(f"config.load.tokens is {tokens}; {what} takes {tokenizer.limit} at most")
     if joined:
         return Texts(tokenizer, tokens or tokenizer.limit)
     limit, longest, cut = tokens or tokenizer.limit, 1, 0

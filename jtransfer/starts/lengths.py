@@ -4,6 +4,7 @@ What a batch is follows from the seed and the step alone, as for any stream: of 
 before the first step, so that each knows where every row begins, or how long it is.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -19,8 +20,9 @@ from jtransfer.models import Architecture
 from jtransfer.starts.batches import LENGTHS
 from jtransfer.starts.inputs import BLOCK, Arrays, Texts, columns_of
 
-PACKINGS = ("joined", "documents")
-"""How rows are filled with texts: each token sees what stands before it in its row, or its own text alone."""
+PACKINGS = ("joined", "documents", "segments")
+"""How rows are filled with texts: each token sees what stands before it in its row, or its own text alone; or a row has
+two segments, of which the second follows the first or does not (see `segments`)."""
 
 WINDOW = 50
 """Batches among whose rows texts of one length are looked for."""
@@ -127,24 +129,26 @@ def packed(
         The stream, and what takes its inputs.
 
     Raises:
-        InputError: the stream draws its inputs anew, or has no text.
+        InputError: the stream draws its inputs anew, or its texts do not fill one row.
     """
-    rows = _rows(stream, f"config.packing '{how}'")
+    rows = rows_of(stream, f"config.packing '{how}'")
     end = model.eos_tokens[:1] if model.generates else ()
     documents = how == "documents"
 
     def joined(inputs):
-        found = []
-        for start in range(0, len(inputs), BLOCK):
-            own = inputs[np.arange(start, min(start + BLOCK, len(inputs)))]
-            for ids, _, _ in _tokens(own, texts, ALL):
-                found.append(np.array([*ids, *(end if tuple(ids[-1:]) != end else ())], np.int32))
+        each = tokens_of(inputs, texts)
+        found = [np.array([*ids, *(end if tuple(ids[-1:]) != end else ())], np.int32) for ids in each]
         starts = np.cumsum([0, *map(len, found)])
         own = starts[:-1][np.diff(starts) > 0]
         return Packed(np.concatenate(found), own, texts, documents, "position_ids" in model.inputs)
 
     name, inputs, _ = stream.held_out
     pool, held_out = joined(Rows(stream.inputs, rows)), joined(inputs)
+    if len(pool.ids) < texts.tokens:
+        raise InputError(
+            f"config.packing '{how}': all training texts of {stream.name} have {len(pool.ids)} tokens together, fewer "
+            f"than one row of {texts.tokens}; set config.load.tokens to {len(pool.ids)} at most"
+        )
 
     at = partial(_of_packed, pool, epochs(np.arange(len(pool)), batch, seed), share)
     held_out = (name, held_out, np.zeros((len(held_out), 0), np.int8))
@@ -178,7 +182,7 @@ def grouped(stream: Stream, texts: Texts, batch: int, seed: int, share: np.ndarr
     Raises:
         InputError: the stream draws its inputs anew, has labels of words or answers, or its texts have a fixed length.
     """
-    rows, where = _rows(stream, "config.group_by_length"), f"config.group_by_length: {stream.name}"
+    rows, where = rows_of(stream, "config.group_by_length"), f"config.group_by_length: {stream.name}"
     if stream.targets in KINDS:
         raise InputError(f"{where} has labels of parts of texts, which have one length; leave it out")
     if texts.tokenizer.whole:
@@ -223,11 +227,18 @@ def by_length(counts: np.ndarray, batch: int, rows: np.ndarray, draws: np.random
     return rows[np.concatenate(found)]
 
 
+def tokens_of(inputs: Any, texts: Texts) -> Iterator[list[int]]:
+    """The tokens of each text, indexed by rows, with its special tokens; none is cut."""
+    for start in range(0, len(inputs), BLOCK):
+        own = inputs[np.arange(start, min(start + BLOCK, len(inputs)))]
+        yield from (ids for ids, _, _ in _tokens(own, texts, ALL))
+
+
 def _tokens(inputs, texts, limit):
     return texts.tokenizer.rows(*columns_of(inputs), limit)
 
 
-def _rows(stream: Stream, what: str) -> np.ndarray:
+def rows_of(stream: Stream, what: str) -> np.ndarray:
     """The rows that a stream trains on.
 
     Raises:

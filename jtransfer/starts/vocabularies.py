@@ -26,13 +26,14 @@ LARGEST_MERGES = 1 << 24
 """Bytes of a file of merges, packed or not; CLIP's has 3 million."""
 
 
-def files(name: str) -> Files:
+def files(name: str, known: tuple[str, ...] = (BYTES,)) -> Files:
     """The files of a tokenizer.
 
     Args:
         name: "bytes" for one token a byte, of texts in small letters, as CLIP reads all texts; a file of merges like
             CLIP's `bpe_simple_vocab_16e6.txt.gz`, whose first 48,894 merges are taken, as OpenAI and open_clip do; or a
             checkpoint with a tokenizer, a directory or a name on the hub.
+        known: Names that are no checkpoint's, for an error.
 
     Returns:
         The content of each file, by its name.
@@ -49,7 +50,7 @@ def files(name: str) -> Files:
             return _byte_pairs([tuple(line.split()) for line in lines], clean="lower")
         except (OSError, ValueError, EOFError) as error:
             raise InputError(f"config.tokenizer: {name} is no gzip file of merges ({error})") from None
-    directory = path if path.is_dir() else _from_hub(name)
+    directory = path if path.is_dir() else _from_hub(name, known)
     found = text.files_in(directory)
     if not found:
         raise InputError(f"config.tokenizer: {name} has no tokenizer.json, nor another file of a tokenizer")
@@ -106,13 +107,13 @@ def _byte_pairs(merges: list[tuple[str, str]], clean: str = "") -> Files:
     }
 
 
-def _from_hub(name: str) -> epath.Path:
+def _from_hub(name: str, known: tuple[str, ...]) -> epath.Path:
     from jtransfer.checkpoints import hub
 
     try:
         return hub.snapshot(name, list(keys.FILES))
     except Exception as error:  # whatever the network and its libraries raise
         raise InputError(
-            f"config.tokenizer: unknown '{name}', {nearest(name, [BYTES])}: no file, no directory, not in the hub's "
+            f"config.tokenizer: unknown '{name}', {nearest(name, known)}: no file, no directory, not in the hub's "
             f"cache, which cannot be filled from here ({type(error).__name__})"
         ) from None

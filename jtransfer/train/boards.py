@@ -47,7 +47,9 @@ def _tensorboard(directory, first):
 
         def write(row):
             for name, value in row.items():
-                if name != "step":
+                if isinstance(value, list):
+                    writer.add_text(name, _text(value), row["step"])
+                elif name != "step":
                     writer.add_scalar(name, value, row["step"])
             writer.flush()
 
@@ -79,4 +81,9 @@ def _wandb(project, directory, record):
     about = {"project": project, "id": name, "name": directory.name, "resume": "allow"}
     with wandb.init(**about, dir=where, config=dict(record)) as run:
         run.define_metric("*", step_metric="step")
-        yield run.log
+        yield lambda row: run.log({name: _text(value) for name, value in row.items()})
+
+
+def _text(value):
+    """Texts as one, which boards show, and anything else as it is."""
+    return "\n\n".join(value) if isinstance(value, list) else value

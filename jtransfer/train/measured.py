@@ -37,14 +37,14 @@ class Evaluate:
     """Measures a model on held-out examples; called with a train state and the frozen leaves, it gives metrics by name.
 
     Attributes:
-        call: What it calls.
-        names: Gives the name of each of these metrics, and whether more of it is better; nothing is computed.
+        call: What it calls; texts may be among what it gives, as `samples` writes them.
+        names: Gives the name of each metric that is a number, and whether more of it is better; nothing is computed.
     """
 
-    call: Callable[[Any, Tree], dict[str, float]]
+    call: Callable[[Any, Tree], dict[str, Any]]
     names: Callable[[], dict[str, bool]]
 
-    def __call__(self, state: Any, frozen: Tree) -> dict[str, float]:
+    def __call__(self, state: Any, frozen: Tree) -> dict[str, Any]:
         """The metrics."""
         return self.call(state, frozen)
 

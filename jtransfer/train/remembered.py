@@ -1,4 +1,4 @@
-"""What a run keeps of its data in `task.json`, so that its result is exported without the data.
+"""What a run keeps of its data, so that its result is exported without them: `task.json`, and its tokenizer.
 
 An export builds the task of the run again: the model, its classes, the shapes of its inputs. From the data it needs
 their kind, the names of the classes, the form of the labels, and one row that has the form of all others.
@@ -15,6 +15,8 @@ from jtransfer.data.dataset import Lazy
 from jtransfer.data.pairs import HeldOut, PairStream
 from jtransfer.data.streams import Joined, Stream
 from jtransfer.errors import Damaged
+from jtransfer.starts.texts import FOLDER
+from jtransfer.storage import directories
 from jtransfer.train.task import Task
 
 FILE = "task.json"
@@ -24,7 +26,7 @@ LARGEST = 1 << 28
 
 
 def write(directory: epath.Path, task: Task) -> None:
-    """Write the record of a task's data into a run's directory.
+    """Write the record of a task's data into a run's directory, and the tokenizer of a model that starts at random.
 
     Raises:
         MachineError: it cannot be written.
@@ -36,6 +38,17 @@ def write(directory: epath.Path, task: Task) -> None:
     else:
         values = _record(stream, task.start.classes, tokens)
     files.write_record(directory / FILE, values)
+    if task.start.tokenizer and task.start.backbone is None and not (directory / FOLDER / directories.RECORD).exists():
+        directories.write_together(directory / FOLDER, task.start.tokenizer)
+
+
+def tokenizer_of(config: Any, directory: epath.PathLike | None) -> epath.Path | None:
+    """Where the tokenizer lies that a run of a config has kept in its directory; None where it has kept none."""
+    found = epath.Path(directory) / FOLDER if directory is not None else None
+    if not config.tokenizer or config.backbone or found is None or not (found / directories.RECORD).exists():
+        return None
+    _, before = files.read_record(epath.Path(directory) / "config.json", "choose another --workdir, or remove it")
+    return found if before.get("tokenizer") == config.tokenizer else None
 
 
 def _record(stream, classes, tokens):

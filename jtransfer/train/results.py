@@ -64,7 +64,7 @@ def result(
         config.load.tokens = tokens
     words = "--trust={0}, or trust=['{0}'] from Python"
     with hub.from_cache_alone(), imports.trusting(trust, f"workdir {directory}", words):
-        run = runs.prepare(config, stream)
+        run = runs.prepare(config, stream, workdir=directory)
     now = run.fingerprints
     if "modules" in now and isinstance(
         noted := before.get("modules"), dict

@@ -52,7 +52,7 @@ def claim(run: Run, directory: epath.Path) -> str:
         config = {key: value for key, value in record.items() if key != "fingerprints"}
         config = ConfigDict({**run.defaults, **config, "load": record["load"] | {"dtype": dtype}})
         # The fingerprint of a backbone covers the dtype that it computes in.
-        own = prepare(config, run.task.data.stream).fingerprints
+        own = prepare(config, run.task.data.stream, workdir=directory).fingerprints
         record["fingerprints"] = record["fingerprints"] | {key: x for key, x in own.items() if key in WEIGHTS}
     return workdir.fingerprint(workdir.claim(directory, record, run.defaults, may_change=MAY_CHANGE))
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import jax
+from etils import epath
 
 from jtransfer import expressions, methods
 from jtransfer.checkpoints.adapter import merges
@@ -16,7 +17,7 @@ from jtransfer.devices import sharding
 from jtransfer.errors import InputError, nearest
 from jtransfer.optimiser import Optimiser
 from jtransfer.starts import teachers
-from jtransfer.train import costs, known, solved, tried
+from jtransfer.train import costs, known, remembered, solved, tried
 from jtransfer.train.bad_steps import OnBad
 from jtransfer.train.bad_steps import parse as parse_on_bad
 from jtransfer.train.cut import Cut, behind
@@ -122,13 +123,19 @@ class Run:
         return merges(self.method, start.model, self.adapted.example, self.adapted.shapes, self.adapted.base)
 
 
-def prepare(config, stream: Any = None, devices: Sequence[jax.Device] | None = None) -> Run:
+def prepare(
+    config,
+    stream: Any = None,
+    devices: Sequence[jax.Device] | None = None,
+    workdir: epath.PathLike | None = None,
+) -> Run:
     """Load data and backbone, build model and method.
 
     Args:
         config: A config with all keys of `jtransfer.config.train_defaults`.
         stream: A stream to use instead of the config's data, as `remembered.read` gives it; None to open the data.
         devices: Those of a topology to compile for; None for all that JAX has.
+        workdir: The directory of the run, whose tokenizer is taken where it has one; None for none.
 
     Raises:
         InputError: a config that cannot be run. It is raised before any compilation.
@@ -144,7 +151,7 @@ def prepare(config, stream: Any = None, devices: Sequence[jax.Device] | None = N
     on_bad = parse_on_bad(config.on_bad_step)
     method, optimiser = methods.parse(config.method), Optimiser(**config.optimiser)
     methods.check_needs([method], [key for key in ("teacher", "source") if config[key]])
-    task = build_task(config, mesh, stream)
+    task = build_task(config, mesh, stream, remembered.tokenizer_of(config, workdir))
     start, objective = task.start, task.objective
     if method.binds:
         method = method.bound(teachers.given(task.data.parts, start.base, task.data.example))

@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 
 from jtransfer import checkpoints, methods, objectives
@@ -26,7 +27,7 @@ from jtransfer.errors import InputError, Once
 from jtransfer.evaluate.zero_shot import TEMPLATES
 from jtransfer.models import Heads, build
 from jtransfer.objectives import metrics
-from jtransfer.starts import lengths, pairs, teachers, windows
+from jtransfer.starts import lengths, pairs, segments, teachers, texts, windows
 from jtransfer.starts.inputs import (
     as_they_are,
     described_processor,
@@ -39,7 +40,7 @@ from jtransfer.starts.inputs import (
     tower_for,
 )
 from jtransfer.starts.start import Start
-from jtransfer.train import measured, solved, watched
+from jtransfer.train import measured, samples, solved, watched
 from jtransfer.train.by_names import ClassNames, is_dual
 from jtransfer.train.combine import weighted
 from jtransfer.train.task import Task, TaskData
@@ -48,13 +49,16 @@ from jtransfer.tree import select
 log = logging.getLogger("jtransfer")
 
 
-def build_task(config, mesh: Mesh, stream: Stream | PairStream | Joined | None = None) -> Task:
+def build_task(
+    config, mesh: Mesh, stream: Stream | PairStream | Joined | None = None, kept: epath.Path | None = None
+) -> Task:
     """The task of a config.
 
     Args:
         config: The config of the run.
         mesh: The devices.
         stream: A stream to use instead of the config's data; None to open the data.
+        kept: The directory of the tokenizer that the run had before; None where there is none.
 
     Raises:
         InputError: data, a backbone, a teacher, an objective or a metric that is unknown, cannot be read or does not
@@ -66,7 +70,7 @@ def build_task(config, mesh: Mesh, stream: Stream | PairStream | Joined | None =
     settings = {key: config[key] for key in objectives.SETTINGS}
     pairs = objectives.parse(config.objective, settings).reads == "pairs"
     _refuse_needs(config, pairs)
-    return (_of_pairs if pairs else _of_rows)(config, settings, mesh, stream)
+    return _of_pairs(config, settings, mesh, stream) if pairs else _of_rows(config, settings, mesh, stream, kept)
 
 
 def _refuse_needs(config, others: bool) -> None:
@@ -77,12 +81,13 @@ def _refuse_needs(config, others: bool) -> None:
         raise InputError("config.source is of a single task of rows; leave it out")
 
 
-def _of_rows(config, settings, mesh, stream) -> Task:
+def _of_rows(config, settings, mesh, stream, kept) -> Task:
     """A task of rows, each with its labels or without any."""
     remembered = stream is not None
     stream = stream or _opened(config, config.data, objectives.parse(config.objective, settings), mesh)
     method = methods.parse(config.method)
-    dual, prepare = _backbone(config, stream, tower=not (method.names or config.source or config.watch))
+    tower = not (method.names or config.source or config.watch)
+    dual, prepare = _backbone(config, stream, tower, kept, absent=remembered)
     if not remembered:
         stream, prepare = _arranged(config, stream, prepare, dual.config, mesh)
     objective, named, one = _asked(config, settings, stream, prepare)
@@ -92,6 +97,8 @@ def _of_rows(config, settings, mesh, stream) -> Task:
     else:
         whole = tower_for(dual, stream)
     model, params, head = headed(whole, objective, stream.outputs)
+    if getattr(head, "follows", False) and config.packing != "segments":
+        raise InputError(f"config.objective '{config.objective}' needs config.packing 'segments'; set it")
     labels, held_out = _labels(prepare, stream)
     objectives.check_mixup(config.mixup, one)
     objectives.check_mixup(config.cutmix, one, "cutmix")
@@ -106,12 +113,15 @@ def _of_rows(config, settings, mesh, stream) -> Task:
     evaluate = partial(measured.rows, "", stream, held_out, prepare, objective, named, one, mesh)
     if from_source:
         evaluate = partial(measured.with_source, evaluate, from_source, mesh)
+    if config.samples.prompts:
+        written = samples.asked(config.samples, config.seed, whole.config, head, prepare.tokenizer)
+        evaluate = partial(samples.beside, evaluate, written, mesh)
     solve = None
     if method.solves:
         chooses = metrics.choosing(named, stream, config.objective)
         by = names if method.names else None
         solve = partial(solved.head, stream, prepare, chooses, whole.model, mesh, config.batch, by)
-    start, parts = _start(config, whole, stream), teachers.parts(held_out, taught.values(), stream.inputs)
+    start, parts = _start(config, whole, stream, prepare), teachers.parts(held_out, taught.values(), stream.inputs)
     fingerprints = {"backbone": dual.fingerprint} if method.names else start.fingerprints
     read = {name: x.fingerprint for name, x in (taught | ({"source": from_source} if from_source else {})).items()}
     task = Task(
@@ -178,7 +188,9 @@ def _of_several(config, mesh, joined) -> Task:
         {name: {"inputs": one} | teachers.parts(held_out) for name, (_, _, one, _, held_out) in asked.items()},
     )
     classes = tuple(_classes(streams[name], own) for name, own in objective.items())
-    start = replace(_start(config, whole, first), model=model, params=params, head=Heads(tuple(heads.items()), classes))
+    start = replace(
+        _start(config, whole, first, prepare), model=model, params=params, head=Heads(tuple(heads.items()), classes)
+    )
     combine = weighted({name: section.weight for name, section in sections.items()})
     task = Task(data, start, objective, combine, config.accumulate)
     return task if joined else _watching(config, mesh, task)
@@ -213,15 +225,20 @@ def _opened(config, data, objective, mesh) -> Stream:
     return open_stream(data, config.batch, config.seed, own, config.data_dir, every, config.augment, config.damaged)
 
 
-def _backbone(config, stream, tower=True):
+def _backbone(config, stream, tower=True, kept=None, absent=False):
     """The backbone, without a name or leaves where there is none, and what makes its inputs of a stream's."""
-    if config.preprocessor and stream.kind != "image":
-        raise InputError(f"config.preprocessor is of images, {stream.name} holds {stream.kind}s; leave it out")
+    for key, kind in (("preprocessor", "image"), ("tokenizer", "text")):
+        if config[key] and stream.kind != kind:
+            raise InputError(f"config.{key} is of {kind}s, {stream.name} holds {stream.kind}s; leave it out")
     if config.backbone:
         # On the host, where it may lie in the mapped file; training lays it out on the mesh.
         found, prepare = load_for(
             config.backbone, config.load, stream, tower, bool(config.packing or config.stride), sharding="host"
         )
+    elif stream.kind == "text":
+        about = config.load.tokens, bool(config.packing), kept, absent
+        model, prepare = texts.unpretrained(config.model.to_dict(), config.tokenizer, stream, *about)
+        found = checkpoints.Backbone("", model, {})
     else:
         found = checkpoints.Backbone("", build(**config.model), {})
         prepare = None if config.preprocessor else as_they_are(found.model, stream)
@@ -234,6 +251,8 @@ def _backbone(config, stream, tower=True):
 def _arranged(config, stream, prepare, model, mesh):
     """A stream of texts and what makes its inputs, as the config has texts joined or grouped."""
     about = config.batch, config.seed, sharding.rows(mesh, config.batch)
+    if config.packing == "segments":
+        return segments.segments(stream, prepare, *about)
     if config.packing:
         return lengths.packed(stream, prepare, config.packing, model, *about)
     if config.stride:
@@ -285,7 +304,7 @@ def _told(taught, batch):
     return {name: x for read in taught for name, x in read(batch["inputs"], rows).items()}
 
 
-def _start(config, whole, stream):
+def _start(config, whole, stream, prepare):
     """A backbone without the head of an objective."""
     backbone = whole if config.backbone else None
     return Start(
@@ -293,7 +312,7 @@ def _start(config, whole, stream):
         backbone=backbone,
         fingerprints={"backbone": backbone.fingerprint} if backbone else {},
         preprocessor=_processor_of(config, backbone, whole.model),
-        tokenizer=tokenizer_files(backbone) if stream.kind == "text" else {},
+        tokenizer=(tokenizer_files(backbone) if backbone else prepare.tokenizer.files) if stream.kind == "text" else {},
     )
 
 

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 import jtransfer as jt
 from jtransfer import config, objectives
+from jtransfer.checkpoints.families import FAMILIES
 from jtransfer.cli import main
 from jtransfer.data.streams import taken
 from jtransfer.devices import sharding
@@ -85,16 +86,28 @@ def test_rows_are_the_tokens_of_all_texts_in_their_order_and_none_is_lost(made):
     assert kept[:count].sum() == len(every)
 
 
-def test_a_row_of_joined_texts_has_the_loss_that_transformers_gives_it(made):
+def test_a_row_of_joined_texts_has_the_loss_and_gradients_that_transformers_gives_it(made):
     directory, file, _ = made
     run = prepared(file, "--config.packing=joined")
     (batch,) = rows_of(run, 1)
-    outputs = apply(run.task.start.model, run.task.start.params, batch["inputs"])
-    value, _ = run.task.objective.score({}, outputs, batch)
+    start, objective = run.task.start, run.task.objective
+
+    @jax.jit
+    def loss(params):
+        return objective.score({}, apply(start.model, params, batch["inputs"]), batch)[0]
+
+    value, gradients = jax.value_and_grad(loss)(start.params)
     peer = transformers.GPT2LMHeadModel.from_pretrained(directory).eval()
     ids = torch.tensor(batch["inputs"]["input_ids"]).long()
-    with torch.no_grad():
-        np.testing.assert_allclose(value, peer(ids, labels=ids).loss, rtol=1e-5)
+    expected = peer(ids, labels=ids).loss
+    expected.backward()
+    np.testing.assert_allclose(value, expected.detach(), rtol=1e-5)
+    theirs = {name: x.grad for name, x in peer.named_parameters()}
+    ours = FAMILIES["gpt2"].names(start.module.config, "causal_lm")
+    written = ours.write({path: np.asarray(x) for path, x in gradients.items()}, ours.prefix)
+    assert written.keys() == theirs.keys()
+    for name, gradient in written.items():
+        np.testing.assert_allclose(gradient, theirs[name], atol=1e-6, err_msg=name)
 
 
 def test_documents_of_one_row_have_the_loss_and_gradient_that_each_has_by_itself(made):
@@ -196,6 +209,10 @@ def test_a_run_learns_measures_perplexity_and_keeps_its_model(made, flags, tmp_p
             "config.packing leaves no text by itself, as config.group_by_length needs; leave one of them out",
         ),
         (
+            ["--config.packing=joined", "--config.load.tokens=24", "--config.data=texts:SHORT"],
+            "all training texts of texts:SHORT have 5 tokens together, fewer than one row of 24",
+        ),
+        (
             ["--config.packing=joined", "--config.objective=classification"],
             "config.packing is of objectives on texts alone, as lm; config.objective is 'classification'",
         ),
@@ -209,7 +226,9 @@ def test_a_run_learns_measures_perplexity_and_keeps_its_model(made, flags, tmp_p
         ),
     ],
 )
-def test_what_cannot_be_arranged_is_refused_before_anything_compiles(made, flags, said):
+def test_what_cannot_be_arranged_is_refused_before_anything_compiles(made, flags, said, tmp_path, monkeypatch):
+    (tmp_path / "SHORT").write_text("w1 w2\nw3\nw4\nw5\n")
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError) as error:
         prepared(made[1], *flags)
     assert said in str(error.value)
