@@ -43,6 +43,7 @@ setup(
         "tables": ["pyarrow>=17"],  # Parquet files and what `datasets` saved, as --config.data=table:mine.parquet
         # A compiler for TPUs that are not there, for the test of what a pod would need; noisy in a plain JAX session.
         "pod": ["libtpu; sys_platform == 'linux' and platform_machine == 'x86_64'"],
+        "elmo": ["h5py>=3.11"],  # weights of AllenNLP's ELMo
         "grain": ["grain>=0.2.18"],  # processes that prepare batches, as --config.workers=4
         "transformers": ["transformers>=5"],  # tokenizers of checkpoints that have no tokenizer.json
         # For tests of buckets: a server of Google's storage on this machine, its binary included.
@@ -58,6 +59,7 @@ setup(
             "tensorflow-datasets>=4.9.7",
             "pyarrow>=17",
             "grain>=0.2.18",
+            "h5py>=3.11",
             "simplejpeg>=1.9",
             "pyyaml",
         ],

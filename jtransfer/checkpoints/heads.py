@@ -23,7 +23,7 @@ from jtransfer.models.layers import ACTIVATIONS
 
 MOST_CLASSES = 1_000_000
 KEY, SEVERAL = "head", "tasks"
-WITHOUT_CLASSES = ("masked_lm", "pretraining", "causal_lm", "span", "projection")
+WITHOUT_CLASSES = ("masked_lm", "pretraining", "causal_lm", "bilm", "span", "projection")
 """Kinds whose number of outputs is no number of classes."""
 
 

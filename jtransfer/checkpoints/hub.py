@@ -17,10 +17,10 @@ from jtransfer.errors import InputError, first_line, nearest
 from jtransfer.kinds import shown
 
 ASSETS = Path(__file__).parents[1] / "assets"
-WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.npz"]
+WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.npz", "*.hdf5"]
 """Files of a hub repository that anything here reads."""
 
-WEIGHTS = (".safetensors", ".npz")
+WEIGHTS = (".safetensors", ".npz", ".hdf5")
 """Ends of the names of files of weights."""
 
 TOLD_BY = ("config.json", *WEIGHTS)

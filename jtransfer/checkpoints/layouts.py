@@ -11,7 +11,7 @@ from etils import epath
 
 from jtransfer.checkpoints import heads, pooled, sentences
 from jtransfer.checkpoints import tensors as files
-from jtransfer.checkpoints.families import FAMILIES, npz, open_clip, timm
+from jtransfer.checkpoints.families import FAMILIES, allennlp, npz, open_clip, timm
 from jtransfer.checkpoints.families.values import MAY_BE_NULL, MOST, labels, typed, words
 from jtransfer.checkpoints.names import LEAF, Names, Row
 from jtransfer.checkpoints.resizing import LARGEST_IMAGE
@@ -93,19 +93,23 @@ LARGEST_CONFIG = 1 << 23
 """Bytes of a `config.json`; one with the names of 20,000 classes has a third of that."""
 
 FOREIGN = {
+    "allennlp": allennlp.describe,
     "npz": npz.describe,
     "open_clip": open_clip.describe,
     "timm": timm.describe,
 }
 """Layouts that the tensors describe by their names and shapes, beside Hugging Face's and our own."""
 
-DESCRIBED = {"npz": ("vit",), "open_clip": ("clip",), "timm": tuple(timm.NETWORKS)}
+ALONE = {".npz": "npz", allennlp.SUFFIX: "allennlp"}
+"""Layouts that the end of a file's name tells; a directory has one such file."""
+
+DESCRIBED = {"allennlp": ("elmo",), "npz": ("vit",), "open_clip": ("clip",), "timm": tuple(timm.NETWORKS)}
 """The architectures, keys of `MODELS`, that are read from each of these."""
 
 OF_TIMM = "ViT, DINOv3, Swin, ConvNeXt, EfficientNet, MobileNet"
 KNOWN = (
-    f"the layouts are those of Hugging Face, jtransfer, timm ({OF_TIMM}), open_clip (CLIP) and the .npz of "
-    "vision_transformer and big_vision"
+    f"the layouts are those of Hugging Face, jtransfer, timm ({OF_TIMM}), open_clip (CLIP), AllenNLP's ELMo and the "
+    ".npz of vision_transformer and big_vision"
 )
 
 
@@ -121,6 +125,7 @@ def read(where: epath.Path, name: str, head: str | None, classes: int | None) ->
     file, tensors = _tensors(where)
     layout = _layout(file, tensors)
     config = directory / ("open_clip_config.json" if layout == "open_clip" else "config.json")
+    config = allennlp.options_file(file) if layout == "allennlp" else config
     if layout == "npz" or (layout == "timm" and not config.exists()):
         config, values = file, {}
     elif not config.exists():
@@ -143,24 +148,24 @@ def _tensors(where):
     """The file or directory that the tensors of a checkpoint are in, and they."""
     if where.is_dir():
         names = sorted(path.name for path in where.iterdir())
-        lonely = [name for name in names if name.endswith(".npz")]
+        lonely = [name for name in names if name.endswith(tuple(ALONE))]
         if len(lonely) != 1 or "config.json" in names or any(name.endswith(".safetensors") for name in names):
             return where, files.read_directory(where)
         where = where / lonely[0]
-    if where.suffix == ".npz":
-        return where, files.read_npz(where)
+    if where.suffix in ALONE:
+        return where, (files.read_npz if where.suffix == ".npz" else allennlp.read_hdf5)(where)
     if where.suffix == ".safetensors":
         return where, files.read_safetensors(where)
     if where.name.endswith(files.INDICES):
         return where, files.read_shards(where)
     files.refuse_pickles(where.parent, [where.name])
-    raise InputError(f"{where}: expected a .safetensors or .npz file; {KNOWN}")
+    raise InputError(f"{where}: expected a .safetensors, .npz or .hdf5 file; {KNOWN}")
 
 
 def _layout(file, tensors):
     """The key in `FOREIGN` of a layout that names of tensors tell; empty where the config has to."""
-    if file.suffix == ".npz":
-        return "npz"
+    if file.suffix in ALONE:
+        return ALONE[file.suffix]
     if "visual.conv1.weight" in tensors or any(name.startswith("visual.trunk.") for name in tensors):
         return "open_clip"
     return "timm" if timm.network(tensors) else ""

@@ -10,7 +10,7 @@ from jtransfer.files import read_json
 from jtransfer.kinds import shown
 
 ADAPTER, MODEL = "adapter_config.json", "config.json"
-WEIGHTS = (".safetensors", ".safetensors.index.json", ".npz")
+WEIGHTS = (".safetensors", ".safetensors.index.json", ".npz", ".hdf5")
 """Ends of the names of files of weights, and of indices of them."""
 
 OTHER_WEIGHTS = (".h5", ".msgpack", ".gguf", ".onnx", ".pb", ".tflite", ".mlmodel", ".keras")
@@ -127,7 +127,9 @@ def _is_model(names):
 def _weights(where, names):
     found = sorted(name for name in names if name.endswith(OTHER_WEIGHTS))
     if found:
-        return f"its weights are in {found[0]}, which is not read; expected .safetensors, or .npz of a ViT"
+        return (
+            f"its weights are in {found[0]}, which is not read; expected .safetensors, .npz of a ViT, or .hdf5 of ELMo"
+        )
     return ""
 
 

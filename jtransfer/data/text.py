@@ -303,6 +303,10 @@ def tokenizer(
     Raises:
         InputError: there is no tokenizer, its files are damaged, or they ask for what is not supported.
     """
+    if "word_ids" in names:  # words by their characters
+        from jtransfer.data import characters
+
+        return characters.tokenizer(directory, names, longest, tables or {})
     file, ours, settings = read(directory, values)
     sentences, prompts, prompt = sentence_settings(directory)
     clean = clean or settings.get("clean") or ""

@@ -18,6 +18,7 @@ from jtransfer.models.clip import CLIP, CLIPConfig, CLIPText, CLIPTextConfig
 from jtransfer.models.convnext import ConvNext, ConvNextConfig
 from jtransfer.models.dinov3 import DINOv3ViT, DINOv3ViTConfig
 from jtransfer.models.efficientnet import EfficientNet, EfficientNetConfig
+from jtransfer.models.elmo import Elmo, ElmoConfig
 from jtransfer.models.gpt2 import GPT2, GPT2Config
 from jtransfer.models.heads import SOURCE_HEAD, Classifier, Head, Headed, Heads
 from jtransfer.models.llama import Llama, LlamaConfig
@@ -48,6 +49,8 @@ __all__ = [
     "DINOv3ViTConfig",
     "EfficientNet",
     "EfficientNetConfig",
+    "Elmo",
+    "ElmoConfig",
     "GPT2Config",
     "Head",
     "Headed",
@@ -84,6 +87,7 @@ MODELS = {
     "convnext": (ConvNext, ConvNextConfig),
     "dinov3_vit": (DINOv3ViT, DINOv3ViTConfig),
     "efficientnet": (EfficientNet, EfficientNetConfig),
+    "elmo": (Elmo, ElmoConfig),
     "gpt2": (GPT2, GPT2Config),
     "llama": (Llama, LlamaConfig),
     "modernbert": (ModernBert, ModernBertConfig),

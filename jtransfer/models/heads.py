@@ -16,7 +16,11 @@ from jtransfer.tree import nested
 SOURCE_HEAD = "source_head/"
 """Prefix of the head of a backbone's source task, which stays in the tree, frozen, whatever the method."""
 
-READS = ("features", "pooler_output", "first", "last_hidden_state", "patches", "distilled", "image_embeds")
+NEIGHBOURS = "neighbours"
+READS = (
+    *("features", "pooler_output", "first", "last_hidden_state", "patches", "distilled", "image_embeds"),
+    NEIGHBOURS,
+)
 """What a head may read: see `Head`."""
 
 
@@ -29,7 +33,8 @@ class Head:
         reads: "features" or "pooler_output" `[batch, width]`, "first" (the first token of `last_hidden_state`),
             "last_hidden_state" `[batch, tokens, width]` (a prediction for every token), "patches" (the mean of it over
             the patches of an image), "distilled" (the mean of one prediction from the class token and one from the
-            distillation token), or a dual encoder's "image_embeds" `[batch, width]`, of length 1.
+            distillation token), a dual encoder's "image_embeds" `[batch, width]`, of length 1, or "neighbours" `[batch,
+            tokens, 2, width]` (two predictions of every token, from what stands before it and from what follows).
         hidden: Activation of a dense layer before the output; empty for no such layer.
         norm: LayerNorm after that activation, with this epsilon; 0 for none.
         tied: Whether the output kernel is the transposed table of the word embeddings.
@@ -67,13 +72,15 @@ class Head:
 
         "classification" is of a whole input ("sequence" in Hugging Face's models of texts), "token" of every token, and
         "span" of where an answer starts and ends. "masked_lm" predicts the words that were masked, by a hidden layer
-        before the vocabulary, "pretraining" also whether a segment follows another, and "causal_lm" the word that
-        follows. "projection" is an embedding.
+        before the vocabulary, "pretraining" also whether a segment follows another, "causal_lm" the word that follows,
+        and "bilm" a word from either side. "projection" is an embedding.
         """
         if self.output != "logits":
             return "projection"
         if self.span:
             return "span"
+        if self.reads == NEIGHBOURS:
+            return "bilm"
         if self.reads != "last_hidden_state":
             return "classification"
         if self.hidden or self.norm:

@@ -6,6 +6,7 @@ from typing import Any
 from jtransfer import expressions
 from jtransfer.data.dataset import FOUND
 from jtransfer.errors import InputError
+from jtransfer.objectives.bidirectional import bilm
 from jtransfer.objectives.classification import check_mixup, classification, multilabel, regression, sigmoid
 from jtransfer.objectives.contrastive import LOSSES, clip, contrastive, pair_loss, siglip
 from jtransfer.objectives.language import lm, spans, tokens
@@ -19,6 +20,7 @@ __all__ = [
     "WEIGHT",
     "Objective",
     "Score",
+    "bilm",
     "check_mixup",
     "check_reads",
     "classification",
@@ -49,6 +51,7 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "siglip": siglip,
     "masked_lm": masked_lm,
     "lm": lm,
+    "bilm": bilm,
     "tokens": tokens,
     "spans": spans,
 }

@@ -136,8 +136,10 @@ def packed(
     documents = how == "documents"
 
     def joined(inputs):
-        each = tokens_of(inputs, texts)
-        found = [np.array([*ids, *(end if tuple(ids[-1:]) != end else ())], np.int32) for ids in each]
+        found = []
+        for ids in tokens_of(inputs, texts):
+            one = np.array([*ids, *(end if tuple(ids[-1:]) != end else ())], np.int32)
+            found.append(one.reshape(-1, *np.shape(ids)[1:]))  # of words by their characters too
         starts = np.cumsum([0, *map(len, found)])
         own = starts[:-1][np.diff(starts) > 0]
         return Packed(np.concatenate(found), own, texts, documents, "position_ids" in model.inputs)

@@ -161,7 +161,35 @@ def _dinov3_in_timm():
     }
 
 
+def _in_allennlp():
+    options = {
+        "char_cnn": {
+            "activation": "relu",
+            "embedding": {"dim": 2},
+            "filters": [[1, 2], [2, 3]],
+            "max_characters_per_token": 50,
+            "n_highway": 1,
+        },
+        "lstm": {
+            "cell_clip": 3,
+            "dim": 4,
+            "n_layers": 1,
+            "proj_clip": 3,
+            "projection_dim": 3,
+            "use_skip_connections": True,
+        },
+    }
+    shapes = {"char_embed": (261, 2), "CNN_proj/W_proj": (5, 3), "CNN_proj/b_proj": (3,)}
+    shapes |= {"CNN/W_cnn_0": (1, 1, 2, 2), "CNN/b_cnn_0": (2,), "CNN/W_cnn_1": (1, 2, 2, 3), "CNN/b_cnn_1": (3,)}
+    shapes |= {f"CNN_high_0/{x}": (5, 5) if x[0] == "W" else (5,) for x in ("W_carry", "b_carry", "W_transform")}
+    shapes["CNN_high_0/b_transform"] = (5,)
+    for cell in ("RNN_0/RNN/MultiRNNCell/Cell0/LSTMCell", "RNN_1/RNN/MultiRNNCell/Cell0/LSTMCell"):
+        shapes |= {f"{cell}/W_0": (6, 16), f"{cell}/B": (16,), f"{cell}/W_P_0": (4, 3)}
+    return shapes, options
+
+
 FOREIGN = {
+    ("allennlp", "elmo"): _in_allennlp,
     ("timm", "vit"): _in_timm,
     ("timm", "convnext"): _convnext_in_timm,
     ("timm", "dinov3_vit"): _dinov3_in_timm,
@@ -195,6 +223,13 @@ def write_checkpoint(random_like):
             values = family.write(config) | {"id2label": {"0": "a", "1": "b", "2": "c"}, "architectures": [name]}
             size = {"height": config.image[0], "width": config.image[1]}
             processor = {"image_processor_type": "ViTImageProcessor", "size": size}
+        if layout == "allennlp":
+            h5py = pytest.importorskip("h5py")
+            with h5py.File(directory / "weights.hdf5", "w") as file:
+                for name, x in tensors.items():
+                    file[name] = x
+            (directory / "options.json").write_text(json.dumps(values))
+            return directory
         if layout == "npz":
             np.savez(directory / "vit.npz", **tensors)
             return directory

@@ -63,7 +63,7 @@ def test_a_directory_in_no_layout_is_refused(files, said, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("model.h5", "expected a .safetensors or .npz file"), ("m.pt", "is pickled")]
+    ("name", "said"), [("model.h5", "expected a .safetensors, .npz or .hdf5 file"), ("m.pt", "is pickled")]
 )
 def test_a_file_of_another_kind_is_refused(name, said, tmp_path):
     (tmp_path / name).write_bytes(b"anything")
