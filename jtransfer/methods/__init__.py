@@ -32,6 +32,7 @@ from jtransfer.methods.products import loha, lokr
 from jtransfer.methods.prompts import prompt, vpt
 from jtransfer.methods.remembering import RECORDED, SOURCE, ewc, lwf
 from jtransfer.methods.rotations import boft, hra, oft
+from jtransfer.methods.scalar_mix import scalar_mix
 from jtransfer.methods.teachers import (
     TEACHER_FEATURES,
     TEACHER_MAP,
@@ -85,6 +86,7 @@ __all__ = [
     "probe",
     "prompt",
     "rules",
+    "scalar_mix",
     "scratch",
     "top_blocks",
     "unfreeze",
@@ -118,6 +120,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "prompt": prompt,
     "prefix": prefix,
     "vpt": vpt,
+    "scalar_mix": scalar_mix,
     "clip_adapter": clip_adapter,
     "coop": coop,
     "l2sp": l2sp,

@@ -81,6 +81,7 @@ TEXTS = {
     "distill": "finetune + distill",
     "distill_features": "finetune + distill_features",
     "distill_attention": "finetune + distill_attention",
+    "scalar_mix": "scalar_mix",
 }
 """How the table writes each method: its defaults, and what it needs beside it."""
 OF_FAMILY = {
@@ -290,7 +291,7 @@ def test_the_table_of_methods_and_families_is_the_one_in_the_docs(backbones):
         assert before == table
 
 
-ALONE = "frozen_norm", "prompt"
+ALONE = "frozen_norm", "prompt", "scalar_mix"
 ON_VIT = [name for name, text in TEXTS.items() if name not in ALONE and not methods.parse(text).names]
 
 
