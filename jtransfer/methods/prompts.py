@@ -126,6 +126,8 @@ def prompt(length: Annotated[int, LENGTH] = 10, ids: Sequence[int] = ()) -> Meth
         if not (context.method_name == "__call__" and reads(model, TEXTS)):
             return call(*args, **kwargs)
         inputs = by_name(model, args, kwargs)
+        if inputs[TEXTS].ndim != 2:
+            raise InputError("prompt: the model reads words by their characters, before which no token can stand")
         if _follows(length, inputs):
             return call(**lengthened(length, inputs, model.config, also=("attention_mask",)))
         if inputs.get("document_ids") is not None:
