@@ -27,7 +27,7 @@ FOLLOWS, OTHER = 0, 1
 
 
 @dataclass(frozen=True, eq=False)
-class Windows:
+class TextWindows:
     """Texts cut into windows, without special tokens.
 
     Attributes:
@@ -81,7 +81,7 @@ class Pairs:
         seeds: `[n, numbers]`, of the draws of each.
     """
 
-    windows: Windows
+    windows: TextWindows
     rows: np.ndarray
     seeds: np.ndarray
 
@@ -142,7 +142,7 @@ def segments(stream: Stream, texts: Texts, batch: int, seed: int, share: np.ndar
     return arranged, Ready(texts.tokenizer, texts.tokens)
 
 
-def _at(pool: Windows, order, seed: int, share: np.ndarray, step: int) -> HostBatch:
+def _at(pool: TextWindows, order, seed: int, share: np.ndarray, step: int) -> HostBatch:
     places = np.asarray(share)
     seeds = np.stack([np.full(len(places), seed), np.full(len(places), step), places], 1)
     found = Pairs(pool, order(step)[share], seeds)
@@ -159,7 +159,7 @@ def _ends(texts: Texts) -> tuple[int, int, int]:
     return tuple(ids)
 
 
-def _windows(inputs: Sequence[str], texts: Texts, ends: tuple[int, int, int], where: str) -> Windows:
+def _windows(inputs: Sequence[str], texts: Texts, ends: tuple[int, int, int], where: str) -> TextWindows:
     size, special = texts.tokens - SPECIAL, set(ends)
     found, of = [], []
     for number, ids in enumerate(tokens_of(inputs, texts)):
@@ -174,4 +174,4 @@ def _windows(inputs: Sequence[str], texts: Texts, ends: tuple[int, int, int], wh
             "least, as half of the segments are of another text"
         )
     starts = np.cumsum([0, *map(len, found)])
-    return Windows(np.concatenate([np.array(x, np.int32) for x in found]), starts, np.array(of), ends, texts)
+    return TextWindows(np.concatenate([np.array(x, np.int32) for x in found]), starts, np.array(of), ends, texts)
