@@ -14,6 +14,8 @@ LARGEST = 2**31 - 1
 """The largest whole number that JAX holds by default."""
 
 BATCH, STEPS = whole(1, 2**20), whole(1, LARGEST)
+STREAMS = ("streams", "random_streams")
+"""Those of `starts.columns`, which imports JAX."""
 TACTICS = ("replicated", "fsdp", "tensor", "fsdp_tensor")
 """Names of `devices.tactics`, which imports JAX."""
 RULE = Kind(
@@ -83,7 +85,7 @@ TABLES: dict[str, dict[str, Any]] = {
         "crop": either(several(number(above=0, most=1), 2, 2), Kind("empty", lambda x: x in ((), []))),
         "temperature_limit": either(number(least=0, most=0), number(least=1)),
         "augment": several(NAME),
-        "packing": choice("", "joined", "documents", "segments"),
+        "packing": choice("", "joined", "documents", "segments", "streams", "random_streams"),
         "group_by_length": FLAG,
         "stride": whole(0, 10**6),
         "samples": {
@@ -319,6 +321,16 @@ def _refuse_unused(command: str, values: Mapping[str, Any]) -> None:
         if values["stride"] and (objective.reads != "spans" or (others := set_among(others))):
             said = f"config.{others[0]}" if objective.reads == "spans" else f"config.objective '{text}'"
             raise InputError(f"config.stride is of objective 'spans' alone, and {said} is set; leave one of them out")
+        if values["packing"] in STREAMS and "carried" not in objectives.options(text):
+            raise InputError(
+                f"config.packing '{values['packing']}' is of objectives that carry a state, as lm; config.objective is "
+                f"'{text}'"
+            )
+        if values["packing"] in STREAMS and values["accumulate"] > 1:
+            raise InputError(
+                f"config.packing '{values['packing']}' goes on in each row of a batch, which config.accumulate takes "
+                "apart; set it to 1"
+            )
         if values["group_by_length"] and (other := next(iter(set_among(("teacher", "source"))), "")):
             raise InputError(f"config.{other} reads texts of one length; leave out config.group_by_length, or it")
         if text == "siglip" and set_among(("temperature_limit",), but=(0,)):

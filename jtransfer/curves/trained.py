@@ -227,8 +227,9 @@ class Trained(Arm):
 
     def _steps(self):
         options = self.objective, self.optimiser, self.batch
-        # FLOPs are counted for the CPU, and another platform's trace has other kernels.
-        losses = self.losses if platform() == "cpu" else [None] * len(self.losses)
+        # FLOPs are counted for the CPU, and another platform's trace has other kernels; of loops each turn counts.
+        traced = platform() == "cpu" and not self.backbone.config.recurrent
+        losses = self.losses if traced else [None] * len(self.losses)
         pairs = zip(self.running.phases, losses, strict=True)
         return [costs.step_shapes(phase, *options, parts=self.examples.parts, loss=loss) for phase, loss in pairs]
 

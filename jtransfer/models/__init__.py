@@ -13,6 +13,7 @@ import numpy as np
 
 from jtransfer.errors import InputError, nearest
 from jtransfer.models.architecture import Architecture
+from jtransfer.models.awd_lstm import AWDLSTM, AWDLSTMConfig
 from jtransfer.models.bert import Bert, BertConfig
 from jtransfer.models.clip import CLIP, CLIPConfig, CLIPText, CLIPTextConfig
 from jtransfer.models.convnext import ConvNext, ConvNextConfig
@@ -31,11 +32,13 @@ from jtransfer.models.vit import ViT, ViTConfig
 from jtransfer.tree import Tree, flat, nested, prefixed, select
 
 __all__ = [
+    "AWDLSTM",
     "CLIP",
     "GPT2",
     "MODELS",
     "SOURCE_HEAD",
     "STATISTICS",
+    "AWDLSTMConfig",
     "Architecture",
     "Bert",
     "BertConfig",
@@ -81,6 +84,7 @@ __all__ = [
 ]
 
 MODELS = {
+    "awd_lstm": (AWDLSTM, AWDLSTMConfig),
     "bert": (Bert, BertConfig),
     "clip": (CLIP, CLIPConfig),
     "clip_text": (CLIPText, CLIPTextConfig),

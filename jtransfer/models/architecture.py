@@ -67,6 +67,8 @@ class Architecture(Protocol):
         masks_padding: Whether what it makes of a text is the same however far the text is padded on the right, as far
             as the attention mask goes: its outputs `[batch, width]`, and the states of the text's own tokens.
         generates: Whether the model continues texts, from `cache(batch, size)` on.
+        recurrent: Whether all that it keeps of what it has read has one size: `cache` is then a state that a text of
+            any length can be read on from.
         eos_tokens: The tokens that end a text that it generates.
         pad_token: The token that pads such texts; None for none.
         tied: Whether a head over the vocabulary reads the table of words; None for a model without such heads.
@@ -91,6 +93,7 @@ class Architecture(Protocol):
     right_padded: bool = False
     masks_padding: bool = False
     generates: bool = False
+    recurrent: bool = False
     eos_tokens: tuple[int, ...] = ()
     pad_token: int | None = None
     tied: bool | None = None

@@ -64,12 +64,16 @@ def generate(
     positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
 
     def read(ids, place, past):
-        inputs = {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "position_ids": jax.lax.dynamic_slice_in_dim(positions, place, ids.shape[1], axis=1),
-            "past_key_values": past,
-        }
+        def own(x):
+            return jax.lax.dynamic_slice_in_dim(x, place, ids.shape[1], axis=1)
+
+        # What is recurrent has read what came before; attention looks at it again.
+        about = (
+            {"attention_mask": own(mask)}
+            if config.recurrent
+            else {"attention_mask": mask, "position_ids": own(positions)}
+        )
+        inputs = {"input_ids": ids, "past_key_values": past, **about}
         outputs = apply(model, tree, inputs, train=False, logits_to_keep=1)
         return outputs["logits"][:, -1], outputs["past_key_values"]
 
@@ -130,7 +134,7 @@ def _config(model: nn.Module) -> Any:
         model = inner
     if not model.config.generates or not predicts:
         raise InputError(
-            f"{type(model).__name__} cannot generate; expected GPT2 or Llama with a head of kind 'causal_lm'"
+            f"{type(model).__name__} cannot generate; expected GPT2, Llama or AWDLSTM with a head of kind 'causal_lm'"
         )
     return model.config
 

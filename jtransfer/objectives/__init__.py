@@ -11,9 +11,10 @@ from jtransfer.objectives.classification import check_mixup, classification, mul
 from jtransfer.objectives.contrastive import LOSSES, clip, contrastive, pair_loss, siglip
 from jtransfer.objectives.language import lm, spans, tokens
 from jtransfer.objectives.masked import masked_lm
-from jtransfer.objectives.objective import WEIGHT, Objective, Score, make_loss, of_task, outputs_of
+from jtransfer.objectives.objective import CARRIED, WEIGHT, Objective, Score, make_loss, of_task, outputs_of
 
 __all__ = [
+    "CARRIED",
     "LOSSES",
     "OBJECTIVES",
     "SETTINGS",
@@ -63,6 +64,7 @@ OFFERED = {
     "parts": "config.accumulate",
     "mesh": "config.mesh",
     "temperature_limit": "config.temperature_limit",
+    "carried": "config.packing",
     "tokenizer": "the backbone",
 }
 """Options of our objectives that a run offers and a text cannot have, and where the run has their values from."""

@@ -5,15 +5,20 @@ their means. A token whose label is `LEFT_OUT` does not count.
 """
 
 from collections.abc import Callable
+from typing import Annotated
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
+from jtransfer import models
 from jtransfer.data.marks import LEFT_OUT
 from jtransfer.errors import InputError
+from jtransfer.kinds import NOT_NEGATIVE, check
 from jtransfer.models import Architecture, Head
-from jtransfer.objectives.objective import WEIGHT, Batch, Metrics, Objective, Outputs
+from jtransfer.objectives.objective import CARRIED, WEIGHT, Batch, Metrics, Objective, Outputs, forward
+from jtransfer.tree import Tree, flat, nested, prefixed, select
 
 Asked = Callable[[Outputs, Batch], tuple[jax.Array, jax.Array]]
 """From outputs and their batch to logits `[n, tokens, outputs]` and labels `[n, tokens]`."""
@@ -68,27 +73,104 @@ def language_head(name: str, kind: str) -> Callable[[Architecture, int], Head]:
     return head
 
 
-def lm() -> Objective:
+def lm(
+    ar: Annotated[float, NOT_NEGATIVE] = 0.0, tar: Annotated[float, NOT_NEGATIVE] = 0.0, carried: bool = False
+) -> Objective:
     """The mean cross-entropy of each token given those before it, as of transformers' GPT2LMHeadModel.
 
     The batch is `{"inputs": {"input_ids", "attention_mask"}}`, `[n, tokens]` each; the model's outputs have `logits [n,
     tokens, words]`. Padding does not count; with `document_ids` among the inputs, the first token of a document does
     not either. The perplexity is e to the mean over all tokens of a set.
 
+    `ar` and `tar` are of recurrent models (Merity et al. 2017, arXiv:1708.02182, section 4.4). As in their code each
+    weighs a mean of squares over all tokens: of the last layer's outputs behind dropout, and of the differences from
+    token to token of these outputs before dropout. The sum of both is the metric `penalty`; the loss is without it.
+
+    Args:
+        ar: Weight of activation regularisation.
+        tar: Weight of temporal activation regularisation.
+        carried: Whether each row goes on where that row of the batch before ended, so that a recurrent model starts
+            from its state there. The last token of a row is then asked for and not read: it is the first of the next.
+
     Raises:
-        InputError: in a call of `head`, for a model that does not predict the token that follows.
+        InputError: a weight below 0; in a call of `head`, a model that does not predict the token that follows, or
+            weights or a state for one that is not recurrent.
     """
+    for name, weight in (("ar", ar), ("tar", tar)):
+        check(weight, NOT_NEGATIVE, f"lm: {name}")
 
     def asked(outputs, batch):
         ids = batch["inputs"]["input_ids"]
         kept = batch["inputs"].get("attention_mask", jnp.ones_like(ids))[:, 1:] > 0
         if (of := batch["inputs"].get("document_ids")) is not None:
             kept &= of[:, 1:] == of[:, :-1]
-        return outputs["logits"][:, :-1], jnp.where(kept, ids[:, 1:], LEFT_OUT)
+        logits = outputs["logits"] if carried else outputs["logits"][:, :-1]
+        return logits, jnp.where(kept, ids[:, 1:], LEFT_OUT)
 
-    score, measure = of_tokens(asked)
-    head = language_head("lm", "causal_lm")
-    return Objective(score, head, measure=measure, metrics=("perplexity",), reads="texts")
+    plain, measure = of_tokens(asked)
+
+    def penalised(params, outputs, batch):
+        value, metrics = plain(params, outputs, batch)
+        tokens = outputs["raw_hidden_state"].shape[1]
+        mask = batch["inputs"].get("attention_mask", jnp.ones_like(batch["inputs"]["input_ids"]))[:, -tokens:]
+        penalty = regularisation(outputs["last_hidden_state"], outputs["raw_hidden_state"], mask, ar, tar)
+        return value + penalty, metrics | {"loss": value, "penalty": penalty}
+
+    own_head = language_head("lm", "causal_lm")
+
+    def head(architecture, outputs):
+        found = own_head(architecture, outputs)
+        if (ar or tar or carried) and not architecture.recurrent:
+            what = "config.packing goes on with" if carried else f"objective 'lm(ar={ar:g}, tar={tar:g})' reads"
+            raise InputError(f"{what} a state that is carried from token to token; the model has none, as awd_lstm has")
+        return found
+
+    rest = {"forward": carrying, "begins": zero_state} if carried else {}
+    score = penalised if ar or tar else plain
+    return Objective(score, head, measure=measure, metrics=("perplexity",), reads="texts", **rest)
+
+
+def regularisation(dropped: jax.Array, raw: jax.Array, mask: jax.Array, ar: float, tar: float) -> jax.Array:
+    """`ar mean(dropped²) + tar mean((raw_t+1 - raw_t)²)` over tokens, and pairs of them, that are no padding.
+
+    Args:
+        dropped: Outputs of the last layer behind dropout, `[n, tokens, width]`; `raw` are those before it.
+        raw: Of the shape of `dropped`.
+        mask: `[n, tokens]`, 0 for padding.
+        ar: Weight of the first mean.
+        tar: Weight of the second.
+    """
+
+    def squares(x, mask):
+        each = jnp.square(x.astype(jnp.float32)).mean(-1)
+        return mean(jnp.where(mask > 0, each, 0), mask > 0)
+
+    return ar * squares(dropped, mask) + tar * squares(raw[:, 1:] - raw[:, :-1], mask[:, 1:] * mask[:, :-1])
+
+
+def zero_state(model: nn.Module, rows: int) -> Tree:
+    """What a recurrent model has kept before the first token of `rows` rows, flat, under `CARRIED`."""
+    while (inner := getattr(model, "backbone", None) or getattr(model, "model", None)) is not None:
+        model = inner  # inside its head and what a method puts around it
+    return prefixed(flat(model.config.cache(rows, 0)), CARRIED)
+
+
+def carrying(model, params, state, inputs, key):
+    """A `Forward` that starts from the state that the batch before ended with, through which no gradient goes.
+
+    Where no state is there, as in a step that is only counted, it is zero.
+    """
+    before = {path: leaf for path, leaf in state.items() if path.startswith(CARRIED)}
+    # A token is read where the one behind it is in the row: the last that is there is the first of the next row.
+    read = {"input_ids": inputs["input_ids"][:, :-1], "attention_mask": inputs["attention_mask"][:, 1:]}
+    read |= {"past_key_values": nested(select(before, CARRIED))} if before else {}
+    rest = {path: leaf for path, leaf in state.items() if path not in before}
+    if key is None:
+        outputs = models.apply(model, params | rest, read, train=False)
+    else:
+        outputs, rest = forward(model, params, rest, read, key)
+    after = prefixed(flat(outputs.pop("past_key_values")), CARRIED) if before else {}
+    return outputs, rest | after
 
 
 def tokens() -> Objective:

@@ -26,8 +26,13 @@ A metric `WEIGHT` is what the batch counts beside others, where that is not the 
 tokens counts as many as there are tokens. It is not reported.
 """
 WEIGHT = "weight"
-Forward = Callable[[nn.Module, Tree, Tree, Any, jax.Array], tuple[Outputs, Tree]]
-"""`forward(model, params, state, inputs, key) -> (outputs, state)`, flat trees in and out."""
+CARRIED = "carried/"
+"""Prefix, in the state of training, of what the model has kept of a batch for the one that goes on with its rows."""
+Forward = Callable[[nn.Module, Tree, Tree, Any, jax.Array | None], tuple[Outputs, Tree]]
+"""`forward(model, params, state, inputs, key) -> (outputs, state)`, flat trees in and out.
+
+The key is that of dropout; that of an objective that `begins` is None in evaluation mode.
+"""
 Loss = Callable[[Tree, Tree, Batch, jax.Array], tuple[jax.Array, tuple[Metrics, Tree]]]
 """`loss(params, state, batch, key) -> (value, (metrics, state))`, what a training step takes."""
 
@@ -65,6 +70,9 @@ class Objective:
             "pairs".
         limits: The least and the largest value of some leaves, by path, which every step keeps to.
         notice: From a row of training metrics to what is to be said of it, empty for nothing; it is said once.
+        begins: From the model and a number of rows to leaves under `CARRIED`, as they are before the first batch.
+            `forward` reads and writes them, as each row of a batch goes on in that row of the next one. None where
+            every batch stands for itself.
     """
 
     score: Score
@@ -77,6 +85,7 @@ class Objective:
     reads: str = "classes"
     limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     notice: Callable[[Mapping[str, float]], str] = lambda row: ""
+    begins: Callable[[nn.Module, int], Tree] | None = None
 
 
 def make_loss(

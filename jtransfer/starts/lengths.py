@@ -132,20 +132,9 @@ def packed(
         InputError: the stream draws its inputs anew, or its texts do not fill one row.
     """
     rows = rows_of(stream, f"config.packing '{how}'")
-    end = model.eos_tokens[:1] if model.generates else ()
-    documents = how == "documents"
-
-    def joined(inputs):
-        found = []
-        for ids in tokens_of(inputs, texts):
-            one = np.array([*ids, *(end if tuple(ids[-1:]) != end else ())], np.int32)
-            found.append(one.reshape(-1, *np.shape(ids)[1:]))  # of words by their characters too
-        starts = np.cumsum([0, *map(len, found)])
-        own = starts[:-1][np.diff(starts) > 0]
-        return Packed(np.concatenate(found), own, texts, documents, "position_ids" in model.inputs)
-
+    about = texts, how == "documents", "position_ids" in model.inputs
     name, inputs, _ = stream.held_out
-    pool, held_out = joined(Rows(stream.inputs, rows)), joined(inputs)
+    pool, held_out = (Packed(*joined(own, texts, model), *about) for own in (Rows(stream.inputs, rows), inputs))
     if len(pool.ids) < texts.tokens:
         raise InputError(
             f"config.packing '{how}': all training texts of {stream.name} have {len(pool.ids)} tokens together, fewer "
@@ -156,6 +145,22 @@ def packed(
     held_out = (name, held_out, np.zeros((len(held_out), 0), np.int8))
     arranged = replace(stream, batches=partial(counted, at), at=at, held_out=held_out, rows=None, pool=None)
     return arranged, Ready(texts.tokenizer, texts.tokens)
+
+
+def joined(inputs: Any, texts: Texts, model: Architecture) -> tuple[np.ndarray, np.ndarray]:
+    """All tokens of some texts behind each other, int32, and the places where those of each text begin.
+
+    Args:
+        inputs: The texts, indexed by rows.
+        texts: Makes tokens of them.
+        model: One that continues texts has the end of a text behind each.
+    """
+    end, found = model.eos_tokens[:1] if model.generates else (), []
+    for ids in tokens_of(inputs, texts):
+        one = np.array([*ids, *(end if tuple(ids[-1:]) != end else ())], np.int32)
+        found.append(one.reshape(-1, *np.shape(ids)[1:]))  # of words by their characters too
+    starts = np.cumsum([0, *map(len, found)])
+    return np.concatenate(found), starts[:-1][np.diff(starts) > 0]
 
 
 def _of_packed(pool, order, share, step):

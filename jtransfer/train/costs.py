@@ -14,6 +14,7 @@ from jtransfer.errors import InputError
 from jtransfer.methods import Adapted
 from jtransfer.methods.statistics import moving
 from jtransfer.models import apply, layers
+from jtransfer.models.lstm import unrolled
 from jtransfer.objectives import Objective, make_loss
 from jtransfer.objectives.objective import Loss
 from jtransfer.optimiser import Optimiser
@@ -165,6 +166,7 @@ def _flops(function: Callable, *arguments: Any) -> float:
         ) from None
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
     if layers.platform() == "cpu":  # where what is traced already serves
-        return float(jax.jit(function).lower(*shapes).cost_analysis()["flops"])
-    with layers.compiling_for("cpu"), jax.default_device(cpu):
+        with unrolled():
+            return float(jax.jit(function).lower(*shapes).cost_analysis()["flops"])
+    with unrolled(), layers.compiling_for("cpu"), jax.default_device(cpu):
         return float(jax.jit(function).lower(*shapes).cost_analysis()["flops"])

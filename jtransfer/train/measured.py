@@ -71,7 +71,8 @@ def rows(
     """Make the function that measures a model on held-out rows: means over examples, and metrics of the whole set.
 
     Metrics are called `NAME_METRIC`, with the name of the held-out rows; of one of several tasks `TASK_NAME_METRIC`.
-    Perplexity is the exponential of the mean loss.
+    Perplexity is the exponential of the mean loss. Of an objective that carries a state from batch to batch, the inputs
+    say in `columns` how many rows a block has, and each row goes on in that row of the next block.
 
     Args:
         task: Name of the task whose head predicts; "" where there is one head.
@@ -85,33 +86,39 @@ def rows(
         adapted: The model under a method.
     """
     name, inputs, _ = stream.held_out
-    block = within({**one, **of_every_token(adapted, one, task)}, BLOCK, BYTES)
+    begins = objective.begins
+    block = inputs.columns if begins else within({**one, **of_every_token(adapted, one, task)}, BLOCK, BYTES)
     whole = {key: metric for key, metric in named.items() if of_whole_set(key, objective.reads)}
     of_parts = [key for key in named if key in OF_PARTS.get(objective.reads, ())]
 
     @partial(jax.jit, out_shardings=sharding.everywhere(mesh))  # so that every process can read the whole
-    def look(state, frozen, key, batch):
-        return measure(adapted.ended(state.average, frozen) | state.state, key, batch)
+    def look(state, frozen, carried, key, batch):
+        return measure(adapted.ended(state.average, frozen) | state.state, carried, key, batch)
 
-    def measure(tree, key, batch):
+    def measure(tree, carried, key, batch):
         if objective.targets:
             batch = objective.targets(key, batch)
-        outputs = models.apply(adapted.model, tree, batch["inputs"], train=False)
+        if begins:
+            outputs, carried = objective.forward(adapted.model, tree, carried, batch["inputs"], None)
+        else:
+            outputs = models.apply(adapted.model, tree, batch["inputs"], train=False)
         outputs = objectives.outputs_of(task, outputs)
-        return (
+        told = (
             objective.measure(outputs, batch),
             outputs["logits"] if whole else (),
             _parts(outputs) if of_parts else (),
         )
+        return told, carried
 
     def evaluate(state, frozen):
         parts = np.split(np.arange(len(labels)), range(block, len(labels), block))
         arrays = ahead(gathered(prepare, inputs, part) for part in parts)
-        found = []
+        found, carried = [], begins(adapted.model, block) if begins else {}
         # Each block is waited for, so that the inputs of no more than a few are ever in memory.
         for number, (part, own) in enumerate(zip(parts, arrays, strict=True)):
-            batch = {"inputs": own, "labels": labels[part]}
-            found.append(jax.device_get(look(state, frozen, jax.random.fold_in(jax.random.key(0), number), batch)))
+            key, batch = jax.random.fold_in(jax.random.key(0), number), {"inputs": own, "labels": labels[part]}
+            values, carried = look(state, frozen, carried, key, batch)
+            found.append(jax.device_get(values))
         each, logits, told = jax.tree.map(lambda *x: np.concatenate(x), *found)
         weight = each.pop(WEIGHT, None)
         first = sorted(each.items(), key=lambda item: item[0] != "loss")
@@ -128,7 +135,8 @@ def rows(
 
     def names():
         example = {"inputs": one, "labels": jax.ShapeDtypeStruct((1, *labels.shape[1:]), labels.dtype)}
-        each, *_ = jax.eval_shape(measure, adapted.shapes | adapted.state, jax.random.key(0), example)
+        tree = adapted.shapes | adapted.state
+        (each, *_), _ = jax.eval_shape(measure, tree, {}, jax.random.key(0), example)
         keys = [*(each.keys() - {WEIGHT}), *whole, *of_parts, *({PERPLEXITY} & named.keys())]
         known = METRICS | dict(named)
         return {f"{said}_{key}": known[key].higher if key in known else True for key in keys}

@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from jtransfer.devices.sharding import batch_sharding, everywhere
 from jtransfer.kinds import SHARE, check
+from jtransfer.objectives import CARRIED
 from jtransfer.tree import Tree, prefixed, select
 
 EMA = "ema/"
@@ -23,7 +24,8 @@ class TrainState:
     Attributes:
         step: Number of steps taken, int32.
         trainable: The leaves that learn.
-        state: Leaves that neither learn nor are frozen weights, by `collection/path`: `batch_stats/...`, `ema/...`.
+        state: Leaves that neither learn nor are frozen weights, by `collection/path`: `batch_stats/...`, `ema/...`,
+            and what goes on in the next batch, `carried/...`.
         opt_state: State of the optimiser for exactly the leaves that learn.
         key: The key of the run; each step folds its number into the key.
     """
@@ -77,7 +79,10 @@ def state_shardings(state: TrainState, leaves: Mapping[str, NamedSharding], mesh
     return TrainState(
         step=whole,
         trainable={path: leaves[path] for path in state.trainable},
-        state={path: leaves.get(path.removeprefix(EMA), whole) for path in state.state},
+        state={
+            path: batch_sharding(mesh) if path.startswith(CARRIED) else leaves.get(path.removeprefix(EMA), whole)
+            for path in state.state
+        },
         opt_state=jax.tree_util.tree_map_with_path(beside, state.opt_state),
         key=whole,
     )

@@ -27,7 +27,7 @@ from jtransfer.errors import InputError, Once
 from jtransfer.evaluate.zero_shot import TEMPLATES
 from jtransfer.models import Heads, build
 from jtransfer.objectives import metrics
-from jtransfer.starts import lengths, pairs, segments, teachers, texts, windows
+from jtransfer.starts import columns, lengths, pairs, segments, teachers, texts, windows
 from jtransfer.starts.inputs import (
     as_they_are,
     described_processor,
@@ -253,6 +253,8 @@ def _arranged(config, stream, prepare, model, mesh):
     about = config.batch, config.seed, sharding.rows(mesh, config.batch)
     if config.packing == "segments":
         return segments.segments(stream, prepare, *about)
+    if config.packing in columns.STREAMS:
+        return columns.in_columns(stream, prepare, config.packing, model, *about)
     if config.packing:
         return lengths.packed(stream, prepare, config.packing, model, *about)
     if config.stride:
@@ -263,6 +265,7 @@ def _arranged(config, stream, prepare, model, mesh):
 def _asked(section, settings, stream, prepare):
     """The objective of a section of a config, metrics by name, and one example of the model's inputs."""
     offered = {"tokenizer": prepare.tokenizer} if stream.kind == "text" else {}
+    offered |= {"carried": section.get("packing", "") in columns.STREAMS}
     objective = objectives.parse(section.objective, settings, offered)
     objectives.check_reads(objective, section.objective, stream)
     named = metrics.chosen(section.metrics, stream, objective)

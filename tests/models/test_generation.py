@@ -255,5 +255,7 @@ def test_padding_on_the_right_and_a_model_that_does_not_predict_words_are_refuse
     with pytest.raises(InputError, match=r"padded on the right; expected preprocess\(texts, side='left'\)"):
         backbone.generate(right, max_new_tokens=1)
     for model in (vit, backbone.model, models.Classifier(backbone.model, 3)):
-        with pytest.raises(InputError, match="cannot generate; expected GPT2 or Llama with a head of kind 'causal_lm'"):
+        with pytest.raises(
+            InputError, match="cannot generate; expected GPT2, Llama or AWDLSTM with a head of kind 'causal_lm'"
+        ):
             generate(model, flat({}), prompts["input_ids"], max_new_tokens=1)
