@@ -11,7 +11,7 @@ from etils import epath
 
 from jtransfer.checkpoints import heads, pooled, sentences
 from jtransfer.checkpoints import tensors as files
-from jtransfer.checkpoints.families import FAMILIES, allennlp, npz, open_clip, timm
+from jtransfer.checkpoints.families import FAMILIES, allennlp, fastai, npz, open_clip, timm
 from jtransfer.checkpoints.families.values import MAY_BE_NULL, MOST, labels, typed, words
 from jtransfer.checkpoints.names import LEAF, Names, Row
 from jtransfer.checkpoints.resizing import LARGEST_IMAGE
@@ -94,6 +94,7 @@ LARGEST_CONFIG = 1 << 23
 
 FOREIGN = {
     "allennlp": allennlp.describe,
+    "fastai": fastai.describe,
     "npz": npz.describe,
     "open_clip": open_clip.describe,
     "timm": timm.describe,
@@ -103,13 +104,19 @@ FOREIGN = {
 ALONE = {".npz": "npz", allennlp.SUFFIX: "allennlp"}
 """Layouts that the end of a file's name tells; a directory has one such file."""
 
-DESCRIBED = {"allennlp": ("elmo",), "npz": ("vit",), "open_clip": ("clip",), "timm": tuple(timm.NETWORKS)}
+DESCRIBED = {
+    "allennlp": ("elmo",),
+    "fastai": ("awd_lstm",),
+    "npz": ("vit",),
+    "open_clip": ("clip",),
+    "timm": tuple(timm.NETWORKS),
+}
 """The architectures, keys of `MODELS`, that are read from each of these."""
 
 OF_TIMM = "ViT, DINOv3, Swin, ConvNeXt, EfficientNet, MobileNet"
 KNOWN = (
-    f"the layouts are those of Hugging Face, jtransfer, timm ({OF_TIMM}), open_clip (CLIP), AllenNLP's ELMo and the "
-    ".npz of vision_transformer and big_vision"
+    f"the layouts are those of Hugging Face, jtransfer, timm ({OF_TIMM}), open_clip (CLIP), fastai (AWD-LSTM), "
+    "AllenNLP's ELMo and the .npz of vision_transformer and big_vision"
 )
 
 
@@ -126,7 +133,7 @@ def read(where: epath.Path, name: str, head: str | None, classes: int | None) ->
     layout = _layout(file, tensors)
     config = directory / ("open_clip_config.json" if layout == "open_clip" else "config.json")
     config = allennlp.options_file(file) if layout == "allennlp" else config
-    if layout == "npz" or (layout == "timm" and not config.exists()):
+    if layout == "npz" or (layout in ("fastai", "timm") and not config.exists()):
         config, values = file, {}
     elif not config.exists():
         names = ", ".join(map(repr, sorted(tensors)[:3]))
@@ -168,6 +175,8 @@ def _layout(file, tensors):
         return ALONE[file.suffix]
     if "visual.conv1.weight" in tensors or any(name.startswith("visual.trunk.") for name in tensors):
         return "open_clip"
+    if fastai.mark(tensors):
+        return "fastai"
     return "timm" if timm.network(tensors) else ""
 
 
@@ -179,11 +188,9 @@ def _foreign(file, origin, tensors, head, classes):
         raise (error if of_values else InputError(f"{file}: {error}")) from None
     check_size(file, found.config, len(tensors))
     layers = chosen(file, found.head, head, classes)
-    number = layers.classes if layers else 0
-    classes_of = found.classes if len(found.classes) == number else tuple(map(str, range(number)))
-    kind = CLASSIFICATION if layers else ""
+    kind = layers.kind if layers else ""
     origin = dataclasses.replace(origin, values={**origin.values, "preprocessor": found.preprocessor}, kind=kind)
-    return Checkpoint(found.config, layers, classes_of, found.names, found.tensors, origin)
+    return Checkpoint(found.config, layers, heads.named(layers, found.classes), found.names, found.tensors, origin)
 
 
 def chosen(where: epath.Path, own: Head | Heads | None, head: str | None, classes: int | None) -> Head | Heads | None:

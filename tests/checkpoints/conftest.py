@@ -188,8 +188,17 @@ def _in_allennlp():
     return shapes, options
 
 
+def _in_fastai():
+    shapes = {"0.encoder.weight": (7, 4), "1.decoder.bias": (7,)}
+    for i, (width, own) in enumerate(((4, 6), (6, 4))):
+        shapes |= {f"0.rnns.{i}.weight_hh_l0_raw": (4 * own, own), f"0.rnns.{i}.module.weight_ih_l0": (4 * own, width)}
+        shapes |= {f"0.rnns.{i}.module.bias_{kind}_l0": (4 * own,) for kind in ("ih", "hh")}
+    return shapes, {}
+
+
 FOREIGN = {
     ("allennlp", "elmo"): _in_allennlp,
+    ("fastai", "awd_lstm"): _in_fastai,
     ("timm", "vit"): _in_timm,
     ("timm", "convnext"): _convnext_in_timm,
     ("timm", "dinov3_vit"): _dinov3_in_timm,
