@@ -23,7 +23,6 @@ from jtransfer.errors import InputError, nearest
 from jtransfer.kinds import FLOATS, PATTERN, check, shown
 from jtransfer.methods.intercepted import under_those_of
 from jtransfer.models import (
-    SOURCE_HEAD,
     STATISTICS,
     Architecture,
     Head,
@@ -33,6 +32,7 @@ from jtransfer.models import (
     described,
     generation,
     of_config,
+    of_source_head,
     shapes_of,
 )
 from jtransfer.storage import directories
@@ -164,11 +164,11 @@ class Backbone:
 
     def without_head(self) -> "Backbone":
         """The backbone without the head of its source task, if it has one."""
-        params = {path: leaf for path, leaf in self.params.items() if not path.startswith(SOURCE_HEAD)}
+        params, state = ({p: x for p, x in tree.items() if not of_source_head(p)} for tree in (self.params, self.state))
         origin = self.origin
         if self.head and origin and origin.options is not None:
             origin = dataclasses.replace(origin, options={**origin.options, "head": ""})
-        return dataclasses.replace(self, params=params, head=None, classes=(), origin=origin)
+        return dataclasses.replace(self, params=params, state=state, head=None, classes=(), origin=origin)
 
     @property
     def config(self) -> Architecture:

@@ -90,6 +90,8 @@ def check(adapter: Adapter) -> None:
     """
     text, backbone = adapter.method.name, adapter.backbone
     what, told = f"method '{text}'", bases.is_told(backbone)
+    if any(path.startswith(STATISTICS + HEAD) for path in adapter.params):
+        raise InputError(f"{what}: a head with BatchNorm is not kept apart from its backbone; expected a plain head")
     if backbone.methods and not told:
         raise InputError(f"{what}: its base '{backbone.name}' runs under a method and is no longer as it was loaded")
     try:

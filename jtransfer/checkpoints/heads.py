@@ -69,7 +69,12 @@ def read(values: Mapping[str, Any], names: tuple[str, ...], config: Architecture
     defaults = {"classes": len(names) or None} | _defaults()
     if unknown := next((key for key in said if key not in defaults), None):
         raise InputError(f"config.json: {KEY} has no option '{unknown}'; {nearest(unknown, defaults)}")
-    head = Head(**defaults | {name: typed(said, name, defaults[name]) for name in said if name != "texts"})
+    head = Head(
+        **defaults | {name: typed(said, name, defaults[name]) for name in said if name not in ("texts", "drops")}
+    )
+    if "drops" in said:
+        kinds.check(said["drops"], kinds.several(kinds.SHARE, 2, 2), f"config.json: {KEY}: drops")
+        head = dataclasses.replace(head, drops=tuple(said["drops"]))
     if "texts" in said:
         head = dataclasses.replace(head, texts=_texts(said["texts"], head, config))
     for name, known in {"reads": READS, "hidden": ("", *ACTIVATIONS)}.items():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from jtransfer.checkpoints.tensors import Tensor
 from jtransfer.errors import InputError, nearest
 from jtransfer.files import read_json
 from jtransfer.kinds import shown
-from jtransfer.models import MODELS, SOURCE_HEAD, Architecture, Head, Heads, build
+from jtransfer.models import MODELS, SOURCE_HEAD, STATISTICS, Architecture, Head, Heads, build, of_source_head
 from jtransfer.storage.directories import verify
 
 
@@ -70,8 +71,8 @@ class Checkpoint:
 
         A head that is not there at all may; one that is there must be whole, and fit unless other `classes` were asked.
         """
-        there = any(target.path.startswith(SOURCE_HEAD) for name in self.tensors for target in self.names.targets(name))
-        return lambda path: path.startswith(SOURCE_HEAD) and (not there or classes is not None)
+        there = any(of_source_head(target.path) for name in self.tensors for target in self.names.targets(name))
+        return lambda path: of_source_head(path) and (not there or classes is not None)
 
     def resize(self, config: Architecture, image, channels, positions) -> tuple[Architecture, dict[str, Callable]]:
         """The config for another size of input, and what becomes of the leaves that depend on it, by path.
@@ -274,16 +275,21 @@ def _own(where, values, tensors, head, classes):
         head = own.kind
     kind = chosen(where, own, head, classes)
     if own and kind and kind.kind != own.kind:  # whatever the names, a head of one task does not fill that of another
-        tensors = {path: tensor for path, tensor in tensors.items() if not path.startswith(("head/", SOURCE_HEAD))}
+        tensors = {path: tensor for path, tensor in tensors.items() if not of_source_head(_loaded(path))}
     check_size(where, model.config, len(tensors))
     rows = tuple(
-        Row(path, f"{SOURCE_HEAD}{path.removeprefix('head/')}" if path.startswith("head/") else path, LEAF)
+        Row(path, _loaded(path), LEAF)
         for path in tensors
         if not {"{", "}"}.intersection(path)  # which no leaf has, and templates do
     )
     return Checkpoint(
         model.config, kind, heads.named(kind, names), Names(rows), tensors, Origin(where, values, "jtransfer")
     )
+
+
+def _loaded(path):
+    """The path in a loaded model, in which a head that was trained is that of the source."""
+    return re.sub(rf"^({STATISTICS})?head/", rf"\g<1>{SOURCE_HEAD}", path)
 
 
 def _one_of(own, name, tensors):

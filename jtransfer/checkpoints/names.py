@@ -16,7 +16,7 @@ import numpy as np
 
 from jtransfer.checkpoints.tensors import Tensor
 from jtransfer.errors import InputError, nearest
-from jtransfer.models import SOURCE_HEAD
+from jtransfer.models import SOURCE_HEAD, of_source_head
 from jtransfer.tree import Tree
 
 
@@ -140,7 +140,7 @@ class Names:
 
     def in_head(self, name: str) -> bool:
         """Whether a tensor of this name belongs to the head."""
-        return any(target.path.startswith(SOURCE_HEAD) for target in self.targets(name))
+        return any(of_source_head(target.path) for target in self.targets(name))
 
     def ignores(self, name: str) -> bool:
         """Whether a rule says by name that the tensor is not needed."""
@@ -171,7 +171,7 @@ class Names:
         """
         if self.prefix and any(name.startswith(self.prefix) for name in found):
             return {name for name in found if not name.startswith(self.prefix)}
-        own = [row for row in self.rows if not row.paths[0].startswith(SOURCE_HEAD)]
+        own = [row for row in self.rows if not of_source_head(row.paths[0])]
         firsts = {re.split(r"[./]", name)[0] for row in own for name in (row.theirs, *row.also)}
         return {name for name in found if re.split(r"[./]", name)[0] not in firsts}
 
@@ -324,7 +324,7 @@ def assign(
             if target.path in sources:
                 twice.append(f"'{sources[target.path].name}' and '{name}' are the same leaf {target.path}")
             sources[target.path] = SourceTensor(name, tensor, target)
-        left_out = targets and all(target.path.startswith(SOURCE_HEAD) for target in targets)
+        left_out = targets and all(of_source_head(target.path) for target in targets)
         if not wanted and not left_out and not spares(name):
             unknown.append(name)
     by_alias = {source.tensor.alias for source in sources.values()}

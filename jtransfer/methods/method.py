@@ -20,7 +20,7 @@ from jtransfer.methods import endings
 from jtransfer.methods.endings import BEGAN
 from jtransfer.methods.intercepted import Intercepted, Interceptor, leaves_under
 from jtransfer.methods.modes import evaluation_mode
-from jtransfer.models import SOURCE_HEAD, STATISTICS, Architecture, complete, outputs_and_leaves
+from jtransfer.models import STATISTICS, Architecture, complete, of_source_head, outputs_and_leaves
 from jtransfer.objectives import Score
 from jtransfer.tree import FROZEN, Tree, label, merge, mismatches, prefixed, select
 
@@ -343,9 +343,9 @@ def adapt(
     base = dict(pretrained) if method.pretrained else {}
     outputs, plain = outputs_and_leaves(model, example)
     if base:
-        own = {path: leaf for path, leaf in base.items() if path in plain or not path.startswith(SOURCE_HEAD)}
+        own = {path: leaf for path, leaf in base.items() if path in plain or not of_source_head(path)}
         # A leaf that the backbone lacks would silently start at random.
-        expected = {path: leaf for path, leaf in plain.items() if path in own or not path.startswith(fresh)}
+        expected = {p: x for p, x in plain.items() if p in own or not p.removeprefix(STATISTICS).startswith(fresh)}
         if offenders := mismatches(expected, own):
             raise InputError(f"the backbone does not fit the model: {'; '.join(offenders)}")
     shapes, state = _split(leaves_under(method.name, method.adds, model, example, outputs))
@@ -359,7 +359,7 @@ def adapt(
         there = shapes
         if phase.adds != method.adds:
             there = _split(leaves_under(method.name, phase.adds, model, example, outputs))[0]
-        own = [path for path in shapes if path in there and not path.startswith(SOURCE_HEAD)]
+        own = [path for path in shapes if path in there and not of_source_head(path)]
         with imports.calling(f"method '{method.name}': file", phase.learns):
             rates = dict.fromkeys(shapes, FROZEN) | phase.learns(own)
         if not any(rate != FROZEN for rate in rates.values()):

@@ -21,7 +21,7 @@ from jtransfer.models.dinov3 import DINOv3ViT, DINOv3ViTConfig
 from jtransfer.models.efficientnet import EfficientNet, EfficientNetConfig
 from jtransfer.models.elmo import Elmo, ElmoConfig
 from jtransfer.models.gpt2 import GPT2, GPT2Config
-from jtransfer.models.heads import SOURCE_HEAD, Classifier, Head, Headed, Heads
+from jtransfer.models.heads import SOURCE_HEAD, STATISTICS, Classifier, Head, Headed, Heads, of_source_head
 from jtransfer.models.llama import Llama, LlamaConfig
 from jtransfer.models.modernbert import ModernBert, ModernBertConfig
 from jtransfer.models.naflex import NaFlexViT, NaFlexViTConfig
@@ -79,6 +79,7 @@ __all__ = [
     "complete",
     "described",
     "of_config",
+    "of_source_head",
     "outputs_and_leaves",
     "shapes_of",
 ]
@@ -101,8 +102,6 @@ MODELS = {
     "vit": (ViT, ViTConfig),
     "pixels": (Pixels, PixelsConfig),
 }
-STATISTICS = "batch_stats/"
-"""Prefix, in a flat tree of a whole model, of the leaves that are no parameters: the statistics of BatchNorm."""
 
 
 def build(architecture: str, **options: Any) -> nn.Module:

@@ -16,12 +16,20 @@ from jtransfer.tree import nested
 SOURCE_HEAD = "source_head/"
 """Prefix of the head of a backbone's source task, which stays in the tree, frozen, whatever the method."""
 
+STATISTICS = "batch_stats/"
+"""Prefix, in a flat tree of a whole model, of the leaves that are no parameters: the statistics of BatchNorm."""
+
 NEIGHBOURS = "neighbours"
 READS = (
     *("features", "pooler_output", "first", "last_hidden_state", "patches", "distilled", "image_embeds"),
     NEIGHBOURS,
 )
 """What a head may read: see `Head`."""
+
+
+def of_source_head(path: str) -> bool:
+    """Whether a leaf is of the head of a backbone's source task, or a statistic of a BatchNorm in it."""
+    return path.removeprefix(STATISTICS).startswith(SOURCE_HEAD)
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,8 @@ class Head:
         unbiased: Whether the dense layer and the LayerNorm before the output have no bias.
         follows: Whether another layer, `next`, tells from `pooler_output` if the second segment of a text follows the
             first: `next_logits [batch, 2]`.
+        drops: Rates of dropout before the dense layer and before the output, each behind a BatchNorm, as ULMFiT's
+            classifier has them (Howard and Ruder 2018, section 3.3); empty for neither.
     """
 
     classes: int
@@ -65,6 +75,7 @@ class Head:
     start: float = field(default=0.0, repr=False)
     unbiased: bool = field(default=False, repr=False)
     follows: bool = field(default=False, repr=False)
+    drops: tuple[float, ...] = field(default=(), repr=False)
 
     @property
     def kind(self) -> str:
@@ -107,25 +118,36 @@ class Heads:
 
 
 class Layers(nn.Module):
-    """The layers of a head that has more than the output layer: `{dense, norm, out, next}` or `{cls, distillation}`."""
+    """The layers of a head that has more than the output layer: `{dense, norm, out, next}` or `{cls, distillation}`.
+
+    With `drops` they are `{norm_0, dense, norm_1, out}`.
+    """
 
     config: Head
 
     @nn.compact
-    def __call__(self, x, table, pooled=None):
-        found = self.output(x, table)
+    def __call__(self, x, table, pooled=None, train=False):
+        found = self.output(x, table, train)
         if not self.config.follows:
             return found
         return found, layers.Dense(2, name="next", dtype="float32")(pooled)
 
-    def output(self, x, table):
+    def output(self, x, table, train):
         """What the head predicts from the states that it reads."""
         c = self.config
+
+        def dropped(x, place):
+            if not c.drops:
+                return x
+            x = layers.BatchNorm(use_running_average=not train, name=f"norm_{place}")(x)
+            return nn.Dropout(c.drops[place])(x, deterministic=not train)
+
         if c.reads == "distilled":
             return _output(c, "cls")(x[:, 0]), _output(c, "distillation")(x[:, 1])
         if c.hidden:
             options = {"use_bias": not c.unbiased, "name": "dense", "dtype": "float32"}
-            x = layers.ACTIVATIONS[c.hidden](layers.Dense(c.width or x.shape[-1], **options)(x))
+            dense, x = layers.Dense(c.width or x.shape[-1], **options), dropped(x, 0)
+            x = dropped(layers.ACTIVATIONS[c.hidden](dense(x)), 1)
         if c.norm:
             x = nn.LayerNorm(epsilon=c.norm, use_bias=not c.unbiased, name="norm", dtype="float32")(x)
         if not c.tied:
@@ -210,7 +232,7 @@ class Headed(nn.Module):
         def predict(head, name):
             table = self.get_variable("params", "embeddings")["word"]["embedding"] if head.tied else None
             skipped = backbone.config.prefix_tokens if head.reads == "patches" else 0
-            return _predictions(head, name, outputs, table, skipped, logits_to_keep)
+            return _predictions(head, name, outputs, table, skipped, logits_to_keep, train)
 
         if isinstance(c, Head):
             return outputs | predict(c, self.head)
@@ -229,7 +251,9 @@ class _Several(nn.Module):
         return {name: predict(head, name) for name, head in self.config.each}
 
 
-def _predictions(c: Head, name: str, outputs: dict[str, Any], table, skipped: int, keep: int) -> dict[str, jax.Array]:
+def _predictions(
+    c: Head, name: str, outputs: dict[str, Any], table, skipped: int, keep: int, train: bool = False
+) -> dict[str, jax.Array]:
     """What a head makes of a backbone's outputs; its layers are made in the module that calls this."""
     if c.texts:
         return {c.output: outputs["logits_per_image"]}
@@ -246,7 +270,7 @@ def _predictions(c: Head, name: str, outputs: dict[str, Any], table, skipped: in
     if c.follows:
         logits, follows = Layers(c, name=name)(x, table, outputs["pooler_output"])
         return {c.output: logits, "next_logits": follows}
-    logits = Layers(c, name=name)(x, table) if c.hidden or c.norm or c.tied else _output(c, name)(x)
+    logits = Layers(c, name=name)(x, table, train=train) if c.hidden or c.norm or c.tied else _output(c, name)(x)
     if c.span:
         return {"start_logits": logits[..., 0], "end_logits": logits[..., 1]}
     return {c.output: logits}

@@ -1,14 +1,14 @@
 """What is learned of labels: one class a row, several labels, or values; with label smoothing, mixup and CutMix."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jtransfer.errors import InputError
-from jtransfer.kinds import NOT_NEGATIVE, SHARE, check, number
+from jtransfer.kinds import NOT_NEGATIVE, SHARE, check, number, several, whole
 from jtransfer.models import Architecture, Head
 from jtransfer.objectives.objective import Batch, Metrics, Objective, Outputs
 
@@ -18,7 +18,13 @@ def linear(architecture: Architecture, outputs: int) -> Head:
     return Head(outputs)
 
 
-def classification(smoothing: float = 0.0, mixup: float = 0.0, cutmix: float = 0.0) -> Objective:
+def classification(
+    smoothing: float = 0.0,
+    mixup: float = 0.0,
+    cutmix: float = 0.0,
+    hidden: Annotated[int, whole(0)] = 0,
+    drops: tuple[float, float] = (0.4, 0.1),
+) -> Objective:
     """The mean cross-entropy of logits over a batch `{"inputs": [batch, ...], "labels": [batch]}`.
 
     The inputs are one array, or several by name; the model's outputs have `logits [batch, classes]`.
@@ -30,11 +36,17 @@ def classification(smoothing: float = 0.0, mixup: float = 0.0, cutmix: float = 0
         cutmix: Alpha of the Beta distribution of the share of each image that stays, while a box of its neighbour is
             put over the rest; 0 is off (Yun et al. 2019, arXiv:1905.04899). Beside mixup, one of the two is done in
             each step, with equal chances.
+        hidden: Width of a layer before the outputs, with BatchNorm and dropout before each of the two, as ULMFiT's
+            classifier, of width 50, has it (Howard and Ruder 2018, arXiv:1801.06146, section 3.3); 0 for none.
+        drops: With `hidden`, the rates of dropout before that layer and before the outputs (fastai's by default).
 
     Raises:
-        InputError: `smoothing` below 0 or not below 1, or `mixup` or `cutmix` below 0 or not finite.
+        InputError: `smoothing` below 0 or not below 1, or `mixup` or `cutmix` below 0 or not finite; a `hidden` that is
+            no whole number from 0 on, or `drops` that are not two shares.
     """
     check(smoothing, SHARE, "smoothing")
+    check(hidden, whole(0), "hidden")
+    check(drops, several(SHARE, 2, 2), "drops")
 
     def score(params, outputs, batch):
         logits, labels = outputs["logits"], batch["labels"]
@@ -42,7 +54,11 @@ def classification(smoothing: float = 0.0, mixup: float = 0.0, cutmix: float = 0
         value = optax.softmax_cross_entropy(logits, targets).mean()
         return value, {"accuracy": jnp.mean(logits.argmax(-1) == labels)}
 
-    return Objective(score, linear, augment=_mix(mixup, cutmix), measure=measure, metrics=("accuracy",))
+    def two_layers(architecture, outputs):
+        return Head(outputs, hidden="relu", width=hidden, drops=tuple(drops))
+
+    head = two_layers if hidden else linear
+    return Objective(score, head, augment=_mix(mixup, cutmix), measure=measure, metrics=("accuracy",))
 
 
 def sigmoid(bias: float = 0.0, mixup: float = 0.0, cutmix: float = 0.0) -> Objective:

@@ -11,7 +11,7 @@ from jtransfer import checkpoints
 from jtransfer.checkpoints import Adapter, deltas
 from jtransfer.devices import hosts, sharding
 from jtransfer.errors import InputError
-from jtransfer.models import SOURCE_HEAD, STATISTICS
+from jtransfer.models import STATISTICS, of_source_head
 from jtransfer.tree import FROZEN, Tree
 
 
@@ -44,7 +44,7 @@ def save(run: Any, tree: Tree, directory: epath.PathLike) -> None:
     """
     start, plain = run.task.start, is_plain(run)
     if plain:
-        tree = {path: leaf for path, leaf in run.method.merge(tree).items() if not path.startswith(SOURCE_HEAD)}
+        tree = {path: leaf for path, leaf in run.method.merge(tree).items() if not of_source_head(path)}
     else:
         known = _known(run)
         tree = {path: leaf for path, leaf in tree.items() if path.startswith(STATISTICS) or _is_new(run, path, known)}
