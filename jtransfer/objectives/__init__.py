@@ -11,7 +11,7 @@ from jtransfer.objectives.classification import check_mixup, classification, mul
 from jtransfer.objectives.contrastive import LOSSES, clip, contrastive, pair_loss, siglip
 from jtransfer.objectives.language import lm, spans, tokens
 from jtransfer.objectives.masked import masked_lm
-from jtransfer.objectives.objective import CARRIED, WEIGHT, Objective, Score, make_loss, of_task, outputs_of
+from jtransfer.objectives.objective import CARRIED, WEIGHT, Objective, Score, begun, make_loss, of_task, outputs_of
 
 __all__ = [
     "CARRIED",
@@ -21,6 +21,7 @@ __all__ = [
     "WEIGHT",
     "Objective",
     "Score",
+    "begun",
     "bilm",
     "check_mixup",
     "check_reads",

@@ -115,6 +115,12 @@ def make_loss(
     return loss
 
 
+def begun(objective: Objective | Mapping[str, Objective], model: nn.Module, rows: int) -> Tree:
+    """What an objective, or one of several, carries from batch to batch, as it is before the first; often nothing."""
+    each = objective.values() if isinstance(objective, Mapping) else (objective,)
+    return {path: leaf for one in each if one.begins for path, leaf in one.begins(model, rows).items()}
+
+
 def outputs_of(task: str, outputs: Outputs) -> Outputs:
     """The outputs as if the head of a task were alone; as they are for "", where there is one head.
 

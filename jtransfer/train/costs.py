@@ -15,7 +15,7 @@ from jtransfer.methods import Adapted
 from jtransfer.methods.statistics import moving
 from jtransfer.models import apply, layers
 from jtransfer.models.lstm import unrolled
-from jtransfer.objectives import Objective, make_loss
+from jtransfer.objectives import Objective, begun, make_loss
 from jtransfer.objectives.objective import Loss
 from jtransfer.optimiser import Optimiser
 from jtransfer.train.phases import Plan
@@ -76,6 +76,7 @@ def step_shapes(
     frozen |= jax.eval_shape(adapted.held, adapted.base | adapted.told)
 
     def create(trainable, state):
+        state |= begun(objective, adapted.model, batch)
         return TrainState.create(jax.random.key(0), trainable, state, transformation, ema)
 
     state = jax.eval_shape(create, trainable, adapted.state)

@@ -87,7 +87,7 @@ def rows(
     """
     name, inputs, _ = stream.held_out
     begins = objective.begins
-    block = inputs.columns if begins else within({**one, **of_every_token(adapted, one, task)}, BLOCK, BYTES)
+    block = getattr(inputs, "columns", 0) or within({**one, **of_every_token(adapted, one, task)}, BLOCK, BYTES)
     whole = {key: metric for key, metric in named.items() if of_whole_set(key, objective.reads)}
     of_parts = [key for key in named if key in OF_PARTS.get(objective.reads, ())]
 
@@ -113,7 +113,7 @@ def rows(
     def evaluate(state, frozen):
         parts = np.split(np.arange(len(labels)), range(block, len(labels), block))
         arrays = ahead(gathered(prepare, inputs, part) for part in parts)
-        found, carried = [], begins(adapted.model, block) if begins else {}
+        found, carried = [], jax.device_get(begins(adapted.model, block)) if begins else {}
         # Each block is waited for, so that the inputs of no more than a few are ever in memory.
         for number, (part, own) in enumerate(zip(parts, arrays, strict=True)):
             key, batch = jax.random.fold_in(jax.random.key(0), number), {"inputs": own, "labels": labels[part]}

@@ -8,7 +8,7 @@ from jtransfer.data.streams import HostBatch
 from jtransfer.devices import sharding
 from jtransfer.methods.endings import BEGAN, now
 from jtransfer.methods.fisher import FISHER
-from jtransfer.objectives import make_loss
+from jtransfer.objectives import begun, make_loss
 from jtransfer.train import bad_steps, known
 from jtransfer.train.known import Activations
 from jtransfer.train.phases import entered, parts
@@ -67,7 +67,8 @@ class Programs:
             tree, state = adapted.start(start_key, base)
             trainable, kept, frozen = parts(adapted, phase, tree)
             optimiser = self._optimiser(phase)
-            state |= bad_steps.fresh(self.run.on_bad) | self._begun()
+            state |= bad_steps.fresh(self.run.on_bad)
+            state |= begun(self.run.task.objective, self.run.task.start.module, self.run.schedule.batch)
             return TrainState.create(run_key, trainable, state, optimiser, self.run.schedule.ema), kept, frozen
 
         base = self._placed(adapted.base)
@@ -128,12 +129,6 @@ class Programs:
         one, plan, optimiser = self.run.adapted.phases[phase], self.run.plan, self.run.optimiser
         options = {"rate": optimiser.rate * plan.factors[phase], "limits": self._limits(), "since": one.since}
         return optimiser.build(one.rates, plan.steps[phase], **options)
-
-    def _begun(self):
-        """What each objective carries from batch to batch, as it is before the first one."""
-        model, rows = self.run.task.start.module, self.run.schedule.batch
-        each = [one.begins(model, rows) for one in self.run.task.objectives if one.begins]
-        return {path: leaf for own in each for path, leaf in own.items()}
 
     def _limits(self):
         """The limits of leaves that the objective of each task sets."""

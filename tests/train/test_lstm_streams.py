@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,10 +13,12 @@ from tokenizers import models as vocabularies
 
 import jtransfer as jt
 from jtransfer import checkpoints, config, models
+from jtransfer.cli import main
 from jtransfer.data.streams import taken
 from jtransfer.errors import InputError
-from jtransfer.train import loop, runs
+from jtransfer.train import costs, loop, runs
 
+ROOT = Path(__file__).parents[2]
 WORDS = ["<eos>", "<unk>", *(f"w{i}" for i in range(10))]
 BATCH, TOKENS, POOL = 4, 6, 160
 FILE = """
@@ -110,6 +113,31 @@ def test_the_perplexity_is_that_of_all_held_out_tokens_with_the_state_carried_on
 
 def test_a_run_that_breaks_and_goes_on_is_bit_identical_as_the_state_is_kept(whole, made, goes_on):
     goes_on(lambda: prepared(made), 4, whole[0])
+
+
+@pytest.mark.parametrize("name", ["awd_lstm", "awd_lstm_small", "ulmfit_lm"])
+def test_a_recipe_of_a_language_model_is_a_config_that_is_read(name):
+    found = config.load("train", f"{ROOT}/configs/text/{name}.py", ["--config.tokenizer="])[1]
+    assert found.packing.endswith("streams") and found.objective == "lm(ar=2.0, tar=1.0)"
+
+
+def test_the_recipe_of_the_classifier_has_the_paper_first_and_what_is_left_out_behind():
+    for arg in ("", "on=sst_binary"):
+        found = config.load("curve", f"{ROOT}/configs/text/ulmfit.py:{arg}", [])[1]
+        assert found.methods[0] == "unfreeze(1, 2, decay=0.385)" and found.optimiser.schedule == "slanted"
+
+
+def test_a_run_goes_out_without_its_data(whole, tmp_path):
+    assert main(["export", f"--workdir={whole[0]}", f"--out={tmp_path / 'out'}", "--format=orbax"]) == 0
+
+
+def test_every_turn_of_a_loop_over_tokens_counts_in_what_a_step_costs():
+    model = models.build("awd_lstm", vocabulary=3, width=2, hidden=16, layers=2)
+    tree = models.shapes_of(model, model.config.inputs)
+    inputs = [{"input_ids": jax.ShapeDtypeStruct((1, tokens), np.int32)} for tokens in (4, 8)]
+    few, many = (costs.forward_flops(model, tree, one) for one in inputs)
+    products = 2 * 4 * (16 * (2 + 16) + 2 * (16 + 2))  # of a token, in both layers
+    assert 4 * products < many - few < 1.5 * 4 * products
 
 
 def test_the_kept_model_has_no_state_and_continues_a_text_as_it_reads_one(whole):
