@@ -1,0 +1,34 @@
+"""ULMFiT's second step (Howard and Ruder 2018, section 3.2): a language model goes on learning on the target's texts.
+
+jtransfer train --config=configs/text/ulmfit_lm.py:backbone=runs/awd_lstm/model --workdir=runs/ag
+jtransfer train --config=configs/text/ulmfit_lm.py:backbone=runs/awd_lstm/model,data=tfds:sst_binary --workdir=runs/sst
+
+Labels are not read. Rates fall by 2.6 from layer to layer and follow the slanted triangle; `method=finetune` and
+`optimiser.schedule=constant` turn each off. The words are those of the language model: a word that it does not know
+stays unknown, where fastai gives it the mean of all embeddings.
+"""
+
+from ml_collections import ConfigDict
+
+from jtransfer.config import arguments
+
+
+def get_config(arg: str = ""):
+    """Any key of `jtransfer.config.train_defaults` may follow the colon."""
+    config = ConfigDict(
+        {
+            "data": "tfds:ag_news_subset",
+            "objective": "lm(ar=2.0, tar=1.0)",
+            "packing": "streams",
+            "load": {"tokens": 35},
+            "method": "layerwise(0.385)",
+            "batch": 32,
+            "steps": 600,
+            "optimiser": {"rate": 4e-3, "schedule": "slanted", "clip": 0.25, "b1": 0.8, "b2": 0.99},
+            "log_every": 50,
+            "eval_every": 300,
+            "checkpoint_every": 300,
+        }
+    )
+    config.update(arguments(arg))
+    return config
