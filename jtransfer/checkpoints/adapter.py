@@ -12,7 +12,7 @@ from jtransfer.checkpoints.backbone import Backbone, run
 from jtransfer.errors import InputError
 from jtransfer.methods import Method
 from jtransfer.methods.method import Intercepted
-from jtransfer.models import SOURCE_HEAD, STATISTICS, Head, Headed, Heads, shapes_of
+from jtransfer.models import SOURCE_HEAD, STATISTICS, Head, Headed, Heads, quantized, shapes_of
 from jtransfer.tree import Tree, prefixed, select
 
 HEAD = "head/"
@@ -78,12 +78,18 @@ class Adapter:
     def _merge(self, tree):
         if self.method.merge is None:
             raise InputError(f"method '{self.method.name}' adds what no plain model has, and cannot be merged into one")
+        if self.method.adds and any(map(quantized.is_part, tree)):
+            raise InputError(
+                f"method '{self.method.name}' cannot be merged into kernels of {self.backbone.config.bits} bits, which "
+                "would round it away; keep it apart (--format=adapter or peft), or put it on the base without bits"
+            )
         return self.method.merge(tree)
 
     def without_additions(self) -> Backbone:
         """The backbone as it was before, but with the head that predicts."""
         tree = self.backbone.params | self.backbone.state | prefixed(select(self.params, HEAD), HEAD)
-        kept = (self.method.merge or dict)(self.tree)  # whose leaves are those of the plain model
+        merges_to = dict if any(map(quantized.is_part, self.tree)) else self.method.merge or dict
+        kept = merges_to(self.tree)  # whose leaves are those of the plain model
         return self._replaced({path: leaf for path, leaf in tree.items() if path in kept})
 
     def without_head(self) -> "Adapter":
@@ -115,6 +121,6 @@ def merges(method: Method, model: nn.Module, example: Any, shapes: Tree, base: I
     """
     if not method.adds:
         return True
-    if method.merge is None:
+    if method.merge is None or any(map(quantized.is_part, shapes)):
         return False
     return jax.eval_shape(method.merge, dict(shapes)).keys() <= shapes_of(model, example).keys() | set(base)

@@ -13,14 +13,11 @@ import flax.linen as nn
 import jax
 import numpy as np
 from etils import epath
-from jax.sharding import Sharding
 
 from jtransfer import files
-from jtransfer.checkpoints import calls, heads, hub, layouts, leaves
-from jtransfer.checkpoints.resizing import RESIZERS
+from jtransfer.checkpoints import calls, heads, hub, layouts, leaves, options
 from jtransfer.data import preprocess
 from jtransfer.errors import InputError, nearest
-from jtransfer.kinds import FLOATS, PATTERN, check, shown
 from jtransfer.methods.intercepted import under_those_of
 from jtransfer.models import (
     STATISTICS,
@@ -250,6 +247,8 @@ def load(
     positions: str | None = None,
     dtype: str = "float32",
     param_dtype: str = "float32",
+    bits: int = 0,
+    remat: bool = False,
     sharding: leaves.Place = None,
     trust: Iterable[str] = (),
 ) -> Backbone:
@@ -277,6 +276,9 @@ def load(
             transformers' DINOv2) or "bilinear" (as vision_transformer); None is the family's own, or "bicubic".
         dtype: Of the computation.
         param_dtype: That the parameters are read into.
+        bits: 4 or 8 to keep the kernels of the blocks in so many bits, each quantised as it is read (see
+            `models/quantized.py`); such kernels never learn. 0 for floats, or for the checkpoint's own bits.
+        remat: Whether blocks are computed again in the backward pass, for less memory.
         sharding: Where each leaf goes: a sharding for all, or a function from path and shape to one; "host" leaves
             NumPy arrays, which lie in the mapped file where layout and dtype allow; None is the default device.
         trust: The user's modules, or their files, that the method of a backbone in our own layout may name. Nothing
@@ -289,22 +291,24 @@ def load(
     """
     from jtransfer.checkpoints import deltas  # which load their bases
 
-    _check_options(include, head, classes, image, channels, positions, dtype, param_dtype, sharding)
+    options.check(include, head, classes, image, channels, positions, dtype, param_dtype, sharding)
     where = hub.find(name, revision=revision, subfolder=subfolder)
     asked = {"revision": revision, "subfolder": subfolder, "head": head, "classes": classes}
-    asked |= {"image": image, "channels": channels, "positions": positions}
+    asked |= {"image": image, "channels": channels, "positions": positions, "bits": bits or None}
     if deltas.is_one(where):
         if include is not None:
             raise InputError(
                 f"include='{include}': backbone '{name}' is a base and what a method made of it, all or none"
             )
+        options.check_base_alone(name, bits, remat)
         return deltas.read(name, where, asked, dtype, param_dtype, sharding, trust)
     source = layouts.read(where, name, head, classes)
     if (source.origin.directory / "adapter_config.json").exists():
         log.warning("backbone '%s': the adapter beside it is left out; jtransfer.load_adapter puts it on", name)
     config, kind = source.config, source.head
     types = {"dtype": dtype, "param_dtype": param_dtype} if config.param_dtype else {}
-    adjusted = dataclasses.replace(config, **types)
+    adjusted = dataclasses.replace(config, **types, **options.of_blocks(config, bits, remat))
+    asked["remat"] = True if remat and not config.remat else None
     changes: Mapping[str, Callable] = {}
     how = positions or source.interpolates or "bicubic"
     if image is not None or channels is not None:
@@ -319,8 +323,10 @@ def load(
     taken = leaves.included(f"backbone '{name}': include", include, shapes)
     sources = leaves.sources(where, source, shapes, taken, source.may_be_fresh(classes), headless=head == "")
     fill = leaves.placer(sharding, param_dtype)
-    tree = {path: fill(path, changes.get(path, np.asarray)(found.read())) for path, found in sources.items()}
-    fresh = tuple(path for path in shapes if path not in tree)
+    kept = leaves.expected(where, adjusted, kind) if bits else shapes
+    tree = leaves.filled(sources, changes, fill, kept, bits)
+    fresh = tuple(path for path in shapes if path not in sources)
+    options.check_fresh(name, bits, [path for path in fresh if path not in kept])
     if fresh:
         there = sum(math.prod(tensor.shape) for tensor in source.tensors.values())
         made = leaves.initialised(where, adjusted, kind, tree, {path: shapes[path] for path in fresh}, there)
@@ -334,8 +340,8 @@ def load(
         log.warning("backbone '%s': the head in the file is left out, name its kind to load it: %s", name, left)
     params = {path: leaf for path, leaf in tree.items() if not path.startswith(STATISTICS)}
     state = {path: leaf for path, leaf in tree.items() if path not in params}
-    options = None if left_out else {key: x for key, x in asked.items() if x is not None}
-    origin = dataclasses.replace(source.origin, options=options)
+    said = None if left_out else {key: x for key, x in asked.items() if x is not None}
+    origin = dataclasses.replace(source.origin, options=said)
     return Backbone(name, of_config(adjusted), params, source.classes, kind, state, fresh, origin)
 
 
@@ -374,27 +380,3 @@ def save(
     weights = to_bytes({path: np.asarray(leaf, order="C") for path, leaf in sorted(tree.items())})
     contents = {"model.safetensors": weights, "config.json": files.as_json(config).encode()}
     directories.write_together(directory, contents | dict(beside or {}))
-
-
-def _check_options(include, head, classes, image, channels, positions, dtype, param_dtype, sharding):
-    """Refuse options of `load` that are of no use, before anything is read."""
-    if include is not None:
-        check(include, PATTERN, "include")
-    if not (head is None or isinstance(head, str)):
-        raise InputError(f"head={head!r}: expected the name of a kind of head, '' for none, None for its own")
-    sides = image if isinstance(image, tuple | list) else (image,)
-    numbers = {"classes": classes, "channels": channels, **{f"image[{i}]": side for i, side in enumerate(sides)}}
-    for option, value in numbers.items():
-        if not (value is None or (type(value) is int and value > 0)):
-            raise InputError(f"{option}={shown(value)}: expected a whole number above 0")
-    if classes is not None and classes > heads.MOST_CLASSES:
-        raise InputError(f"classes={shown(classes)}: expected at most {heads.MOST_CLASSES:,}")
-    if isinstance(image, tuple | list) and (len(image) != 2 or None in image):
-        raise InputError(f"image={image!r}: expected height and width, or both as one number")
-    if not (positions is None or (isinstance(positions, str) and positions in RESIZERS)):
-        raise InputError(f"positions: unknown '{positions}'; {nearest(positions, RESIZERS)}")
-    for option, value in {"dtype": dtype, "param_dtype": param_dtype}.items():
-        if not FLOATS.takes(value):
-            raise InputError(f"{option}: unknown '{value}'; {nearest(value, FLOATS.choices)}")
-    if not (sharding is None or sharding == "host" or isinstance(sharding, Sharding) or callable(sharding)):
-        raise InputError(f"sharding={sharding!r}: expected a jax Sharding, a function of path and shape, or 'host'")

@@ -16,7 +16,7 @@ from jtransfer.errors import InputError, nearest
 from jtransfer.kinds import NAME, check, shown
 from jtransfer.models import MODELS, SOURCE_HEAD, described
 
-OPTIONS = ("revision", "subfolder", "head", "classes", "image", "channels", "positions", "tower")
+OPTIONS = ("revision", "subfolder", "head", "classes", "image", "channels", "positions", "bits", "remat", "tower")
 """Options of `load` that made a base what it is, and the tower of a dual encoder that it is."""
 
 DEEPEST = 8
@@ -103,7 +103,10 @@ def fingerprint(backbone: Backbone, head: bool) -> str:
     own = {
         path: x for path, x in (backbone.params | backbone.state).items() if head or not path.startswith(SOURCE_HEAD)
     }
-    about = [_told(described(backbone.config)), [method.text for method in backbone.methods]]
+    config = backbone.config
+    if backbone.origin and (backbone.origin.options or {}).get("remat"):
+        config = dataclasses.replace(config, remat=False)  # by which it was loaded and not what it is
+    about = [_told(described(config)), [method.text for method in backbone.methods]]
     if head and backbone.head:
         fields = dataclasses.fields(backbone.head)
         values = {field.name: getattr(backbone.head, field.name) for field in fields}

@@ -341,8 +341,9 @@ def assign(
         elif found != expected:
             said = list(source.tensor.shape) if found is None else list(found)
             differ.append(f"'{source.name}' has shape {said} for {path}, expected {list(expected)}")
-        elif source.tensor.dtype.kind in "biu":
-            types.append(f"'{source.name}' is {source.tensor.dtype}, expected a floating-point type")
+        elif source.tensor.dtype.kind in "biu" and source.tensor.dtype != shapes[path].dtype:
+            wanted = "a floating-point type" if shapes[path].dtype.kind not in "biu" else shapes[path].dtype
+            types.append(f"'{source.name}' is {source.tensor.dtype}, expected {wanted}")
     if twice or missing or unknown or differ or types:
         called = {path: (names.source(path) or (path,))[0] for path in missing}
         known = [found[0] for path in missing if (found := names.source(path))] or list(tensors.keys() - set(unknown))

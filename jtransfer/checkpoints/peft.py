@@ -28,7 +28,7 @@ from jtransfer.errors import InputError, nearest
 from jtransfer.methods.lora import FROM_BASE, LoRA
 from jtransfer.methods.method import HEAD as HEAD_RULE
 from jtransfer.methods.updates import site_of
-from jtransfer.models import SOURCE_HEAD, Head, Headed, shapes_of
+from jtransfer.models import SOURCE_HEAD, Head, Headed, quantized, shapes_of
 from jtransfer.storage import directories
 from jtransfer.tree import Tree
 
@@ -91,7 +91,7 @@ def load_adapter(
     if not sites and not (format.whole and sources):
         raise InputError(f"{where / WEIGHTS} has no {format.first}")
 
-    dtype = next(iter(backbone.params.values())).dtype
+    dtype = next(x.dtype for path, x in backbone.params.items() if not quantized.is_part(path))
     params = {path: jnp.array(source.read(), dtype) for path, source in sources.items()} | borrowed
     params |= _of_base(where, method, sites, backbone.params)
     params = {path: x for path, x in params.items() if not _is_copy(path, x, backbone.params, saved, names)}

@@ -1,5 +1,6 @@
 """Adapters in PEFT's files: how they are written."""
 
+import dataclasses
 import re
 from typing import Any
 
@@ -18,7 +19,7 @@ from jtransfer.errors import InputError
 from jtransfer.methods.ia3 import IA3
 from jtransfer.methods.lora import FROM_BASE, LoRA
 from jtransfer.methods.updates import site_of
-from jtransfer.models import SOURCE_HEAD
+from jtransfer.models import SOURCE_HEAD, of_config, shapes_of
 from jtransfer.storage import directories
 from jtransfer.tree import Tree
 
@@ -69,13 +70,14 @@ def to_peft(adapter: Adapter) -> tuple[dict[str, Any], Tree]:
     layers = list(dict.fromkeys(layer for path in params if (layer := _layer(format, path))))
     if not layers and not format.whole:
         raise InputError(f"peft: method '{adapter.method.name}' has added no leaves")
-    weights = {layer: _weight(layer, backbone.params | params) for layer in layers}
+    shapes = _floats(backbone) | params
+    weights = {layer: _weight(layer, shapes) for layer in layers}
     if impossible := [layer for layer, path in weights.items() if not is_adaptable(names, format, path)]:
         raise InputError(f"peft: {name} has no tensors for {', '.join(impossible)}, as these layers lie in PyTorch")
     sites = {
         layer: site_of(
             renamed(layer, SOURCE_HEAD, HEAD) if adapter.head else layer,
-            {path.rpartition("/")[2]: (backbone.params | params)[path]},
+            {path.rpartition("/")[2]: shapes[path]},
         )
         for layer, path in weights.items()
     }
@@ -147,6 +149,14 @@ def _weight(layer, params):
     return next(
         (f"{layer}/{name}" for name in ("kernel", "embedding") if f"{layer}/{name}" in params), f"{layer}/kernel"
     )
+
+
+def _floats(backbone):
+    """The leaves of a backbone; in place of quantised kernels, the shapes of those that they stand for."""
+    if not backbone.config.bits:
+        return backbone.params
+    plain = of_config(dataclasses.replace(backbone.config, bits=0))
+    return shapes_of(plain, backbone.config.inputs) | backbone.params
 
 
 def _as_theirs(part, params):

@@ -40,6 +40,8 @@ TRANSFER = {
         "channels": whole(0, 2**14),
         "positions": choice("", "bicubic", "bicubic_torch", "bilinear"),
         "dtype": kinds.FLOATS,
+        "bits": Kind("0, 4 or 8", lambda x: type(x) is int and x in (0, 4, 8)),
+        "remat": FLAG,
         "tokens": whole(0, LARGEST),
         "trust": several(NAME),
     },

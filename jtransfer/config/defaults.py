@@ -13,6 +13,8 @@ LOAD = {
     "channels": 0,  # 1 for grey images
     "positions": "",  # how positions are resized: "bicubic" as timm, "bilinear" as vision_transformer; empty: its own
     "dtype": "float32",  # of the computation
+    "bits": 0,  # 4 or 8 for kernels of the blocks that are kept in so many bits and never learn; 0 for floats
+    "remat": False,  # whether blocks are computed again in the backward pass, for less memory
     "tokens": 0,  # that texts are padded or cut to; 0 for the longest of the data
     "trust": (),  # modules of your own, or their files, that the method of a backbone in our own layout may name
 }

@@ -29,6 +29,7 @@ from jtransfer.methods.updates import (
     low_rank,
     together,
     updating,
+    weight_of,
     with_default,
 )
 from jtransfer.tree import Rules
@@ -129,6 +130,7 @@ def lora(
     dora: bool = False,
     a_rate: Annotated[float, NOT_NEGATIVE] = 1.0,
     b_rate: Annotated[float, NOT_NEGATIVE] = 1.0,
+    head_rate: Annotated[float, NOT_NEGATIVE] = 1.0,
 ) -> Method:
     """A low-rank path beside every dense layer, convolution and embedding that `target` names; it and the head learn.
 
@@ -161,6 +163,7 @@ def lora(
         a_rate: Rate at which A learns, relative to the schedule; 0 freezes it (LoRA-FA, Zhang et al. 2023,
             arXiv:2308.03303).
         b_rate: That of B; 16 is LoRA+ (Hayou et al. 2024, arXiv:2402.12354).
+        head_rate: That of the head; 0 freezes it, as PEFT does with the output kernel of a language model.
 
     Raises:
         InputError: an option out of its range, or a pattern that is none; and, of a model, a `target` that matches no
@@ -172,7 +175,9 @@ def lora(
     options = LoRA(target, *rules, rs, dropout, start, dora)
     rates = [("a", a_rate), ("b", b_rate), *([("magnitude", 1.0)] if dora else [])]
     change = _weighed(options) if dora else adding(options.delta)
-    return updating("lora", options, options.makes, change, tuple(rates), (DENSE, CONV, EMBED), dropout, rules)
+    return updating(
+        "lora", options, options.makes, change, tuple(rates), (DENSE, CONV, EMBED), dropout, rules, head_rate
+    )
 
 
 def _weighed(options: LoRA) -> Effect:
@@ -182,8 +187,9 @@ def _weighed(options: LoRA) -> Effect:
         y = call(x)
         leaves, x = beside(x)
         own = layer.variables["params"]
-        weight = own["embedding" if site.kind == EMBED else "kernel"]
-        factor = leaves["magnitude"] / _norms(weight, *options.factors(leaves), options.scale(site.path))
+        factor = leaves["magnitude"] / _norms(
+            weight_of(layer, site), *options.factors(leaves), options.scale(site.path)
+        )
         bias = own["bias"].astype(y.dtype) if "bias" in own else 0
         return (y - bias + options.delta(site, leaves).path(x)) * factor.astype(y.dtype) + bias
 

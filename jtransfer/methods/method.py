@@ -18,6 +18,7 @@ from jtransfer import imports, kinds
 from jtransfer.errors import InputError, nearest
 from jtransfer.methods import endings
 from jtransfer.methods.endings import BEGAN
+from jtransfer.methods.floats import check_floats
 from jtransfer.methods.intercepted import Intercepted, Interceptor, leaves_under
 from jtransfer.methods.modes import evaluation_mode
 from jtransfer.models import STATISTICS, Architecture, complete, of_source_head, outputs_and_leaves
@@ -362,16 +363,15 @@ def adapt(
         own = [path for path in shapes if path in there and not of_source_head(path)]
         with imports.calling(f"method '{method.name}': file", phase.learns):
             rates = dict.fromkeys(shapes, FROZEN) | phase.learns(own)
+        check_floats(method.name, rates)
         if not any(rate != FROZEN for rate in rates.values()):
             headless = "" if any(path.startswith("head/") for path in own) else " in a model without a new head"
             raise InputError(
                 f"method '{method.name}': nothing learns{headless}; add what does, as in 'finetune + {method.name}'"
             )
         frozen_mode = evaluation_mode({path: rates[path] for path in _split(plain)[0]})
-        whole, under = (
-            Intercepted(model, (*phase.adds, *phase.modes, frozen_mode, *wrap)),
-            (*phase.adds, *phase.modes, *wrap),
-        )
+        under = (*phase.adds, *phase.modes, *wrap)
+        whole = Intercepted(model, (*phase.adds, *phase.modes, frozen_mode, *wrap))
         before = each[-1].since if each else {}
         since = {path: before.get(path, len(each)) for path, rate in rates.items() if rate != FROZEN}
         each.append(

@@ -10,5 +10,6 @@ def there_are(paths: Collection[str]) -> str:
     Args:
         paths: Of the leaves.
     """
-    layers = {re.sub(r"\d+", "0", path.removesuffix("/kernel")) for path in paths if path.endswith("/kernel")}
+    kernels = (path.removesuffix("_q") for path in paths if path.endswith(("/kernel", "/kernel_q")))
+    layers = {re.sub(r"\d+", "0", path.removesuffix("/kernel")) for path in kernels}
     return f"there are {', '.join(sorted(layers))}"

@@ -25,7 +25,7 @@ from jtransfer.errors import InputError
 from jtransfer.kinds import PATTERN, by_name, check, whole
 from jtransfer.methods.method import HEAD, Method, learn
 from jtransfer.methods.targets import there_are
-from jtransfer.models import Head, Headed
+from jtransfer.models import Head, Headed, quantized
 from jtransfer.models.architecture import CONVOLUTION
 from jtransfer.models.layers import Embed, flat_dot_general
 from jtransfer.tree import Rules, Tree, label
@@ -209,6 +209,7 @@ def updating(
     kinds: tuple[str, ...] = (DENSE, CONV),
     dropout: float = 0.0,
     rules: tuple[Rules, ...] = (),
+    head_rate: float = 1.0,
 ) -> Method:
     """The method that updates the kernels of the layers which `options.target` names.
 
@@ -217,10 +218,11 @@ def updating(
         options: The method's, with a `target`.
         makes: Of a site, and of a function that gives its kernel, the leaves beside it.
         change: What they do.
-        rates: Rules of the rates of these leaves; the head learns too.
+        rates: Rules of the rates of these leaves.
         kinds: Of the layers that may be updated.
         dropout: Rate at which inputs are dropped on the way to a delta, in training.
         rules: Rules on paths of layers, of which each must match a layer that is updated.
+        head_rate: Rate at which the head learns.
     """
     own = re.compile(rf"(.*)/{name}/([^/]+)")
 
@@ -232,8 +234,7 @@ def updating(
         if kind not in kinds or not re.fullmatch(options.target, path):
             return call(*args, **kwargs)
         site = _site(layer, kind, path, args[0])
-        weight = WEIGHTS[kind == EMBED]
-        made = makes(site, lambda: layer.get_variable("params", weight))
+        made = makes(site, lambda: weight_of(layer, site))
         beside = Leaves(dropout, layer.param_dtype, parent=layer, name=name)
         return change.run(lambda x: call(x, *args[1:], **kwargs), args[0], partial(beside, made), site, layer)
 
@@ -245,7 +246,7 @@ def updating(
             )
         for each in rules:
             label(adapted, each)  # refuses a pattern that matches none of them
-        return learn(HEAD, *((f".*/{name}/{leaf}", rate) for leaf, rate in rates))(paths)
+        return learn((HEAD[0], head_rate), *((f".*/{name}/{leaf}", rate) for leaf, rate in rates))(paths)
 
     def merge(tree: Tree) -> Tree:
         merged, beside = {}, {}
@@ -261,6 +262,12 @@ def updating(
         return merged
 
     return Method(name, learns, adds=(interceptor,), merge=merge, parts=(options,))
+
+
+def weight_of(layer: nn.Module, site: Site) -> jax.Array:
+    """The kernel or the table of a layer that was called, a quantised kernel as floats."""
+    own = layer.variables["params"]
+    return own["embedding"] if site.kind == EMBED else quantized.weight(own, site.shape[0])
 
 
 def site_of(path: str, leaves: Tree) -> Site:

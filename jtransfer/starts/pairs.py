@@ -139,7 +139,7 @@ def _tower(name, of, options) -> Backbone:
     options = {
         key: value
         for key, value in options_of(options).items()
-        if name == "vision" or key in ("dtype", "trust", *OF_ONE)
+        if name == "vision" or key in ("dtype", "bits", "remat", "trust", *OF_ONE)
     }
     backbone = load(of, **options, sharding="host")
     if backbone.methods:

@@ -21,7 +21,7 @@ log = logging.getLogger("jtransfer")
 
 ELSEWHERE = re.compile(rf"({'|'.join(files.SCHEMES)})://.+|[\w.-]+/[\w.-]+")
 """Names of backbones that may be in an object store or on the hub."""
-DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "uint8": "U8", "int8": "I8"}
 """Names of dtypes in a safetensors file."""
 
 
@@ -46,7 +46,8 @@ def stand_in(config: ConfigDict) -> Iterator[ConfigDict]:
         yield config
         return
     with tempfile.TemporaryDirectory() as directory:
-        module = models.build(**config.model.to_dict())
+        bits = {"bits": config.load.bits} if backbone and config.load.bits else {}
+        module = models.build(**config.model.to_dict() | bits)
         if backbone:
             _warn("config.backbone", config.backbone, module)
             config.backbone = _write(Path(directory) / "backbone", module)

@@ -77,9 +77,10 @@ def adapter(run: Any, tree: Mapping[str, Any]) -> Adapter:
 
 
 def hollow(run: Any) -> Adapter:
-    """`adapter` of placeholders: leaves of the shapes of a run (a `Run`), filled with NaN."""
+    """`adapter` of placeholders: leaves of the shapes of a run (a `Run`), filled with NaN, whole numbers with 0."""
     shapes = run.adapted.shapes | {path: x for path, x in run.adapted.state.items() if path not in _known(run)}
-    return adapter(run, {path: np.broadcast_to(x.dtype.type(np.nan), x.shape) for path, x in shapes.items()})
+    fill = {path: x.dtype.type(0 if np.issubdtype(x.dtype, np.integer) else np.nan) for path, x in shapes.items()}
+    return adapter(run, {path: np.broadcast_to(fill[path], x.shape) for path, x in shapes.items()})
 
 
 def _known(run):

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 import jtransfer as jt
 from jtransfer import methods, models
-from jtransfer.checkpoints import to_huggingface
+from jtransfer.checkpoints import Adapter, to_huggingface, write_adapter
 from jtransfer.checkpoints.families import FAMILIES
 from jtransfer.errors import InputError
 from jtransfer.methods.method import Intercepted
@@ -157,6 +157,35 @@ def test_shards_load_and_a_classifier_reads_the_last_token(tmp_path):
     backbone, batch = jt.load(str(tmp_path / "in")), padded("right")
     expected = peer(**as_torch(batch)).logits.detach().numpy()
     np.testing.assert_allclose(backbone(batch)["logits"], expected, **CLOSE)
+
+
+def test_lora_is_pefts_on_a_base_of_floats_and_goes_out_from_one_of_four_bits(tmp_path):
+    peft = pytest.importorskip("peft")
+    peer = make("Llama", tie_word_embeddings=True)
+    peer.save_pretrained(tmp_path / "base")
+    options = {"r": 3, "lora_alpha": 5, "target_modules": ["q_proj", "v_proj", "down_proj"], "task_type": "CAUSAL_LM"}
+    adapted = peft.get_peft_model(peer, peft.LoraConfig(**options)).eval()
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(0.0, 0.3)
+    adapted.save_pretrained(tmp_path / "adapter")
+    batch = padded("right")
+    real = batch["attention_mask"].astype(bool)
+    adapter = jt.load_adapter(jt.load(str(tmp_path / "base")), str(tmp_path / "adapter"))
+    expected = adapted(**as_torch(batch)).logits.detach().numpy()
+    np.testing.assert_allclose(adapter(batch)["logits"][real], expected[real], **CLOSE)
+
+    few = jt.load(str(tmp_path / "base"), bits=4)
+    on_few = Adapter(few, adapter.method, adapter.params)
+    write_adapter(tmp_path / "out", on_few)
+    mine, theirs = (load_file(tmp_path / where / "adapter_model.safetensors") for where in ("out", "adapter"))
+    assert mine.keys() == theirs.keys()
+    assert all(np.array_equal(mine[name], theirs[name]) for name in theirs)
+    with pytest.raises(InputError, match="cannot be merged into kernels of 4 bits"):
+        on_few.merged()
+    with pytest.raises(InputError, match="has kernels of 4 bits, which this format does not have"):
+        to_huggingface(tmp_path / "hf", few)
 
 
 def test_methods_reach_in_as_into_any_other_model_and_all_that_they_add_matters():
