@@ -1,0 +1,53 @@
+"""What finetuning a Llama of 7 billion parameters holds in memory: counted on shapes of its step, without weights."""
+
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jtransfer import methods, models
+from jtransfer.config import load
+from jtransfer.objectives import lm
+from jtransfer.optimiser import Optimiser
+from jtransfer.train import costs
+from jtransfer.tree import partition, size
+
+CONFIG = Path(__file__).parents[2] / "configs/text/llama_7b_qlora.py"
+TOKENS, GPU = 2048, 80e9
+
+
+@pytest.fixture(scope="module")
+def method():
+    return load("train", str(CONFIG), [])[1].method
+
+
+def seven_billion(method, bits, **options):
+    """The step of one row of 2048 tokens, computed in bfloat16 with its blocks computed again."""
+    config = models.LlamaConfig(epsilon=1e-5, bits=bits, remat=True, dtype="bfloat16", **options)
+    model = models.Headed(models.of_config(config), config.language_head, "head")
+    example = dict.fromkeys(("input_ids", "attention_mask"), jax.ShapeDtypeStruct((1, TOKENS), jnp.int32))
+    adapted = methods.adapt(methods.parse(method), model, models.shapes_of(model, example), example)
+    return adapted, costs.step_shapes(adapted, lm(), Optimiser(), 1, parts={})
+
+
+def held(shapes):
+    """Bytes of the state, the frozen leaves and the batch."""
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(shapes.arguments))
+
+
+@pytest.mark.slow
+def test_weights_in_four_bits_with_the_state_of_lora_are_a_thirteenth_of_those_of_finetuning(method):
+    adapted, few = seven_billion(method, 4)
+    trainable, frozen = partition(adapted.shapes, adapted.rates)
+    assert size(trainable) == 32 * 64 * (4 * 2 * 4096 + 3 * (4096 + 11008))
+    assert all("/lora/" in path for path in trainable) and "head/kernel" in frozen
+    held_by = {
+        "qlora": held(few),
+        "lora": held(seven_billion(method, 0)[1]),
+        "finetune": held(seven_billion("finetune", 0)[1]),
+    }
+    gigabytes = {name: round(found / 1e9, 1) for name, found in held_by.items()}
+    assert gigabytes == {"qlora": 6.3, "lora": 28.9, "finetune": 80.9}
+    assert held_by["finetune"] > GPU, "before any gradient"
