@@ -61,6 +61,7 @@ setup(
             "grain>=0.2.18",
             "h5py>=3.11",
             "simplejpeg>=1.9",
+            "gensim>=4.4",  # the peer of word vectors
             "pyyaml",
         ],
     },

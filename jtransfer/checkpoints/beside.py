@@ -17,10 +17,9 @@ def tokenizer_files(backbone: Backbone) -> dict[str, bytes]:
     Raises:
         InputError: a config of open_clip that asks texts to be cleaned in a way that is not done here.
     """
-    from jtransfer.data.text import files_in
     from jtransfer.data.tokenizer_files import OF_MODELS
 
-    found = files_in(backbone.origin.directory)
+    found = preprocess.tokenizer_files(backbone.origin)
     # The class that transformers would take, which our own config does not tell.
     kind = OF_MODELS.get(backbone.origin.values.get("model_type"), "CLIPTokenizer")
     found.setdefault("tokenizer_config.json", json.dumps({"tokenizer_class": kind}).encode())

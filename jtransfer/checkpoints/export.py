@@ -10,16 +10,18 @@ import numpy as np
 from etils import epath
 
 from jtransfer import files
-from jtransfer.checkpoints import deltas, peft_writing, pooled
+from jtransfer.checkpoints import deltas, peft_writing, pooled, vectors
 from jtransfer.checkpoints.adapter import Adapter
 from jtransfer.checkpoints.backbone import Backbone
+from jtransfer.checkpoints.beside import tokenizer_files
 from jtransfer.checkpoints.families.values import labels
 from jtransfer.checkpoints.huggingface import architecture_of, family_of, tensors_of, values_of
 from jtransfer.checkpoints.huggingface import check as check_names
 from jtransfer.checkpoints.tensors import write_safetensors
-from jtransfer.data import keys, preprocess
+from jtransfer.data import keys, preprocess, words
 from jtransfer.errors import InputError, nearest
-from jtransfer.models import SOURCE_HEAD, STATISTICS, described
+from jtransfer.models import SOURCE_HEAD, STATISTICS, WordVectorsConfig, described
+from jtransfer.models.word_vectors import table
 from jtransfer.storage import directories
 from jtransfer.tree import nested, select
 
@@ -99,6 +101,9 @@ def write(
         if format == "adapter":  # whose own files say how inputs are made
             deltas.fill(draft, result, beside or None)
             return
+        if format in vectors.FORMATS:
+            _vectors(draft, result, format, beside)
+            return
         FORMATS[format](draft, result, adapters)
         if beside and beside.keys() - {*PROCESSORS}:
             # Another tokenizer's: no file of the backbone's may be read together with these.
@@ -133,6 +138,9 @@ def check_result(result: Backbone | Adapter, format: str, adapters: str = "merge
         InputError: with what can be written instead.
     """
     if format == "orbax":
+        return
+    if format in vectors.FORMATS:
+        _check_vectors(result, format)
         return
     if format == "adapter":
         if not isinstance(result, Adapter):
@@ -265,7 +273,29 @@ def _orbax(directory: Path, result: Backbone | Adapter, adapters: str) -> None:
     (directory / "config.json").write_text(files.as_json(values))
 
 
+def _check_vectors(result: Backbone | Adapter, format: str) -> None:
+    """Refuse to write anything but word vectors as such.
+
+    Raises:
+        InputError: with the format that can be written.
+    """
+    backbone = _parts(result)[0]
+    if not isinstance(backbone.config, WordVectorsConfig):
+        raise InputError(f"{format} is of word vectors, which backbone '{backbone.name}' has not; --format=hf or orbax")
+    if isinstance(result, Adapter) and not result.method.merge:
+        raise InputError(f"{format}: method '{result.method.name}' makes no plain table; --format=adapter or orbax")
+
+
+def _vectors(directory: Path, result: Backbone | Adapter, format: str, beside: Mapping[str, bytes] | None) -> None:
+    backbone = result.merged() if isinstance(result, Adapter) else result
+    vocabulary = words.read(beside or tokenizer_files(backbone))
+    vectors.write(
+        directory / vectors.FORMATS[format], vocabulary.words, table(backbone.config, backbone.params), format
+    )
+
+
 FORMATS = {"hf": _huggingface, "peft": _peft, "orbax": _orbax, "adapter": deltas.fill}
+FORMATS |= dict.fromkeys(vectors.FORMATS, _vectors)
 
 
 def _config(backbone: Backbone, kind: str, dtype: Any) -> Mapping[str, Any]:

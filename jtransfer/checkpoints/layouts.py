@@ -4,13 +4,13 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import flax.linen as nn
 from etils import epath
 
-from jtransfer.checkpoints import heads, pooled, sentences
+from jtransfer.checkpoints import heads, pooled, sentences, vectors
 from jtransfer.checkpoints import tensors as files
 from jtransfer.checkpoints.families import FAMILIES, allennlp, fastai, npz, open_clip, timm
 from jtransfer.checkpoints.families.values import MAY_BE_NULL, MOST, labels, typed, words
@@ -35,6 +35,7 @@ class Origin:
             `preprocessor` in the keys of its `preprocessor_config.json`.
         kind: The kind of its head, a value of the family's `heads`, or `CLASSIFICATION`; empty for none.
         options: Of `load`, and `tower`, by which the backbone is read again; None where its leaves are other ones.
+        tokenizer: Files of a tokenizer that were made of the checkpoint, by name; empty where they lie beside it.
     """
 
     directory: epath.Path
@@ -42,6 +43,7 @@ class Origin:
     layout: str
     kind: str = ""
     options: Mapping[str, Any] | None = None
+    tokenizer: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -111,13 +113,14 @@ DESCRIBED = {
     "npz": ("vit",),
     "open_clip": ("clip",),
     "timm": tuple(timm.NETWORKS),
+    "vectors": ("word_vectors",),
 }
-"""The architectures, keys of `MODELS`, that are read from each of these."""
+"""The architectures, keys of `MODELS`, that are read from each of these and from files of word vectors."""
 
 OF_TIMM = "ViT, DINOv3, Swin, ConvNeXt, EfficientNet, MobileNet"
 KNOWN = (
     f"the layouts are those of Hugging Face, jtransfer, timm ({OF_TIMM}), open_clip (CLIP), fastai (AWD-LSTM), "
-    "AllenNLP's ELMo and the .npz of vision_transformer and big_vision"
+    "AllenNLP's ELMo, the .npz of vision_transformer and big_vision, and word vectors (.txt, .vec, .bin)"
 )
 
 
@@ -130,6 +133,10 @@ def read(where: epath.Path, name: str, head: str | None, classes: int | None) ->
     """
     directory = where.parent if where.is_file() else where
     verify(directory)
+    if vectors.is_one(where):
+        config, names, tensors, tokenizer = vectors.checkpoint(where)
+        origin = Origin(directory, {}, "vectors", tokenizer=tokenizer)
+        return Checkpoint(config, chosen(where, None, head, classes), (), names, tensors, origin)
     file, tensors = _tensors(where)
     layout = _layout(file, tensors)
     config = directory / ("open_clip_config.json" if layout == "open_clip" else "config.json")

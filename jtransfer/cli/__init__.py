@@ -175,7 +175,9 @@ class _Parser(argparse.ArgumentParser):
 
 def _add_export_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--workdir", required=True, metavar="DIR", help="of a 'jtransfer train' run")
-    command.add_argument("--format", required=True, metavar="NAME", help="hf, peft, orbax or adapter")
+    command.add_argument(
+        "--format", required=True, metavar="NAME", help="hf, peft, orbax, adapter; word2vec, word2vec_binary, glove"
+    )
     command.add_argument("--out", required=True, metavar="DIR", help="new, or that of an earlier export")
     command.add_argument(
         "--adapters",

@@ -4,12 +4,14 @@ import dataclasses
 import hashlib
 import json
 import logging
+import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from jtransfer.data import keys
 from jtransfer.data.dataset import floats
@@ -141,10 +143,10 @@ def _text(name, origin, config):
     from jtransfer.data import text
 
     of_text = config.text_tower
-    with _errors_of(origin.directory):
+    with _errors_of(origin.directory), _beside(origin) as directory:
         names, clean = tuple(config.inputs), cleaning_of(origin)
         made = text.tokenizer(
-            origin.directory,
+            directory,
             origin.values,
             names,
             of_text.longest,
@@ -152,8 +154,32 @@ def _text(name, origin, config):
             tables=config.tables,
             clean=clean,
         )
+        made = dataclasses.replace(made, where=str(origin.directory)) if origin.tokenizer else made
         # BERT's positions count padding: on the left it would give a text other numbers than it has alone.
         return dataclasses.replace(made, side="right") if of_text.right_padded else made
+
+
+@contextmanager
+def _beside(origin):
+    """The directory that the files of a checkpoint's tokenizer are in."""
+    if not origin.tokenizer:
+        yield origin.directory
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        for name, content in origin.tokenizer.items():
+            (epath.Path(directory) / name).write_bytes(content)
+        yield epath.Path(directory)
+
+
+def tokenizer_files(origin: Any) -> dict[str, bytes]:
+    """The files of a checkpoint's tokenizer, by name; `origin` is its `layouts.Origin`.
+
+    Raises:
+        InputError: one of them is no plain file, or larger than any such file is.
+    """
+    from jtransfer.data.text import files_in
+
+    return dict(origin.tokenizer) or files_in(origin.directory)
 
 
 def cleaning_of(origin: Any) -> str:
@@ -193,9 +219,7 @@ def files_of(origin: Any, config: Architecture) -> dict[str, bytes]:
     own = origin.values.get("preprocessor")
     found = {"": json.dumps([own, cleaning_of(origin)]).encode()}
     if "input_ids" in config.inputs:
-        from jtransfer.data.text import files_in
-
-        found |= files_in(origin.directory)
+        found |= tokenizer_files(origin)
     beside = "pixel_values" in config.inputs and not own and origin.layout != "jtransfer"
     for file in (origin.directory / name for name in PROCESSORS):
         if beside and file.exists():

@@ -29,6 +29,7 @@ from jtransfer.models.pixels import Pixels, PixelsConfig
 from jtransfer.models.resnet import ResNet, ResNetConfig
 from jtransfer.models.swin import Swin, SwinConfig
 from jtransfer.models.vit import ViT, ViTConfig
+from jtransfer.models.word_vectors import WordVectors, WordVectorsConfig
 from jtransfer.tree import Tree, flat, nested, prefixed, select
 
 __all__ = [
@@ -72,6 +73,8 @@ __all__ = [
     "SwinConfig",
     "ViT",
     "ViTConfig",
+    "WordVectors",
+    "WordVectorsConfig",
     "apply",
     "build",
     "check_ids",
@@ -100,6 +103,7 @@ MODELS = {
     "resnet": (ResNet, ResNetConfig),
     "swin": (Swin, SwinConfig),
     "vit": (ViT, ViTConfig),
+    "word_vectors": (WordVectors, WordVectorsConfig),
     "pixels": (Pixels, PixelsConfig),
 }
 

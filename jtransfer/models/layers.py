@@ -189,11 +189,11 @@ class Embed(nn.Module):
     features: int
     dtype: str = "float32"
     param_dtype: str = "float32"
+    init: Callable = nn.initializers.normal(0.02)
 
     @nn.compact
     def __call__(self, ids):
-        init = nn.initializers.normal(0.02)
-        table = self.param("embedding", init, (self.number, self.features), self.param_dtype)
+        table = self.param("embedding", self.init, (self.number, self.features), self.param_dtype)
         rows = jnp.asarray(table).at[ids].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
         return rows.astype(self.dtype)
 

@@ -32,7 +32,7 @@ def test_a_family_goes_out_where_a_class_says_its_models():
             model = of_config(FAMILIES[known.model_types[0]].read({}, {}))
             assert family_of(checkpoints.Backbone("mine", model, {}))[0] in known.model_types
         else:
-            assert architecture in ("awd_lstm", "elmo", "pixels")
+            assert architecture in ("awd_lstm", "elmo", "pixels", "word_vectors")
             model = build(architecture, **({"image": (8, 8), "channels": 3} if architecture == "pixels" else {}))
             with pytest.raises(jt.InputError, match=f"Hugging Face has no model of the architecture '{architecture}'"):
                 family_of(checkpoints.Backbone("mine", model, {}))

@@ -30,6 +30,8 @@ CONFIGS = {
     "clip of bert": models.CLIPConfig(VIT, WORDS | {"architecture": "bert"}, 4),
     "swin": models.SwinConfig((8, 8), patch=2, width=4, window=2, depths=(2, 1), heads=(1, 2)),
     "pixels": models.PixelsConfig((4, 4), 1),
+    "word vectors": models.WordVectorsConfig(vocabulary=11, width=8),
+    "symmetric": models.WordVectorsConfig(vocabulary=11, width=8, symmetric=True),
 }
 
 
