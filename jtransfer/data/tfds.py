@@ -58,7 +58,7 @@ def read(rest: str, context: Context) -> Dataset:
     name = context.name
     if "pairs" in context.reads:
         return read_pairs(rest, context)
-    data, directory, options = _opened(name, rest, context.data_dir)
+    data, directory, options = opened(name, rest, context.data_dir)
     label = _label(data, options.get("label"), needed="texts" not in context.reads)
     inputs, kind = _inputs(data, options.get("input"))
     train, labels = _labels(data, label, "train", [options.get("train", "train")])
@@ -106,7 +106,7 @@ def read_pairs(rest: str, context: Context) -> Dataset:
         InputError: as `read`; or there is no option `caption`, or the input is no image.
     """
     name = context.name
-    data, directory, options = _opened(name, rest, context.data_dir)
+    data, directory, options = opened(name, rest, context.data_dir)
     inputs, kind = _inputs(data, options.get("input"))
     if "caption" not in options or kind != "image":
         raise InputError(f"{name}: expected images with captions, as in {name.partition('?')[0]}?caption=FEATURE")
@@ -154,7 +154,7 @@ def form(rest: str, context: Context) -> tuple[str, int]:
     except InputError:
         if (about := catalogued(tfds, which)) is None:
             raise
-    data = Prepared(name, tfds, about) if about else _opened(name, rest, context.data_dir)[0]
+    data = Prepared(name, tfds, about) if about else opened(name, rest, context.data_dir)[0]
     feature = _of_class(data, _label(data, options.get("label")))
     return _inputs(data, options.get("input"))[1], feature.num_classes if feature else 0
 
@@ -191,7 +191,7 @@ def _only(data: Prepared, source: Any, rows: np.ndarray, asked: str | None) -> n
     return kept
 
 
-def _opened(name: str, rest: str, data_dir: str) -> tuple[Prepared, epath.Path, dict[str, str]]:
+def opened(name: str, rest: str, data_dir: str) -> tuple[Prepared, epath.Path, dict[str, str]]:
     """A prepared dataset, its directory, and the options that stand behind its name."""
     tfds = _library(name)
     which, _, query = rest.partition("?")

@@ -12,6 +12,7 @@ from jtransfer.evaluate.protocols.classifiers import episodes, few_shot, knn, li
 from jtransfer.evaluate.protocols.names import attributes, retrieval, typographic, zero_shot
 from jtransfer.evaluate.protocols.rows import ProtocolRun
 from jtransfer.evaluate.protocols.structure import cka, clusters, domain_gap, transferability
+from jtransfer.evaluate.protocols.words import analogies, neighbours, word_similarity
 from jtransfer.evaluate.task import TargetTask
 
 PROTOCOLS: dict[str, Callable[..., ProtocolRun]] = {
@@ -30,6 +31,9 @@ PROTOCOLS: dict[str, Callable[..., ProtocolRun]] = {
     "transferability": transferability,
     "cka": cka,
     "domain_gap": domain_gap,
+    "analogies": analogies,
+    "word_similarity": word_similarity,
+    "neighbours": neighbours,
 }
 
 
