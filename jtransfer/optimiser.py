@@ -26,6 +26,7 @@ USES = {
     "lars": ("momentum",),
     "adafactor": ("momentum",),
     "muon": ("momentum", "b1", "b2", "epsilon"),
+    "adagrad": ("epsilon",),
 }
 """The optimisers, and which of the options that not all have each of them reads."""
 
@@ -60,6 +61,7 @@ class Optimiser:
             (You et al. 2020, arXiv:1904.00962) or "lars" (You et al. 2017, arXiv:1708.03888), whose updates are as long
             as the leaf, where it decays, or a thousandth of it; "adafactor", as big_vision has it (Zhai et al. 2022,
             arXiv:2106.04560, section 3.4): second moments of large kernels by rows and columns, the first in bfloat16;
+            "adagrad" (Duchi et al. 2011, JMLR 12), whose sums of squares begin at 0.1;
             or "muon" (Jordan et al. 2024) on kernels of two axes within the model, at the root mean square of an update
             of AdamW (Liu et al. 2025, arXiv:2502.16982), and AdamW on all other leaves.
         rate: Peak learning rate; a leaf learns at this times its own rate.
@@ -196,6 +198,7 @@ class Optimiser:
             "lars": lambda: (weight_decay, optax.masked(_THOUSANDTH, decays), by_group, momentum),
             "adafactor": lambda: (aged(partial(_adafactor, self.momentum)), weight_decay, by_group),
             "muon": lambda: (aged(lambda: _muon(self.momentum, adam)), weight_decay, by_group),
+            "adagrad": lambda: (optax.scale_by_rss(0.1, self.epsilon), weight_decay, by_group),
         }[self.name]()
         clip = (optax.clip_by_global_norm(self.clip),) if self.clip else ()
         kept = {path: limits[path] for path in groups if path in (limits or {})}

@@ -59,6 +59,7 @@ class Stream:
         at: From the number of a step, counted from 0, to its batch, where the cursor is that number. Worker processes
             call copies of it, so that it computes nothing by JAX. None if batches are made in their order alone.
         damaged: How many rows were left out, as they are damaged.
+        vocabulary: A `words.Vocabulary` that was made of these data; None where the backbone has its own.
     """
 
     parts: ClassVar[tuple[str, ...]] = ("inputs", "labels")
@@ -75,6 +76,7 @@ class Stream:
     rows: np.ndarray | None = None
     at: At | None = None
     damaged: int = 0
+    vocabulary: Any = None
 
     @property
     def targets(self) -> str:

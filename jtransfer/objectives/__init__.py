@@ -9,9 +9,11 @@ from jtransfer.errors import InputError
 from jtransfer.objectives.bidirectional import bilm
 from jtransfer.objectives.classification import check_mixup, classification, multilabel, regression, sigmoid
 from jtransfer.objectives.contrastive import LOSSES, clip, contrastive, pair_loss, siglip
+from jtransfer.objectives.glove import glove
 from jtransfer.objectives.language import lm, spans, tokens
 from jtransfer.objectives.masked import masked_lm
 from jtransfer.objectives.objective import CARRIED, WEIGHT, Objective, Score, begun, make_loss, of_task, outputs_of
+from jtransfer.objectives.word_vectors import cbow, skip_gram
 
 __all__ = [
     "CARRIED",
@@ -23,11 +25,13 @@ __all__ = [
     "Score",
     "begun",
     "bilm",
+    "cbow",
     "check_mixup",
     "check_reads",
     "classification",
     "clip",
     "contrastive",
+    "glove",
     "lm",
     "make_loss",
     "masked_lm",
@@ -40,6 +44,7 @@ __all__ = [
     "regression",
     "siglip",
     "sigmoid",
+    "skip_gram",
     "spans",
     "tokens",
 ]
@@ -56,6 +61,9 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "bilm": bilm,
     "tokens": tokens,
     "spans": spans,
+    "skip_gram": skip_gram,
+    "cbow": cbow,
+    "glove": glove,
 }
 
 SETTINGS = ("smoothing", "mixup", "cutmix")

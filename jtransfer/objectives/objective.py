@@ -68,6 +68,8 @@ class Objective:
         reads: What the data must have: "classes" (one a row), "labels" (several a row), "values", "tags" (a class for
             every word, of which each token gets one, `[n, tokens]`), "spans" (where answers start and end), "texts" or
             "pairs".
+        words: How a corpus becomes rows of words, of an objective that reads no text as a whole: a `Windows` or a
+            `Together`; None for texts as they are.
         limits: The least and the largest value of some leaves, by path, which every step keeps to.
         notice: From a row of training metrics to what is to be said of it, empty for nothing; it is said once.
         begins: From the model and a number of rows to leaves under `CARRIED`, as they are before the first batch.
@@ -83,6 +85,7 @@ class Objective:
     measure: Callable[[Outputs, Batch], Metrics] | None = None
     metrics: tuple[str, ...] = ()
     reads: str = "classes"
+    words: Any = None
     limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     notice: Callable[[Mapping[str, float]], str] = lambda row: ""
     begins: Callable[[nn.Module, int], Tree] | None = None

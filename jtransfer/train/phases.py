@@ -113,7 +113,10 @@ def entered(
     return TrainState(state.step, trainable, own, moments, state.key), kept, frozen
 
 
-MOMENTS = (optax.ScaleByAdamState, optax.TraceState, optax.FactoredState, optax.EmaState, optax.contrib.MuonState)
+MOMENTS = (
+    *(optax.ScaleByAdamState, optax.TraceState, optax.FactoredState, optax.EmaState, optax.ScaleByRssState),
+    optax.contrib.MuonState,
+)
 """What optimisers keep of each leaf by its path, and how many steps it has learned."""
 
 

@@ -14,6 +14,7 @@ from jtransfer import files
 from jtransfer.data.dataset import Lazy
 from jtransfer.data.pairs import HeldOut, PairStream
 from jtransfer.data.streams import Joined, Stream
+from jtransfer.data.words import Vocabulary
 from jtransfer.errors import Damaged
 from jtransfer.starts.texts import FOLDER
 from jtransfer.storage import directories
@@ -63,6 +64,8 @@ def _record(stream, classes, tokens):
         labels = stream.held_out[2]
         values["labels"] = {"dtype": labels.dtype.name, "shape": list(labels.shape[1:])}
         values |= {"rows": len(stream.pool[1])} if stream.pool else {}
+        if stream.vocabulary:
+            values["vocabulary"] = {"words": list(stream.vocabulary.words), "lower": stream.vocabulary.lower}
     return values | {"classes": list(classes)}
 
 
@@ -118,7 +121,10 @@ def stream_of(values: Mapping[str, Any]) -> Stream | PairStream:
         raise ValueError(f"labels of {form}, {dtype.name}")
     held_out, rows = ("", inputs, np.zeros((0, *form), dtype)), int(values.get("rows", 0))
     pool = (inputs, np.broadcast_to(np.zeros((), dtype), (rows, *form))) if 0 < rows <= LARGEST else None
-    return Stream(name, classes, kind, inputs, _no_batches, held_out, fingerprint, pool=pool)
+    known = values.get("vocabulary")
+    vocabulary = Vocabulary(tuple(map(str, known["words"])), bool(known["lower"])) if known else None
+    about = {"pool": pool, "vocabulary": vocabulary}
+    return Stream(name, classes, kind, inputs, _no_batches, held_out, fingerprint, **about)
 
 
 def _no_batches(cursor):

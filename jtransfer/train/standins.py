@@ -81,7 +81,7 @@ def _of_section(config, section, classes):
 
 def _form(config: ConfigDict, objective: objectives.Objective, kind: str, classes: int) -> dict[str, Any]:
     """What `remembered` keeps of rows and their labels."""
-    if kind == "text" and not config.load.tokens:
+    if kind == "text" and not config.load.tokens and not objective.words:
         raise InputError("--topology: config.load.tokens is 0; expected the number of tokens that texts have")
     form = [classes] if objective.reads == "labels" else []
     labels = {"dtype": "float32" if objective.reads == "values" else "int32", "shape": form}

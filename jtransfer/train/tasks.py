@@ -27,7 +27,7 @@ from jtransfer.errors import InputError, Once
 from jtransfer.evaluate.zero_shot import TEMPLATES
 from jtransfer.models import Heads, build
 from jtransfer.objectives import metrics
-from jtransfer.starts import columns, lengths, pairs, segments, teachers, texts, windows
+from jtransfer.starts import columns, lengths, pairs, segments, teachers, texts, windows, words
 from jtransfer.starts.inputs import (
     as_they_are,
     described_processor,
@@ -35,6 +35,7 @@ from jtransfer.starts.inputs import (
     gathered,
     labelling,
     load_for,
+    options_of,
     prepare_for,
     through,
     tower_for,
@@ -84,12 +85,16 @@ def _refuse_needs(config, others: bool) -> None:
 def _of_rows(config, settings, mesh, stream, kept) -> Task:
     """A task of rows, each with its labels or without any."""
     remembered = stream is not None
-    stream = stream or _opened(config, config.data, objectives.parse(config.objective, settings), mesh)
+    asked = objectives.parse(config.objective, settings)
+    stream = stream or _opened(config, config.data, asked, mesh)
     method = methods.parse(config.method)
-    tower = not (method.names or config.source or config.watch)
-    dual, prepare = _backbone(config, stream, tower, kept, absent=remembered)
-    if not remembered:
-        stream, prepare = _arranged(config, stream, prepare, dual.config, mesh)
+    if asked.words:
+        dual, stream, prepare = _of_words(config, stream, asked, mesh)
+    else:
+        tower = not (method.names or config.source or config.watch)
+        dual, prepare = _backbone(config, stream, tower, kept, absent=remembered)
+        if not remembered:
+            stream, prepare = _arranged(config, stream, prepare, dual.config, mesh)
     objective, named, one = _asked(config, settings, stream, prepare)
     names = ClassNames(dual, stream.classes, tuple(config.templates) or TEMPLATES)
     if method.names:
@@ -122,6 +127,9 @@ def _of_rows(config, settings, mesh, stream, kept) -> Task:
         by = names if method.names else None
         solve = partial(solved.head, stream, prepare, chooses, whole.model, mesh, config.batch, by)
     start, parts = _start(config, whole, stream, prepare), teachers.parts(held_out, taught.values(), stream.inputs)
+    if asked.words:
+        parts |= words.parts(asked)
+        start = replace(start, fresh=("head/", "out/", "in_bias/", "out_bias/"), tokenizer=prepare.files)
     fingerprints = {"backbone": dual.fingerprint} if method.names else start.fingerprints
     read = {name: x.fingerprint for name, x in (taught | ({"source": from_source} if from_source else {})).items()}
     task = Task(
@@ -151,8 +159,9 @@ def _of_several(config, mesh, joined) -> Task:
     for name, section in sections.items():
         with _in_task(name):
             reads = objectives.parse(section.objective)
-            if reads.reads == "pairs":
-                raise InputError(f"config.objective '{section.objective}' learns from pairs; several tasks from rows")
+            if reads.reads == "pairs" or reads.words:
+                what = "pairs" if reads.reads == "pairs" else "the words of a corpus"
+                raise InputError(f"config.objective '{section.objective}' learns from {what}; several tasks from rows")
             streams.setdefault(name, None if joined else _opened(config, section.data, reads, mesh))
     first = next(iter(streams.values()))
     for name, stream in streams.items():
@@ -248,6 +257,12 @@ def _backbone(config, stream, tower=True, kept=None, absent=False):
     return found, prepare
 
 
+def _of_words(config, stream, objective, mesh):
+    """Word vectors, the rows of words that they are learned of, and what takes these."""
+    own = checkpoints.load(config.backbone, **options_of(config.load), sharding="host") if config.backbone else None
+    return words.start(config, stream, objective, own, sharding.rows(mesh, config.batch))
+
+
 def _arranged(config, stream, prepare, model, mesh):
     """A stream of texts and what makes its inputs, as the config has texts joined or grouped."""
     about = config.batch, config.seed, sharding.rows(mesh, config.batch)
@@ -315,8 +330,15 @@ def _start(config, whole, stream, prepare):
         backbone=backbone,
         fingerprints={"backbone": backbone.fingerprint} if backbone else {},
         preprocessor=_processor_of(config, backbone, whole.model),
-        tokenizer=(tokenizer_files(backbone) if backbone else prepare.tokenizer.files) if stream.kind == "text" else {},
+        tokenizer=_tokenizer(backbone, prepare) if stream.kind == "text" else {},
     )
+
+
+def _tokenizer(backbone, prepare):
+    """The files of the tokenizer that texts are read by, by name; none where they are not read by one."""
+    if backbone:
+        return tokenizer_files(backbone)
+    return prepare.tokenizer.files if prepare.tokenizer else {}
 
 
 def _processor_of(config, backbone, module):

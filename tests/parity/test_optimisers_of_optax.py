@@ -69,6 +69,11 @@ def test_muon_orthogonalises_kernels_inside_the_model_alone(leaves):
     same(ours("muon", leaves, momentum=0.9), expected | kernel, rtol=2e-5, atol=2e-6)
 
 
+def test_adagrad_is_that_of_optax(leaves):
+    expected = run(optax.adagrad(RATE, initial_accumulator_value=0.1, eps=1e-8), leaves)
+    same(ours("adagrad", leaves, decay=0), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_adafactor_is_big_visions_formula(leaves):
     """Second moments of rows and columns over their mean; decay 1 - t^-0.8; momentum in bfloat16, not corrected."""
     found = ours("adafactor", leaves, momentum=0.9, decay=0)
@@ -93,7 +98,7 @@ def test_adafactor_is_big_visions_formula(leaves):
     assert kept == {jnp.dtype(jnp.bfloat16)}, "of a large kernel nothing of its shape is kept but the first moment"
 
 
-@pytest.mark.parametrize("name", ["adamw", "lamb", "lars", "adafactor", "muon"])
+@pytest.mark.parametrize("name", ["adamw", "lamb", "lars", "adafactor", "muon", "adagrad"])
 def test_a_leaf_that_goes_on_in_a_new_phase_keeps_its_moments(name, leaves):
     """And one that begins takes its first step as in a run of its own."""
     early = {path: leaves[path] for path in PATHS[:2]}
