@@ -39,6 +39,7 @@ def main():
     parser.add_argument("--data_dir", default="../shared/tfds")
     parser.add_argument("--data", default="tfds:ag_news_subset")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--objectives", nargs="+", default=[*OBJECTIVES], choices=[*OBJECTIVES])
     parser.add_argument("--out", default="peers.csv")
     given = parser.parse_args()
     asked = questions.analogies("tfds:google_analogies", given.data_dir)
@@ -50,7 +51,8 @@ def main():
     sentences = [part.tolist() for part in np.split(names[corpus.ids], ends)]
     rows = []
     for seed in given.seeds:
-        for objective, sg in OBJECTIVES.items():
+        for objective in given.objectives:
+            sg = OBJECTIVES[objective]
             for peer, run in (("gensim", of_gensim), ("jtransfer", of_ours)):
                 known, vectors, wall, cpu = run(given, objective, sg, sentences, corpus, seed)
                 found = analogies.analogies(known, vectors, asked.words)

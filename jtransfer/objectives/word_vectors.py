@@ -14,6 +14,7 @@ from typing import Annotated
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jtransfer.errors import InputError
 from jtransfer.kinds import NOT_NEGATIVE, whole
@@ -65,13 +66,15 @@ def skip_gram(
     shared: Annotated[int, COUNT] = 64,
     least: Annotated[int, COUNT] = 5,
     lower: bool = True,
+    mesh: Mesh | None = None,
 ) -> Objective:
     """`-log s(u v) - negatives E[log s(-u' v)]` for each word and each word near it, as gensim's `sg=1`.
 
     u is the row of the word in `out`, v that of the word near it in `in`, u' that of a negative word. A negative word
     that is the word itself does not count. The loss is the mean over pairs.
     """
-    return _objective("skip_gram", _skip_gram, Windows(window, negatives, subsample, block, shared, least, lower))
+    found = Windows(window, negatives, subsample, block, shared, least, lower)
+    return _objective("skip_gram", _skip_gram, found, mesh)
 
 
 def cbow(
@@ -83,6 +86,7 @@ def cbow(
     shared: Annotated[int, COUNT] = 64,
     least: Annotated[int, COUNT] = 5,
     lower: bool = True,
+    mesh: Mesh | None = None,
 ) -> Objective:
     """`-log s(u h) - negatives E[log s(-u' h)]` for each word, h being the mean of the words near it: gensim's `sg=0`.
 
@@ -90,10 +94,10 @@ def cbow(
     to h whole for the mean, and divided by their number for the sum. The loss is the mean over words.
     """
     found = Windows(window, negatives, subsample, block, shared, least, lower)
-    return _objective("cbow", partial(_cbow, mean), found)
+    return _objective("cbow", partial(_cbow, mean), found, mesh)
 
 
-def _objective(name, of_row, windows):
+def _objective(name, of_row, windows, mesh):
     of_row = partial(of_row, windows)
 
     def score(params: Tree, outputs: Outputs, batch: Batch) -> tuple[jax.Array, Metrics]:
@@ -101,7 +105,10 @@ def _objective(name, of_row, windows):
         if others or not set(TABLES) <= params.keys():
             found = f"'{others[0]}' is there too" if others else "the model has no table out"
             raise InputError(f"objective '{name}' learns {' and '.join(TABLES)} alone, and {found}; choose 'scratch'")
-        total, weight = _descend(of_row, {path: params[path] for path in TABLES}, batch["inputs"], batch["rate"])
+        rows = batch["inputs"], batch["rate"]
+        if mesh is not None and mesh.size > 1:  # all rows to all devices at once, and not one by one
+            rows = jax.lax.with_sharding_constraint(rows, NamedSharding(mesh, PartitionSpec()))
+        total, weight = _descend(of_row, {path: params[path] for path in TABLES}, *rows)
         return total / jnp.maximum(weight, 1), {}
 
     def measure(outputs: Outputs, batch: Batch) -> Metrics:

@@ -95,7 +95,7 @@ def _of_rows(config, settings, mesh, stream, kept) -> Task:
         dual, prepare = _backbone(config, stream, tower, kept, absent=remembered)
         if not remembered:
             stream, prepare = _arranged(config, stream, prepare, dual.config, mesh)
-    objective, named, one = _asked(config, settings, stream, prepare)
+    objective, named, one = _asked(config, settings, stream, prepare, mesh)
     names = ClassNames(dual, stream.classes, tuple(config.templates) or TEMPLATES)
     if method.names:
         whole, objective = names.start(method, objective, one, solved.fitted(stream))
@@ -175,7 +175,7 @@ def _of_several(config, mesh, joined) -> Task:
         with _in_task(name):
             if stream is not first:
                 prepare = prepare_for(whole, config.load, stream) if whole.name else as_they_are(whole.model, stream)
-            objective, named, one = _asked(sections[name], {}, stream, prepare)
+            objective, named, one = _asked(sections[name], {}, stream, prepare, mesh)
             labels, held_out = _labels(prepare, stream)
         asked[name] = objectives.of_task(name, objective), named, one, prepare, held_out
         ready[name] = partial(_ready, partial(_prepared, prepare), labels)
@@ -277,9 +277,9 @@ def _arranged(config, stream, prepare, model, mesh):
     return lengths.grouped(stream, prepare, *about) if config.group_by_length else (stream, prepare)
 
 
-def _asked(section, settings, stream, prepare):
+def _asked(section, settings, stream, prepare, mesh):
     """The objective of a section of a config, metrics by name, and one example of the model's inputs."""
-    offered = {"tokenizer": prepare.tokenizer} if stream.kind == "text" else {}
+    offered = {"tokenizer": prepare.tokenizer, "mesh": mesh} if stream.kind == "text" else {}
     offered |= {"carried": section.get("packing", "") in columns.STREAMS}
     objective = objectives.parse(section.objective, settings, offered)
     objectives.check_reads(objective, section.objective, stream)
