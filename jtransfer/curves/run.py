@@ -127,6 +127,8 @@ def prepare(config, dataset: sources.Dataset | None = None) -> Curve:
     dataset = dataset or sources.load(config.data, config.data_dir, (*LABELS, *KINDS))
     own |= sources.modules(config.data)
     objectives.check_reads(objective, config.objective, dataset)
+    if objective.answers:
+        raise InputError(f"config.objective '{config.objective}' is of jtransfer train; a curve draws heads of classes")
     if objective.reads not in LABELS:
         raise InputError(
             f"config.objective '{config.objective}' learns from {FOUND[objective.reads]}, and a curve draws rows "

@@ -10,7 +10,7 @@ from jtransfer.objectives.bidirectional import bilm
 from jtransfer.objectives.classification import check_mixup, classification, multilabel, regression, sigmoid
 from jtransfer.objectives.contrastive import LOSSES, clip, contrastive, pair_loss, siglip
 from jtransfer.objectives.glove import glove
-from jtransfer.objectives.language import lm, spans, tokens
+from jtransfer.objectives.language import lm, prompted, spans, tokens
 from jtransfer.objectives.masked import masked_lm
 from jtransfer.objectives.objective import CARRIED, WEIGHT, Objective, Score, begun, make_loss, of_task, outputs_of
 from jtransfer.objectives.word_vectors import cbow, skip_gram
@@ -41,6 +41,7 @@ __all__ = [
     "outputs_of",
     "pair_loss",
     "parse",
+    "prompted",
     "regression",
     "siglip",
     "sigmoid",
@@ -59,6 +60,7 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "masked_lm": masked_lm,
     "lm": lm,
     "bilm": bilm,
+    "prompted": prompted,
     "tokens": tokens,
     "spans": spans,
     "skip_gram": skip_gram,
@@ -121,7 +123,8 @@ def check_reads(objective: Objective, text: str, data: Any) -> None:
         if objective.measure is None:
             raise InputError(f"config.objective '{text}' has no measure; expected the loss of every example, by name")
         return
-    fit = [other for other, make in OBJECTIVES.items() if make().reads == data.targets]
+    known = {other: make() for other, make in OBJECTIVES.items()}
+    fit = [x for x, own in known.items() if own.reads == data.targets and (data.kind == "text" or not own.answers)]
     other = f"expected {' or '.join(map(repr, fit))}" if fit else "choose another config.data"
     held = f"{data.kind}s with {FOUND[data.targets]}" if objective.reads == "texts" else FOUND[data.targets]
     raise InputError(f"config.objective '{text}' learns from {FOUND[objective.reads]}; {data.name} has {held}; {other}")

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from jtransfer import models
+from jtransfer.data.answers import LINES, TEMPLATE, WORDS, Answers
 from jtransfer.data.marks import LEFT_OUT
 from jtransfer.errors import InputError
 from jtransfer.kinds import NOT_NEGATIVE, check
@@ -74,7 +75,10 @@ def language_head(name: str, kind: str) -> Callable[[Architecture, int], Head]:
 
 
 def lm(
-    ar: Annotated[float, NOT_NEGATIVE] = 0.0, tar: Annotated[float, NOT_NEGATIVE] = 0.0, carried: bool = False
+    ar: Annotated[float, NOT_NEGATIVE] = 0.0,
+    tar: Annotated[float, NOT_NEGATIVE] = 0.0,
+    carried: bool = False,
+    answers: bool = False,
 ) -> Objective:
     """The mean cross-entropy of each token given those before it, as of transformers' GPT2LMHeadModel.
 
@@ -91,6 +95,8 @@ def lm(
         tar: Weight of temporal activation regularisation.
         carried: Whether each row goes on where that row of the batch before ended, so that a recurrent model starts
             from its state there. The last token of a row is then asked for and not read: it is the first of the next.
+        answers: Whether rows are two texts, a prompt and an answer, and the tokens of the answer and of its end are all
+            that counts.
 
     Raises:
         InputError: a weight below 0; in a call of `head`, a model that does not predict the token that follows, or
@@ -98,6 +104,14 @@ def lm(
     """
     for name, weight in (("ar", ar), ("tar", tar)):
         check(weight, NOT_NEGATIVE, f"lm: {name}")
+    if answers and (ar or tar or carried):
+        raise InputError(
+            "lm: answers stand each for itself, ar, tar and a state that is carried are of streams of texts"
+        )
+    if answers:
+        score, measure = of_tokens(_answers)
+        own = {"measure": measure, "metrics": ("perplexity",), "reads": "texts", "answers": Answers()}
+        return Objective(score, language_head("lm", "causal_lm"), **own)
 
     def asked(outputs, batch):
         ids = batch["inputs"]["input_ids"]
@@ -171,6 +185,33 @@ def carrying(model, params, state, inputs, key):
         outputs, rest = forward(model, params, rest, read, key)
     after = prefixed(flat(outputs.pop("past_key_values")), CARRIED) if before else {}
     return outputs, rest | after
+
+
+def prompted(template: Annotated[str, LINES] = TEMPLATE, words: Annotated[tuple, WORDS] = ()) -> Objective:
+    """Classification by a language model: the mean cross-entropy of the word of a row's class, and of its end.
+
+    A run measures which word is the likeliest after a row's prompt, beside the loss.
+
+    Args:
+        template: Of a prompt, with `{text}`, and `{pair}` where rows have two texts, and `{label}` after them.
+        words: One for each class; none for the names of the classes.
+
+    Raises:
+        InputError: in a call of `head`, for a model that does not predict the token that follows.
+    """
+    score, of_each = of_tokens(_answers)
+
+    def measure(outputs, batch) -> Metrics:
+        found = of_each(outputs, batch)
+        return {"loss": found["loss"], WEIGHT: found[WEIGHT]}  # the accuracy of a run is that of words
+
+    head = language_head("prompted", "causal_lm")
+    own = Answers(template, tuple(words))
+    return Objective(score, head, measure=measure, metrics=("accuracy",), answers=own)
+
+
+def _answers(outputs, batch):
+    return outputs["logits"][:, :-1], batch["labels"][:, 1:]
 
 
 def tokens() -> Objective:

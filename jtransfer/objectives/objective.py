@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 
 from jtransfer import models
+from jtransfer.data.answers import Answers
 from jtransfer.models import Architecture, Head
 from jtransfer.tree import Tree, flat
 
@@ -70,6 +71,8 @@ class Objective:
             "pairs".
         words: How a corpus becomes rows of words, of an objective that reads no text as a whole: a `Windows` or a
             `Together`; None for texts as they are.
+        answers: How a row becomes a prompt and an answer, whose tokens alone are the batch's `labels [n, tokens]`; None
+            where rows are read as they are.
         limits: The least and the largest value of some leaves, by path, which every step keeps to.
         notice: From a row of training metrics to what is to be said of it, empty for nothing; it is said once.
         begins: From the model and a number of rows to leaves under `CARRIED`, as they are before the first batch.
@@ -86,6 +89,7 @@ class Objective:
     metrics: tuple[str, ...] = ()
     reads: str = "classes"
     words: Any = None
+    answers: Answers | None = None
     limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     notice: Callable[[Mapping[str, float]], str] = lambda row: ""
     begins: Callable[[nn.Module, int], Tree] | None = None

@@ -71,10 +71,12 @@ class Texts:
     Attributes:
         tokenizer: The tokenizer of the checkpoint, a `data.text.Tokenizer`.
         tokens: Number of tokens that every text is padded or cut to.
+        answers: Whether inputs are pairs of a prompt and an answer, for a tokenizer as `data.answers.answering` makes.
     """
 
     tokenizer: Any
     tokens: int
+    answers: bool = False
 
     @property
     def identity(self) -> str:
@@ -103,6 +105,14 @@ class Texts:
         marks.check(where, columns[1] or columns[0], labels)
         places = self.tokenizer.places(*columns, length=self.tokens)
         return (marks.spans_of_tokens if labels.shape[2] == 2 else marks.tags_of_tokens)(places, labels)
+
+    def labels_of_answers(self, inputs: list) -> np.ndarray:
+        """The tokens of the answers to n prompts, and `LEFT_OUT` in all other places, `[n, tokens]` int32."""
+        found = np.full((len(inputs), self.tokens), marks.LEFT_OUT, np.int32)
+        for row, (ids, types, _) in zip(found, self.tokenizer.rows(*columns_of(inputs), self.tokens), strict=True):
+            at = slice(self.tokens - len(ids), None) if self.tokenizer.side == "left" else slice(len(ids))
+            row[at] = np.where(np.array(types) == 1, ids, marks.LEFT_OUT)
+        return found
 
     def cut(self, inputs: list) -> int:
         """How many of some texts are longer than `tokens`."""
@@ -163,7 +173,7 @@ def prepare_for(backbone: Backbone, options: Mapping[str, Any], data: Any, joine
 
 def labelling(prepare: Prepare, data: Any) -> Callable[[Any, np.ndarray], np.ndarray]:
     """What makes the labels of a batch, for inputs by rows `[n]` and their labels: those of parts of texts become those
-    of tokens, and others stay as they are.
+    of tokens, those of prompts are the tokens of their answers, and others stay as they are.
 
     Args:
         prepare: Makes the model's inputs of these inputs.
@@ -172,7 +182,8 @@ def labelling(prepare: Prepare, data: Any) -> Callable[[Any, np.ndarray], np.nda
     Raises:
         InputError: labels of parts of texts, for inputs that are no texts. A call raises it as `Texts.labels` does.
     """
-    if data.targets not in marks.KINDS:
+    answers = isinstance(prepare, Texts) and prepare.answers
+    if data.targets not in marks.KINDS and not answers:
         return lambda inputs, labels: labels
     if getattr(prepare, "labelled", False):
         return _of_windows
@@ -182,11 +193,12 @@ def labelling(prepare: Prepare, data: Any) -> Callable[[Any, np.ndarray], np.nda
     tags, name = data.targets == "tags", data.name  # and not the data, as workers are sent this
 
     def of_tokens(inputs, labels):
-        form = (prepare.tokens,) if tags else labels.shape[1:]
+        form = (prepare.tokens,) if tags or answers else labels.shape[1:]
         found = np.empty((len(labels), *form), np.int32)
         for start in range(0, len(labels), BLOCK):
             rows = np.arange(start, min(start + BLOCK, len(labels)))
-            found[rows] = prepare.labels(inputs[rows], labels[rows], name)
+            own = inputs[rows]
+            found[rows] = prepare.labels_of_answers(own) if answers else prepare.labels(own, labels[rows], name)
         return found
 
     return of_tokens

@@ -37,7 +37,9 @@ def write(directory: epath.Path, task: Task) -> None:
     if isinstance(stream, Joined):
         values = {"tasks": {name: _record(own, own.classes, tokens) for name, own in stream.streams.items()}}
     else:
-        values = _record(stream, task.start.classes, tokens)
+        # A model that answers in words keeps no classes, and its prompts need them.
+        classes = stream.classes if task.objective.answers else task.start.classes
+        values = _record(stream, classes, tokens)
     files.write_record(directory / FILE, values)
     if task.start.tokenizer and task.start.backbone is None and not (directory / FOLDER / directories.RECORD).exists():
         directories.write_together(directory / FOLDER, task.start.tokenizer)

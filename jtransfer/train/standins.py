@@ -85,7 +85,8 @@ def _form(config: ConfigDict, objective: objectives.Objective, kind: str, classe
         raise InputError("--topology: config.load.tokens is 0; expected the number of tokens that texts have")
     form = [classes] if objective.reads == "labels" else []
     labels = {"dtype": "float32" if objective.reads == "values" else "int32", "shape": form}
-    row = {"texts": 1, "tokens": config.load.tokens} if kind == "text" else _image(config)
+    texts = 2 if objective.answers and not objective.answers.template else 1
+    row = {"texts": texts, "tokens": config.load.tokens} if kind == "text" else _image(config)
     return {"row": row, "labels": labels, "classes": list(map(str, range(classes)))}
 
 

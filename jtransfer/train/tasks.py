@@ -27,7 +27,7 @@ from jtransfer.errors import InputError, Once
 from jtransfer.evaluate.zero_shot import TEMPLATES
 from jtransfer.models import Heads, build
 from jtransfer.objectives import metrics
-from jtransfer.starts import columns, lengths, pairs, segments, teachers, texts, windows, words
+from jtransfer.starts import answered, columns, lengths, pairs, segments, teachers, texts, windows, words
 from jtransfer.starts.inputs import (
     as_they_are,
     described_processor,
@@ -41,7 +41,7 @@ from jtransfer.starts.inputs import (
     tower_for,
 )
 from jtransfer.starts.start import Start
-from jtransfer.train import measured, samples, solved, watched
+from jtransfer.train import by_words, measured, samples, solved, watched
 from jtransfer.train.by_names import ClassNames, is_dual
 from jtransfer.train.combine import weighted
 from jtransfer.train.task import Task, TaskData
@@ -93,7 +93,10 @@ def _of_rows(config, settings, mesh, stream, kept) -> Task:
     else:
         tower = not (method.names or config.source or config.watch)
         dual, prepare = _backbone(config, stream, tower, kept, absent=remembered)
-        if not remembered:
+        if asked.answers:
+            own = asked.answers, config.objective, dual.config, config.load.tokens
+            stream, prepare = answered.arranged(stream, prepare, *own)
+        elif not remembered:
             stream, prepare = _arranged(config, stream, prepare, dual.config, mesh)
     objective, named, one = _asked(config, settings, stream, prepare, mesh)
     names = ClassNames(dual, stream.classes, tuple(config.templates) or TEMPLATES)
@@ -115,7 +118,10 @@ def _of_rows(config, settings, mesh, stream, kept) -> Task:
 
     ready = partial(_ready, partial(_prepared, prepare.of_parts if config.augment else prepare), labels)
 
-    evaluate = partial(measured.rows, "", stream, held_out, prepare, objective, named, one, mesh)
+    templated = bool(asked.answers and asked.answers.template)  # whose metrics are of words
+    evaluate = partial(measured.rows, "", stream, held_out, prepare, objective, {} if templated else named, one, mesh)
+    if templated:
+        evaluate = partial(by_words.beside, evaluate, stream, named, dual.config, mesh)
     if from_source:
         evaluate = partial(measured.with_source, evaluate, from_source, mesh)
     if config.samples.prompts:
@@ -159,6 +165,8 @@ def _of_several(config, mesh, joined) -> Task:
     for name, section in sections.items():
         with _in_task(name):
             reads = objectives.parse(section.objective)
+            if reads.answers:
+                raise InputError(f"config.objective '{section.objective}' is of a single task; leave config.tasks out")
             if reads.reads == "pairs" or reads.words:
                 what = "pairs" if reads.reads == "pairs" else "the words of a corpus"
                 raise InputError(f"config.objective '{section.objective}' learns from {what}; several tasks from rows")
@@ -288,7 +296,7 @@ def _asked(section, settings, stream, prepare, mesh):
 
 
 def _classes(stream, objective):
-    return stream.classes if objective.reads in ("classes", "labels", "tags") else ()
+    return stream.classes if objective.reads in ("classes", "labels", "tags") and not objective.answers else ()
 
 
 def _labels(prepare, stream):
@@ -296,7 +304,7 @@ def _labels(prepare, stream):
     labels, (name, *held_out) = labelling(prepare, stream), stream.held_out
     found = labels(*held_out)
     if found is not held_out[1] and (lost := int((found == LEFT_OUT).all(tuple(range(1, found.ndim))).sum())):
-        what = "answer" if stream.targets == "spans" else "word"
+        what = "answer" if stream.targets == "spans" or getattr(prepare, "answers", False) else "word"
         log.warning(
             "%s: %d of the %d texts of '%s' have no whole %s among the %d tokens that are read, and are not measured",
             *(stream.name, lost, len(found), name, what, prepare.tokens),
