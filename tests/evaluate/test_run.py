@@ -95,7 +95,7 @@ def test_every_protocol_that_needs_no_text_runs_on_a_tiny_task(names, tmp_path):
         "transferability": "LogME",
         "domain_gap(source='digits', permutations=50)": "domain classifier's error",
     }
-    others = {"cka", "linear_grid", "zero_shot", "typographic", "attributes"}
+    others = {"cka", "linear_grid", "zero_shot", "typographic", "attributes", "in_context"}
     assert {name.partition("(")[0] for name in wanted} | others | OF_WORDS == set(protocols.PROTOCOLS)
     wanted_text = "+".join([*wanted, f"cka(reference='{names['backbone']}')"])
     rows, _, _ = evaluate(names, tmp_path, protocols=wanted_text)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 from jtransfer import expressions
 from jtransfer.evaluate.protocols.classifiers import episodes, few_shot, knn, linear_grid, probe, prototypes, ridge
 from jtransfer.evaluate.protocols.names import attributes, retrieval, typographic, zero_shot
+from jtransfer.evaluate.protocols.prompts import in_context
 from jtransfer.evaluate.protocols.rows import ProtocolRun
 from jtransfer.evaluate.protocols.structure import cka, clusters, domain_gap, transferability
 from jtransfer.evaluate.protocols.words import analogies, neighbours, word_similarity
@@ -27,6 +28,7 @@ PROTOCOLS: dict[str, Callable[..., ProtocolRun]] = {
     "typographic": typographic,
     "attributes": attributes,
     "retrieval": retrieval,
+    "in_context": in_context,
     "clusters": clusters,
     "transferability": transferability,
     "cka": cka,
