@@ -14,7 +14,7 @@ def get_config(arg: str = ""):
     return ConfigDict(
         {
             "data": "tfds:ag_news_subset",
-            "model": {"architecture": "word_vectors", "width": 100, "symmetric": True},
+            "model": {"architecture": "word_vectors", "width": 100, "symmetric": True, "spread": 0.5},
             "objective": "glove(window=10, x_max=10)",
             "batch": 16384,
             "steps": 2000,

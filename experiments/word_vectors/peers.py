@@ -29,8 +29,8 @@ from jtransfer.train.programs import Programs
 
 OBJECTIVES = {"skip_gram": 1, "cbow": 0}
 """Objectives, and gensim's `sg`."""
-EPOCHS, WORDS = 5, 16384
-"""Over the corpus, and words of a step."""
+WORDS = 16384
+"""Of a step."""
 
 
 def main():
@@ -40,6 +40,7 @@ def main():
     parser.add_argument("--data", default="tfds:ag_news_subset")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--objectives", nargs="+", default=[*OBJECTIVES], choices=[*OBJECTIVES])
+    parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--out", default="peers.csv")
     given = parser.parse_args()
     asked = questions.analogies("tfds:google_analogies", given.data_dir)
@@ -63,7 +64,7 @@ def main():
                         "seed": seed,
                         "accuracy": round(float(found.right[found.asked].mean()), 5),
                         "asked": int(found.asked.sum()),
-                        "words": EPOCHS * len(corpus),
+                        "words": given.epochs * len(corpus),
                         "seconds": round(wall, 3),
                         "cpu_seconds": round(cpu, 3),
                     }
@@ -82,7 +83,7 @@ def of_gensim(given, objective, sg, sentences, corpus, seed):
     model = Word2Vec(vector_size=100, window=5, negative=5, min_count=1, sample=1e-3, sg=sg, workers=2, seed=seed + 1)
     model.build_vocab(sentences)
     wall, cpu = time.perf_counter(), time.process_time()
-    model.train(sentences, total_examples=len(sentences), epochs=EPOCHS)
+    model.train(sentences, total_examples=len(sentences), epochs=given.epochs)
     return model.wv.index_to_key, model.wv.vectors, time.perf_counter() - wall, time.process_time() - cpu
 
 
@@ -94,7 +95,7 @@ def of_ours(given, objective, sg, sentences, corpus, seed):
     batch = WORDS // windows.block
     values |= {"model": {"architecture": "word_vectors", "width": 100}, "batch": batch, "seed": seed}
     rows = Walk(corpus, windows, np.bincount(corpus.ids), batch, seed).rows_of(0)
-    steps = round(EPOCHS * rows / batch)
+    steps = round(given.epochs * rows / batch)
     run = runs.prepare(ConfigDict(completed("train", values | {"steps": steps})))
     programs = Programs(run)
     start, compiled = programs.start(0), programs.step(0)

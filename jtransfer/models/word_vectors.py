@@ -34,6 +34,8 @@ class WordVectorsConfig(Architecture):
         width: Of a vector.
         output: Whether there is a table `out`, which only training on a corpus needs.
         symmetric: Whether both tables start at random and have biases, and a word's vector is the sum of its two.
+        spread: Tables that start at random are uniform up to so much over the width: 1 as in gensim, 0.5 as in the C
+            code of word2vec and GloVe.
         dtype: Of the computation; `param_dtype` is that of the parameters.
     """
 
@@ -41,6 +43,7 @@ class WordVectorsConfig(Architecture):
     width: int = 100
     output: bool = True
     symmetric: bool = False
+    spread: float = 1.0
     dtype: str = "float32"
     param_dtype: str = "float32"
 
@@ -88,8 +91,8 @@ class WordVectors(nn.Module):
     ) -> dict[str, jax.Array]:
         c = self.config
 
-        def start(key, shape, dtype):  # as word2vec and GloVe have it
-            return jax.random.uniform(key, shape, dtype, -0.5, 0.5) / c.width
+        def start(key, shape, dtype):
+            return jax.random.uniform(key, shape, dtype, -c.spread, c.spread) / c.width
 
         def table(name, width, random=True):
             init = start if random else nn.initializers.zeros
