@@ -14,34 +14,28 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from jtransfer import checkpoints, methods, objectives
+from jtransfer import methods, objectives
 from jtransfer.checkpoints.beside import tokenizer_files
 from jtransfer.checkpoints.headed import headed, headed_by_task
-from jtransfer.data.dataset import LABELS
-from jtransfer.data.marks import KINDS, LEFT_OUT
+from jtransfer.data.marks import LEFT_OUT
 from jtransfer.data.pairs import PairStream
-from jtransfer.data.sources import open_pairs, open_stream
+from jtransfer.data.sources import open_pairs
 from jtransfer.data.streams import Joined, Rows, Stream
 from jtransfer.devices import sharding
 from jtransfer.errors import InputError, Once
 from jtransfer.evaluate.zero_shot import TEMPLATES
-from jtransfer.models import Heads, build
+from jtransfer.models import Heads
 from jtransfer.objectives import metrics
-from jtransfer.starts import answered, columns, lengths, pairs, segments, teachers, texts, windows, words
+from jtransfer.starts import answered, pairs, teachers, words
 from jtransfer.starts.inputs import (
     as_they_are,
-    described_processor,
     example,
     gathered,
     labelling,
-    load_for,
-    options_of,
     prepare_for,
-    through,
     tower_for,
 )
-from jtransfer.starts.start import Start
-from jtransfer.train import by_words, measured, samples, solved, watched
+from jtransfer.train import by_words, measured, opened, samples, solved, watched
 from jtransfer.train.by_names import ClassNames, is_dual
 from jtransfer.train.combine import weighted
 from jtransfer.train.task import Task, TaskData
@@ -86,19 +80,19 @@ def _of_rows(config, settings, mesh, stream, kept) -> Task:
     """A task of rows, each with its labels or without any."""
     remembered = stream is not None
     asked = objectives.parse(config.objective, settings)
-    stream = stream or _opened(config, config.data, asked, mesh)
+    stream = stream or opened.stream(config, config.data, asked, mesh)
     method = methods.parse(config.method)
     if asked.words:
-        dual, stream, prepare = _of_words(config, stream, asked, mesh)
+        dual, stream, prepare = opened.of_words(config, stream, asked, mesh)
     else:
         tower = not (method.names or config.source or config.watch)
-        dual, prepare = _backbone(config, stream, tower, kept, absent=remembered)
+        dual, prepare = opened.backbone(config, stream, tower, kept, absent=remembered)
         if asked.answers:
             own = asked.answers, config.objective, dual.config, config.load.tokens
             stream, prepare = answered.arranged(stream, prepare, *own)
         elif not remembered:
-            stream, prepare = _arranged(config, stream, prepare, dual.config, mesh)
-    objective, named, one = _asked(config, settings, stream, prepare, mesh)
+            stream, prepare = opened.arranged(config, stream, prepare, dual.config, mesh)
+    objective, named, one = opened.asked(config, settings, stream, prepare, mesh)
     names = ClassNames(dual, stream.classes, tuple(config.templates) or TEMPLATES)
     if method.names:
         whole, objective = names.start(method, objective, one, solved.fitted(stream))
@@ -132,7 +126,8 @@ def _of_rows(config, settings, mesh, stream, kept) -> Task:
         chooses = metrics.choosing(named, stream, config.objective)
         by = names if method.names else None
         solve = partial(solved.head, stream, prepare, chooses, whole.model, mesh, config.batch, by)
-    start, parts = _start(config, whole, stream, prepare), teachers.parts(held_out, taught.values(), stream.inputs)
+    start = opened.start(config, whole, stream, prepare)
+    parts = teachers.parts(held_out, taught.values(), stream.inputs)
     if asked.words:
         parts |= words.parts(asked)
         start = replace(start, fresh=("head/", "out/", "in_bias/", "out_bias/"), tokenizer=prepare.files)
@@ -170,7 +165,7 @@ def _of_several(config, mesh, joined) -> Task:
             if reads.reads == "pairs" or reads.words:
                 what = "pairs" if reads.reads == "pairs" else "the words of a corpus"
                 raise InputError(f"config.objective '{section.objective}' learns from {what}; several tasks from rows")
-            streams.setdefault(name, None if joined else _opened(config, section.data, reads, mesh))
+            streams.setdefault(name, None if joined else opened.stream(config, section.data, reads, mesh))
     first = next(iter(streams.values()))
     for name, stream in streams.items():
         if stream.kind != first.kind:
@@ -178,12 +173,12 @@ def _of_several(config, mesh, joined) -> Task:
                 f"config.tasks.{name}.data: {stream.name} holds {stream.kind}s, {first.name} {first.kind}s; tasks on "
                 "one backbone take inputs of one kind"
             )
-    (whole, prepare), asked, ready = _backbone(config, first), {}, {}
+    (whole, prepare), asked, ready = opened.backbone(config, first), {}, {}
     for name, stream in streams.items():
         with _in_task(name):
             if stream is not first:
                 prepare = prepare_for(whole, config.load, stream) if whole.name else as_they_are(whole.model, stream)
-            objective, named, one = _asked(sections[name], {}, stream, prepare, mesh)
+            objective, named, one = opened.asked(sections[name], {}, stream, prepare, mesh)
             labels, held_out = _labels(prepare, stream)
         asked[name] = objectives.of_task(name, objective), named, one, prepare, held_out
         ready[name] = partial(_ready, partial(_prepared, prepare), labels)
@@ -206,7 +201,10 @@ def _of_several(config, mesh, joined) -> Task:
     )
     classes = tuple(_classes(streams[name], own) for name, own in objective.items())
     start = replace(
-        _start(config, whole, first, prepare), model=model, params=params, head=Heads(tuple(heads.items()), classes)
+        opened.start(config, whole, first, prepare),
+        model=model,
+        params=params,
+        head=Heads(tuple(heads.items()), classes),
     )
     combine = weighted({name: section.weight for name, section in sections.items()})
     task = Task(data, start, objective, combine, config.accumulate)
@@ -234,65 +232,6 @@ def _in_task(name: str) -> Iterator[None]:
     except InputError as error:
         said = re.sub(r"config\.(data|objective|metrics)\b", rf"config.tasks.{name}.\1", str(error))
         raise type(error)(said if said != str(error) else f"config.tasks.{name}: {said}") from None
-
-
-def _opened(config, data, objective, mesh) -> Stream:
-    every = tuple(dict.fromkeys((objective.reads, *LABELS, *KINDS)))
-    own = sharding.rows(mesh, config.batch)
-    return open_stream(data, config.batch, config.seed, own, config.data_dir, every, config.augment, config.damaged)
-
-
-def _backbone(config, stream, tower=True, kept=None, absent=False):
-    """The backbone, without a name or leaves where there is none, and what makes its inputs of a stream's."""
-    for key, kind in (("preprocessor", "image"), ("tokenizer", "text")):
-        if config[key] and stream.kind != kind:
-            raise InputError(f"config.{key} is of {kind}s, {stream.name} holds {stream.kind}s; leave it out")
-    if config.backbone:
-        # On the host, where it may lie in the mapped file; training lays it out on the mesh.
-        found, prepare = load_for(
-            config.backbone, config.load, stream, tower, bool(config.packing or config.stride), sharding="host"
-        )
-    elif stream.kind == "text":
-        about = config.load.tokens, bool(config.packing), kept, absent
-        model, prepare = texts.unpretrained(config.model.to_dict(), config.tokenizer, stream, *about)
-        found = checkpoints.Backbone("", model, {})
-    else:
-        found = checkpoints.Backbone("", build(**config.model), {})
-        prepare = None if config.preprocessor else as_they_are(found.model, stream)
-    if config.preprocessor:
-        prepare = through(described_processor(config.preprocessor.to_dict(), found.config))
-        prepare(stream.inputs[np.arange(1)])  # images that it cannot take are refused here and now
-    return found, prepare
-
-
-def _of_words(config, stream, objective, mesh):
-    """Word vectors, the rows of words that they are learned of, and what takes these."""
-    own = checkpoints.load(config.backbone, **options_of(config.load), sharding="host") if config.backbone else None
-    return words.start(config, stream, objective, own, sharding.rows(mesh, config.batch))
-
-
-def _arranged(config, stream, prepare, model, mesh):
-    """A stream of texts and what makes its inputs, as the config has texts joined or grouped."""
-    about = config.batch, config.seed, sharding.rows(mesh, config.batch)
-    if config.packing == "segments":
-        return segments.segments(stream, prepare, *about)
-    if config.packing in columns.STREAMS:
-        return columns.in_columns(stream, prepare, config.packing, model, *about)
-    if config.packing:
-        return lengths.packed(stream, prepare, config.packing, model, *about)
-    if config.stride:
-        return windows.windowed(stream, prepare, config.stride, *about)
-    return lengths.grouped(stream, prepare, *about) if config.group_by_length else (stream, prepare)
-
-
-def _asked(section, settings, stream, prepare, mesh):
-    """The objective of a section of a config, metrics by name, and one example of the model's inputs."""
-    offered = {"tokenizer": prepare.tokenizer, "mesh": mesh} if stream.kind == "text" else {}
-    offered |= {"carried": section.get("packing", "") in columns.STREAMS}
-    objective = objectives.parse(section.objective, settings, offered)
-    objectives.check_reads(objective, section.objective, stream)
-    named = metrics.chosen(section.metrics, stream, objective)
-    return objective, named, example(prepare(stream.held_out[1][np.arange(1)]))
 
 
 def _classes(stream, objective):
@@ -328,38 +267,6 @@ def _ready_by_task(ready, batch):
 def _told(taught, batch):
     rows = np.arange(len(batch["inputs"]))
     return {name: x for read in taught for name, x in read(batch["inputs"], rows).items()}
-
-
-def _start(config, whole, stream, prepare):
-    """A backbone without the head of an objective."""
-    backbone = whole if config.backbone else None
-    return Start(
-        *(whole.model, whole.model, whole.params | whole.state, ("head/",)),
-        backbone=backbone,
-        fingerprints={"backbone": backbone.fingerprint} if backbone else {},
-        preprocessor=_processor_of(config, backbone, whole.model),
-        tokenizer=_tokenizer(backbone, prepare) if stream.kind == "text" else {},
-    )
-
-
-def _tokenizer(backbone, prepare):
-    """The files of the tokenizer that texts are read by, by name; none where they are not read by one."""
-    if backbone:
-        return tokenizer_files(backbone)
-    return prepare.tokenizer.files if prepare.tokenizer else {}
-
-
-def _processor_of(config, backbone, module):
-    """How images are made, in Hugging Face's keys; None where there are none, or nothing says it."""
-    from jtransfer.data import images
-
-    if "pixel_values" not in module.config.inputs:
-        return None
-    if config.preprocessor:
-        return described_processor(config.preprocessor.to_dict(), module.config).values
-    shape = module.config.inputs["pixel_values"].shape[1:]
-    own = backbone.preprocess if backbone else images.plain(shape) if shape[-1] in (1, 3) else None
-    return getattr(own, "values", None)
 
 
 def _of_pairs(config, settings, mesh, stream) -> Task:
