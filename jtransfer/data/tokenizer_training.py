@@ -27,7 +27,7 @@ BYTES = 256
 MOST_CHARACTERS = 1000
 """Characters that pieces of words are made of, at most, and at most a quarter of the vocabulary: BERT has 997."""
 
-Corpus = Callable[[], Iterator[str]]
+OfTexts = Callable[[], Iterator[str]]
 """Gives the texts, each time anew."""
 SIZE, LEAST, ROWS = whole(300, MOST_WORDS), whole(1, 2**31 - 1), whole(0, 2**31 - 1)
 
@@ -43,7 +43,7 @@ class TokenizerRecipe:
         unknown: Whether there are words that it has no tokens for, which become `[UNK]`.
     """
 
-    train: Callable[[Corpus, Sequence[str]], Tokenizer]
+    train: Callable[[OfTexts, Sequence[str]], Tokenizer]
     size: int
     rows: int = 0
     unknown: bool = True
@@ -182,7 +182,7 @@ def parse(text: str) -> TokenizerRecipe | None:
 
 
 def files(
-    recipe: TokenizerRecipe, texts: Corpus, generates: bool, names: Iterable[str], longest: int
+    recipe: TokenizerRecipe, texts: OfTexts, generates: bool, names: Iterable[str], longest: int
 ) -> dict[str, bytes]:
     """Train a tokenizer.
 

@@ -24,7 +24,7 @@ class Walk:
 
     Attributes:
         corpus: The words.
-        windows: An `objectives.word_vectors.Windows`.
+        windows: An `objectives.word_vectors.NearWords`.
         counts: `[vocabulary]`, how often each word is there in the corpus that is trained on.
         batch: Rows of a step, over all processes.
         seed: Of everything that is drawn.

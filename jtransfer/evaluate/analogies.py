@@ -12,7 +12,7 @@ BLOCK = 256
 EPSILON = 1e-6
 
 
-class Answers(NamedTuple):
+class Marked(NamedTuple):
     """What became of questions.
 
     Attributes:
@@ -36,7 +36,7 @@ def analogies(
     questions: Sequence[tuple[str, str, str, str]],
     method: str = "3CosAdd",
     restrict: int = 0,
-) -> Answers:
+) -> Marked:
     """Answer `a is to b as c is to d` by the word that is nearest to what it asks, but for a, b and c themselves.
 
     3CosAdd takes the largest `cos(x, b) - cos(x, a) + cos(x, c)` (Mikolov et al. 2013, NAACL), 3CosMul the largest
@@ -68,7 +68,7 @@ def analogies(
         for which in (a, b, c):
             scores[same[None] == which[:, None]] = -np.inf
         right[own] = same[scores.argmax(1)] == d
-    return Answers(right, asked)
+    return Marked(right, asked)
 
 
 def numbers(words: Sequence[str]) -> dict[str, int]:

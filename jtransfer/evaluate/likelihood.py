@@ -34,7 +34,7 @@ FEWEST = 16
 """Tokens that all prompts begin with; fewer are read with each of them, as no program of their own is worth it."""
 
 
-class Question(NamedTuple):
+class Prompt(NamedTuple):
     """A prompt and the answers to it, in tokens.
 
     Attributes:
@@ -53,7 +53,7 @@ class Question(NamedTuple):
 
 def questions(
     tokenizer: Any, prompts: Sequence[str], answers: Sequence[str], start: Sequence[int] = (), where: str = "answers"
-) -> list[Question]:
+) -> list[Prompt]:
     """The tokens of prompts and of the answers to each, as those of one text: see `data.answers`.
 
     Args:
@@ -81,7 +81,7 @@ def questions(
                 raise InputError(f"{where}: {answer!r} and another are the same tokens; expected words that differ")
         if not context:
             raise InputError(f"{where}: a prompt has no token; expected a template with some text before the label")
-        found.append(Question(context, ends))
+        found.append(Prompt(context, ends))
     return found
 
 
@@ -152,7 +152,7 @@ class Likelihoods:
         whole = everywhere(self.mesh)
         return jax.jit(partial(_read, self.model), static_argnames="keep", out_shardings=whole)
 
-    def __call__(self, tree: Tree, asked: Sequence[Question]) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, tree: Tree, asked: Sequence[Prompt]) -> tuple[np.ndarray, np.ndarray]:
         """Log-probabilities of the answers to questions, and how many tokens they have.
 
         Args:
@@ -220,7 +220,7 @@ def _same(arrays):
     return arrays
 
 
-def _texts(question: Question) -> list[tuple[list[int], dict[int, list[int]]]]:
+def _texts(question: Prompt) -> list[tuple[list[int], dict[int, list[int]]]]:
     """The texts that are read for a question, each with the answers, by number, whose tokens it predicts."""
     found: list[tuple[list[int], dict[int, list[int]]]] = []
     for number in sorted(range(len(question.answers)), key=lambda number: -len(question.answers[number])):

@@ -69,7 +69,7 @@ class Objective:
         reads: What the data must have: "classes" (one a row), "labels" (several a row), "values", "tags" (a class for
             every word, of which each token gets one, `[n, tokens]`), "spans" (where answers start and end), "texts" or
             "pairs".
-        words: How a corpus becomes rows of words, of an objective that reads no text as a whole: a `Windows` or a
+        words: How a corpus becomes rows of words, of an objective that reads no text as a whole: a `NearWords` or a
             `Together`; None for texts as they are.
         answers: How a row becomes a prompt and an answer, whose tokens alone are the batch's `labels [n, tokens]`; None
             where rows are read as they are.

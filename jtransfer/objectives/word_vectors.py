@@ -26,7 +26,7 @@ AROUND, BLOCK, COUNT = whole(1, 100), whole(1, 4096), whole(1, 2**16)
 
 
 @dataclass(frozen=True)
-class Windows:
+class NearWords:
     """How a corpus becomes rows of words and what is asked of them.
 
     Attributes:
@@ -73,7 +73,7 @@ def skip_gram(
     u is the row of the word in `out`, v that of the word near it in `in`, u' that of a negative word. A negative word
     that is the word itself does not count. The loss is the mean over pairs.
     """
-    found = Windows(window, negatives, subsample, block, shared, least, lower)
+    found = NearWords(window, negatives, subsample, block, shared, least, lower)
     return _objective("skip_gram", _skip_gram, found, mesh)
 
 
@@ -93,7 +93,7 @@ def cbow(
     With `mean=False` h is their sum. As in gensim (`cbow_mean`), what each of them learns is the gradient with respect
     to h whole for the mean, and divided by their number for the sum. The loss is the mean over words.
     """
-    found = Windows(window, negatives, subsample, block, shared, least, lower)
+    found = NearWords(window, negatives, subsample, block, shared, least, lower)
     return _objective("cbow", partial(_cbow, mean), found, mesh)
 
 
@@ -119,7 +119,7 @@ def _objective(name, of_row, windows, mesh):
     return Objective(score, measure=measure, reads="texts", words=windows)
 
 
-def _skip_gram(windows: Windows, near: jax.Array, out: jax.Array, row: Mapping[str, jax.Array]):
+def _skip_gram(windows: NearWords, near: jax.Array, out: jax.Array, row: Mapping[str, jax.Array]):
     """The summed loss of a row and its pairs.
 
     Args:
@@ -136,7 +136,7 @@ def _skip_gram(windows: Windows, near: jax.Array, out: jax.Array, row: Mapping[s
     return found.sum() + windows.negatives / windows.shared * noise.sum(), pairs.sum()
 
 
-def _cbow(mean: bool, windows: Windows, near: jax.Array, out: jax.Array, row: Mapping[str, jax.Array]):
+def _cbow(mean: bool, windows: NearWords, near: jax.Array, out: jax.Array, row: Mapping[str, jax.Array]):
     """The summed loss of a row and its words that have others near; arguments as of `_skip_gram`."""
     pairs, own = _pairs(windows, row), _own(windows, row)
     centre, negative = out[: windows.block], out[windows.block :]

@@ -30,7 +30,7 @@ DRAWN = 1 << 12
 
 
 @dataclass(frozen=True, eq=False)
-class Windows:
+class ColumnWindows:
     """Places in a corpus, each with the tokens from there on: a window, and the token behind it.
 
     Attributes:
@@ -117,7 +117,7 @@ def _window(ids, texts, lengths, size, batch, share, step):
     rounds, place = divmod(step, len(lengths))
     before = rounds * int(lengths.sum()) + int(lengths[:place].sum())
     first = (np.arange(batch) * (len(ids) // batch))[share] + before
-    windows = Windows(ids, first % len(ids), np.full(len(share), lengths[place]), texts, size, batch)
+    windows = ColumnWindows(ids, first % len(ids), np.full(len(share), lengths[place]), texts, size, batch)
     return {"inputs": windows, "labels": np.zeros((len(share), 0), np.int8)}
 
 
@@ -129,4 +129,4 @@ def _held_out(ids, texts, size, columns):
     starts, ends = np.arange(columns) * each, np.minimum(np.arange(1, columns + 1) * each, asked)
     first = starts + np.arange(0, each, size)[:, None]
     lengths = np.clip(ends - first, 0, size)
-    return Windows(ids, first.reshape(-1), lengths.reshape(-1), texts, size, columns)
+    return ColumnWindows(ids, first.reshape(-1), lengths.reshape(-1), texts, size, columns)

@@ -18,7 +18,7 @@ from jtransfer.data.windows import Walk
 from jtransfer.data.words import Vocabulary
 from jtransfer.errors import InputError
 from jtransfer.models import WordVectorsConfig, of_config
-from jtransfer.objectives.word_vectors import Windows
+from jtransfer.objectives.word_vectors import NearWords
 from jtransfer.optimiser import Optimiser
 from jtransfer.starts.inputs import Arrays
 
@@ -100,7 +100,7 @@ def start(config: Any, stream: Stream, objective: Any, backbone: Backbone | None
     if backbone is not None and not isinstance(backbone.config, WordVectorsConfig):
         raise InputError(f"{what} learns word vectors, which '{backbone.name}' has not; leave config.backbone out")
     architecture = WordVectorsConfig(**options) if backbone is None else replace(backbone.config, output=True)
-    pairs = isinstance(objective.words, Windows)
+    pairs = isinstance(objective.words, NearWords)
     if architecture.symmetric == pairs:
         raise InputError(f"{what} {'has no' if pairs else 'needs'} biases; set config.model.symmetric to {not pairs}")
     rows = stream.rows
@@ -133,7 +133,7 @@ def start(config: Any, stream: Stream, objective: Any, backbone: Backbone | None
 
 def parts(objective: Any) -> dict[str, jax.ShapeDtypeStruct]:
     """Shape and dtype of one example of what a batch has beside inputs and labels."""
-    return {"rate": jax.ShapeDtypeStruct((1,), np.float32)} if isinstance(objective.words, Windows) else {}
+    return {"rate": jax.ShapeDtypeStruct((1,), np.float32)} if isinstance(objective.words, NearWords) else {}
 
 
 def _check(config, stream, objective, what):
@@ -142,7 +142,7 @@ def _check(config, stream, objective, what):
     for key, empty in {"packing": "", "group_by_length": False, "accumulate": 1, "teacher": "", "source": ""}.items():
         if config[key] != empty:
             raise InputError(f"config.{key} is of texts that a model reads whole, {what} of their words; leave it out")
-    if isinstance(objective.words, Windows):
+    if isinstance(objective.words, NearWords):
         o = config.optimiser
         if o.name != "sgd" or o.momentum or o.clip or o.decay:
             raise InputError(

@@ -11,7 +11,7 @@ from jtransfer.data import words
 from jtransfer.data.cooccurrence import count
 from jtransfer.data.windows import Walk, alias, bounds, kept
 from jtransfer.errors import InputError
-from jtransfer.objectives.word_vectors import Windows
+from jtransfer.objectives.word_vectors import NearWords
 
 TEXTS = ["The cat sat on the mat.", "A cat, a dog; the end!", "dog don't  cat"]
 
@@ -61,7 +61,7 @@ def test_a_window_ends_where_its_text_ends_and_a_word_outside_has_none():
 def walk(batch=3, seed=0, subsample=0.0, length=50):
     rng = np.random.default_rng(9)
     corpus = words.Corpus(rng.integers(2, 30, length).astype(np.int32), np.repeat(np.arange(5), 10).astype(np.int32))
-    windows = Windows(2, 5, subsample, 4, 6, 1, True)
+    windows = NearWords(2, 5, subsample, 4, 6, 1, True)
     return Walk(corpus, windows, np.bincount(corpus.ids, minlength=30), batch, seed)
 
 

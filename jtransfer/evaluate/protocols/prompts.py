@@ -15,7 +15,7 @@ from jtransfer.data.splits import stratified
 from jtransfer.devices.sharding import everywhere, make_mesh
 from jtransfer.errors import InputError
 from jtransfer.evaluate import in_context as prompts
-from jtransfer.evaluate.likelihood import Likelihoods, Question, questions
+from jtransfer.evaluate.likelihood import Likelihoods, Prompt, questions
 from jtransfer.evaluate.protocols.rows import ProtocolRun, labelled, row, single
 from jtransfer.evaluate.task import TargetTask
 from jtransfer.intervals import interval
@@ -140,7 +140,7 @@ class Prompts:
         answers = self.asking.answers(labels[own])
         return "".join(x + y + self.asking.template.after for x, y in zip(shown, answers, strict=True))
 
-    def questions(self, made: Sequence[str]) -> list[Question]:
+    def questions(self, made: Sequence[str]) -> list[Prompt]:
         """The tokens of prompts, and of the word of each class after them."""
         words = [self.asking.template.answer(word) for word in self.asking.words]
         start = self.task.backbone.config.eos_tokens[:1]
