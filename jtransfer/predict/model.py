@@ -20,7 +20,7 @@ KINDS = {
     "tags": "a class for every word",
     "answers": "spans of a passage",
     "text": "what follows",
-    "similarity": "how alike two columns are, or a column and names of classes",
+    "similarity": "cosines",
 }
 """What a model may predict."""
 
