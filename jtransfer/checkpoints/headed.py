@@ -68,7 +68,7 @@ def headed(backbone: Backbone, objective: Objective, outputs: int = 0) -> tuple[
     head, params, own = objective.head(backbone.config, outputs), backbone.params | backbone.state, backbone.head
     if head is None:
         return backbone.model, params, None
-    if own and _of_words(own).kind == _of_words(head).kind in WITHOUT_CLASSES:
+    if isinstance(own, Head) and _of_words(own).kind == _of_words(head).kind in WITHOUT_CLASSES:
         rest = {path: leaf for path, leaf in params.items() if not path.startswith(SOURCE_HEAD)}
         kept = {path: x for path, x in select(params, SOURCE_HEAD).items() if head.follows or not path.startswith(NEXT)}
         head, params = replace(own, follows=head.follows), rest | prefixed(kept, HEAD)
