@@ -159,6 +159,7 @@ def test_the_student_of_a_wrong_teacher_learns_the_wrong_answers(place, wrong, t
     assert rows[1.0]["flops_per_step"] < 1.02 * rows[0.0]["flops_per_step"]  # there is no second forward pass
 
 
+@pytest.mark.slow
 def test_a_training_follows_its_teacher_too_and_another_teacher_is_another_run(place, wrong, tmp_path):
     flags = f"teacher={wrong}", "method=finetune + distill(weight=1)", "steps=30", "log_every=30", "eval_every=30"
     rows = trained(place[0], tmp_path / "run", "shifted", *flags, "checkpoint_every=30", "optimiser.rate=0.001")

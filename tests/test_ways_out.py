@@ -317,6 +317,7 @@ def test_a_damaged_record_of_the_data_is_named_and_without_it_the_data_are_read(
     assert adapter.classes == ("yes", "no")
 
 
+@pytest.mark.slow
 def test_pairs_go_out_without_their_data(captioned, tmp_path, monkeypatch):
     monkeypatch.undo()
     tower = {"width": 8, "depth": 1, "heads": 2, "dtype": "float32"}

@@ -178,6 +178,7 @@ def test_where_no_method_is_trained_by_steps_there_is_nothing_to_inspect(capsys)
     assert "One training step" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_curve_counts_and_times_what_its_methods_cost(capsys, tmp_path):
     flags = ("--config.backbone=glyphs-vit", "--config.methods=probe,lora,houlsby(width=2)", "--config.costs=True")
     small = ("--config.shots=1", "--config.seeds=1", "--config.steps=2", "--config.test_rows=20")

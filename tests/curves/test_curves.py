@@ -477,6 +477,7 @@ def test_a_directory_of_another_config_is_known_before_anything_is_loaded(file, 
     curves.check(config.load("curve", file, ["--config.shots=(1,2)", "--config.methods=pixels"])[1], finished[0])
 
 
+@pytest.mark.slow
 def test_a_phase_may_be_solved_and_what_follows_starts_at_its_optimum(file, tmp_path):
     methods = "methods=logistic,logistic >> finetune"
     rows, _ = run(file, tmp_path / "run", methods, "shots=5", "seeds=2", "hyper.default.rate=(1e-9,)", "test_rows=0")

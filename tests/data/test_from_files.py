@@ -93,6 +93,7 @@ def test_a_table_of_texts_gives_a_curve(run, tmp_path, bert):
     assert last(tmp_path / "a" / "results.jsonl")["test_accuracy"] >= 0.5
 
 
+@pytest.mark.slow
 def test_pairs_in_tar_files_are_trained_on(run, tmp_path):
     write_tars(tmp_path)
     steps = {"batch": 8, "steps": 4, "log_every": 2, "eval_every": 4, "mesh": {"data": 1, "rest": -1}}

@@ -64,6 +64,7 @@ def adapter(how):
     return results.result(how, trust=["my_methods"])[1]
 
 
+@pytest.mark.slow
 def test_split_weights_come_to_those_of_whole_ones_and_only_the_bottlenecks_of_both_towers_are_kept(place):
     whole, split = adapter("replicated").params, adapter("fsdp").params
     assert {path.split("/")[0] for path in whole} == {"vision", "text"}

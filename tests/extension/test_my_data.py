@@ -101,6 +101,7 @@ def test_a_curve_of_the_rows_of_a_reader_runs_from_the_command_line():
     assert row["method"] == "probe" and row["shots"] == 1
 
 
+@pytest.mark.slow
 def test_a_training_knows_the_source_of_its_reader_and_is_exported_without_reader_and_rows(capsys):
     again = ["train", "--config=train.py", "--workdir=run", "--config.data=my_data.shards:shards"]
     assert cli.main(again) == 0
@@ -119,6 +120,7 @@ def test_a_training_knows_the_source_of_its_reader_and_is_exported_without_reade
     assert "my_data" not in sys.modules
 
 
+@pytest.mark.slow
 def test_a_stream_goes_on_from_the_cursor_of_the_batch_that_was_trained_on_bit_for_bit():
     """24 rows in batches of 8: the third batch ends the first time, and more batches than that were made ahead."""
     rows = loop.train(prepared(), "whole", lambda row, speed: None)

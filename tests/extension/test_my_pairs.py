@@ -47,6 +47,7 @@ def prepared(*flags):
     return runs.prepare(load("train", "train.py", list(flags))[1])
 
 
+@pytest.mark.slow
 def test_a_stream_of_pairs_goes_on_from_its_cursor_bit_for_bit():
     rows = loop.train(prepared(), "whole", lambda row, speed: None)
     assert {"temperature", "duplicates", "last_zero_shot", "last_image_to_text_r1"} <= rows[-1].keys()

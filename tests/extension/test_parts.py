@@ -171,6 +171,7 @@ OFTEN_KILLED = ("bottleneck", "reader", "family")
 @pytest.mark.parametrize(
     "name", [name if name in OFTEN_KILLED else pytest.param(name, marks=pytest.mark.slow) for name in PARTS]
 )
+@pytest.mark.slow
 def test_a_training_that_is_killed_goes_on_to_the_same_bits(name, trained, monkeypatch):
     show = display.TrainProgress.__call__
 
@@ -193,6 +194,7 @@ def test_a_training_that_is_killed_goes_on_to_the_same_bits(name, trained, monke
     assert np.isfinite(rows[-1][PARTS[name].logs])
 
 
+@pytest.mark.slow
 def test_another_process_reads_them_all_with_equal_outputs(place, trained):
     ours = {}
     for name in PARTS:

@@ -171,6 +171,7 @@ def test_it_teaches_where_the_config_trusts_the_module(place, capsys):
     assert here("inspect", "--config=configs/own.py", *flags, TRUSTED) == 0
 
 
+@pytest.mark.slow
 def test_it_is_trained_on_by_another_method_and_the_same_one_is_refused_before_the_first_step(place, capsys):
     again = ["train", "--config=configs/own.py", "--config.backbone=run/model", TRUSTED]
     assert here(*again, "--workdir=second", "--config.method=lora(rank=1)") == 0

@@ -202,6 +202,7 @@ def test_coop_differentiates_no_weight_and_nothing_of_images():
 
 
 @pytest.mark.parametrize("text", ["clip_adapter", "coop", "tip_adapter >> rules('head/keys')"])
+@pytest.mark.slow
 def test_in_half_precision_with_recomputed_blocks_what_learns_stays_in_float32(text):
     losses = []
     for dtype, remat in (("float32", False), ("bfloat16", True)):

@@ -58,6 +58,7 @@ def test_a_depthwise_convolution_and_its_gradients_are_those_of_xla(form):
         np.testing.assert_allclose(one, other, atol=1e-5 * float(jnp.abs(one).max()), rtol=0)
 
 
+@pytest.mark.slow
 def test_in_training_an_example_skips_a_block_at_a_rate_that_grows_with_the_depth():
     """Of three blocks the first and the last add to their input; what is kept makes up for what is not."""
     model = models.build("efficientnet", **TINY, drop_path=0.9)

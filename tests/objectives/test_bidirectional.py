@@ -84,6 +84,7 @@ def get_config():
 """
 
 
+@pytest.mark.slow
 def test_a_language_model_trains_by_the_command_line_and_is_read_again(tmp_path):
     draws = np.random.default_rng(0)
     texts = [" ".join(draws.choice(WORDS[2:], draws.integers(1, 12))) for _ in range(60)]

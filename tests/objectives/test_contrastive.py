@@ -99,6 +99,7 @@ def test_the_memory_of_a_device_does_not_grow_with_their_number():
     assert temporary(8) <= 1.02 * temporary(2)
 
 
+@pytest.mark.slow
 def test_a_million_pairs_on_256_tpu_chips_need_a_block_of_similarities_and_no_more(capsys):
     """Compiled for a topology that is not there; the whole matrix would take 4 TB, a device's rows of it 16 GB."""
     pytest.importorskip("libtpu", reason="needs a compiler for TPUs: pip install -e '.[pod]'")

@@ -319,6 +319,7 @@ def test_the_real_lite0_gives_the_logits_of_pytorch_on_real_photographs(lite0):
     [("logistic(l2=(0.001,0.01))", 32), pytest.param("logistic", 224, marks=pytest.mark.slow)],
     ids=["small", "whole"],
 )
+@pytest.mark.slow
 def test_a_curve_s_logistic_is_as_right_as_scikit_learn_s_on_features_of_pytorch(
     lite0, method, side, tmp_path, monkeypatch
 ):

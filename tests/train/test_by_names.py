@@ -44,7 +44,9 @@ def zero():
     return images, digits.labels[digits.test], zero_shot.text_classifier(clip(), digits.classes)(embeds)
 
 
-@pytest.mark.parametrize(("mesh", "how"), [(ONE, "replicated"), ({"data": -1}, "fsdp")])
+@pytest.mark.parametrize(
+    ("mesh", "how"), [(ONE, "replicated"), pytest.param({"data": -1}, "fsdp", marks=pytest.mark.slow)]
+)
 def test_a_head_that_starts_from_names_predicts_as_zero_shot_does(zero, mesh, how, tmp_path):
     """The steps change nothing here; the projection, the length of embeddings and the scale are those of the whole."""
     run = prepared("zero_shot >> finetune", optimiser=STILL, mesh=mesh, sharding=how)
@@ -58,6 +60,7 @@ def test_a_head_that_starts_from_names_predicts_as_zero_shot_does(zero, mesh, ho
         export.check_result(model, "hf")
 
 
+@pytest.mark.slow
 def test_a_curve_has_it_too_and_from_there_on_everything_learns(zero):
     _, labels, logits = zero
     still = {"default": {"rate": (1e-30,), "steps": 2}}

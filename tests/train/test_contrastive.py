@@ -89,6 +89,7 @@ def test_the_result_is_a_checkpoint_like_any_other_and_transformers_computes_the
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_locked_image_tuning_is_rules_and_the_locked_features_can_be_kept(file, captioned, tmp_path, caplog):
     vit = models.build("vit", image=(8, 8), patch=4, width=16, depth=1, heads=2)
     tree = jax.jit(partial(models.complete, vit, tree={}, example=vit.config.inputs))(jax.random.key(5))
@@ -118,6 +119,7 @@ def test_locked_image_tuning_is_rules_and_the_locked_features_can_be_kept(file, 
     assert f"'scratch' starts at random: of {tmp_path / 'vit'} nothing but the architecture is taken" in caplog.text
 
 
+@pytest.mark.slow
 def test_the_towers_are_any_models_of_images_and_texts(file, bert, captioned, tmp_path):
     """SigLIP of a ResNet that starts at random and a sentence encoder, with its tokenizer, that stays as it is."""
     resnet = "architecture='resnet', widths=(8, 16), depths=(1, 1), stem=4, image=(32, 32)"
@@ -247,6 +249,7 @@ def test_crops_become_squares_and_pairs_that_are_held_out_are_seen_whole(file, c
         np.testing.assert_allclose(seen[[0, -1]].mean(), ends, atol=0.2)
 
 
+@pytest.mark.slow
 def test_a_temperature_at_its_limit_is_told_once_and_one_that_diverges_ends_the_run(file, tmp_path, caplog):
     flags = ("mesh.data=1", "mesh.rest=-1", "log_every=1", "eval_every=4", "model.logit_scale=2.0")
     loop.train(prepared(file, *flags, "temperature_limit=4.0"), tmp_path / "limited", lambda row, speed: None)
@@ -259,6 +262,7 @@ def test_a_temperature_at_its_limit_is_told_once_and_one_that_diverges_ends_the_
         )
 
 
+@pytest.mark.slow
 def test_four_devices_agree_with_one_that_caches_gradients(file, run, tmp_path):
     rows = learned(run / "metrics.jsonl")
     again = loop.train(prepared(file, "mesh.data=1", "mesh.rest=-1", "accumulate=2"), tmp_path, lambda row, speed: None)

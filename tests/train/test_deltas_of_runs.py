@@ -39,6 +39,7 @@ def _shapes(sums):
     return ((path, re.search(r"\[(.*)\]", said)[1]) for path, said in sums.items())
 
 
+@pytest.mark.slow
 def test_an_adapter_of_lora_is_a_few_kilobytes_that_load_as_the_model_does(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run("lora(rank=1)", "run")

@@ -88,6 +88,7 @@ def test_the_tokenizer_lies_beside_the_model_and_in_the_workdir(whole):
     assert kept == saved
 
 
+@pytest.mark.slow
 def test_a_run_that_breaks_and_goes_on_is_bit_identical(whole, file, goes_on):
     goes_on(lambda: prepared(file), 4, whole[0])
 

@@ -55,6 +55,7 @@ def test_a_run_behind_a_cut_is_the_run(file, tmp_path):
     assert rows[-1]["loss"] < rows[0]["loss"]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_in_a_phase_that_is_cut_and_computes_nothing_when_it_is_done(file, tmp_path, monkeypatch):
     class Enough(Exception):
         pass

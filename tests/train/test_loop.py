@@ -396,6 +396,7 @@ def get_config():
 """
 
 
+@pytest.mark.slow
 def test_augmented_images_train_and_go_on_bit_identically_and_are_measured_whole(file, goes_on, tmp_path):
     flags = (
         "augment=random_resized_crop(8, scale=(0.5, 1.0)),flip",
@@ -412,6 +413,7 @@ def test_augmented_images_train_and_go_on_bit_identically_and_are_measured_whole
     assert {*whole[-1]} >= {"loss", "test_loss"}
 
 
+@pytest.mark.slow
 def test_texts_train_a_text_backbone_that_keeps_its_tokenizer_and_goes_on_bit_identically(reviews, bert, tmp_path):
     (tmp_path / "train.py").write_text(TEXTS)
     flags = (f"--config.backbone={bert}", f"--config.data_dir={reviews}", "--config.steps=4")

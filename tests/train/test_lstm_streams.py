@@ -111,6 +111,7 @@ def test_the_perplexity_is_that_of_all_held_out_tokens_with_the_state_carried_on
     np.testing.assert_allclose(rows[-1]["test_loss"], np.mean(losses), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_that_breaks_and_goes_on_is_bit_identical_as_the_state_is_kept(whole, made, goes_on):
     goes_on(lambda: prepared(made), 4, whole[0])
 

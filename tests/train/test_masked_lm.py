@@ -81,6 +81,7 @@ def test_every_evaluation_asks_the_same_and_the_perplexity_is_e_to_the_loss_and_
     np.testing.assert_allclose(measured[-1]["test_loss"], loss, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_that_breaks_and_goes_on_is_bit_identical(whole, file, goes_on):
     goes_on(lambda: prepared(file), 8, whole[0])
 

@@ -201,6 +201,7 @@ def test_phases_that_cannot_be_are_refused_by_name(text, message, backbone):
         methods.adapt(parse(text), MODEL, backbone, EXAMPLE)
 
 
+@pytest.mark.slow
 def test_l2sp_of_a_huge_weight_stays_at_the_start_and_of_none_is_the_method_without_it(backbone, data):
     """Li et al. 2018 (arXiv:1802.01483)."""
     longer = *data[:2], data[2]._replace(batches=np.tile(data[2].batches, (10, 1)))

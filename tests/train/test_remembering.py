@@ -240,6 +240,7 @@ def test_lwf_is_the_divergence_of_torch_from_what_was_recorded_and_nothing_at_th
     assert float(found - plain) == pytest.approx(0.7 * float(theirs), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_curve_measures_the_source_before_and_after(file, tmp_path):
     names = ["finetune + ewc + lwf", "probe", "logistic", "scratch"]
     path = file(CURVE.replace("METHODS", repr(tuple(names))))
@@ -258,6 +259,7 @@ def test_a_curve_measures_the_source_before_and_after(file, tmp_path):
     assert {*trial.adapted.told} == {f"fisher/{path}" for path in trial.adapted.base if "source_head" not in path}
 
 
+@pytest.mark.slow
 def test_the_zero_shot_accuracy_of_a_dual_encoder_is_measured_before_and_after(tmp_path):
     """Before, it is what the arm `zero_shot` has on these rows; training on them from new heads changes it.
 
@@ -275,6 +277,7 @@ def test_the_zero_shot_accuracy_of_a_dual_encoder_is_measured_before_and_after(t
 
 
 @pytest.mark.parametrize("method", ["finetune", "zero_shot >> probe"])
+@pytest.mark.slow
 def test_a_run_measures_the_zero_shot_accuracy_of_a_dual_encoder(method, tmp_path):
     values = {"data": "digits", "backbone": "glyphs-clip", "source": "digits", "method": method, "batch": 8}
     values |= {"steps": 2, "eval_every": 2, "log_every": 1, "optimiser": {"name": "sgd", "rate": 0.5}}

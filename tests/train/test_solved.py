@@ -35,7 +35,10 @@ def split():
     return (features[fitted], labels[fitted]), (features[chooses], labels[chooses])
 
 
-@pytest.mark.parametrize(("mesh", "how"), [({"data": 1, "rest": -1}, "replicated"), ({"data": -1}, "fsdp")])
+@pytest.mark.parametrize(
+    ("mesh", "how"),
+    [({"data": 1, "rest": -1}, "replicated"), pytest.param({"data": -1}, "fsdp", marks=pytest.mark.slow)],
+)
 def test_the_first_step_starts_at_the_optimum_that_scikit_learn_finds(split, mesh, how, tmp_path):
     """The steps change nothing here, so that the model at the end is the one at the start."""
     run = prepared("logistic(l2=(1e-4, 1e-2)) >> finetune", optimiser=STILL, mesh=mesh, sharding=how)

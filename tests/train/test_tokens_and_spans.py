@@ -99,6 +99,7 @@ def test_words_and_answers_are_learned(whole):
     assert found[-1].get("test_exact_match", 1) == found[-1].get("test_f1", 1) == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_breaks_and_goes_on_is_bit_identical(whole, file, goes_on):
     goes_on(lambda: prepared(file), 16, whole[0])
 

@@ -79,6 +79,7 @@ def test_few_shots_in_the_last_row_are_those_of_evaluate_to_the_digit_over_all_d
     assert results.result(tmp_path / "run")[0] == 4, "exporting needs nothing of what was watched"
 
 
+@pytest.mark.slow
 def test_zero_shot_of_a_dual_encoder_in_training_is_that_of_evaluate(shades, tmp_path):
     row = trained(
         tmp_path,

@@ -45,6 +45,7 @@ def assert_between(found, start, end, alpha):
         np.testing.assert_allclose(found[path], (1 - alpha) * start[path] + alpha * leaf, atol=1e-6, err_msg=path)
 
 
+@pytest.mark.slow
 def test_a_trial_ends_between_the_solved_head_and_the_end_and_is_scored_there(backbone):
     head = {"head/kernel": jnp.ones((8, 3)), "head/bias": jnp.arange(3.0)}
     end, *_ = run("logistic >> finetune", backbone, head)
