@@ -21,7 +21,7 @@ import numpy as np
 from etils import epath
 
 from jtransfer import expressions, files, imports, kinds, methods, patterns
-from jtransfer.checkpoints import bases, heads, layouts, leaves, resizing, tensors
+from jtransfer.checkpoints import bases, claims, heads, layouts, leaves, resizing, tensors
 from jtransfer.checkpoints.adapter import HEAD, Adapter, merges
 from jtransfer.checkpoints.backbone import Backbone, Ran
 from jtransfer.checkpoints.beside import files_beside
@@ -231,7 +231,7 @@ def _base(name, file, values, headed, found, trust):
         return bases.find(file, values["base"], not headed, trust)
     with _said_of(file):
         module = layouts.own_module(values)
-    layouts.check_size(file.parent, module.config, len(found))
+    claims.size(file.parent, module.config, len(found))
     return Backbone(name, module, {})
 
 

@@ -1,7 +1,6 @@
 """What a checkpoint is: which layout it is in, the architecture that it describes, and the table that reads it."""
 
 import dataclasses
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,16 +9,14 @@ from typing import Any
 import flax.linen as nn
 from etils import epath
 
-from jtransfer.checkpoints import heads, pooled, sentences, vectors
+from jtransfer.checkpoints import claims, heads, pooled, sentences, vectors
 from jtransfer.checkpoints import tensors as files
 from jtransfer.checkpoints.families import FAMILIES, allennlp, fastai, npz, open_clip, timm
-from jtransfer.checkpoints.families.values import MAY_BE_NULL, MOST, labels, typed, words
+from jtransfer.checkpoints.families.values import labels, typed, words
 from jtransfer.checkpoints.names import LEAF, Names, Row
-from jtransfer.checkpoints.resizing import LARGEST_IMAGE
 from jtransfer.checkpoints.tensors import Tensor
 from jtransfer.errors import InputError, nearest
 from jtransfer.files import read_json
-from jtransfer.kinds import shown
 from jtransfer.models import MODELS, SOURCE_HEAD, STATISTICS, Architecture, Head, Heads, build, of_source_head
 from jtransfer.storage.directories import verify
 
@@ -89,8 +86,6 @@ class Checkpoint:
 
 CLASSIFICATION = "classification"
 """The kind of the head that models of images have."""
-
-MOST_BLOCKS = 1000
 
 LARGEST_CONFIG = 1 << 23
 """Bytes of a `config.json`; one with the names of 20,000 classes has a third of that."""
@@ -194,7 +189,7 @@ def _foreign(file, origin, tensors, head, classes):
     except InputError as error:
         of_values = str(error).startswith("config.json: ")
         raise (error if of_values else InputError(f"{file}: {error}")) from None
-    check_size(file, found.config, len(tensors))
+    claims.size(file, found.config, len(tensors))
     layers = chosen(file, found.head, head, classes)
     kind = layers.kind if layers else ""
     origin = dataclasses.replace(origin, values={**origin.values, "preprocessor": found.preprocessor}, kind=kind)
@@ -271,7 +266,7 @@ def own_module(values: Mapping[str, Any]) -> nn.Module:
     if architecture not in MODELS:
         raise InputError(f"unknown architecture '{architecture}'; {nearest(architecture, MODELS)}")
     options = {key: value for key, value in values.items() if key not in BESIDE}
-    return build(architecture, **_checked(architecture, options))
+    return build(architecture, **claims.options(architecture, options))
 
 
 def _own(where, values, tensors, head, classes):
@@ -283,7 +278,7 @@ def _own(where, values, tensors, head, classes):
     kind = chosen(where, own, head, classes)
     if own and kind and kind.kind != own.kind:  # whatever the names, a head of one task does not fill that of another
         tensors = {path: tensor for path, tensor in tensors.items() if not of_source_head(_loaded(path))}
-    check_size(where, model.config, len(tensors))
+    claims.size(where, model.config, len(tensors))
     rows = tuple(
         Row(path, _loaded(path), LEAF)
         for path in tensors
@@ -308,23 +303,6 @@ def _one_of(own, name, tensors):
         if not prefix or path.startswith(f"{prefix}{name}/"):
             found[prefix + path.removeprefix(f"{prefix}{name}/")] = tensor
     return own.classes[place], own.each[place][1], found
-
-
-def _checked(architecture, options):
-    """Options of our own config, each of the type that its default has; `build` knows their names."""
-    defaults = {field.name: field.default for field in dataclasses.fields(MODELS[architecture][1])}
-    for key, value in options.items():
-        default = defaults.get(key)
-        if type(default) in (bool, str):
-            typed(options, key, default)
-        elif type(default) in (int, float):
-            kinds = (int,) if type(default) is int else (int, float)
-            nullable = value is None and key in MAY_BE_NULL
-            if not nullable and (type(value) not in kinds or not 0 <= value <= MOST):
-                raise InputError(f"config.json: {key} is {shown(value)}; expected a number from 0 to {MOST:,}")
-        elif type(default) is tuple or key == "image":
-            typed(options, key, default if type(default) is tuple else (1, 1))
-    return options
 
 
 def _huggingface(where, values, tensors, head, classes):
@@ -357,7 +335,7 @@ def _huggingface(where, values, tensors, head, classes):
         found = f"the head '{kind}' has none" if kind else "there is no head"
         choices = " or ".join(f"head='{other}'" for other in others) or "no head here has classes"
         raise InputError(f"{file}: classes={classes}, but {found}; say which is to have them: {choices}")
-    check_size(where, config, len(tensors))
+    claims.size(where, config, len(tensors))
     if own and kind != own:  # whatever the names, a head of one task does not fill that of another
         table = family.names(config, own)
         tensors = {name: tensor for name, tensor in tensors.items() if not table.in_head(name)}
@@ -395,23 +373,3 @@ def _class_names(own, own_number, number):
     if number != own_number:
         return tuple(map(str, range(number)))
     return own or tuple(f"LABEL_{i}" for i in range(number))
-
-
-def check_size(where: epath.Path, config: Architecture, tensors: int) -> None:
-    """Refuse a config that claims more blocks than the file has tensors, or larger images than there are.
-
-    A model of that depth would be traced for ever.
-
-    Raises:
-        InputError: with both numbers.
-    """
-    file = where / "config.json" if where.is_dir() else where
-    depth, inputs = config.depth, config.inputs
-    if depth > min(tensors, MOST_BLOCKS):
-        has = f"but the file has {tensors} tensors" if depth > tensors else f"expected {MOST_BLOCKS:,} at most"
-        raise InputError(f"{file} claims {depth} blocks, {has}")
-    if "pixel_values" in inputs and (values := math.prod(inputs["pixel_values"].shape)) > LARGEST_IMAGE:
-        raise InputError(
-            f"{file} claims images of {' x '.join(map(str, inputs['pixel_values'].shape[1:]))}, which are {values:,} "
-            f"values each; expected {LARGEST_IMAGE:,} at most"
-        )
