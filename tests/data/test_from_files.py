@@ -76,6 +76,7 @@ def last(path):
     return json.loads(path.read_text().splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_a_table_of_paths_is_trained_on_and_gives_a_curve(run, tmp_path):
     write_table(tmp_path)
     steps = {"batch": 8, "steps": 60, "log_every": 20, "eval_every": 60, "optimiser": {"rate": 0.02}}

@@ -90,8 +90,7 @@ def each():
         for axes, how in CASES:
             own = how if isinstance(how, str) else "rules"
             name = f"{task.__name__}-{'x'.join(axes)}-{own}"
-            quick = name in ("vit_on_classes-dataxtensor-tensor", "clip_on_pairs-dataxfsdpxtensor-fsdp_tensor")
-            marks = () if quick else pytest.mark.slow
+            marks = () if name == "vit_on_classes-dataxtensor-tensor" else pytest.mark.slow
             yield pytest.param(task, axes, how, id=name, marks=marks)
 
 

@@ -208,9 +208,10 @@ def test_another_process_reads_them_all_with_equal_outputs(place, trained):
 
 @pytest.mark.parametrize("name", UNMERGED)
 def test_what_does_not_merge_is_not_read_without_trust(name, trained):
+    saved = trained(name)
     forget()
     with pytest.raises(InputError, match=f"names the module '{UNMERGED[name]}'"):
-        jt.load(f"{trained(name)}/model")
+        jt.load(f"{saved}/model")
     assert UNMERGED[name] not in sys.modules
 
 

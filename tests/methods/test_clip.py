@@ -148,6 +148,7 @@ def test_alpha_and_beta_are_the_best_of_all_pairs_on_validation_rows():
 
 
 @pytest.mark.parametrize(("text", "size"), [("coop", 16 * 32), ("coop(length=4, per_class=True)", 10 * 4 * 32)])
+@pytest.mark.slow
 def test_coop_is_that_of_its_paper(text, size):
     """The embeddings `[start][V]...[V][NAME].[end]` are put together in PyTorch and read by its own text tower."""
     backbone = clip().backbone

@@ -466,16 +466,9 @@ def test_texts_need_a_backbone_and_are_not_mixed(file, reviews, bert):
         prepared(file, *flags, f"--config.backbone={bert}", "--config.mixup=0.2")
 
 
-@pytest.mark.parametrize(
-    ("method", "at"),
-    [
-        ("probe >> finetune", 15),
-        *(
-            pytest.param(*case, marks=pytest.mark.slow)
-            for case in (("probe >> finetune", 10), ("finetune >> probe", 10), ("finetune >> probe", 15))
-        ),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["probe >> finetune", "finetune >> probe"])
+@pytest.mark.parametrize("at", [10, 15])
 def test_a_run_that_is_cut_off_in_a_phase_goes_on_in_it_as_if_it_had_not_been(method, at, file, tmp_path):
     """What an earlier phase trained is in the checkpoints of the later one, which does not train it."""
     flags = [f"--config.method={method}", "--config.phase_steps=(8, 12)", "--config.checkpoint_every=5"]

@@ -65,6 +65,7 @@ def test_phases_that_do_not_fit_the_steps_are_refused(numbers, message):
         plan(*numbers)
 
 
+@pytest.mark.slow
 def test_the_first_phase_is_the_method_that_it_names_and_the_second_goes_on_from_it(backbone, data):
     both = run("probe >> finetune", backbone, data, each=(4, 2))
     alone = run("probe", backbone, data, steps=4)

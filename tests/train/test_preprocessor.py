@@ -35,6 +35,7 @@ def pixels(run):
 
 
 @pytest.mark.parametrize("values", [SQUARE, CUT])
+@pytest.mark.slow
 def test_a_model_that_starts_at_random_sees_images_as_the_values_say_and_keeps_them(values, pictures, tmp_path):
     run = prepared(data=pictures, preprocessor=values)
     inputs, found = pixels(run)

@@ -55,6 +55,7 @@ def test_rows_have_the_metrics_of_each_task_by_its_name(whole):
     assert rows[-1]["ink_test_mse"] < rows[0]["ink_loss"]
 
 
+@pytest.mark.slow
 def test_a_run_that_breaks_and_goes_on_is_bit_identical(whole, file, goes_on):
     goes_on(lambda: prepared(file), 6, whole[0])
 
