@@ -9,8 +9,8 @@ At each evaluation it goes on with two prompts, on the terminal, in `metrics.jso
 62 of `test` are measured.
 
 A step takes 68 GFLOP by count: six for each of the 5.3 million parameters that a token meets, of 2048 tokens, and
-attention. It took six minutes on two x86 cores, beside other work and with `GLIBC_TUNABLES=glibc.malloc.hugetlb=1`, and came
-to a test perplexity of 192 a token of its own vocabulary; the least was 189, at step 600 (one seed).
+attention. It took six minutes on two x86 cores, beside other work and with `GLIBC_TUNABLES=glibc.malloc.hugetlb=1`,
+and came to a test perplexity of 192 a token of its own vocabulary; the least was 189, at step 600 (one seed).
 """
 
 from ml_collections import ConfigDict
