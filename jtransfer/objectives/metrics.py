@@ -335,10 +335,8 @@ def chosen(names: Sequence[str], data: Any, objective: Any) -> dict[str, Metric]
     Raises:
         InputError: an unknown metric, or one of other data.
     """
-    names, own = (
-        names or ((data.metric,) if data.metric else objective.metrics),
-        parts.OF_PARTS.get(objective.reads, {}),
-    )
+    names = names or ((data.metric,) if data.metric else objective.metrics)
+    own = parts.OF_PARTS.get(objective.reads, {})
     parts.check(names, objective.reads, data.classes)
     found = dict((name, own[name]) if name in own else parse(name) for name in names)
     for name, metric in found.items():
@@ -392,7 +390,8 @@ def check(name: str, metric: Metric, kind: str, outputs: int) -> None:
     """
     kinds = {kind, "binary"} if (kind, outputs) == ("classes", 2) else {kind}
     if not kinds & set(metric.of):
-        there, needs = [x for x in METRICS if kinds & {*METRICS[x].of}], ", or ".join(KINDS[one] for one in metric.of)
+        there = [other for other, known in METRICS.items() if kinds & set(known.of)]
+        needs = ", or ".join(KINDS[one] for one in metric.of)
         raise InputError(f"metric '{name}' needs {needs}; the data has {outputs} {kind}; {nearest(name, there)}")
     predictions, weights = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, outputs), (2,)))
     targets = jax.ShapeDtypeStruct((2,), jnp.int32) if kind == "classes" else predictions

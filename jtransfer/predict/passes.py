@@ -51,7 +51,7 @@ class Clock:
 
     def said(self, rows: int) -> str:
         """In words: all of it, and what a batch takes and how many rows come in a second once all is compiled."""
-        whole = f"{rows} rows in {time.perf_counter() - self.begun:.1f} s, with compiling"
+        whole = f"{rows} row{'s' * (rows != 1)} in {time.perf_counter() - self.begun:.1f} s, with compiling"
         shapes = f"{len(self.shapes)} shape{'s' * (len(self.shapes) != 1)}"
         if not self.batches:
             return f"{whole} ({shapes}); no batch was the second of its shape, so that no speed is told"
