@@ -30,11 +30,11 @@ def get_config(arg: str = ""):
             "packing": "joined",
             "load": {"tokens": 128},
             "batch": 16,
-            "steps": 800,
+            "steps": 2400,
             "optimiser": {"rate": 5e-4, "schedule": "linear", "warmup": 0.1, "decay": 0.01},
             "log_every": 50,
-            "eval_every": 200,
-            "checkpoint_every": 200,
+            "eval_every": 600,
+            "checkpoint_every": 600,
         }
     )
     config.update(arguments(arg))
