@@ -5,9 +5,11 @@ jtransfer train --config=configs/text/awd_lstm_small.py:width=32,hidden=64,steps
 
 The prepared dataset has the validation and the test split alone: the first, some 240,000 words and marks of which 9,175
 come twice, is trained on, the second measured. Of 2.3 million parameters 1.2 are the table of words. 2000 steps of 32
-windows of 35 tokens are nine passes and 31 TFLOP (14 MFLOP a token), 13 minutes of two cores at 40 GFLOP/s. The paper
-has no number for this corpus: its model, of 33 million parameters, has a test perplexity of 65.8 from the training
-split, which is ten times larger.
+windows of 35 tokens are nine passes and 31 TFLOP (14 MFLOP a token). They took eight minutes of two x86 cores that had
+other work (six and a half of processor time, with `GLIBC_TUNABLES=glibc.malloc.hugetlb=1`) and came to a test
+perplexity of 85.7, in which every word that is not known is one and the same (one seed). The paper has no number for
+this corpus: its model, of 33 million parameters, has a test perplexity of 65.8 from the training split, which is ten
+times larger, with 33,278 words.
 """
 
 from ml_collections import ConfigDict

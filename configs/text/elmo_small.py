@@ -7,9 +7,9 @@ jtransfer curve --config=configs/few_shot_text.py --config.backbone=runs/elmo/mo
 `--config.data_dir` says where prepared data lie. Of WikiText-2 the 60 articles of `validation` are trained on, 245,000
 words and marks with 9,200 different ones that come twice, and the first 20 of `test` are measured.
 
-A step is 2048 words. 31 steps took 38 s of processor time, start and compilation in it, so that 800 take at most 17
-minutes of one core without the evaluations; the loss was 9.12 in the first step and 6.44 in the 30th. The whole was
-not run here.
+A step is 2048 words. The whole took nine minutes of two x86 cores that had other work (seven of processor time, with
+`GLIBC_TUNABLES=glibc.malloc.hugetlb=1`) and came to a test perplexity of 131 in the mean of both
+directions: 196, 150, 133 and 131 after each 200 steps (one seed).
 """
 
 from ml_collections import ConfigDict

@@ -5,8 +5,9 @@
 
 pretrains a language model (configs/text/awd_lstm_small.py), lets it learn each target's texts (ulmfit_lm.py), draws the
 curves of the ablation (ulmfit.py), and measures what each way of finetuning leaves of the perplexity on the pretraining
-corpus. What the workdir has is not run again. `table.md` and `ulmfit.png` show all of it. `--lm` and `--curve` are each
-followed by a flag for these commands, and may be repeated: `--lm=--config.steps=100`.
+corpus. What the workdir has is not run again. Each target's directory gets the `table.md` and `curve.png` of its
+ablation, the workdir `forgetting.md`. `--lm` and `--curve` are each followed by a flag for these commands, and may be
+repeated: `--lm=--config.steps=100`.
 """
 
 import argparse
@@ -15,22 +16,19 @@ import sys
 from pathlib import Path
 
 import jax
-import numpy as np
 import optax
 
 import jtransfer as jt
 from jtransfer import config as configs
-from jtransfer.cli import main as command
-from jtransfer.curves.points import interval
-from jtransfer.evaluate.report import canvas
-from jtransfer.figures import COLOURS, MARKERS, render, style
+from jtransfer.cli import run
+from jtransfer.curves import report
 from jtransfer.train import runs
 from jtransfer.train.state import TrainState
 from jtransfer.tree import partition
 
 TEXT = Path(__file__).parents[2] / "configs" / "text"
 CORPUS = "tfds:wikitext2?train=validation&test=test"
-CLASSES = {"ag_news_subset": 4, "sst_binary": 2}
+TARGETS = ("ag_news_subset", "sst_binary")
 SMALL = {
     "pretrain": ":width=64,hidden=128,steps=400,eval_every=200",
     "target": "steps=120,eval_every=120",
@@ -51,54 +49,62 @@ FORGETTING = {
 }
 """Ways of finetuning the pretrained model on the first target, each with what is learned there and the method."""
 
+LEFT_OUT = {
+    ("slanted", "unfreeze(1, 2, decay=0.385)"): "all of it",
+    ("slanted", "unfreeze(1, 2)"): "no discriminative rates",
+    ("slanted", "layerwise(0.385)"): "no gradual unfreezing",
+    ("slanted", "finetune"): "neither of these",
+    ("flat", "unfreeze(1, 2, decay=0.385)"): "no slanted triangle",
+    ("flat", "finetune"): "none of the three",
+    ("slanted", "probe"): "the head alone",
+    ("slanted", "scratch"): "no language model",
+}
+"""What a method of each curve is without."""
+
 
 def main(argv):
     """Run what is missing, and show all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--small", action="store_true", help="a smaller model and fewer steps")
-    parser.add_argument("--on", nargs="*", choices=CLASSES, default=list(CLASSES), help="targets; none to show")
+    parser.add_argument("--on", nargs="*", choices=TARGETS, default=list(TARGETS), help="targets")
     parser.add_argument("--lm", action="append", default=[], help="a flag of the pretraining")
     parser.add_argument("--curve", action="append", default=[], help="a flag of the curves")
     options = parser.parse_args(argv)
     workdir, sizes = options.workdir, SMALL if options.small else FULL
     start = workdir / "pretrained"
-    if options.on:
-        train(f"{TEXT}/awd_lstm_small.py{sizes['pretrain']}", start, *options.lm)
+    train(f"{TEXT}/awd_lstm_small.py{sizes['pretrain']}", start, *options.lm)
     for on in options.on:
         about = f"backbone={start}/model,data=tfds:{on},{sizes['target']}"
         train(f"{TEXT}/ulmfit_lm.py:{about}", workdir / on / "lm")
         about = f"on={on},backbone={workdir / on}/lm/model,{sizes['curve']}"
-        run("curve", f"{TEXT}/ulmfit.py:{about}", workdir / on / "slanted", *options.curve)
-        about += ",optimiser.schedule=constant,methods=unfreeze(1, 2, decay=0.385)+finetune"
-        run("curve", f"{TEXT}/ulmfit.py:{about}", workdir / on / "flat", *options.curve)
+        flat = ",optimiser.schedule=constant,methods=unfreeze(1, 2, decay=0.385)+finetune"
+        for kind, keys in {"slanted": "", "flat": flat}.items():
+            run("curve", f"--config={TEXT}/ulmfit.py:{about}{keys}", f"--workdir={workdir / on / kind}", *options.curve)
+        both = [(kind, row) for kind in ("slanted", "flat") for row in rows_of(workdir / on / kind)]
+        rows = [row | {"method": LEFT_OUT[kind, row["method"]]} for kind, row in both]
+        report.write(rows, workdir / on, [], f"ULMFiT on {on}, and without its parts")
     file = workdir / "forgetting.json"
-    if options.on:
-        found = json.loads(file.read_text()) if file.exists() else {}
-        for name, how in FORGETTING.items():
-            if name not in found:
-                found[name] = forgotten(workdir, start / "model", options.on[0], how, sizes)
-                file.write_text(json.dumps(found, indent=1))
-    there = [on for on in CLASSES if (workdir / on / "slanted" / "results.jsonl").exists()]
-    parts = [accuracies(workdir, on) for on in there]
-    if file.exists():
-        lines = [f"| {name} | {value:.1f} |" for name, value in json.loads(file.read_text()).items()]
-        parts.append("\n".join(["| finetuned on the target's | perplexity on wikitext2 |", "| --- | ---: |", *lines]))
-    (workdir / "table.md").write_text("\n\n".join(parts) + "\n")
-    (workdir / "ulmfit.png").write_bytes(render(figure(workdir, there), "png"))
-    print(f"Written to {workdir}: table.md, ulmfit.png")
-
-
-def run(what, config, directory, *flags):
-    """One command of jtransfer, which goes on where it was."""
-    if code := command([what, f"--config={config}", f"--workdir={directory}", *flags]):
-        sys.exit(code)
+    found = json.loads(file.read_text()) if file.exists() else {}
+    for name, how in FORGETTING.items():
+        if name not in found:
+            found[name] = forgotten(workdir, start / "model", options.on[0], how, sizes)
+            file.write_text(json.dumps(found, indent=1))
+    lines = [f"| {name} | {value:.1f} |" for name, value in found.items()]
+    head = ["| finetuned on the target's | perplexity on wikitext2 |", "| --- | ---: |"]
+    (workdir / "forgetting.md").write_text("\n".join([*head, *lines]) + "\n")
+    print(f"Written to {workdir}: forgetting.md, and in each target's directory table.md and curve.png")
 
 
 def train(config, directory, *flags):
     """Train unless the model is there."""
     if not (directory / "model").exists():
-        run("train", config, directory, *flags)
+        run("train", f"--config={config}", f"--workdir={directory}", *flags)
+
+
+def rows_of(directory):
+    """The rows of a curve."""
+    return map(json.loads, (directory / "results.jsonl").read_text().splitlines())
 
 
 def forgotten(workdir, start, on, how, sizes):
@@ -130,68 +136,6 @@ def perplexity(model, decoder):
     trainable, frozen = partition(dict(prepared.adapted.base) | learned, prepared.adapted.rates)
     state = TrainState.create(jax.random.key(0), trainable, {}, optax.identity())
     return prepared.task.data.evaluate(prepared.adapted)(state, frozen)["test_perplexity"]
-
-
-def rows_of(workdir, on, name):
-    """The rows of a curve; none where it was not drawn."""
-    file = workdir / on / name / "results.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-
-
-def ablation(workdir, on):
-    """Accuracies in %, seed after seed, by what is left out and labels per class."""
-    known = {"unfreeze(1, 2, decay=0.385)": "all of it", "unfreeze(1, 2)": "no discriminative rates"}
-    known |= {"layerwise(0.385)": "no gradual unfreezing", "finetune": "neither of these"}
-    known |= {"probe": "the head alone", "scratch": "no language model"}
-    found = {}
-    for name in ("slanted", "flat"):
-        for row in rows_of(workdir, on, name):
-            said = known.get(row["method"], row["method"])
-            said = (
-                {"all of it": "no slanted triangle", "neither of these": "none of the three"}[said]
-                if name == "flat"
-                else said
-            )
-            found.setdefault(said, {}).setdefault(row["shots"], []).append(100 * row["test_accuracy"])
-    return found
-
-
-def accuracies(workdir, on):
-    """A table: a row for each thing that is left out, a column for each number of labels."""
-    found = ablation(workdir, on)
-    shots = sorted({count for own in found.values() for count in own})
-    head = [f"| {on} | {' | '.join(str(CLASSES[on] * count) for count in shots)} |", f"| --- |{' ---: |' * len(shots)}"]
-    return "\n".join(
-        [
-            *head,
-            *(
-                f"| {name} | {' | '.join(_cell(own.get(count, [])) for count in shots)} |"
-                for name, own in found.items()
-            ),
-        ]
-    )
-
-
-def _cell(values):
-    if len(values) < 2:
-        return f"{values[0]:.1f}" if values else "–"
-    mean, half = interval(values)
-    return f"{mean:.1f} ± {half:.1f}"
-
-
-def figure(workdir, there):
-    """Accuracy against the number of labels, a panel for each target."""
-    with style():
-        picture, *panels = canvas(5.2 * max(len(there), 1), 4.2, columns=max(len(there), 1))
-        for panel, on in zip(panels, there, strict=False):
-            for i, (name, own) in enumerate(ablation(workdir, on).items()):
-                looks = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
-                x = np.array(sorted(own))
-                panel.plot(x * CLASSES[on], [np.mean(own[count]) for count in sorted(own)], label=name, **looks)
-            panel.set(xscale="log", xlabel="labels", ylabel="test accuracy in %", title=on)
-        if there:
-            panels[0].legend(fontsize=8)
-    return picture
 
 
 if __name__ == "__main__":
