@@ -21,6 +21,7 @@ from sklearn.metrics import adjusted_rand_score
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 import jtransfer as jt
 from jtransfer.curves.report import interval
@@ -75,7 +76,9 @@ def main(argv):
         backbone = jt.load(name, head="")
         for word in words:
             for layer, x in vectors(backbone, word).items():
-                found.append(dict(zip(COLUMNS, (*about(word, short(name), layer), *measured(x, word)), strict=True)))
+                with threadpool_limits(1):  # or threads that wait for each other take most of the time
+                    of = *about(word, short(name), layer), *measured(x, word)
+                found.append(dict(zip(COLUMNS, of, strict=True)))
             print(f"{short(name)}: {word.name}", flush=True)
     with open(options.workdir / "results.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
