@@ -50,6 +50,21 @@ def made(tmp_path_factory):
     return directory, peer, tokenizer
 
 
+@pytest.fixture(scope="module")
+def qwen(made, tmp_path_factory):
+    """A small Qwen 2 of transformers, whose keys are shared by two heads, with the tokenizer of the GPT-2."""
+    tokenizer, directory = made[2], tmp_path_factory.mktemp("qwen")
+    tokenizer.save(str(directory / "tokenizer.json"))
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"num_key_value_heads": 1, "max_position_embeddings": POSITIONS, "initializer_range": 0.3}
+    peer = transformers.Qwen2ForCausalLM(
+        transformers.Qwen2Config(vocab_size=290, bos_token_id=0, eos_token_id=0, **sizes)
+    ).eval()
+    peer.save_pretrained(directory)
+    return directory, peer, tokenizer
+
+
 def task_of(directory, *protocols_, **changes):
     values = {"backbone": str(directory), "data": f"table:{directory}/rows.jsonl", "protocols": protocols_}
     made = ConfigDict(config.evaluate_defaults())
@@ -66,8 +81,9 @@ def by_peer(peer, tokenizer, prompt, word):
     return sum(float(found[at - 1, ids[at]]) for at in range(len(start), len(ids)))
 
 
-def test_scores_of_prompts_are_the_log_likelihoods_of_transformers(made):
-    directory, peer, tokenizer = made
+@pytest.mark.parametrize("kind", ["made", "qwen"])
+def test_scores_of_prompts_are_the_log_likelihoods_of_transformers(kind, request):
+    directory, peer, tokenizer = request.getfixturevalue(kind)
     backbone, mesh = jt.load(str(directory)), make_mesh({"data": 2, "rest": -1})
     words = [" sport", " world news", " money"]
     for start in ("", "vote war vote\nTopic: world news\n\ngoal\nTopic: sport\n\n"):  # read once where all have it
