@@ -4,8 +4,9 @@ jtransfer train --config=configs/text/ulmfit_lm.py:backbone=runs/awd_lstm/model 
 jtransfer train --config=configs/text/ulmfit_lm.py:backbone=runs/awd_lstm/model,data=tfds:sst_binary --workdir=runs/sst
 
 Labels are not read. Rates fall by 2.6 from layer to layer and follow the slanted triangle; `method=finetune` and
-`optimiser.schedule=constant` turn each off. The words are those of the language model: a word that it does not know
-stays unknown, where fastai gives it the mean of all embeddings.
+`optimiser.schedule=constant` turn each off. The words are those of the target's texts, as in fastai: a word that the
+language model knows keeps its embedding, any other begins with the mean of all. `tokenizer=` keeps the words of the
+language model, and leaves others unknown.
 """
 
 from ml_collections import ConfigDict
@@ -18,6 +19,7 @@ def get_config(arg: str = ""):
     config = ConfigDict(
         {
             "data": "tfds:ag_news_subset",
+            "tokenizer": "words(size=20000, least=2)",
             "objective": "lm(ar=2.0, tar=1.0)",
             "packing": "streams",
             "load": {"tokens": 35},

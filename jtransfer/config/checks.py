@@ -306,10 +306,6 @@ def _refuse_unused(command: str, values: Mapping[str, Any]) -> None:
             raise InputError(
                 f"config.{unused[0]} is of contrastive objectives, config.objective is '{text}'; leave it out"
             )
-        if objective.reads != "pairs" and values["backbone"] and set_among(("tokenizer",)):
-            raise InputError(
-                "config.tokenizer is of a model that starts at random, config.backbone has one; leave it out"
-            )
         if values["samples"]["prompts"] and (values["tasks"] or objective.reads != "texts"):
             raise InputError(f"config.samples is of objective 'lm' alone, config.objective is '{text}'; leave it out")
         if objective.reads == "pairs" and (unused := set_among(OF_ROWS)):

@@ -87,7 +87,8 @@ def train_defaults() -> dict[str, Any]:
         "tasks": {},
         "preprocessor": {},  # how images are made, in the keys of preprocessor_config.json; empty for the backbone's
         # Empty for the backbone's, or "bytes", or a checkpoint that has one; of texts also one that is trained on them,
-        # as "wordpiece(size=8000)", "bpe(size=8000)" or "words(size=20000)"; of pairs also a file of CLIP's merges.
+        # as "wordpiece(size=8000)", "bpe(size=8000)" or "words(size=20000)", which also gives other words to a
+        # backbone that has words; of pairs also a file of CLIP's merges.
         "tokenizer": "",
         # Of a contrastive objective alone:
         "towers": {"vision": "", "text": ""},  # backbones that one or both start from, when there is no `backbone`

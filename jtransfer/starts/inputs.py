@@ -120,7 +120,13 @@ class Texts:
 
 
 def load_for(
-    name: str, options: Mapping[str, Any], data: Any, tower: bool = True, joined: bool = False, **more: Any
+    name: str,
+    options: Mapping[str, Any],
+    data: Any,
+    tower: bool = True,
+    joined: bool = False,
+    change: Callable[[Backbone], Backbone] = lambda backbone: backbone,
+    **more: Any,
 ) -> tuple[Backbone, Prepare]:
     """A backbone for a dataset, and what makes its inputs from the dataset's.
 
@@ -131,6 +137,7 @@ def load_for(
         data: A `data.sources.Dataset`, or an object with `name`, `kind` and `inputs`.
         tower: Whether the backbone returned for a dual encoder is its tower for this kind of data; if not, it is both.
         joined: Whether texts will be joined, as in `prepare_for`.
+        change: What becomes of the backbone before its inputs are made, as `reworded.reworded`.
         **more: More options of `load`.
 
     Returns:
@@ -144,7 +151,7 @@ def load_for(
     others, kind = (("tokens",), "texts") if data.kind == "image" else (("image", "channels", "positions"), "images")
     if unused := [key for key in others if options.get(key)]:
         raise InputError(f"config.load.{unused[0]} is of {kind}, {data.name} holds {data.kind}s; leave it out")
-    backbone = load(name, **options_of(options), **more)
+    backbone = change(load(name, **options_of(options), **more))
     one = tower_for(backbone, data)
     return one if tower else backbone, prepare_for(one, options, data, joined)
 

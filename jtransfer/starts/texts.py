@@ -14,7 +14,7 @@ from jtransfer.data import text, tokenizer_training
 from jtransfer.data.tokenizer_files import content
 from jtransfer.data.tokenizer_training import TokenizerRecipe
 from jtransfer.errors import InputError
-from jtransfer.models import build, described
+from jtransfer.models import Architecture, build, described
 from jtransfer.starts import vocabularies
 from jtransfer.starts.inputs import BLOCK, Texts, columns_of, texts_for
 from jtransfer.storage import directories
@@ -60,6 +60,28 @@ def unpretrained(
     config = build(**options).config
     if "input_ids" not in config.inputs:
         raise InputError(f"config.data: {stream.name} holds texts, the model takes {', '.join(config.inputs)}")
+    files, made = tokenizer_of(name, stream, config, kept, absent)
+    model = build(**options | fitting(config, made, files))
+    made = dataclasses.replace(made, tables=model.config.tables, side="right" if config.right_padded else made.side)
+    return model, texts_for(made, f"architecture '{options['architecture']}'", stream, tokens, joined)
+
+
+def tokenizer_of(
+    name: str, stream: Any, config: Architecture, kept: epath.Path | None = None, absent: bool = False
+) -> tuple[dict[str, bytes], text.Tokenizer]:
+    """The files of a tokenizer for a model, and what they make: the kept one, or one as it is named.
+
+    Args:
+        name: As of `unpretrained`, and `stream`, `kept` and `absent`.
+        stream: See `name`.
+        config: Of the model.
+        kept: See `name`.
+        absent: See `name`.
+
+    Raises:
+        InputError: no such tokenizer, or data without rows or words.
+        Damaged: the kept tokenizer is not as it was written.
+    """
     recipe = tokenizer_training.parse(name)
     if kept is not None:
         directories.verify(kept)
@@ -70,13 +92,10 @@ def unpretrained(
         recipe = _blank(recipe) if absent else recipe
         texts = partial(_texts, stream, name, recipe.rows)
         files = tokenizer_training.files(recipe, texts, config.generates, config.inputs, config.longest)
-    names = tuple(config.inputs)
-    made = vocabularies.tokenizer(files, names, config.longest, config.pool == "last")
+    made = vocabularies.tokenizer(files, tuple(config.inputs), config.longest, config.pool == "last")
     if recipe is not None and made.size <= len(made.special):
         raise InputError(f"config.tokenizer '{name}': the texts of {stream.name} have no word to train on")
-    model = build(**options | _fitting(config, made, files))
-    made = dataclasses.replace(made, tables=model.config.tables, side="right" if config.right_padded else made.side)
-    return model, texts_for(made, f"architecture '{options['architecture']}'", stream, tokens, joined)
+    return files, made
 
 
 def _blank(recipe: TokenizerRecipe) -> TokenizerRecipe:
@@ -102,7 +121,7 @@ def _texts(stream: Any, name: str, most: int) -> Iterator[str]:
             yield from column or ()
 
 
-def _fitting(config: Any, tokenizer: text.Tokenizer, files: Mapping[str, bytes]) -> dict[str, Any]:
+def fitting(config: Architecture, tokenizer: text.Tokenizer, files: Mapping[str, bytes]) -> dict[str, Any]:
     """The options of a model that follow from a tokenizer, where they have their defaults.
 
     Raises:

@@ -139,7 +139,8 @@ def parts(objective: Any) -> dict[str, jax.ShapeDtypeStruct]:
 def _check(config, stream, objective, what):
     if stream.kind != "text":
         raise InputError(f"{what} is of texts, {stream.name} holds {stream.kind}s; choose another config.data")
-    for key, empty in {"packing": "", "group_by_length": False, "accumulate": 1, "teacher": "", "source": ""}.items():
+    none = {"tokenizer": "", "packing": "", "group_by_length": False, "accumulate": 1, "teacher": "", "source": ""}
+    for key, empty in none.items():
         if config[key] != empty:
             raise InputError(f"config.{key} is of texts that a model reads whole, {what} of their words; leave it out")
     if isinstance(objective.words, NearWords):

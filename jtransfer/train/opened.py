@@ -1,5 +1,7 @@
 """What a task of rows is put together of: data, a backbone, what makes its inputs, and an objective, from a config."""
 
+from functools import partial
+
 import numpy as np
 
 from jtransfer import checkpoints, objectives
@@ -14,6 +16,7 @@ from jtransfer.models import build
 from jtransfer.objectives import metrics
 from jtransfer.starts import columns, lengths, segments, texts, windows, words
 from jtransfer.starts.inputs import as_they_are, described_processor, example, load_for, options_of, through
+from jtransfer.starts.reworded import reworded
 from jtransfer.starts.start import Start
 
 
@@ -30,10 +33,11 @@ def backbone(config, stream, tower=True, kept=None, absent=False):
         if config[key] and stream.kind != kind:
             raise InputError(f"config.{key} is of {kind}s, {stream.name} holds {stream.kind}s; leave it out")
     if config.backbone:
+        joined = bool(config.packing or config.stride)
+        other = partial(reworded, name=config.tokenizer, stream=stream, kept=kept, absent=absent)
         # On the host, where it may lie in the mapped file; training lays it out on the mesh.
-        found, prepare = load_for(
-            config.backbone, config.load, stream, tower, bool(config.packing or config.stride), sharding="host"
-        )
+        about = {"sharding": "host"} | ({"change": other} if config.tokenizer else {})
+        found, prepare = load_for(config.backbone, config.load, stream, tower, joined, **about)
     elif stream.kind == "text":
         about = config.load.tokens, bool(config.packing), kept, absent
         model, prepare = texts.unpretrained(config.model.to_dict(), config.tokenizer, stream, *about)

@@ -27,7 +27,7 @@ LARGEST = 1 << 28
 
 
 def write(directory: epath.Path, task: Task) -> None:
-    """Write the record of a task's data into a run's directory, and the tokenizer of a model that starts at random.
+    """Write the record of a task's data into a run's directory, and the tokenizer that was made for it.
 
     Raises:
         MachineError: it cannot be written.
@@ -41,14 +41,15 @@ def write(directory: epath.Path, task: Task) -> None:
         classes = stream.classes if task.objective.answers else task.start.classes
         values = _record(stream, classes, tokens)
     files.write_record(directory / FILE, values)
-    if task.start.tokenizer and task.start.backbone is None and not (directory / FOLDER / directories.RECORD).exists():
+    own = task.start.backbone is None or task.start.backbone.origin.tokenizer
+    if task.start.tokenizer and own and not (directory / FOLDER / directories.RECORD).exists():
         directories.write_together(directory / FOLDER, task.start.tokenizer)
 
 
 def tokenizer_of(config: Any, directory: epath.PathLike | None) -> epath.Path | None:
     """Where the tokenizer lies that a run of a config has kept in its directory; None where it has kept none."""
     found = epath.Path(directory) / FOLDER if directory is not None else None
-    if not config.tokenizer or config.backbone or found is None or not (found / directories.RECORD).exists():
+    if not config.tokenizer or found is None or not (found / directories.RECORD).exists():
         return None
     _, before = files.read_record(epath.Path(directory) / "config.json", "choose another --workdir, or remove it")
     return found if before.get("tokenizer") == config.tokenizer else None

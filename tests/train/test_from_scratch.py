@@ -196,7 +196,7 @@ def test_half_of_the_rows_have_a_second_segment_of_another_text(file):
         ((*MASKED, "model.padding=3"), "config.tokenizer pads with 0, config.model.padding is 3"),
         (("load.tokens=64",), "config.load.tokens is 64; architecture 'gpt2' takes 48 at most"),
         (("data=digits", "packing=", "objective=classification", "samples.prompts=()"), "config.tokenizer is of texts"),
-        (("backbone=glyphs-vit",), "config.tokenizer is of a model that starts at random, config.backbone has one"),
+        (("backbone=glyphs-vit",), "holds texts, the model takes pixel_values"),
         (
             (*BERT[:1], "objective=masked_lm", "tokenizer=words"),
             "config.samples.prompts are continued by a causal model",

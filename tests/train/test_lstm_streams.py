@@ -14,9 +14,10 @@ from tokenizers import models as vocabularies
 import jtransfer as jt
 from jtransfer import checkpoints, config, models
 from jtransfer.cli import main
+from jtransfer.data import tokenizer_training
 from jtransfer.data.streams import taken
 from jtransfer.errors import InputError
-from jtransfer.train import costs, loop, runs
+from jtransfer.train import costs, loop, remembered, resuming, runs
 
 ROOT = Path(__file__).parents[2]
 WORDS = ["<eos>", "<unk>", *(f"w{i}" for i in range(10))]
@@ -114,6 +115,29 @@ def test_the_perplexity_is_that_of_all_held_out_tokens_with_the_state_carried_on
 @pytest.mark.slow
 def test_a_run_that_breaks_and_goes_on_is_bit_identical_as_the_state_is_kept(whole, made, goes_on):
     goes_on(lambda: prepared(made), 4, whole[0])
+
+
+def test_words_of_its_own_are_kept_by_the_run_that_goes_on_and_by_what_it_leaves(made, tmp_path, monkeypatch):
+    words = "--config.tokenizer=words(least=1)"
+    plain, first = prepared(made), prepared(made, words)
+    assert first.task.start.module.config.vocabulary == 12 and first.merges
+    for name in ("backbone", "preprocessing"):
+        assert first.fingerprints[name] != plain.fingerprints[name], name
+    resuming.claim(first, tmp_path)
+    remembered.write(tmp_path, first.task)
+    monkeypatch.setattr(tokenizer_training, "files", None)  # which nothing calls again
+    about = config.load("train", made[0], [words])[1]
+    again = runs.prepare(about, workdir=tmp_path)
+    exported = runs.prepare(about, remembered.read(tmp_path)[0], workdir=tmp_path)
+    assert again.fingerprints == exported.fingerprints == first.fingerprints
+
+
+@pytest.mark.slow
+def test_a_run_with_words_of_its_own_that_breaks_and_goes_on_is_bit_identical(made, goes_on, tmp_path_factory):
+    whole, words = tmp_path_factory.mktemp("words"), "--config.tokenizer=words(least=1)"
+    loop.train(prepared(made, words), whole, lambda row, speed: None)
+    goes_on(lambda: prepared(made, words), 4, whole)
+    assert jt.load(str(whole / "model")).preprocess.words().keys() == {"<|endoftext|>", "[UNK]", *WORDS[2:]}
 
 
 @pytest.mark.parametrize("name", ["awd_lstm", "awd_lstm_small", "ulmfit_lm"])
