@@ -5,9 +5,9 @@
 
 pretrains a language model (configs/text/awd_lstm_small.py), lets it learn each target's texts (ulmfit_lm.py), draws the
 curves of the ablation (ulmfit.py), and measures what each way of finetuning leaves of the perplexity on the pretraining
-corpus. What the workdir has is not run again. Each target's directory gets the `table.md` and `curve.png` of its
-ablation, the workdir `forgetting.md`. `--lm` and `--curve` are each followed by a flag for these commands, and may be
-repeated: `--lm=--config.steps=100`.
+corpus, whose words the model keeps for that. What the workdir has is not run again. Each target's directory gets the
+`table.md` and `curve.png` of its ablation, the workdir `forgetting.md`. `--lm` and `--curve` are each followed by a flag
+for these commands, and may be repeated: `--lm=--config.steps=100`.
 """
 
 import argparse
@@ -113,18 +113,11 @@ def forgotten(workdir, start, on, how, sizes):
         return perplexity(start, start)
     objective, method = how
     directory = workdir / "forgetting" / configs.slug(f"{objective}-{method}")
-    if how == ("lm", "layerwise(0.385)"):
-        directory = workdir / on / "lm"  # which is there
-    elif objective == "lm":
-        train(
-            f"{TEXT}/ulmfit_lm.py:backbone={start},data=tfds:{on},{sizes['target']}",
-            directory,
-            f"--config.method={method}",
-        )
-    else:  # with all labels
-        about = f"backbone={start},data=tfds:{on},{sizes['classifier']},packing=,batch=32,load.tokens=48"
-        flags = f"--config.objective={objective}", f"--config.method={method}", "--config.eval_every=1000"
-        train(f"{TEXT}/ulmfit_lm.py:{about}", directory, *flags)
+    about, flags = f"backbone={start},data=tfds:{on},tokenizer=,{sizes['target']}", [f"--config.method={method}"]
+    if objective != "lm":  # with all labels
+        about = f"{about},{sizes['classifier']},packing=,batch=32,load.tokens=48,eval_every=1000"
+        flags.append(f"--config.objective={objective}")
+    train(f"{TEXT}/ulmfit_lm.py:{about}", directory, *flags)
     return perplexity(directory / "model", start)
 
 
