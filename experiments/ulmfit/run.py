@@ -6,8 +6,8 @@
 pretrains a language model (configs/text/awd_lstm_small.py), lets it learn each target's texts (ulmfit_lm.py), draws the
 curves of the ablation (ulmfit.py), and measures what each way of finetuning leaves of the perplexity on the pretraining
 corpus, whose words the model keeps for that. What the workdir has is not run again. Each target's directory gets the
-`table.md` and `curve.png` of its ablation, the workdir `forgetting.md`. `--lm` and `--curve` are each followed by a flag
-for these commands, and may be repeated: `--lm=--config.steps=100`.
+`table.md` and `curve.png` of its ablation, the workdir `forgetting.md`. `--lm` and `--curve` are each followed by a
+flag for these commands, and may be repeated: `--lm=--config.steps=100`.
 """
 
 import argparse
