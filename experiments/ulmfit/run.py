@@ -31,18 +31,19 @@ CORPUS = "tfds:wikitext2?train=validation&test=test"
 TARGETS = ("ag_news_subset", "sst_binary")
 SMALL = {
     "pretrain": ":width=64,hidden=128,steps=400,eval_every=200",
-    "target": "steps=120,eval_every=120",
+    "target": "steps=100,eval_every=100,checkpoint_every=100",
     "curve": "steps=32,seeds=3,test_rows=300",
     "classifier": "steps=64",
 }
 FULL = {"pretrain": "", "target": "steps=600", "curve": "steps=80", "classifier": "steps=320"}
-"""What stands behind the paths of configs."""
+CLASSIFIER = "packing=,batch=32,load.tokens=48,eval_every=1000"
+"""What stands behind the paths of configs; the last of a classifier with all labels."""
 
 FORGETTING = {
     "as pretrained": None,
-    "language model: `finetune`": ("lm", "finetune"),
-    "language model: `layerwise(0.385)`": ("lm", "layerwise(0.385)"),
-    "language model: `unfreeze(1, 2, decay=0.385)`": ("lm", "unfreeze(1, 2, decay=0.385)"),
+    "language model: `finetune`": ("lm(ar=2.0, tar=1.0)", "finetune"),
+    "language model: `layerwise(0.385)`": ("lm(ar=2.0, tar=1.0)", "layerwise(0.385)"),
+    "language model: `unfreeze(1, 2, decay=0.385)`": ("lm(ar=2.0, tar=1.0)", "unfreeze(1, 2, decay=0.385)"),
     "classifier: `finetune`": ("classification(hidden=50)", "finetune"),
     "classifier: `layerwise(0.385)`": ("classification(hidden=50)", "layerwise(0.385)"),
     "classifier: `unfreeze(1, 2, decay=0.385)`": ("classification(hidden=50)", "unfreeze(1, 2, decay=0.385)"),
@@ -113,10 +114,9 @@ def forgotten(workdir, start, on, how, sizes):
         return perplexity(start, start)
     objective, method = how
     directory = workdir / "forgetting" / configs.slug(f"{objective}-{method}")
-    about, flags = f"backbone={start},data=tfds:{on},tokenizer=,{sizes['target']}", [f"--config.method={method}"]
-    if objective != "lm":  # with all labels
-        about = f"{about},{sizes['classifier']},packing=,batch=32,load.tokens=48,eval_every=1000"
-        flags.append(f"--config.objective={objective}")
+    steps = sizes["target"] if objective.startswith("lm") else f"{sizes['classifier']},{CLASSIFIER}"
+    about = f"backbone={start},data=tfds:{on},tokenizer=,{steps}"
+    flags = f"--config.method={method}", f"--config.objective={objective}"
     train(f"{TEXT}/ulmfit_lm.py:{about}", directory, *flags)
     return perplexity(directory / "model", start)
 
