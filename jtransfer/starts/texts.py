@@ -62,7 +62,7 @@ def unpretrained(
         raise InputError(f"config.data: {stream.name} holds texts, the model takes {', '.join(config.inputs)}")
     files, made = tokenizer_of(name, stream, config, kept, absent)
     model = build(**options | fitting(config, made, files))
-    made = dataclasses.replace(made, tables=model.config.tables, side="right" if config.right_padded else made.side)
+    made = dataclasses.replace(made, tables=model.config.tables)
     return model, texts_for(made, f"architecture '{options['architecture']}'", stream, tokens, joined)
 
 
@@ -92,10 +92,20 @@ def tokenizer_of(
         recipe = _blank(recipe) if absent else recipe
         texts = partial(_texts, stream, name, recipe.rows)
         files = tokenizer_training.files(recipe, texts, config.generates, config.inputs, config.longest)
-    made = vocabularies.tokenizer(files, tuple(config.inputs), config.longest, config.pool == "last")
+    made = read_by(files, config)
     if recipe is not None and made.size <= len(made.special):
         raise InputError(f"config.tokenizer '{name}': the texts of {stream.name} have no word to train on")
     return files, made
+
+
+def read_by(files: Mapping[str, bytes], config: Architecture) -> text.Tokenizer:
+    """What the files of a tokenizer, by name, make for a model.
+
+    Raises:
+        InputError: as `vocabularies.tokenizer`.
+    """
+    made = vocabularies.tokenizer(files, tuple(config.inputs), config.longest, config.pool == "last")
+    return dataclasses.replace(made, tables=config.tables, side="right" if config.right_padded else made.side)
 
 
 def _blank(recipe: TokenizerRecipe) -> TokenizerRecipe:

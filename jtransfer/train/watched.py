@@ -30,6 +30,7 @@ from jtransfer.evaluate.protocols.names import EMBEDS
 from jtransfer.evaluate.task import split
 from jtransfer.evaluate.zero_shot import fingerprint
 from jtransfer.methods import Adapted
+from jtransfer.starts import texts as of_scratch
 from jtransfer.starts.inputs import (
     Arrays,
     Prepare,
@@ -37,6 +38,7 @@ from jtransfer.starts.inputs import (
     described_processor,
     of_all,
     prepare_for,
+    texts_for,
     through,
     within,
 )
@@ -310,6 +312,10 @@ def label(name: str) -> str:
 
 def _prepare(start: Start, dataset: Dataset, options: Mapping[str, Any]) -> Prepare:
     """What makes the model's inputs of a dataset's, as the model that the run leaves will have it."""
+    if dataset.kind == "text" and start.backbone is None and start.tokenizer:
+        made, config = of_scratch.read_by(start.tokenizer, start.module.config), start.module.config
+        what = f"architecture '{models.described(config)['architecture']}'"
+        return texts_for(made, what, dataset, options.get("tokens", 0), joined=False)
     if dataset.kind == "text":
         return prepare_for(start.base, options, dataset)
     if start.preprocessor is None:

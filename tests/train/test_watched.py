@@ -49,10 +49,10 @@ def trained(directory, **keys):
     return loop.train(prepared(**keys), directory, lambda row, speed: None)[-1]
 
 
-def evaluated(directory, data, *protocols):
+def evaluated(directory, data, *protocols, **more):
     """The metrics of each protocol on the model that a run has left."""
     keys = {"backbone": str(directory / "model"), "data": data, "protocols": protocols, "store": str(directory / "x")}
-    evaluation = evaluations.prepare(ConfigDict(completed("evaluate", keys)))
+    evaluation = evaluations.prepare(ConfigDict(completed("evaluate", keys | more)))
     return [row["metrics"] for row in evaluations.run(evaluation, directory / "evaluated", lambda *_: None)]
 
 
@@ -93,6 +93,38 @@ def test_zero_shot_of_a_dual_encoder_in_training_is_that_of_evaluate(shades, tmp
     names, few = evaluated(tmp_path, f"npz:{shades}", "zero_shot", "few_shot(shots=(2,))")
     assert row["my_shades_zero_shot"] == names["accuracy"]
     assert row["my_shades_2shot"] == few["accuracy at 2 shots"]
+
+
+def of_words(tmp_path):
+    """Keys of a BERT that starts at random on 64 texts of words, and their table with labels."""
+    rng, words = np.random.default_rng(0), ["good", "bad", "film", "plot", "very", "not"]
+    texts = [" ".join(rng.choice(words, rng.integers(3, 9))) for _ in range(64)]
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    rows = [f"{text},{('no', 'yes')['good' in text]}" for text in texts]
+    (tmp_path / "rows.csv").write_text("\n".join(["text,label", *rows]))
+    model = {"architecture": "bert", "width": 8, "depth": 1, "heads": 2, "hidden": 8, "positions": 32}
+    learned = {"objective": "masked_lm", "tokenizer": "wordpiece(size=300, least=1)", "packing": "joined"}
+    keys = {"data": f"texts:{tmp_path / 'texts.txt'}", "model": model, "load": {"tokens": 16}} | learned
+    return keys, f"table:{tmp_path / 'rows.csv'}?input=text&label=label"
+
+
+def test_texts_are_watched_by_the_tokenizer_that_is_trained_with_the_model(tmp_path):
+    keys, data = of_words(tmp_path)
+    run = prepared(**keys)
+    about = {"options": {"tokens": 16}, "data_dir": "", "mesh": run.mesh, "batch": 16}
+    (one,) = watched.of((f"knn on {data}",), run.task.start, **about).each
+    assert one.prepare.tokens == 16 and one.prepare.tokenizer.files == run.task.start.tokenizer
+    ids = one.prepare(["good film"])["input_ids"]
+    np.testing.assert_array_equal(ids, run.task.data.prepare.tokenizer(["good film"], length=16)["input_ids"])
+
+
+@pytest.mark.slow
+def test_few_shots_of_texts_from_scratch_are_those_of_evaluate(tmp_path):
+    keys, data = of_words(tmp_path)
+    few = "few_shot(shots=(2, 4), seeds=2)"
+    row = trained(tmp_path / "run", watch=(f"{few} on {data}",), optimiser={"rate": 0.03}, **keys)
+    (metrics,) = evaluated(tmp_path / "run", data, few, load={"tokens": 16})
+    assert tuple(x for name, x in row.items() if name.startswith("rows_")) == tuple(metrics.values())
 
 
 def test_a_tower_that_is_finetuned_on_labels_is_told_by_names_through_the_projection_it_came_with(tmp_path):
