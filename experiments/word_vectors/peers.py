@@ -47,15 +47,16 @@ def main():
     data = load(given.data, given.data_dir, ("texts",))
     vocabulary = words.of_texts(data.inputs, data.pool, 5, 1 << 20, True, given.data)
     corpus = words.corpus(vocabulary, data.inputs, data.pool)
+    counts = corpus.counts(len(vocabulary))
     names = np.array(["", "", *vocabulary.words], object)
-    ends = np.flatnonzero(np.diff(corpus.texts)) + 1
-    sentences = [part.tolist() for part in np.split(names[corpus.ids], ends)]
+    ids, texts = corpus[:]
+    sentences = [part.tolist() for part in np.split(names[ids], np.flatnonzero(np.diff(texts)) + 1)]
     rows = []
     for seed in given.seeds:
         for objective in given.objectives:
             sg = OBJECTIVES[objective]
             for peer, run in (("gensim", of_gensim), ("jtransfer", of_ours)):
-                known, vectors, wall, cpu = run(given, objective, sg, sentences, corpus, seed)
+                known, vectors, wall, cpu = run(given, objective, sg, sentences, corpus, counts, seed)
                 found = analogies.analogies(known, vectors, asked.words)
                 rows.append(
                     {
@@ -76,7 +77,7 @@ def main():
                     writer.writerows(rows)
 
 
-def of_gensim(given, objective, sg, sentences, corpus, seed):
+def of_gensim(given, objective, sg, sentences, corpus, counts, seed):
     """The words and vectors of gensim, and the seconds that its training took, by the clock and of the processor."""
     from gensim.models import Word2Vec
 
@@ -87,14 +88,14 @@ def of_gensim(given, objective, sg, sentences, corpus, seed):
     return model.wv.index_to_key, model.wv.vectors, time.perf_counter() - wall, time.process_time() - cpu
 
 
-def of_ours(given, objective, sg, sentences, corpus, seed):
+def of_ours(given, objective, sg, sentences, corpus, counts, seed):
     """Ours, by the step and the batches of `jtransfer train`, without its checkpoints."""
     plain = {"name": "sgd", "rate": 0.025, "schedule": "linear", "warmup": 0, "momentum": 0.0, "clip": 0.0}
     values = {"data": given.data, "data_dir": given.data_dir, "objective": objective, "optimiser": plain}
     windows = objectives.parse(objective).words
     batch = WORDS // windows.block
     values |= {"model": {"architecture": "word_vectors", "width": 100}, "batch": batch, "seed": seed}
-    rows = Walk(corpus, windows, np.bincount(corpus.ids), batch, seed).rows_of(0)
+    rows = Walk(corpus, windows, counts, batch, seed).rows_of(0)
     steps = round(given.epochs * rows / batch)
     run = runs.prepare(ConfigDict(completed("train", values | {"steps": steps})))
     programs = Programs(run)

@@ -80,7 +80,7 @@ def size(data, data_dir):
     )
     vocabulary = words.of_texts(stream.inputs, stream.rows, windows.least, 1 << 20, windows.lower, data)
     corpus = words.corpus(vocabulary, stream.inputs, stream.rows)
-    walk = Walk(corpus, windows, np.bincount(corpus.ids, minlength=len(vocabulary)), BATCH, 0)
+    walk = Walk(corpus, windows, corpus.counts(len(vocabulary)), BATCH, 0)
     return len(corpus), round(EPOCHS * walk.rows_of(0) / BATCH)
 
 

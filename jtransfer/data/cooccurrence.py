@@ -7,7 +7,7 @@ import numpy as np
 from jtransfer.data.words import Corpus
 
 CHUNK = 1 << 17
-"""Words whose pairs are in memory at once, beside the counts themselves."""
+"""Words whose pairs are counted at once; more where the counts themselves take more memory than these pairs."""
 
 
 class Counts(NamedTuple):
@@ -25,21 +25,22 @@ class Counts(NamedTuple):
 def count(corpus: Corpus, window: int, vocabulary: int) -> Counts:
     """How often words stand together, on both sides of each other and within their texts.
 
-    Memory grows with the number of different pairs, and by those of `CHUNK` words.
+    Memory grows with the number of different pairs, not with the corpus.
 
     Args:
         corpus: The words.
         window: The largest distance that counts; neighbours have distance 1.
         vocabulary: Number of ids.
     """
-    keys, sums = np.zeros(0, np.int64), np.zeros(0)
-    for start in range(0, len(corpus), CHUNK):
-        end = min(start + CHUNK, len(corpus))
+    keys, sums, end = np.zeros(0, np.int64), np.zeros(0), 0
+    while end < len(corpus):
+        start, end = end, end + max(CHUNK, len(keys) // (4 * window))
+        ids, texts = corpus[start : end + window]
         found, weights = [keys], [sums]
         for distance in range(1, window + 1):
-            here = np.arange(start, min(end, len(corpus) - distance))
-            here = here[corpus.texts[here] == corpus.texts[here + distance]]
-            one, other = (corpus.ids[here + off].astype(np.int64) for off in (0, distance))
+            here = np.arange(min(end - start, len(ids) - distance))
+            here = here[texts[here] == texts[here + distance]]
+            one, other = (ids[here + off].astype(np.int64) for off in (0, distance))
             found += [one * vocabulary + other, other * vocabulary + one]
             weights += [np.full(2 * len(here), 1 / distance)]
         keys, places = np.unique(np.concatenate(found), return_inverse=True)

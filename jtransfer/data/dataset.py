@@ -137,7 +137,16 @@ class Lazy:
         return self.count
 
     def __getitem__(self, rows: Any) -> list:
-        return self.read(np.atleast_1d(np.arange(self.count)[rows]))
+        if not (
+            isinstance(rows, np.ndarray) and rows.dtype.kind == "i" and rows.ndim == 1 and _within(rows, self.count)
+        ):
+            rows = np.atleast_1d(np.arange(self.count)[rows])
+        return self.read(rows)
+
+
+def _within(rows, count):
+    """Whether row numbers can be taken as they are, without a number for every row there is."""
+    return not len(rows) or 0 <= rows.min() <= rows.max() < count
 
 
 @dataclass(frozen=True, eq=False)

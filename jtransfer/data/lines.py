@@ -1,6 +1,7 @@
 """A file of texts, one a line, as a dataset without labels: `texts:FILE`."""
 
 import hashlib
+from array import array
 from collections.abc import Iterator
 
 import numpy as np
@@ -31,7 +32,7 @@ def read(file: str, context: Context) -> Dataset:
         InputError: the file is missing or cannot be read, has a line of more than `LONGEST` bytes, or has fewer than
             three lines of text. Reading a row raises it too: the line is not UTF-8, or the file is gone.
     """
-    path, starts, digest, done, rest = epath.Path(file), [], hashlib.sha256(), 0, b""
+    path, starts, digest, done, rest = epath.Path(file), array("q"), hashlib.sha256(), 0, b""
     try:
         with parts.opened(path) as opened:
             while block := opened.read(BLOCK):
@@ -39,7 +40,7 @@ def read(file: str, context: Context) -> Dataset:
                 *whole, rest = (rest + block).split(b"\n")
                 for line in whole:
                     if line.strip():
-                        starts.append((done, len(line)))
+                        starts.extend((done, len(line)))
                     done += len(line) + 1
                 if len(rest) > LONGEST:
                     raise InputError(f"{file}: a line has more than {LONGEST:,} bytes; expected a text on every line")
@@ -48,8 +49,8 @@ def read(file: str, context: Context) -> Dataset:
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror or error})") from None
     if rest.strip():
-        starts.append((done, len(rest)))
-    places = np.array(starts, np.int64).reshape(-1, 2)
+        starts.extend((done, len(rest)))
+    places = np.array(starts).reshape(-1, 2)
 
     def lines(rows: np.ndarray) -> Iterator[bytes]:
         try:

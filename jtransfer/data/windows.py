@@ -1,7 +1,8 @@
 """Rows of a corpus for word2vec: words, the words near each, and negative words, all told by the number of a row.
 
-An epoch leaves frequent words out at random, joins what is left, and cuts it into rows, which come in a random order.
-Only the ids of the words are in memory, four bytes each beside as many for their texts, and one epoch's at a time.
+An epoch leaves frequent words out at random, joins what is left, and cuts it into rows. The parts of the corpus come in
+a random order, and the rows of each part in a random order too. Two parts are in memory, so that the corpus may have
+any size.
 """
 
 from bisect import bisect
@@ -12,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from jtransfer.data.words import Corpus
+from jtransfer.data.words import PART, Corpus
 
-WINDOWS, WORDS = 0, 1
+WINDOWS, WORDS, LEFT, PARTS = 0, 1, 2, 3
 """What is drawn from one seed: the parts of its `default_rng`."""
 
 
@@ -28,6 +29,7 @@ class Walk:
         counts: `[vocabulary]`, how often each word is there in the corpus that is trained on.
         batch: Rows of a step, over all processes.
         seed: Of everything that is drawn.
+        part: Words of a part of the corpus. No window goes beyond a part.
     """
 
     corpus: Corpus
@@ -35,14 +37,15 @@ class Walk:
     counts: np.ndarray
     batch: int
     seed: int
+    part: int = PART
     _ends: list[int] = field(default_factory=list, init=False)
 
     def __post_init__(self):
-        object.__setattr__(self, "_epoch", lru_cache(2)(self._left))
+        object.__setattr__(self, "_part", lru_cache(2)(self._left))
         object.__setattr__(self, "_noise", alias(self.counts.astype(float) ** 0.75))
 
     def __reduce__(self):  # workers make their own caches
-        return Walk, (self.corpus, self.windows, self.counts, self.batch, self.seed)
+        return Walk, (self.corpus, self.windows, self.counts, self.batch, self.seed, self.part)
 
     def __call__(self, step: int, share: Any = slice(None)) -> dict[str, np.ndarray]:
         """The inputs of the rows of a step, counted from 0, or of a share of them."""
@@ -62,11 +65,20 @@ class Walk:
         }
 
     def rows_of(self, epoch: int) -> int:
-        """Number of rows of an epoch."""
-        while len(self._ends) <= epoch:
-            before, number = (self._ends[-1] if self._ends else 0), len(self._ends)
-            self._ends.append(before + len(self._epoch(number)[2]))
-        return self._ends[epoch] - (self._ends[epoch - 1] if epoch else 0)
+        """Number of rows of an epoch; the corpus is read for it once."""
+        first, last = epoch * self._parts, (epoch + 1) * self._parts
+        while len(self._ends) < last:
+            self._read_on()
+        return self._ends[last - 1] - (self._ends[first - 1] if first else 0)
+
+    @property
+    def _parts(self):
+        return max(1, -(-len(self.corpus) // self.part))
+
+    def _read_on(self):
+        """Count the rows of the next part, over all epochs."""
+        before = self._ends[-1] if self._ends else 0
+        self._ends.append(before + len(self._part(len(self._ends))[2]))
 
     def _rows(self, numbers):
         """The ids and the texts `[n, block + 2 window]` of rows by their number in all epochs; beyond the ends, -1."""
@@ -74,11 +86,11 @@ class Walk:
         shape = len(numbers), size + 2 * around
         ids, texts = np.zeros(shape, np.int32), np.full(shape, -1, np.int32)
         while not self._ends or self._ends[-1] <= numbers[-1]:
-            self.rows_of(len(self._ends))
-        for epoch in range(bisect(self._ends, numbers[0]), bisect(self._ends, numbers[-1]) + 1):
-            first, last = (self._ends[epoch - 1] if epoch else 0), self._ends[epoch]
+            self._read_on()
+        for number in range(bisect(self._ends, numbers[0]), bisect(self._ends, numbers[-1]) + 1):
+            first, last = (self._ends[number - 1] if number else 0), self._ends[number]
             if own := np.flatnonzero((first <= numbers) & (numbers < last)).tolist():
-                words, of, order = self._epoch(epoch)
+                words, of, order = self._part(number)
                 starts = order[numbers[own] - first] * size - around
                 places = starts[:, None] + np.arange(shape[1])
                 there = (places >= 0) & (places < len(words))
@@ -87,12 +99,14 @@ class Walk:
                     ids[own], texts[own] = np.where(there, words[places], 0), np.where(there, of[places], -1)
         return ids, texts
 
-    def _left(self, epoch):
-        """The words that an epoch has left, the text of each, and its rows in their order."""
-        draw = np.random.default_rng([self.seed, 2, epoch])
-        keep = kept(self.counts, self.windows.subsample)[self.corpus.ids]
-        left = draw.random(len(keep), np.float32) < keep
-        words, texts = self.corpus.ids[left], self.corpus.texts[left]
+    def _left(self, number):
+        """The words that are left of a part, counted over all epochs, the text of each, and its rows in their order."""
+        epoch, place = divmod(number, self._parts)
+        part = np.random.default_rng([self.seed, PARTS, epoch]).permutation(self._parts)[place]
+        ids, texts = self.corpus[part * self.part : (part + 1) * self.part]
+        draw = np.random.default_rng([self.seed, LEFT, epoch, part])
+        left = draw.random(len(ids), np.float32) < kept(self.counts, self.windows.subsample)[ids]
+        words, texts = ids[left], texts[left]
         return words, texts, draw.permutation(max(1, -(-len(words) // self.windows.block)))
 
 

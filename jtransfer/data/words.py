@@ -5,9 +5,13 @@ A word is a run of letters, digits and underscores, or a run of other marks with
 """
 
 import json
-from collections.abc import Iterator, Mapping
+import os
+import tempfile
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +22,8 @@ PAD, UNKNOWN = "[PAD]", "[UNK]"
 """The words of the first two ids."""
 BLOCK = 1024
 """Texts that are read at a time."""
+PART = 1 << 22
+"""Words of a corpus that are in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -97,29 +103,60 @@ def read(files: Mapping[str, bytes]) -> Vocabulary:
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """The known words of texts, one behind the other.
+    """The known words of texts, one behind the other, in a temporary file; `written` makes it.
 
     Attributes:
-        ids: `[words]` int32.
-        texts: `[words]` int32, the number of the text that each is of, ascending.
+        file: The ids as int32; of the first word of each text it holds `~id`.
     """
 
-    ids: np.ndarray
-    texts: np.ndarray
+    file: Path
+
+    @cached_property
+    def count(self) -> int:
+        """Number of words."""
+        return self.file.stat().st_size // 4
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return self.count
+
+    def __getitem__(self, places: slice) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of some words, read from the file, and the number of the text of each: both int32."""
+        start, end, _ = places.indices(len(self))
+        marked = np.fromfile(self.file, np.int32, max(0, end - start), offset=4 * start)
+        return np.maximum(marked, ~marked), np.cumsum(marked < 0, dtype=np.int32)
+
+    def counts(self, vocabulary: int) -> np.ndarray:
+        """How often each word of a vocabulary is there, `[vocabulary]` int64."""
+        found = np.zeros(vocabulary, np.int64)
+        for start in range(0, len(self), PART):
+            found += np.bincount(self[start : start + PART][0], minlength=vocabulary)
+        return found
 
 
 def corpus(vocabulary: Vocabulary, inputs: Any, rows: np.ndarray) -> Corpus:
     """The words of some texts; a word that is not known is left out, so that its neighbours stand together."""
-    ids, counts = [np.zeros(0, np.int32)], []
-    for texts in _blocks(inputs, rows):
-        for found in vocabulary.tokenizer.encode_batch_fast(texts, add_special_tokens=False):
-            own = np.array(found.ids, np.int32)
-            ids.append(own[own > 1])
-            counts.append(len(ids[-1]))
-    return Corpus(np.concatenate(ids), np.repeat(np.arange(len(counts), dtype=np.int32), counts))
+    encode = partial(vocabulary.tokenizer.encode_batch_fast, add_special_tokens=False)
+    found = (np.array(own.ids, np.int32) for texts in _blocks(inputs, rows) for own in encode(texts))
+    return written(ids[ids > 1] for ids in found)
+
+
+def written(texts: Iterable[np.ndarray]) -> Corpus:
+    """A corpus of the ids of each text, int32, in a file that is removed with the corpus or at the end of the process.
+
+    Raises:
+        OSError: the file cannot be written; the error names it.
+    """
+    number, name = tempfile.mkstemp(".words", "jtransfer-")
+    found = Corpus(Path(name))
+    weakref.finalize(found, found.file.unlink, missing_ok=True)
+    try:
+        with os.fdopen(number, "wb") as file:
+            for ids in texts:
+                file.write(np.concatenate([~ids[:1], ids[1:]]).tobytes())
+    except OSError as error:
+        error.filename = error.filename or name
+        raise
+    return found
 
 
 def _tokenizer(model, lower):

@@ -26,6 +26,8 @@ log = logging.getLogger("jtransfer")
 
 HELD_OUT = 1 << 16
 """The most cells that are held out from the training of GloVe."""
+MEASURED = 1 << 20
+"""The most words of held-out texts that word2vec is measured on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,12 +156,12 @@ def _check(config, stream, objective, what):
 
 def _windows(config, stream, objective, vocabulary, own, share):
     """The stream of word2vec: rows of words, and the rate of the small step of each."""
-    counts = np.bincount(own.ids, minlength=len(vocabulary))
+    counts = own.counts(len(vocabulary))
     walk = Walk(own, objective.words, counts, config.batch, config.seed)
     epoch = walk.rows_of(0)
     log.info(
         "%s: %d words in %d texts, %d different ones; an epoch leaves %d rows of %d words, %.1f steps",
-        *(stream.name, len(own), own.texts[-1] + 1, len(vocabulary.words), epoch, objective.words.block),
+        *(stream.name, len(own), len(stream.rows), len(vocabulary.words), epoch, objective.words.block),
         epoch / config.batch,
     )
     optimiser = Optimiser(**config.optimiser)
@@ -169,7 +171,7 @@ def _windows(config, stream, objective, vocabulary, own, share):
     name, inputs, _ = stream.held_out
     others = words.corpus(vocabulary, inputs, np.arange(len(inputs)))
     test = Walk(others, objective.words, counts, 1, 0)
-    rows = Whole(replace(test, batch=test.rows_of(0))(0))
+    rows = Whole(replace(test, batch=min(test.rows_of(0), -(-MEASURED // test.windows.block)))(0))
     held_out = (name, rows, np.zeros((len(rows), 0), np.int8))
     return replace(stream, batches=partial(counted, at), at=at, held_out=held_out, rows=None, pool=None)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jtransfer.data.dataset import Lazy
 from jtransfer.data.sources import load, open_stream
 from jtransfer.errors import InputError
 
@@ -100,6 +101,14 @@ def test_each_line_is_a_text_and_the_last_ones_are_held_out(tmp_path, monkeypatc
     (tmp_path / "own.txt").write_bytes("\n".join(said).encode().replace(b"Zeile 3 ", b"Zeile \xff "))
     with pytest.raises(InputError, match=r"own.txt: text 3 holds b'Zeile \\xff .*, which is no UTF-8"):
         open_stream(name, 4, 0, reads=("texts",))
+
+
+def test_rows_that_are_read_later_are_told_as_those_of_an_array_are():
+    rows, letters = Lazy(4, lambda rows: ["abcd"[row] for row in rows], ""), np.array(list("abcd"))
+    for own in (2, -1, slice(1, None), np.array([3, 0]), np.array([-1, 1]), np.array([True, False, True, False])):
+        assert rows[own] == np.atleast_1d(letters[own]).tolist()
+    with pytest.raises(IndexError):
+        rows[np.array([4])]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """Words of a corpus, the rows that word2vec is trained on, and how often words stand together."""
 
+import gc
 import itertools
 import pickle
+import tracemalloc
 from collections import Counter
 
 import numpy as np
@@ -46,8 +48,25 @@ def test_words_that_are_not_known_are_left_out_and_their_neighbours_stand_togeth
     vocabulary = made(least=2)
     found = words.corpus(vocabulary, Lines(TEXTS), np.arange(3))
     names = ["", "", *vocabulary.words]
-    assert [names[i] for i in found.ids] == ["the", "cat", "the", "a", "cat", "a", "dog", "the", "dog", "cat"]
-    assert found.texts.tolist() == [0, 0, 0, 1, 1, 1, 1, 1, 2, 2]
+    ids, texts = found[:]
+    assert [names[i] for i in ids] == ["the", "cat", "the", "a", "cat", "a", "dog", "the", "dog", "cat"]
+    assert texts.tolist() == [1, 1, 1, 2, 2, 2, 2, 2, 3, 3]
+    ids, texts = found[1:4]
+    assert [names[i] for i in ids] == ["cat", "the", "a"] and texts.tolist() == [0, 0, 1]
+    assert found.counts(len(vocabulary)).tolist() == [0, 0, 3, 3, 2, 2]
+
+
+def test_the_file_of_a_corpus_goes_with_it_and_not_with_a_copy():
+    corpus = words.written([np.array([2, 3], np.int32)])
+    copy = pickle.loads(pickle.dumps(corpus))
+    assert copy[:][0].tolist() == [2, 3]
+    del copy
+    gc.collect()
+    file = corpus.file
+    assert file.exists()
+    del corpus
+    gc.collect()
+    assert not file.exists()
 
 
 def test_a_window_ends_where_its_text_ends_and_a_word_outside_has_none():
@@ -58,16 +77,17 @@ def test_a_window_ends_where_its_text_ends_and_a_word_outside_has_none():
     assert bounds(np.array([[0, 0, 0, 0, -1, -1, -1]]), np.array([[1, 1, 1]]), 2)[0, 2].tolist() == [1, 0]
 
 
-def walk(batch=3, seed=0, subsample=0.0, length=50):
+def walk(batch=3, seed=0, subsample=0.0, texts=5, **more):
     rng = np.random.default_rng(9)
-    corpus = words.Corpus(rng.integers(2, 30, length).astype(np.int32), np.repeat(np.arange(5), 10).astype(np.int32))
-    windows = NearWords(2, 5, subsample, 4, 6, 1, True)
-    return Walk(corpus, windows, np.bincount(corpus.ids, minlength=30), batch, seed)
+    corpus = words.written(rng.integers(2, 30, (texts, 10)).astype(np.int32))
+    return Walk(corpus, NearWords(2, 5, subsample, 4, 6, 1, True), corpus.counts(30), batch, seed, **more)
 
 
-def test_every_word_is_a_centre_once_an_epoch_with_its_own_neighbours():
-    one = walk(batch=13)  # an epoch is 13 rows of 4 words, the last of 2
-    found, ids = one(2), one.corpus.ids
+@pytest.mark.parametrize("part", [50, 12])  # of 12 words, and the last of 2
+def test_every_word_is_a_centre_once_an_epoch_with_its_own_neighbours(part):
+    one = walk(batch=13, part=part)  # an epoch is 13 rows of 4 words, the last of 2
+    assert one.rows_of(2) == 13
+    found, (ids, _) = one(2), one.corpus[:]
     centres, there = found["output_ids"][:, :4], found["windows"][..., 0] <= found["windows"][..., 1]
     assert Counter(centres[there].tolist()) == Counter(ids.tolist())
     for row, place in itertools.product(range(13), range(4)):
@@ -78,14 +98,41 @@ def test_every_word_is_a_centre_once_an_epoch_with_its_own_neighbours():
     assert not np.array_equal(one(0)["input_ids"], one(1)["input_ids"])
 
 
-def test_a_step_is_told_by_its_number_alone_and_a_share_is_part_of_it():
-    one = walk(subsample=0.05)
-    later = pickle.loads(pickle.dumps(walk(subsample=0.05)))
-    for step in (7, 2):
+@pytest.mark.parametrize("part", [50, 12])
+def test_a_step_is_told_by_its_number_alone_and_a_share_is_part_of_it(part):
+    one = walk(subsample=0.05, part=part)
+    later = pickle.loads(pickle.dumps(one))
+    for step in (9, 2):
         for name, x in one(step).items():
             np.testing.assert_array_equal(x, later(step)[name])
             np.testing.assert_array_equal(x[[2, 0]], later(step, np.array([2, 0]))[name])
     assert not np.array_equal(one(3)["output_ids"], walk(seed=1, subsample=0.05)(3)["output_ids"])
+
+
+def test_a_walk_takes_memory_for_parts_of_a_corpus_and_not_for_all_of_it():
+    def peak(texts):
+        one = walk(batch=256, subsample=0.05, texts=texts, part=5000)
+        tracemalloc.start()
+        for step in range(one.rows_of(0) // 256):
+            one(step)
+        kept = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return kept
+
+    assert peak(20_000) < 1.1 * peak(4_000) < 4 * 200_000  # of corpora of 200,000 and 40,000 words
+
+
+def test_the_rows_of_a_corpus_of_one_part_are_what_they_were_when_it_was_held_in_memory():
+    one = walk(subsample=0.05)
+    ids, _ = one.corpus[:]
+    draw = np.random.default_rng([0, 2, 1])
+    left = draw.random(50, np.float32) < kept(one.counts, 0.05)[ids]
+    order = draw.permutation(-(-left.sum() // 4))
+    step = one.rows_of(0) // 3 + 1  # all of whose rows are of the second epoch
+    found, before = one(step), 3 * step - one.rows_of(0)
+    for row in range(3):
+        centres = ids[left][4 * order[before + row] :][:4]
+        np.testing.assert_array_equal(found["output_ids"][row, : len(centres)], centres)
 
 
 def test_frequent_words_are_left_out_by_word2vecs_formula():
@@ -106,10 +153,11 @@ def test_numbers_are_drawn_in_proportion_to_their_weights():
 def test_words_stand_together_as_often_as_a_loop_over_all_places_counts(chunk, monkeypatch):
     monkeypatch.setattr("jtransfer.data.cooccurrence.CHUNK", chunk)
     corpus = walk().corpus
+    ids, texts = corpus[:]
     expected = Counter()
     for i, j in itertools.permutations(range(len(corpus)), 2):
-        if abs(i - j) <= 3 and corpus.texts[i] == corpus.texts[j]:
-            expected[int(corpus.ids[i]), int(corpus.ids[j])] += 1 / abs(i - j)
+        if abs(i - j) <= 3 and texts[i] == texts[j]:
+            expected[int(ids[i]), int(ids[j])] += 1 / abs(i - j)
     found = count(corpus, 3, 30)
     assert [tuple(pair) for pair in found.words.tolist()] == sorted(expected)
     np.testing.assert_allclose(found.x, [expected[pair] for pair in sorted(expected)], rtol=1e-6)
