@@ -69,9 +69,11 @@ class Checkpoint:
         """Whether a leaf that the checkpoint does not have, or has in another shape, may be initialised.
 
         A head that is not there at all may; one that is there must be whole, and fit unless other `classes` were asked.
+        The layer that tells whether a segment follows another counts as a head of its own.
         """
-        there = any(of_source_head(target.path) for name in self.tensors for target in self.names.targets(name))
-        return lambda path: of_source_head(path) and (not there or classes is not None)
+        targets = (target.path for name in self.tensors for target in self.names.targets(name))
+        there = {path.startswith(FOLLOWS) for path in targets if of_source_head(path)}
+        return lambda path: of_source_head(path) and (path.startswith(FOLLOWS) not in there or classes is not None)
 
     def resize(self, config: Architecture, image, channels, positions) -> tuple[Architecture, dict[str, Callable]]:
         """The config for another size of input, and what becomes of the leaves that depend on it, by path.
@@ -83,6 +85,9 @@ class Checkpoint:
 
         return resizing.resize(self.config, config, image, channels, positions)
 
+
+FOLLOWS = f"{SOURCE_HEAD}next/"
+"""Prefix of the layer that tells whether a segment follows another."""
 
 CLASSIFICATION = "classification"
 """The kind of the head that models of images have."""

@@ -165,6 +165,24 @@ def test_loss_and_every_gradient_with_the_next_sentence_are_those_of_bert_for_pr
     assert more[2] == head and "head/next/kernel" not in more[1] and "head/dense/kernel" in more[1]
 
 
+def test_a_bert_for_pretraining_whose_file_lacks_the_next_sentence_loads_with_that_layer_anew(tmp_path):
+    peer = transformers.BertForPreTraining(transformers.BertConfig(**SIZES))
+    peer.save_pretrained(tmp_path)
+    file, safetensors = tmp_path / "model.safetensors", pytest.importorskip("safetensors.numpy")
+    whole = safetensors.load_file(file)
+    without = {name: x for name, x in whole.items() if "seq_relationship" not in name}
+    assert len(whole) == len(without) + 2
+    safetensors.save_file(without, file, {"format": "pt"})
+    found = jt.load(str(tmp_path))
+    assert {*found.fresh} == {"source_head/next/bias", "source_head/next/kernel"}
+    assert "head/next/kernel" not in headed(found, MASKED)[1]
+    for name in [name for name in without if name.endswith("transform.dense.weight")]:
+        del without[name]
+    safetensors.save_file(without, file, {"format": "pt"})
+    with pytest.raises(InputError, match="is missing for source_head/dense/kernel"):
+        jt.load(str(tmp_path))
+
+
 OUTPUTS = {"logits": "prediction_logits", "next_logits": "seq_relationship_logits"}
 
 
