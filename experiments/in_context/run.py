@@ -175,22 +175,23 @@ def figure(accuracies, injected):
                 left.errorbar(range(len(own)), means, halves, label=f"{model}, {key}", capsize=2, **about)
         shots = list(dict.fromkeys(row["shots"] for row in accuracies))
         left.set_xticks(range(len(shots)), shots)
-        left.set(xlabel="examples in the prompt", ylabel="% accuracy")
+        left.set(xlabel="examples in the prompt", ylabel="accuracy (%)", ylim=(0, 100))
         left.legend(frameon=False, fontsize=9)
-        most = max(row["shots"] for row in injected)
+        fewest = min(row["shots"] for row in injected)
         width = 0.8 / (len(models) * len(DELIMITERS))
         for number, model in enumerate(models):
             for place, delimiter in enumerate(DELIMITERS):
-                about = {"model": model, "delimiter": delimiter, "shots": most}
+                about = {"model": model, "delimiter": delimiter, "shots": fewest}
                 own = [row for row in injected if about.items() <= row.items()]
                 gains = [100 * (row["injected word with"] - row["injected word without"]) for row in own]
                 at = np.arange(len(own)) + (number * len(DELIMITERS) + place) * width
                 alpha = 1 - 0.2 * place
                 right.bar(at, gains, width, color=COLOURS[number], alpha=alpha, label=f"{model}, {delimiter}")
         right.set_xticks(np.arange(len(INJECTIONS)) + 0.4, [name.replace(" and ", "\nand ") for name in INJECTIONS])
-        right.set(ylabel="answers moved to the injected word, in points")
-        right.set_title(f"{most} examples in the prompt", loc="left", fontsize=11)
-        right.legend(frameon=False, fontsize=8)
+        right.set(ylabel="moved to the injected word (points)")
+        right.set_ylim(top=1.5 * right.get_ylim()[1])  # room for the legend
+        right.set_title(f"{fewest} examples in the prompt", loc="left", fontsize=11)
+        right.legend(frameon=False, fontsize=8, ncols=len(models))
         return picture
 
 
