@@ -87,7 +87,7 @@ def top_blocks(k: Annotated[int, whole(1)]) -> Method:
 
 
 @checked
-def layerwise(decay: Annotated[float, number(above=0)] = 0.75) -> Method:
+def layerwise(decay: Annotated[float, number(above=0)] = 0.75, tied: Annotated[str, PATTERN] = "") -> Method:
     """Everything learns, each block at `decay` times the rate of the one after it.
 
     Of L blocks, block i (from 0) learns at `decay ** (L - i)`, what comes before the first at `decay ** (L + 1)`, and
@@ -95,17 +95,27 @@ def layerwise(decay: Annotated[float, number(above=0)] = 0.75) -> Method:
     arXiv:2106.08254) and timm. Blocks and towers are those of `top_blocks`; each tower has its own L. The
     discriminative rates of ULMFiT (Howard and Ruder 2018, arXiv:1801.06146) are `layerwise(0.385)`, 1 / 2.6.
 
+    Args:
+        decay: Of the rate from a block to the one before it.
+        tied: A pattern of leaves that the head shares, which learn at its rate: `embeddings/.*` where a language model
+            predicts words by the table that it reads them with. fastai has this table in the last group of layers.
+
     Raises:
-        InputError: `decay` is no number above 0; and, of a model, one without blocks.
+        InputError: `decay` is no number above 0, or `tied` no pattern; and, of a model, one without blocks, or with no
+            leaf that is `tied`.
     """
 
     def learns(paths):
         towers = blocks_of(paths)
         if not towers:
             raise InputError("layerwise: the model has no blocks, whose rates could differ")
+        if tied and not any(re.fullmatch(tied, path) for path in paths):
+            raise InputError(f"layerwise: tied: no leaf of the model matches '{tied}'")
         own = {block: decay ** (len(blocks) - i) for blocks in towers for i, block in enumerate(blocks)}
 
         def rate(path):
+            if re.fullmatch(tied, path):
+                return 1.0
             if block := re.match(BLOCK, path):
                 return own[block[0]]
             if not (early := re.match(rf"((?:.*/)?)({'|'.join(BEFORE_BLOCKS)})/", path)):
@@ -118,7 +128,11 @@ def layerwise(decay: Annotated[float, number(above=0)] = 0.75) -> Method:
 
 
 @checked
-def unfreeze(*blocks: Annotated[int, whole(1)], decay: Annotated[float, number(above=0)] = 1.0) -> Method:
+def unfreeze(
+    *blocks: Annotated[int, whole(1)],
+    decay: Annotated[float, number(above=0)] = 1.0,
+    tied: Annotated[str, PATTERN] = "",
+) -> Method:
     """Gradual unfreezing: the head, then with it the last blocks of each number in turn, then everything.
 
     `unfreeze(1, 2)` is `probe >> top_blocks(1) >> top_blocks(2) >> finetune` (Howard and Ruder 2018, arXiv:1801.06146,
@@ -128,20 +142,22 @@ def unfreeze(*blocks: Annotated[int, whole(1)], decay: Annotated[float, number(a
     Args:
         *blocks: How many blocks learn in each phase after the first and before the last, rising; none for two phases.
         decay: Of the rate from a block to the one before it; 1 for equal rates.
+        tied: A pattern of leaves that learn with the head from the first phase on, as those of `layerwise`.
 
     Raises:
-        InputError: numbers that do not rise, or a `decay` that is no number above 0; and, of a model, one without
-            blocks, or with fewer.
+        InputError: numbers that do not rise, a `decay` that is no number above 0, or `tied` no pattern; and, of a
+            model, one without blocks, or with fewer.
     """
     if [*blocks] != sorted(set(blocks)):
         raise InputError(f"unfreeze: expected numbers of blocks that rise, found {', '.join(map(str, blocks))}")
 
     def at_its_rate(learns):
         def rates(paths):
-            own = layerwise(decay).learns(paths)
-            return {path: rate * own[path] for path, rate in learns(paths).items()}
+            own = layerwise(decay, tied).learns(paths)
+            learned = learns(paths) | {path: 1.0 for path in paths if re.fullmatch(tied, path)}
+            return {path: rate * own[path] for path, rate in learned.items()}
 
-        return rates if decay != 1 else learns
+        return rates if decay != 1 or tied else learns
 
     phases = [Phase(at_its_rate(one.learns)) for one in (probe(), *map(top_blocks, blocks), finetune())]
     return Method("unfreeze", phases[-1].learns, before=tuple(phases[:-1]))

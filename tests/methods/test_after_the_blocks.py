@@ -135,6 +135,18 @@ def test_layerwise_of_towers_of_other_depths_counts_in_each():
     assert [round(rate, 9) for rate in rates.values()] == [1e-3, 1e-2, 1e-1, 1e-2, 1e-1, 1e-4, 1e-3, 1]
 
 
+TIED = ["embeddings/word/embedding", "encoder/block_0/kernel", "encoder/block_1/kernel", "head/bias"]
+
+
+def test_a_table_of_words_that_the_head_shares_learns_at_the_rate_of_the_head():
+    rates = methods.layerwise(0.5, tied="embeddings/.*").learns(TIED)
+    assert [*rates.values()] == [1, 0.25, 0.5, 1]
+    phases = methods.unfreeze(1, decay=0.5, tied="embeddings/.*").phases
+    assert [[*phase.learns(TIED).values()] for phase in phases] == [[1, 0, 0, 1], [1, 0, 0.5, 1], [1, 0.25, 0.5, 1]]
+    with pytest.raises(InputError, match="layerwise: tied: no leaf of the model matches 'table/.*'"):
+        methods.layerwise(tied="table/.*").learns(TIED)
+
+
 def test_layerwise_needs_blocks_and_a_decay_above_nothing():
     with pytest.raises(InputError, match="layerwise: the model has no blocks, whose rates could differ"):
         methods.layerwise().learns(["head/kernel"])
