@@ -12,28 +12,27 @@ PROTOCOL = {
     "seeds": 3,
     "test_rows": 400,
     "batch": 16,
-    "steps": 64,
     "parallel": 3,
 }
 
 
-def learns(method, *rates, **keys):
-    """How a system learns: by a method, at the better of some rates."""
-    return PROTOCOL | {"methods": (method,), "hyper": {"default": {"rate": rates}}} | keys
+def learns(method, steps, *rates, **keys):
+    """How a system learns: by a method, in so many steps, at the better of some rates."""
+    return PROTOCOL | {"methods": (method,), "steps": steps, "hyper": {"default": {"rate": rates}}} | keys
 
 
 ON = {
-    "words": learns("words", 1e-2, 1e-1, steps=300),
-    "word2vec": learns("finetune", 3e-3, 3e-2),
-    "elmo": learns("scalar_mix", 3e-3, 3e-2),
+    "words": learns("words", 300, 1e-2, 1e-1),
+    "word2vec": learns("finetune", 300, 3e-3, 3e-2),
+    "elmo": learns("scalar_mix", 400, 1e-2, 1e-1),
     "ulmfit": learns(
         "unfreeze(1, 2, decay=0.385)",
-        *(4e-3, 1.6e-2),
+        *(150, 4e-3, 1.6e-2),
         objective="classification(hidden=50)",
         optimiser={"schedule": "slanted", "b1": 0.8, "b2": 0.99},
     ),
-    "bert": learns("finetune", 3e-4, 1e-3),
-    "encoder": learns("finetune", 1e-4, 5e-4),
+    "bert": learns("finetune", 150, 3e-4, 1e-3),
+    "encoder": learns("finetune", 64, 1e-4, 5e-4),
 }
 
 
