@@ -2,14 +2,16 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from jtransfer import checkpoints, files
+from jtransfer import checkpoints, files, objectives
 from jtransfer.checkpoints import Backbone
 from jtransfer.data.streams import Joined
 from jtransfer.errors import InputError, nearest
 from jtransfer.models import SOURCE_HEAD, Heads
+from jtransfer.starts.answered import Asking, asking_of
 from jtransfer.train import remembered
 from jtransfer.tree import prefixed, select
 
@@ -17,6 +19,7 @@ KINDS = {
     "classes": "one class a row",
     "labels": "several classes a row",
     "values": "numbers",
+    "words": "one class a row, by its word",
     "tags": "a class for every word",
     "answers": "spans of a passage",
     "text": "what follows",
@@ -41,6 +44,7 @@ class Predictor:
         texts: How many texts a row had then; 0 where nothing is known, or of images.
         stride: Tokens from one window of a passage to the next when it was trained; 0 where nothing is known.
         sigmoid: Whether each class has a probability of its own, though a row has one class.
+        asking: Makes the prompts of a model that was trained on words for classes; None for any other.
     """
 
     backbone: Backbone
@@ -51,6 +55,7 @@ class Predictor:
     texts: int = 0
     stride: int = 0
     sigmoid: bool = False
+    asking: Asking | None = None
 
 
 def of_workdir(words: str, trust: Iterable[str] = (), task: str = "", asked: str = "") -> Predictor:
@@ -85,7 +90,8 @@ def of_workdir(words: str, trust: Iterable[str] = (), task: str = "", asked: str
     options = dict(part.partition("=")[::2] for part in data.partition("?")[2].split("&"))
     sigmoid = objective.partition("(")[0].strip() == "sigmoid"
     about = {"used": options.get("input", ""), "label": options.get("label", ""), "texts": _texts_of(stream)}
-    return replace(found, tokens=tokens, stride=values.get("stride", 0), sigmoid=sigmoid, **about)
+    found = replace(found, tokens=tokens, stride=values.get("stride", 0), sigmoid=sigmoid, **about)
+    return _answering(found, objective, stream)
 
 
 def of_model(
@@ -107,8 +113,9 @@ def of_model(
     backbone = checkpoints.load(name, trust=trust, dtype=dtype)
     if isinstance(backbone.head, Heads):
         backbone = _one_head(backbone, _task(task, dict(backbone.head.each)))
-    elif task and backbone.head is None:
-        raise InputError(f"--task={task} is of a model with several heads; '{name}' has none; leave it out")
+    elif task:
+        there = "one" if backbone.head else "none"
+        raise InputError(f"--task={task} is of a model with several heads; '{name}' has {there}; leave it out")
     head = backbone.head
     if head is None:
         return Predictor(backbone, "similarity")
@@ -117,6 +124,22 @@ def of_model(
     if head.kind != "classification":
         return Predictor(backbone.without_head(), "similarity")
     return Predictor(backbone, asked if asked in OF_TARGETS else _of_head(backbone))
+
+
+def _answering(found: Predictor, objective: str, stream: Any) -> Predictor:
+    """A predictor of a run that learned answers: it is given prompts, or makes these of rows by the run's template."""
+    name = objective.partition("(")[0].strip()
+    answers = objectives.parse(objective).answers if name in objectives.OBJECTIVES else None
+    if not answers or found.kind != "text":
+        return found
+    if not answers.template:
+        used, _, label = found.used.partition("+")
+        return replace(found, used=used, label=label, texts=1)
+    (one,), tokenizer = stream.inputs[np.arange(1)], found.backbone.preprocess
+    limit = (found.tokens or tokenizer.limit) - len(found.backbone.config.eos_tokens[:1])
+    asking = asking_of(tokenizer, answers, one, stream.classes, limit, f"objective '{objective}'")
+    backbone = replace(found.backbone, classes=stream.classes)
+    return replace(found, backbone=backbone, kind="words", asking=asking)
 
 
 def _texts_of(stream) -> int:

@@ -12,6 +12,7 @@ PREDICTS = {
     "classes": said.of_rows,
     "labels": said.of_rows,
     "values": said.of_rows,
+    "words": said.by_words,
     "tags": said.of_words,
     "answers": said.of_questions,
     "text": said.of_prompts,

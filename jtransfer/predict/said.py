@@ -13,15 +13,19 @@ import numpy as np
 from jtransfer.checkpoints import Backbone
 from jtransfer.data import marks
 from jtransfer.data.text import ALL
+from jtransfer.devices import sharding
 from jtransfer.errors import InputError
 from jtransfer.evaluate import zero_shot
+from jtransfer.evaluate.likelihood import Likelihoods
 from jtransfer.objectives import answers, entities, parts
 from jtransfer.predict.model import Predictor
 from jtransfer.predict.passes import Clock, in_order, over
 from jtransfer.predict.rows import Inputs, RowsOfFile
+from jtransfer.starts.answered import AskedRows
 from jtransfer.starts.inputs import prepare_for, tower_for
 from jtransfer.starts.lengths import Ready
 from jtransfer.starts.windows import windows
+from jtransfer.train.by_words import questions_of
 
 log = logging.getLogger("jtransfer")
 
@@ -102,6 +106,28 @@ def _labels(predictor, names, wanted):
 def _values(predictor, names, wanted):
     columns = ["value"] if len(names) == 1 else [f"value_{name}" for name in names]
     return columns, lambda logits: dict(zip(columns, logits.astype(float).tolist(), strict=True))
+
+
+def by_words(predictor: Predictor, given: RowsOfFile, wanted: Any, clock: Clock) -> Said:
+    """A class of each row: the likeliest of all words after the prompt that the row makes."""
+    data, backbone, asking = given.inputs(given.used), predictor.backbone, predictor.asking
+    if data.kind != "text":
+        raise InputError(f"{data.name}: the model reads texts; expected a column of texts")
+    asked = questions_of(AskedRows(data.inputs, np.zeros(given.count, int), asking), backbone.config)
+    columns, mesh = _columns_of(min(wanted.top, len(asking.words)), "probability"), sharding.make_mesh({"data": -1})
+
+    def rows():
+        clock.again()
+        tree = jax.device_put(backbone.params | backbone.state, sharding.everywhere(mesh))
+        likelihoods = Likelihoods(backbone.whole, backbone.config, mesh)
+        for start in range(0, given.count, wanted.batch):
+            some, since = asked[start : start + wanted.batch], time.perf_counter()
+            scores, _ = likelihoods(tree, some)
+            lengths = {next(length for length in _LENGTHS if length >= one.tokens) for one in some}
+            clock.batch(tuple(sorted(lengths)), len(some), time.perf_counter() - since)
+            yield from (_top(backbone.classes, answers.shares(own), columns, own) for own in scores)
+
+    return [name for own in columns for name in own], rows(), []
 
 
 def of_words(predictor: Predictor, given: RowsOfFile, wanted: Any, clock: Clock) -> Said:

@@ -1,7 +1,7 @@
 """Texts of a stream as prompts with answers: the tokens of the answers, and of their ends, are what is learned."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -99,7 +99,7 @@ def arranged(
     if answers.template:
         if stream.targets != "classes":
             raise InputError(f"config.{where} learns words for classes; {stream.name} has {FOUND[stream.targets]}")
-        asking = _asking(texts.tokenizer, answers, one, stream.classes, limit - len(end), where)
+        asking = asking_of(texts.tokenizer, answers, one, stream.classes, limit - len(end), where)
         stream = _asked(stream, asking)
     elif isinstance(one, str):
         raise InputError(
@@ -128,7 +128,22 @@ def arranged(
     return stream, Texts(tokenizer, limit, answers=True)
 
 
-def _asking(tokenizer, answers, one, classes, limit, where) -> Asking:
+def asking_of(
+    tokenizer: Any, answers: Answers, one: str | tuple[str, str], classes: Sequence[str], limit: int, where: str
+) -> Asking:
+    """What makes prompts and answers of rows like one row.
+
+    Args:
+        tokenizer: Of the model.
+        answers: What is learned of a row, with a template.
+        one: Any row: a text, or a pair of texts.
+        classes: Names of the classes.
+        limit: The most tokens of a prompt with its answer.
+        where: The objective, for errors.
+
+    Raises:
+        InputError: a template or words that do not fit the rows, or a template that leaves no token for a text.
+    """
     template = of_texts.template(answers.template, one, f"{where}: template")
     words = of_texts.checked_words(answers.words, classes, where)
     empty = template.prompt("" if isinstance(one, str) else ("", ""))

@@ -161,6 +161,7 @@ def test_a_column_that_is_named_and_missing_and_a_file_that_is_not_there_are_nam
     assert "there is no column 'txt'" in refused(capsys, run, f"{file}?input=txt")
     assert "option 'inptu'; did you mean 'input'?" in refused(capsys, run, f"{file}?inptu=text")
     assert "no such file" in refused(capsys, run, file.with_name("other.csv"))
+    assert "--task=x is of a model with several heads; " in refused(capsys, run, "--task=x", file)
 
 
 def test_labels_are_no_input_and_the_number_of_texts_is_that_of_training(reviews_run, tmp_path, capsys):

@@ -2,10 +2,12 @@
 
 import json
 import logging
+import shutil
 
 import jax
 import numpy as np
 import pytest
+from jax.nn import softmax
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import jtransfer as jt
@@ -16,7 +18,8 @@ from jtransfer.devices.sharding import everywhere
 from jtransfer.errors import InputError
 from jtransfer.evaluate.likelihood import Likelihoods, questions
 from jtransfer.models import apply
-from jtransfer.train import loop, runs
+from jtransfer.predict.run import Wanted, predict
+from jtransfer.train import loop, remembered, resuming, runs
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -141,6 +144,31 @@ def test_classes_are_learned_as_words_and_measured_by_their_likelihood(made, tmp
     own["labels"] = run.task.data.prepare.labels_of_answers(inputs[np.arange(len(labels))])
     outputs = apply(trained.whole, dict(trained.params), own["inputs"], train=False)
     assert rows[-1]["test_loss"] == pytest.approx(float(run.task.objective.score({}, outputs, own)[0]), abs=1e-4)
+    # And a prediction of a file is the class of the likeliest word, by the template of the run.
+    table = [{"text": text, "n": i} for i, text in enumerate(inputs.inputs[np.arange(len(labels))])]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, table)))
+    predict(Wanted(str(tmp_path / "mine.jsonl"), workdir=str(tmp_path), top=2))
+    found = [json.loads(line) for line in (tmp_path / "mine.predictions.jsonl").read_text().splitlines()]
+    assert [row["n"] for row in found] == [*range(len(labels))]
+    assert [row["prediction"] for row in found] == [["bad", "fine"][i] for i in scores.argmax(1)]
+    np.testing.assert_allclose([row["probability"] for row in found], softmax(scores, -1).max(1), atol=1e-4)
+
+
+def test_a_run_that_learned_answers_predicts_them_from_prompts_alone(made, tmp_path):
+    directory, run = made[0], prepared(made[0], *ANSWERS)
+    resuming.claim(run, tmp_path)
+    remembered.write(tmp_path, run.task)
+    (tmp_path / "model").mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        shutil.copy(directory / name, tmp_path / "model" / name)
+    (tmp_path / "mine.csv").write_text('prompt,answer,other\n"Q: a b\nA:",none,x\n')
+    predict(
+        Wanted(str(tmp_path / "mine.csv"), workdir=str(tmp_path), max_new_tokens=3, output=str(tmp_path / "o.jsonl"))
+    )
+    (row,) = map(json.loads, (tmp_path / "o.jsonl").read_text().splitlines())
+    own = jt.load(str(directory))
+    ids = own.generate(own.preprocess(["Q: a b\nA:"], side="left"), max_new_tokens=3)[:, -3:]
+    assert row == {"prompt": "Q: a b\nA:", "answer": "none", "other": "x", "generated": own.preprocess.decode(ids)[0]}
 
 
 def test_a_text_is_cut_so_that_template_and_word_fit(made, caplog):
