@@ -352,7 +352,10 @@ def _pad(to_id, settings, file):
     names = _named(settings, "pad_token", PADS)
     found = next((i for i in map(to_id, names) if i is not None), None)
     if found is None:
-        raise InputError(f"{file}: the vocabulary has no token to pad with, as {', '.join(names)}")
+        raise InputError(
+            f"{file}: the vocabulary has no token to pad with, as {', '.join(names)}; name one of it as pad_token in "
+            "tokenizer_config.json"
+        )
     return found
 
 

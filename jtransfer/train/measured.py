@@ -15,6 +15,7 @@ from jtransfer.data.marks import LEFT_OUT
 from jtransfer.data.pairs import PairStream
 from jtransfer.data.streams import Rows, Stream, ahead
 from jtransfer.devices import sharding
+from jtransfer.errors import InputError
 from jtransfer.evaluate import zero_shot
 from jtransfer.evaluate.retrieval import ranks
 from jtransfer.evaluate.similarity import alignment, uniformity
@@ -120,9 +121,7 @@ def rows(
             values, carried = look(state, frozen, carried, key, batch)
             found.append(jax.device_get(values))
         each, logits, told = jax.tree.map(lambda *x: np.concatenate(x), *found)
-        weight = each.pop(WEIGHT, None)
-        first = sorted(each.items(), key=lambda item: item[0] != "loss")
-        means = {key: float(np.average(x.astype(float), weights=weight)) for key, x in first}
+        means = means_of(each, f"{stream.name}: '{name}'")
         if PERPLEXITY in named:
             means[PERPLEXITY] = math.exp(means["loss"])
         if left := {key: metric for key, metric in whole.items() if key not in means}:
@@ -143,6 +142,23 @@ def rows(
 
     said = f"{task}_{name}" if task else name
     return Evaluate(evaluate, names)
+
+
+def means_of(each: Mapping[str, np.ndarray], where: str) -> dict[str, float]:
+    """Means over examples, the loss first.
+
+    Args:
+        each: Metrics `[n]` by name, and under `WEIGHT` how much each example counts, where they do not count alike.
+        where: The held-out rows, for errors.
+
+    Raises:
+        InputError: no example counts.
+    """
+    weight = each.get(WEIGHT)
+    if weight is not None and not weight.any():
+        raise InputError(f"{where} has no word that is hidden or asked for; expected more held-out texts")
+    first = sorted((item for item in each.items() if item[0] != WEIGHT), key=lambda item: item[0] != "loss")
+    return {key: float(np.average(x.astype(float), weights=weight)) for key, x in first}
 
 
 def with_source(evaluate: Callable[[Adapted], Evaluate], source: SourceTask, mesh: Mesh, adapted: Adapted) -> Evaluate:

@@ -244,6 +244,11 @@ def _labels(prepare, stream):
     found = labels(*held_out)
     if found is not held_out[1] and (lost := int((found == LEFT_OUT).all(tuple(range(1, found.ndim))).sum())):
         what = "answer" if stream.targets == "spans" or getattr(prepare, "answers", False) else "word"
+        if lost == len(found):
+            raise InputError(
+                f"{stream.name}: none of the {lost} texts of '{name}' has a whole {what} among the {prepare.tokens} "
+                "tokens that are read; set config.load.tokens to more"
+            )
         log.warning(
             "%s: %d of the %d texts of '%s' have no whole %s among the %d tokens that are read, and are not measured",
             *(stream.name, lost, len(found), name, what, prepare.tokens),

@@ -176,6 +176,16 @@ def test_the_number_of_shots_that_is_said_to_fit_fits_and_one_more_does_not(made
         task_of(directory, f"in_context(shots=({fits + 1},), seeds=2)")
 
 
+def test_shots_of_more_rows_than_a_class_has_are_refused_with_the_most_there_are(made):
+    with pytest.raises(InputError, match="has [0-9]+ labelled ones; expected shots of at most [0-9]+$") as error:
+        task_of(made[0], "in_context(shots=(1000,))")
+    most = int(str(error.value).split()[-1])
+    with pytest.raises(InputError, match=f"expected shots of at most {most}$"):
+        task_of(made[0], f"in_context(shots=({most + 1},))")
+    with pytest.raises(InputError, match=f"a prompt of {most} shots .* takes up to [0-9]+ tokens"):
+        task_of(made[0], f"in_context(shots=({most},))")
+
+
 def test_texts_are_cut_to_the_tokens_of_the_config(made):
     directory, _, tokenizer = made
     task = task_of(directory, "in_context(shots=(2,), seeds=1)", load={"tokens": 3}).task

@@ -202,6 +202,7 @@ def test_places_of_a_template_are_filled_at_once():
         ("classes.jsonl", PROMPTED, "--config.group_by_length=True", "config.group_by_length is of texts as they are"),
         ("classes.jsonl", "prompted(words=('a',))", "", "there are 1 words for 2 classes"),
         ("classes.jsonl", "prompted(template='{label}')", "", "expected {text} and then one {label}"),
+        (*ANSWERS, "--config.load.tokens=2", "none of the 12 texts of 'test' has a whole answer among the 2 tokens"),
         ("classes.jsonl", PROMPTED, "--config.load.tokens=16", "take 15 tokens of 15, and leave none for a text"),
         (ANSWERS[0], "prompted", "", "expected a column of labels called"),
     ],

@@ -132,3 +132,10 @@ def test_the_words_that_are_predicted_bound_how_many_texts_are_evaluated_at_once
     model = {"architecture": "vit", "image": (8, 8), "channels": 1, "patch": 4, "width": 8, "heads": 2, "depth": 1}
     adapted = methods.adapt(methods.parse("probe"), Classifier(build(**model), 10), {}, (8, 8, 1))
     assert measured.of_every_token(adapted, {"pixel_values": adapted.example}) == {}
+
+
+def test_means_count_words_and_rows_without_any_word_are_refused_by_name():
+    each = {"accuracy": np.array([1.0, 0.0]), "loss": np.array([2.0, 4.0]), "weight": np.array([3.0, 1.0])}
+    assert list(measured.means_of(each, "texts: 'test'").items()) == [("loss", 2.5), ("accuracy", 0.75)]
+    with pytest.raises(InputError, match="^texts: 'test' has no word that is hidden or asked for; expected more"):
+        measured.means_of(each | {"weight": np.zeros(2)}, "texts: 'test'")

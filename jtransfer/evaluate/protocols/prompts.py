@@ -147,11 +147,19 @@ class Prompts:
         return questions(self.asking.tokenizer, made, words, start, "in_context: words")
 
     def check_fit(self, shots: Sequence[int], seeds: int) -> None:
-        """Refuse prompts that take more tokens than the model has positions.
+        """Refuse prompts of more rows than a class has, or of more tokens than the model has positions.
 
         Raises:
             InputError: one does not fit.
         """
+        classes, counts = self.task.dataset.classes, np.bincount(self.task.dataset.labels[labelled(self.task)])
+        counts = np.pad(counts, (0, len(classes) - len(counts)))
+        if max(shots) > (there := len(classes) * int(counts.min())):
+            needed, fewest = -(-max(shots) // len(classes)), classes[counts.argmin()]
+            raise InputError(
+                f"in_context: a prompt of {max(shots)} shots takes {needed} rows of a class, and class '{fewest}' of "
+                f"{self.task.dataset.name} has {counts.min()} labelled ones; expected shots of at most {there}"
+            )
         positions, most = self.task.backbone.config.longest, max(shots)
         own = max(question.tokens for question in self.questions(self.asked))
 
