@@ -1,25 +1,16 @@
-"""A language model of both directions: with samples in place of the whole vocabulary, and a run by the command line."""
-
-import json
+"""A language model of both directions: samples stand in place of the whole vocabulary."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
 
-import jtransfer as jt
-from jtransfer import checkpoints
-from jtransfer.cli import main
 from jtransfer.errors import InputError
-from jtransfer.models import ElmoConfig, build, complete
+from jtransfer.models import ElmoConfig
 from jtransfer.objectives import bilm
 from jtransfer.objectives.bidirectional import sampled_logits
 
 torch = pytest.importorskip("torch")
-
-WORDS = ["[PAD]", "[UNK]", *(f"w{i}" for i in range(18))]
-SIZES = {"filters": (3, 4), "character_width": 3, "highways": 1, "width": 6, "hidden": 8, "depth": 2}
 
 
 def test_sampled_logits_are_those_of_the_formula_in_torch():
@@ -71,41 +62,3 @@ def test_a_model_without_a_vocabulary_and_more_samples_than_words_are_refused():
         bilm().head(ElmoConfig(vocabulary=0), 0)
     with pytest.raises(InputError, match="bilm: samples=20 of 20 words; expected fewer, or 0 for all"):
         bilm(samples=20).head(ElmoConfig(vocabulary=20), 0)
-
-
-FILE = """
-from ml_collections import ConfigDict
-
-def get_config():
-    often = dict(log_every=2, eval_every=4, checkpoint_every=2)
-    rest = dict(batch=8, steps=6, optimiser=dict(rate=1e-2), packing="joined", load=dict(tokens=8))
-    learned = dict(objective="bilm", backbone={base!r}, data="texts:{texts}", method="finetune")
-    return ConfigDict(dict(**learned, **often, **rest))
-"""
-
-
-@pytest.mark.slow
-def test_a_language_model_trains_by_the_command_line_and_is_read_again(tmp_path):
-    draws = np.random.default_rng(0)
-    texts = [" ".join(draws.choice(WORDS[2:], draws.integers(1, 12))) for _ in range(60)]
-    (tmp_path / "texts.txt").write_text("\n".join(texts))
-    splitter = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    splitter.pre_tokenizer = pre_tokenizers.Whitespace()
-    model = build("elmo", vocabulary=len(WORDS), **SIZES)
-    tree = jax.jit(lambda key: complete(model, key, {}, model.config.inputs))(jax.random.key(0))
-    beside = {"tokenizer.json": splitter.to_str().encode(), "tokenizer_config.json": b"{}"}
-    checkpoints.save(tmp_path / "base", model, tree, beside=beside)
-    (tmp_path / "train.py").write_text(FILE.format(base=str(tmp_path / "base"), texts=tmp_path / "texts.txt"))
-
-    def train(workdir, *more):
-        main(["train", f"--config={tmp_path / 'train.py'}", f"--workdir={tmp_path / workdir}", *more])
-        return [json.loads(line) for line in (tmp_path / workdir / "metrics.jsonl").read_text().splitlines()]
-
-    rows = train("whole")
-    assert rows[-1]["step"] == 6 and rows[-1]["loss"] < rows[0]["loss"]
-    measured = next(row for row in reversed(rows) if "test_perplexity" in row)
-    assert measured["test_perplexity"] == pytest.approx(np.exp(measured["test_loss"]), rel=1e-4)
-    again = jt.load(str(tmp_path / "whole/model"))
-    assert again.head.kind == "bilm"
-    batch = again.preprocess([texts[0]])
-    assert again(batch)["logits"].shape == (*batch["word_ids"].shape, 2, len(WORDS))
