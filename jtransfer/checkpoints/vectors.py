@@ -31,6 +31,8 @@ FORMATS = {"word2vec": "vectors.txt", "word2vec_binary": "vectors.bin", "glove":
 """The name of the file that is written in each format."""
 ENDINGS = (".txt", ".vec", ".bin", ".glove", ".w2v")
 HEADER = re.compile(rb"\d{1,12} \d{1,12}[ \r]*\n")
+PICKLED = b"PK", b"\x80"
+"""How files begin that PyTorch writes: archives and pickles."""
 LONGEST_WORD, LONGEST_LINE = 1 << 12, 1 << 20
 """Bytes of a word, and of a line of text."""
 WIDEST, MOST = 1 << 16, 1 << 28
@@ -40,13 +42,13 @@ ROWS = 4096
 
 
 def is_one(path: epath.Path) -> bool:
-    """Whether a file is one of word vectors, by its name; one that ends in `.bin` also by its first line."""
+    """Whether a file is one of word vectors, by its name; one that ends in `.bin` unless it is PyTorch's."""
     name = path.name.removesuffix(".gz")
     if not path.is_file() or not name.endswith(ENDINGS):
         return False
     if name.endswith(".bin"):
         with _opened(path) as file:
-            return bool(HEADER.match(file.readline(64)))
+            return not file.read(2).startswith(PICKLED)
     return True
 
 
@@ -83,7 +85,8 @@ def read(path: epath.Path) -> tuple[Vocabulary, np.ndarray]:
                 words[word] = None
             blocks.append(np.stack([row for _, _, row in block]))
     if claimed is not None and len(words) != claimed:
-        raise InputError(f"{path}, line 1 claims {claimed:,} words, and there are {len(words):,}: the file broke off")
+        why = "the file broke off" if len(words) < claimed else "expected as many"
+        raise InputError(f"{path}, line 1 claims {claimed:,} words, and there are {len(words):,}: {why}")
     if not words:
         raise InputError(f"{path}: there is no word; expected one on every line, and its vector")
     return Vocabulary(tuple(words), not any(word != word.lower() for word in words)), np.concatenate(blocks)
@@ -99,11 +102,12 @@ def _lines(path, file, first, width) -> Iterator[tuple[str, str, np.ndarray]]:
         if width is None:
             width = len(line.split(b" ")) - 1
         word, *values = line.rsplit(b" ", width)
-        if len(values) != width or not word or width < 1:
+        if len(values) != width or not word or width < 1 or _is_number(word.partition(b" ")[2].rpartition(b" ")[2]):
             there = len(line.split(b" ")) - 1
             raise InputError(f"{path}, {place}: {there} values behind {_shown(word)}; expected a word and {width}")
         try:
-            row = np.array([float(x) for x in values], np.float32)
+            with np.errstate(over="ignore"):  # told as infinite
+                row = np.array([float(x) for x in values], np.float32)
         except ValueError:
             wrong = next(x for x in values if not _is_number(x))
             raise InputError(f"{path}, {place}: {_shown(wrong)} is no number") from None

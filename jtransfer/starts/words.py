@@ -172,6 +172,11 @@ def _windows(config, stream, objective, vocabulary, own, share):
     others = words.corpus(vocabulary, inputs, np.arange(len(inputs)))
     test = Walk(others, objective.words, counts, 1, 0)
     rows = Whole(replace(test, batch=min(test.rows_of(0), -(-MEASURED // test.windows.block)))(0))
+    if not (np.diff(rows.arrays["windows"]) > 0).any():
+        raise InputError(
+            f"{stream.name}: no two words of the vocabulary are left near each other in the {len(inputs)} texts of its "
+            f"'{name}', {len(others)} words; expected a larger corpus, or a smaller least or subsample"
+        )
     held_out = (name, rows, np.zeros((len(rows), 0), np.int8))
     return replace(stream, batches=partial(counted, at), at=at, held_out=held_out, rows=None, pool=None)
 

@@ -56,6 +56,9 @@ DAMAGED = {
     "wrong.txt": (b"3\xc3 2\na 1 2\n", "line 1: .* is no header"),
     "zero.txt": (b"0 2\n", "line 1: 0 words of 2 values; expected 1 to"),
     "more.txt": (b"3 2\na 1 2\nb 1 2\n", "line 1 claims 3 words, and there are 2: the file broke off"),
+    "fewer.txt": (b"1 2\na 1 2\nb 1 2\n", "line 1 claims 1 words, and there are 2: expected as many"),
+    "wide.txt": (b"1 2\na 1 2 3\n", "line 2: 3 values behind .*; expected a word and 2"),
+    "glove.txt": (b"a 1 2\nb 1 2 3\n", "line 2: 3 values behind .*; expected a word and 2"),
     "short.txt": (b"2 2\na 1 2\nb 1\n", "line 3: 1 values behind 'b'|line 3: 1 values behind"),
     "number.txt": (b"2 2\na 1 2\nb 1 x\n", "line 3: 'x' is no number"),
     "nan.txt": (b"a 1 2\nb 1 nan\n", "line 2: nan among its values"),
@@ -64,6 +67,8 @@ DAMAGED = {
     "cut.bin": (b"2 2\na " + bytes(8) + b"b " + bytes(5), "word 2 of 2: 5 bytes of 8: the file breaks off"),
     "word.bin": (b"2 2\na " + bytes(8) + b"b", "word 2 of 2: the file breaks off"),
     "behind.bin": (b"1 2\na " + bytes(8) + b"b " + bytes(8), "more follows behind the 1 words"),
+    "header.bin": (b"a " + bytes(8), "line 1: .* is no header"),
+    "large.txt": (b"a 1 2\nb 1e99 2\n", "line 2: inf among its values"),
     "inf.bin": (b"1 1\na " + np.float32(np.inf).tobytes(), "word 1: inf among its values"),
     "broken.txt.gz": (gzip.compress(b"a 1 2\n")[:-9], "cannot be read"),
     "empty.txt": (b"", "there is no word"),
@@ -77,6 +82,12 @@ def test_a_damaged_file_is_told_in_one_line_with_its_place(name, tmp_path):
     with pytest.raises(InputError, match=said) as refused:
         jt.load(str(tmp_path / name))
     assert "\n" not in str(refused.value) and name in str(refused.value)
+
+
+def test_words_of_glove_may_have_spaces_in_them_as_those_of_the_published_files_have(tmp_path):
+    (tmp_path / "own.txt").write_bytes(b"a 1 2\n. . . 3 4\n2 5 6\n")
+    found, rows = vectors.read(tmp_path / "own.txt")
+    assert found.words == ("a", ". . .", "2") and rows.tolist() == [[1, 2], [3, 4], [5, 6]]
 
 
 def test_a_word_with_a_space_cannot_be_written(written):

@@ -100,6 +100,7 @@ def test_glove_fits_the_counts_and_its_vectors_are_the_sum_of_both_tables(corpus
             "window: expected a whole number from 1 to 100, found 101",
         ),
         ({"tiny": "skip_gram(window=100, least=1)"}, "expected at least 101, one window"),
+        ({"tiny": "skip_gram(window=1, least=1)"}, "no two words of the vocabulary are left near each other in the 2 "),
         ({"optimiser": {"name": "adamw"}}, "expected config.optimiser.name 'sgd' with momentum, clip and decay 0"),
         ({"model": {"architecture": "bert"}}, "set config.model.architecture to 'word_vectors'"),
         ({"data": "digits"}, "digits"),
