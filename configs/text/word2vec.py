@@ -1,7 +1,7 @@
 """word2vec by skip-gram with negative sampling, or by CBOW, of the news in ag_news_subset.
 
 jtransfer train --config=configs/text/word2vec.py --workdir=runs/word2vec
-jtransfer train --config=configs/text/word2vec.py:objective=cbow,batch=512 --workdir=runs/cbow
+jtransfer train --config=configs/text/word2vec.py:objective=cbow,batch=256 --workdir=runs/cbow
 jtransfer export --workdir=runs/word2vec --format=word2vec --out=exports/word2vec
 """
 
