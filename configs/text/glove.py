@@ -1,7 +1,7 @@
 """GloVe of the news in ag_news_subset: the words that stand together are counted once, then their counts are fitted.
 
 jtransfer train --config=configs/text/glove.py --workdir=runs/glove
-jtransfer evaluate --config=configs/evaluate.py:backbone=runs/glove/model,data=tfds:ag_news_subset,protocols=analogies
+jtransfer evaluate --config=configs/evaluate.py:backbone=runs/glove/model,protocols=analogies
 """
 
 from ml_collections import ConfigDict

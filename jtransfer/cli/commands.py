@@ -84,13 +84,14 @@ def evaluate(arguments, overrides: list[str]) -> None:
     from jtransfer.cli import display
     from jtransfer.evaluate import report, run
 
-    workdir = workdir or place(f"runs/evaluate/{configs.slug(config.backbone)}-{configs.slug(config.data)}")
+    about_what = [config.backbone, *filter(None, [run.settled(config).data])]
+    workdir = workdir or place(f"runs/evaluate/{'-'.join(map(configs.slug, about_what))}")
     run.check(config, workdir)
     with display.EvaluateProgress() as progress:
         evaluation = run.prepare(config, progress.extracting)
         rows, unfinished = _rows(run.run, evaluation, workdir, progress)
     about = run.about(evaluation) + _lost(unfinished)
-    written = report.write(rows, workdir, about, f"{config.backbone} on {config.data}")
+    written = report.write(rows, workdir, about, " on ".join(about_what))
     display.show_evaluation(rows, about, workdir, written)
     if unfinished:
         raise unfinished

@@ -7,9 +7,11 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
+from ml_collections import ConfigDict
 
 from jtransfer import config as configs
 from jtransfer import expressions, files, starts
+from jtransfer.checkpoints import load
 from jtransfer.config import resolved
 from jtransfer.data import sources
 from jtransfer.devices.sharding import make_mesh
@@ -19,6 +21,7 @@ from jtransfer.evaluate.features import Layer
 from jtransfer.evaluate.protocols.rows import ProtocolRun
 from jtransfer.evaluate.store import FeatureStore, default_store
 from jtransfer.evaluate.task import Progress, Reader, TargetTask, split
+from jtransfer.starts.inputs import options_of
 from jtransfer.storage import workdir
 from jtransfer.storage.cells import Cells, ResultRow, of_source
 
@@ -60,11 +63,22 @@ def prepare(config, progress: Progress = lambda what, done, rows: None) -> Evalu
     """
     configs.check("evaluate", config)
     make_mesh(config.mesh)  # which refuses one that does not fit the devices
-    config = configs.once(config, "protocols", "layers")
+    config = settled(config)
     for layer in config.layers:
         Layer.parse(layer)
     wanted = {text: protocols.parse(text) for text in config.protocols}
     modules = {text: own for text in wanted if (own := expressions.modules(text, "protocol"))}
+    task = (_task if config.data else _table)(config, progress)
+    runs, also = {}, {}
+    for text, put_on in wanted.items():
+        task.also.clear()
+        runs[text] = put_on(task)
+        also[text] = {"also": list(task.also)} if task.also else {}
+    return Evaluation(config, task, runs, also, modules)
+
+
+def _task(config, progress):
+    """What protocols look at. Where no layers are named, the config gets the one that stands for the backbone."""
     dataset = sources.load(config.data, config.data_dir)
     train, validation, held_out = split(dataset, config.validation)
     backbone, make_inputs = starts.load_for(config.backbone, config.load, dataset, tower=False)
@@ -73,12 +87,26 @@ def prepare(config, progress: Progress = lambda what, done, rows: None) -> Evalu
     config.layers = config.layers or (reader.default_layer(dataset),)
     task = TargetTask(dataset, train, validation, held_out, reader, config.layers, dict(config.load), config.data_dir)
     reader.check(dataset, *config.layers)
-    runs, also = {}, {}
-    for text, put_on in wanted.items():
-        task.also.clear()
-        runs[text] = put_on(task)
-        also[text] = {"also": list(task.also)} if task.also else {}
-    return Evaluation(config, task, runs, also, modules)
+    return task
+
+
+def _table(config, progress):
+    """A task that is a backbone and no data."""
+    reader = Reader(load(config.backbone, **options_of(config.load)), None, None, progress=progress)
+    rows = np.arange(0)
+    return TargetTask(None, rows, rows, "", reader, config.layers, dict(config.load), config.data_dir)
+
+
+def settled(config) -> ConfigDict:
+    """A config with each protocol and layer once, and without data where the default ones would not be read.
+
+    That is where all protocols look at the table of word vectors alone. Data that are named are loaded in any case.
+    """
+    config = configs.once(config, "protocols", "layers")
+    of_tables = all(text.partition("(")[0].strip() in protocols.OF_TABLES for text in config.protocols)
+    if of_tables and config.data == configs.defaults("evaluate", config)["data"]:
+        config.data = ""
+    return config
 
 
 def check(config, directory: epath.PathLike) -> None:
@@ -88,7 +116,7 @@ def check(config, directory: epath.PathLike) -> None:
         InputError: it belongs to another config, or it is none.
         MachineError: nothing can be written there.
     """
-    config = configs.once(config, "protocols", "layers")
+    config = settled(config)
     chosen_later = () if config.layers else ("layers",)
     plain, defaults = _plain(config), configs.defaults("evaluate", config)
     workdir.check(epath.Path(directory), plain, defaults, GROWS, later=("fingerprints", *chosen_later))
@@ -113,7 +141,8 @@ def run(
         Unfinished: some protocols cannot be done on this data; the rows of the others are written, and in the error.
     """
     directory, task = epath.Path(directory), evaluation.task
-    fingerprints = {"data": sources.fingerprint(task.dataset)} | task.backbone.fingerprints
+    data = {"data": sources.fingerprint(task.dataset)} if task.dataset else {}
+    fingerprints = data | task.backbone.fingerprints
     mine = _plain(evaluation.config) | {"fingerprints": fingerprints}
     defaults = configs.defaults("evaluate", evaluation.config)
     config = workdir.check(directory, mine, defaults, GROWS)
@@ -169,6 +198,8 @@ def about(evaluation: Evaluation) -> list[str]:
     """What all numbers have in common, in sentences."""
     task = evaluation.task
     dataset = task.dataset
+    if dataset is None:
+        return [f"Backbone: {task.backbone.name} ({task.backbone.fingerprint}), its table alone; no data."]
     empty = len(dataset.classes) - len(np.unique(dataset.labels[dataset.test])) if dataset.labels.ndim == 1 else 0
     prints = f"({task.backbone.fingerprint}); data {sources.fingerprint(dataset)}"
     return [

@@ -107,7 +107,7 @@ class TargetTask:
     """What a protocol may look at.
 
     Attributes:
-        dataset: The inputs, labels and names of classes.
+        dataset: The inputs, labels and names of classes; None where all protocols are `OF_TABLES`.
         train: Rows to fit on.
         validation: Rows to choose on, none of them in `train`.
         held_out: How the validation rows were set aside, in words.
@@ -118,7 +118,7 @@ class TargetTask:
         also: What protocols have read beside the task, by its contents: each adds to it when it is put on.
     """
 
-    dataset: Dataset
+    dataset: Dataset | None
     train: np.ndarray
     validation: np.ndarray
     held_out: str

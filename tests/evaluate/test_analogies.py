@@ -1,8 +1,12 @@
 """Analogies by 3CosAdd and 3CosMul, how alike words are, and neighbours: as gensim answers, and by hand."""
 
+import json
+
 import numpy as np
 import pytest
 
+from jtransfer import cli
+from jtransfer.checkpoints import vectors
 from jtransfer.data import questions
 from jtransfer.errors import InputError
 from jtransfer.evaluate import analogies as measure
@@ -50,6 +54,21 @@ def test_gensim_answers_alike(tmp_path):
     ours = measure.neighbours(names, peer.vectors, ["w1", "w2"], ["w3"], 5)
     assert [word for word, _ in ours] == [word for word, _ in theirs]
     np.testing.assert_allclose([x for _, x in ours], [x for _, x in theirs], rtol=1e-5)
+
+
+def test_protocols_of_the_table_alone_need_no_data(file, tmp_path, capsys):
+    vectors.write(tmp_path / "own.txt", tuple(SQUARE), np.array(list(SQUARE.values()), np.float32), "glove")
+    keys = f"backbone={tmp_path / 'own.txt'},protocols=analogies(questions='{file}')+neighbours(k=1)"
+    command = ["evaluate", f"--config=configs/evaluate.py:{keys}", f"--workdir={tmp_path / 'run'}"]
+    assert cli.main(command) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "results.jsonl").read_text().splitlines()]
+    assert [row["protocol"].partition("(")[0] for row in rows] == ["analogies", "neighbours"]
+    assert rows[0]["metrics"] == {"accuracy": 1.0, "asked": 2, "unknown": 2}
+    assert [*rows[1]["metrics"]] == ["Queen"]
+    capsys.readouterr()
+    assert cli.main([*command[:2], "--config.backbone=glyphs-vit", f"--workdir={tmp_path / 'other'}"]) == 2
+    assert "backbone 'glyphs-vit' has no word vectors" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
 
 
 def test_neighbours_of_a_word_that_is_not_known_are_refused_with_the_nearest():

@@ -13,8 +13,7 @@ from jtransfer import checkpoints, cli, config, imports
 from jtransfer.errors import InputError
 from jtransfer.evaluate import protocols, report, run
 
-OF_WORDS = {"analogies", "word_similarity", "neighbours"}
-"""Protocols of word vectors, which read no rows."""
+OF_WORDS = set(protocols.OF_TABLES)
 
 
 @pytest.fixture(scope="module")

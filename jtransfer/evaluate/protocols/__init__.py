@@ -39,6 +39,9 @@ PROTOCOLS: dict[str, Callable[..., ProtocolRun]] = {
 }
 
 
+OF_TABLES = ("analogies", "word_similarity", "neighbours")
+"""Those that look at the table of word vectors alone, and need no data of their own."""
+
 WATCHED = ("few_shot", "zero_shot", "ridge", "prototypes", "knn", "probe")
 """Those that may be measured while a model trains: they read its features, or its embeddings of images, alone."""
 
