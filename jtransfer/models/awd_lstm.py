@@ -178,11 +178,11 @@ def concat_pooled(x: jax.Array, mask: jax.Array | None) -> jax.Array:
     """The last, the largest and the mean of `x [batch, tokens, width]` over the tokens of each text, side by side.
 
     ULMFiT's equation 4 and fastai's `masked_concat_pool`. Behind padding `x` is that of the last token, on the left of
-    a text anything, and a text without tokens has zeros as its mean.
+    a text anything. A text without tokens has zeros as its mean and its largest.
     """
     if mask is None:
         return jnp.concatenate([x[:, -1], x.max(1), x.mean(1)], axis=-1)
     kept = mask[..., None] > 0
-    most = jnp.where(kept, x, jnp.finfo(x.dtype).min).max(1)
+    most = jnp.where(kept.any(1), jnp.where(kept, x, jnp.finfo(x.dtype).min).max(1), 0)
     mean = jnp.where(kept, x, 0).sum(1) / jnp.maximum(kept.sum(1), 1)
     return jnp.concatenate([x[:, -1], most, mean.astype(x.dtype)], axis=-1)

@@ -8,6 +8,7 @@ import pytest
 
 from jtransfer import models, objectives
 from jtransfer.models import Headed, apply
+from jtransfer.models.awd_lstm import concat_pooled
 from jtransfer.models.lstm import LSTM, recurrence
 from jtransfer.objectives import make_loss
 from jtransfer.tree import flat, nested
@@ -139,6 +140,12 @@ def test_features_are_the_last_the_largest_and_the_mean_of_each_texts_states(mod
         own = np.asarray(outputs["last_hidden_state"])[row, :count]
         wanted = np.concatenate([own[-1], own.max(0), own.mean(0)])
         np.testing.assert_allclose(outputs["features"][row], wanted, atol=1e-6)
+
+
+def test_a_text_without_tokens_has_features_of_zeros_and_leaves_the_other_texts_as_they_are():
+    x = jnp.array([[[1.0, -2.0], [3.0, -4.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    found = concat_pooled(x, jnp.array([[1, 1], [0, 0]]))
+    assert found.tolist() == [[3, -4, 3, -2, 2, -3], [0] * 6]
 
 
 def test_logits_and_state_are_those_of_a_loop_in_torch_and_a_text_can_be_read_in_pieces(model, tree, ids):
