@@ -1,8 +1,8 @@
 """How likely a causal model finds some answers after prompts: sums of the log-probabilities of their tokens.
 
-What every prompt begins with, as its examples, is read once and kept as keys and values. A row is read once for all
-answers that are the beginning of another but for their last token, as answers of one token are. Logits are computed
-where an answer's tokens are predicted, and nowhere else.
+What every prompt begins with, as its examples, is read once and kept as keys and values, or as the state of a recurrent
+model. A row is read once for all answers that are the beginning of another but for their last token, as answers of one
+token are. Logits are computed where an answer's tokens are predicted, and nowhere else.
 """
 
 from collections.abc import Callable, Sequence
@@ -150,7 +150,8 @@ class Likelihoods:
     @cached_property
     def _read(self) -> Callable:
         whole = everywhere(self.mesh)
-        return jax.jit(partial(_read, self.model), static_argnames="keep", out_shardings=whole)
+        read = partial(_read, self.model, self.architecture)
+        return jax.jit(read, static_argnames="keep", out_shardings=whole)
 
     def __call__(self, tree: Tree, asked: Sequence[Prompt]) -> tuple[np.ndarray, np.ndarray]:
         """Log-probabilities of the answers to questions, and how many tokens they have.
@@ -196,7 +197,7 @@ class Likelihoods:
         return sums, counts
 
     def _begun(self, tree, ids, size, more):
-        """Keys and values of what all prompts begin with, with room for more tokens, and which of them are padding."""
+        """What the model keeps of what all prompts begin with, with room for more tokens, and which are padding."""
         if not ids:
             return None, None
         padded, mask = np.zeros((2, 1, size), np.int32)
@@ -236,21 +237,25 @@ def _texts(question: Prompt) -> list[tuple[list[int], dict[int, list[int]]]]:
 
 
 def _begin(model, architecture, tree, ids, mask, size):
-    own = jnp.pad(mask, ((0, 0), (0, size - ids.shape[1])), constant_values=1)
-    inputs = {"input_ids": ids, "attention_mask": own, "position_ids": jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)}
-    past = architecture.cache(1, size)
-    return apply(model, tree, inputs | {"past_key_values": past}, train=False, logits_to_keep=1)["past_key_values"]
+    own = {"input_ids": ids, "attention_mask": mask, "past_key_values": architecture.cache(1, size)}
+    if not architecture.recurrent:
+        own["attention_mask"] = jnp.pad(mask, ((0, 0), (0, size - ids.shape[1])), constant_values=1)
+        own["position_ids"] = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+    return apply(model, tree, own, train=False, logits_to_keep=1)["past_key_values"]
 
 
-def _read(model, tree, past, begun, inputs, keep):
+def _read(model, architecture, tree, past, begun, inputs, keep):
     """Sums of log-probabilities of targets `[batch, width, longest]`, of each answer `[batch, width]`."""
     targets, places = inputs["targets"], inputs["places"]
-    own = {name: inputs[name] for name in ("input_ids", "attention_mask", "position_ids")}
+    own = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    own |= {} if architecture.recurrent else {"position_ids": inputs["position_ids"]}
     if past is not None:
         rows = len(places)
         past = jax.tree.map(lambda x: jnp.broadcast_to(x, (rows, *x.shape[1:])) if jnp.ndim(x) else x, past)
-        mask = jnp.concatenate([jnp.broadcast_to(begun, (rows, begun.shape[1])), own["attention_mask"]], axis=1)
-        own |= {"attention_mask": mask, "past_key_values": past}
+        own["past_key_values"] = past
+        if not architecture.recurrent:  # whose state has read what came before
+            begun = jnp.broadcast_to(begun, (rows, begun.shape[1]))
+            own["attention_mask"] = jnp.concatenate([begun, own["attention_mask"]], axis=1)
     logits = apply(model, tree, own, train=False, logits_to_keep=keep)["logits"]
     found = jax.nn.log_softmax(logits.astype(jnp.float32))
     at = jnp.minimum(places[:, None] + jnp.arange(targets.shape[2]), keep - 1)  # [batch, longest]

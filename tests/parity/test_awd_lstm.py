@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from jtransfer import models, objectives
+from jtransfer.devices.sharding import everywhere, make_mesh
+from jtransfer.evaluate.likelihood import Likelihoods, Prompt
 from jtransfer.models import Headed, apply
 from jtransfer.models.awd_lstm import concat_pooled
 from jtransfer.models.lstm import LSTM, recurrence
@@ -158,6 +160,23 @@ def test_logits_and_state_are_those_of_a_loop_in_torch_and_a_text_can_be_read_in
     found = np.concatenate([first["logits"], rest["logits"]], axis=1)
     np.testing.assert_allclose(found, logits, atol=1e-5)
     np.testing.assert_allclose(rest["past_key_values"]["block_1"]["cell"], after["block_1"]["cell"], atol=1e-5)
+
+
+@pytest.mark.parametrize("begin", [0, 17])  # tokens that all prompts have, which are read once where they are many
+def test_answers_are_as_likely_as_in_the_whole_text(model, tree, begin):
+    rng, mesh = np.random.default_rng(2), make_mesh({"data": -1})
+    before = rng.integers(1, 10, begin).tolist()
+    asked = [Prompt([*before, *rng.integers(1, 10, count).tolist()], [[0], [10, 3]]) for count in (1, 4, 2)]
+    likelihoods = Likelihoods(model, model.backbone.config, mesh)
+    sums, counts = likelihoods(jax.device_put(tree, everywhere(mesh)), asked)
+
+    def wanted(context, answer):
+        found = jax.nn.log_softmax(apply(model, tree, {"input_ids": jnp.array([context + answer])})["logits"][0])
+        return sum(float(found[len(context) + i - 1, token]) for i, token in enumerate(answer))
+
+    expected = [[wanted(one.context, answer) for answer in one.answers] for one in asked]
+    np.testing.assert_allclose(sums, expected, atol=1e-5)
+    assert counts.tolist() == [[1, 2]] * 3
 
 
 @pytest.fixture(scope="module")
