@@ -139,12 +139,12 @@ class Characters:
         return found
 
     def decode(self, ids: Any) -> list[str]:
-        """The texts of `input_ids [n, words, LETTERS]`, with a space between words."""
-        rows = np.asarray(ids)
-        return [
-            " ".join(filter(None, (bytes(c - 1 for c in word if 1 <= c <= 256).decode() for word in row)))
-            for row in rows.tolist()
-        ]
+        """The texts of `input_ids [n, words, LETTERS]`, with a space between words; half a letter at an end is lost."""
+
+        def word(characters):
+            return bytes(c - 1 for c in characters if 1 <= c <= 256).decode(errors="ignore")
+
+        return [" ".join(filter(None, map(word, row))) for row in np.asarray(ids).tolist()]
 
     def _split(self, texts, pairs):
         if pairs is not None:

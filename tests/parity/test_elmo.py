@@ -203,6 +203,7 @@ def test_words_become_characters_as_in_allennlp(tmp_path):
     assert made.places(["Bank naïve"], length=3).tolist() == [[[0, 4], [5, 10], [-2, -2]]]
     assert made.read(["a b c d e", ""])[1].tolist() == [True, False]
     assert made.decode(found["input_ids"]) == ["Bank naïve"]
+    assert made.decode(made(["a" + "ï" * 30])["input_ids"]) == ["a" + "ï" * 23]  # 48 bytes, of the last letter one
     with pytest.raises(InputError, match="there are pairs of texts"):
         made(["a"], ["b"])
 
