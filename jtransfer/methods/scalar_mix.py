@@ -66,7 +66,8 @@ def scalar_mix(norm: bool = False, pull: Annotated[float, NOT_NEGATIVE] = 0.0) -
             A.2 there, with λ of 0.001 to 1).
 
     Raises:
-        InputError: a negative `pull`; and, of a model, one that reads no texts, or gives no states of its layers.
+        InputError: a negative `pull`; and, of a model, one that reads no texts, gives no states of its layers, or
+            states of several widths.
     """
 
     def interceptor(call, args, kwargs, context):
@@ -80,6 +81,9 @@ def scalar_mix(norm: bool = False, pull: Annotated[float, NOT_NEGATIVE] = 0.0) -
             raise InputError("scalar_mix: the model reads whole texts here, and continues none")
         asked = inputs.get(ASKED, False)
         outputs = call(**inputs | {ASKED: True})
+        widths = [x.shape[-1] for x in outputs["hidden_states"]]
+        if len({*widths}) > 1:
+            raise InputError(f"scalar_mix: the states of the layers have widths {widths}; expected one width")
         mask = inputs.get("attention_mask")
         mask = jnp.ones(inputs[TEXTS].shape[:2], bool) if mask is None else mask > 0
         states = States(norm, parent=model, name="mixed_states")(outputs["hidden_states"], mask)

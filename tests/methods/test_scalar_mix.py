@@ -83,6 +83,12 @@ def test_a_model_of_images_is_refused_in_one_line(vit, backbone):
         methods.adapt(methods.scalar_mix(), Classifier(vit, 3), {}, (8, 8, 1))
 
 
+def test_a_model_whose_layers_differ_in_width_is_refused_with_the_widths():
+    backbone = build("awd_lstm", vocabulary=20, width=4, hidden=6, layers=2)
+    with pytest.raises(InputError, match=r"scalar_mix: the states of the layers have widths \[4, 6, 4\]; expected one"):
+        adapted(backbone, "scalar_mix")
+
+
 def test_on_a_frozen_backbone_all_but_the_average_is_computed_once():
     backbone = build("elmo", **ELMO)
     _, one = adapted(backbone, "scalar_mix")
