@@ -123,7 +123,7 @@ def rows(
         each, logits, told = jax.tree.map(lambda *x: np.concatenate(x), *found)
         means = means_of(each, f"{stream.name}: '{name}'")
         if PERPLEXITY in named:
-            means[PERPLEXITY] = math.exp(means["loss"])
+            means[PERPLEXITY] = perplexity(means["loss"])
         if left := {key: metric for key, metric in whole.items() if key not in means}:
             asked = _of_rows(logits, labels)
             means |= {key: float(metric(*asked)) for key, metric in left.items()}
@@ -159,6 +159,12 @@ def means_of(each: Mapping[str, np.ndarray], where: str) -> dict[str, float]:
         raise InputError(f"{where} has no word that is hidden or asked for; expected more held-out texts")
     first = sorted((item for item in each.items() if item[0] != WEIGHT), key=lambda item: item[0] != "loss")
     return {key: float(np.average(x.astype(float), weights=weight)) for key, x in first}
+
+
+def perplexity(loss: float) -> float:
+    """e to a mean loss in nats; infinity for what is beyond floats."""
+    with np.errstate(over="ignore"):
+        return float(np.exp(loss))
 
 
 def with_source(evaluate: Callable[[Adapted], Evaluate], source: SourceTask, mesh: Mesh, adapted: Adapted) -> Evaluate:
