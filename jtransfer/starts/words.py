@@ -92,7 +92,8 @@ def start(config: Any, stream: Stream, objective: Any, backbone: Backbone | None
 
     Raises:
         InputError: data that are no texts, a model without word vectors, a vocabulary without words, a corpus that is
-            smaller than one window, or keys of the config that have no meaning here.
+            smaller than one window, held-out texts without known words, or keys of the config that have no meaning
+            here.
     """
     what = f"config.objective '{config.objective}'"
     _check(config, stream, objective, what)
@@ -142,9 +143,11 @@ def _check(config, stream, objective, what):
     if stream.kind != "text":
         raise InputError(f"{what} is of texts, {stream.name} holds {stream.kind}s; choose another config.data")
     none = {"tokenizer": "", "packing": "", "group_by_length": False, "accumulate": 1, "teacher": "", "source": ""}
-    for key, empty in none.items():
-        if config[key] != empty:
-            raise InputError(f"config.{key} is of texts that a model reads whole, {what} of their words; leave it out")
+    unused = [key for key, empty in none.items() if config[key] != empty] + ["load.tokens"] * bool(config.load.tokens)
+    if unused:
+        raise InputError(
+            f"config.{unused[0]} is of texts that a model reads whole, {what} of their words; leave it out"
+        )
     if isinstance(objective.words, NearWords):
         o = config.optimiser
         if o.name != "sgd" or o.momentum or o.clip or o.decay:
@@ -170,6 +173,11 @@ def _windows(config, stream, objective, vocabulary, own, share):
 
     name, inputs, _ = stream.held_out
     others = words.corpus(vocabulary, inputs, np.arange(len(inputs)))
+    if len(others) < 2:
+        raise InputError(
+            f"{stream.name}: the {len(inputs)} texts of '{name}' have {len(others)} words of the vocabulary; expected "
+            "at least 2, to measure on"
+        )
     test = Walk(others, objective.words, counts, 1, 0)
     rows = Whole(replace(test, batch=min(test.rows_of(0), -(-MEASURED // test.windows.block)))(0))
     if not (np.diff(rows.arrays["windows"]) > 0).any():

@@ -105,6 +105,7 @@ def test_glove_fits_the_counts_and_its_vectors_are_the_sum_of_both_tables(corpus
         ({"model": {"architecture": "bert"}}, "set config.model.architecture to 'word_vectors'"),
         ({"data": "digits"}, "digits"),
         ({"accumulate": 2}, "config.accumulate is of texts that a model reads whole"),
+        ({"load": {"tokens": 64}}, "config.load.tokens is of texts that a model reads whole"),
         ({"model": {"architecture": "word_vectors"}, **GLOVE}, "set config.model.symmetric to True"),
     ],
 )
@@ -117,3 +118,10 @@ def test_what_cannot_be_learned_so_is_refused_in_one_line_before_any_compile(cor
         run = prepared(corpus, {**SKIP_GRAM, **more})
         run.task.data.evaluate(run.adapted.phases[0]).names()
     assert "\n" not in str(refused.value)
+
+
+def test_held_out_texts_without_a_known_word_are_refused_before_any_compile(tmp_path):
+    file = tmp_path / "texts.txt"
+    file.write_text("\n".join([*["red fire rose"] * 80, *["unheard"] * 20]))
+    with pytest.raises(InputError, match="the 20 texts of 'test' have 0 words of the vocabulary; expected at least 2"):
+        prepared(file)
