@@ -1,5 +1,7 @@
 """ModernBERT is that of transformers: checkpoints in, equal outputs and gradients, and out."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -113,9 +115,17 @@ def test_what_was_read_is_written_back_to_the_bit_and_transformers_loads_an_expo
         ({"mlp_dropout": 0.1}, "mlp_dropout is 0.1; expected 0"),
         ({"classifier_bias": True}, "classifier_bias and norm_bias differ"),
         ({"classifier_pooling": "max"}, "classifier_pooling 'max'; "),
-        ({"rope_scaling": {"type": "yarn"}}, "rope_type .* is not supported"),
+        ({"rope_scaling": {"type": "yarn"}}, "rope_scaling .*yarn.* is not supported; expected none"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "rope_type 'yarn' of full_attention"),
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(change, message):
     with pytest.raises(InputError, match=message):
         FAMILIES["modernbert"].read(change, {})
+
+
+def test_a_config_with_dropout_on_attention_weights_is_written_as_one_that_can_be_read():
+    config = FAMILIES["modernbert"].read({}, {})
+    assert (
+        FAMILIES["modernbert"].read(FAMILIES["modernbert"].write(replace(config, attention_dropout=0.1)), {}) == config
+    )

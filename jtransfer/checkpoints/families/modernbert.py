@@ -89,12 +89,14 @@ def _global_every(values, depth):
 
 def _thetas(values):
     found, said = section(values, "rope_parameters"), {}
+    if scaling := section(values, "rope_scaling"):
+        raise InputError(f"config.json: rope_scaling {shown(dict(scaling))} is not supported; expected none")
     for ours, key, part, default in (
         ("theta", "global_rope_theta", "full_attention", 160000.0),
         ("near_theta", "local_rope_theta", "sliding_attention", 10000.0),
     ):
         own = section(found, part)
-        if (kind := typed(own, "rope_type", "default")) != "default" or section(values, "rope_scaling"):
+        if (kind := typed(own, "rope_type", "default")) != "default":
             raise InputError(f"config.json: rope_type '{kind}' of {part} is not supported; expected 'default' alone")
         said[ours] = float(typed(own, "rope_theta", float(typed(values, key, default))))
     return said
@@ -131,7 +133,7 @@ def _write(config):
     said = {theirs: getattr(config, ours) for ours, (theirs, _) in SETTINGS.items()}
     said |= {"hidden_activation": THEIR_ACTIVATIONS[config.activation], "classifier_bias": config.norm_bias}
     said |= {"classifier_activation": THEIR_ACTIVATIONS[config.head_activation]}
-    said |= {"global_attn_every_n_layers": config.global_every, "attention_dropout": config.attention_dropout}
+    said |= {"global_attn_every_n_layers": config.global_every}  # no attention_dropout: theirs drops outputs too
     said |= {"global_rope_theta": config.theta, "local_rope_theta": config.near_theta}
     return {"model_type": "modernbert"} | said
 
