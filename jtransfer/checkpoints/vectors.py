@@ -4,8 +4,8 @@
               the 0.1 0.2               the <8 bytes>             of 0.3 0.4
               of 0.3 0.4                of <8 bytes>
 
-Each is read and written in one pass, a word at a time; beside the table itself no more than a few thousand rows are in
-memory. A file that ends in `.gz` is unpacked as it is read.
+Each is read and written in one pass, a word at a time; the table is in memory once, and while a file is read a few
+thousand rows more. A file that ends in `.gz` is unpacked as it is read.
 """
 
 import gzip
@@ -25,6 +25,7 @@ from jtransfer.data.words import PAD, UNKNOWN, Vocabulary
 from jtransfer.errors import InputError, first_line
 from jtransfer.kinds import shown
 from jtransfer.models import WordVectorsConfig
+from jtransfer.models.word_vectors import SPECIAL
 from jtransfer.storage import parts
 
 FORMATS = {"word2vec": "vectors.txt", "word2vec_binary": "vectors.bin", "glove": "vectors.txt"}
@@ -53,7 +54,9 @@ def is_one(path: epath.Path) -> bool:
 
 
 def read(path: epath.Path) -> tuple[Vocabulary, np.ndarray]:
-    """The words of a file and their vectors `[words, width]` float32, in the order of the file.
+    """The words of a file and their vectors `[SPECIAL + words, width]` float32, in the order of the file.
+
+    The first rows, of padding and of unknown words, are 0.
 
     Which of the formats it is follows from its first line, and from its name: a file with a header that ends in `.bin`
     is binary. Texts are read in small letters if no word has a capital one.
@@ -89,7 +92,13 @@ def read(path: epath.Path) -> tuple[Vocabulary, np.ndarray]:
         raise InputError(f"{path}, line 1 claims {claimed:,} words, and there are {len(words):,}: {why}")
     if not words:
         raise InputError(f"{path}: there is no word; expected one on every line, and its vector")
-    return Vocabulary(tuple(words), not any(word != word.lower() for word in words)), np.concatenate(blocks)
+    table, at = np.zeros((SPECIAL + len(words), blocks[0].shape[1]), np.float32), SPECIAL
+    blocks.reverse()
+    while blocks:  # and none is kept, so that the table is in memory once
+        block = blocks.pop()
+        table[at : at + len(block)] = block
+        at += len(block)
+    return Vocabulary(tuple(words), not any(word != word.lower() for word in words)), table
 
 
 def _lines(path, file, first, width) -> Iterator[tuple[str, str, np.ndarray]]:
@@ -160,9 +169,8 @@ def checkpoint(path: epath.Path) -> tuple[WordVectorsConfig, Names, dict[str, Te
     Raises:
         InputError: as `read`.
     """
-    vocabulary, rows = read(path)
-    table = np.concatenate([np.zeros((2, rows.shape[1]), np.float32), rows])
-    config = WordVectorsConfig(vocabulary=len(vocabulary), width=rows.shape[1], output=False)
+    vocabulary, table = read(path)
+    config = WordVectorsConfig(vocabulary=len(vocabulary), width=table.shape[1], output=False)
     name = "in/embedding"
     tensors = {name: Tensor(table.shape, table.dtype, lambda: table)}
     return config, Names((Row(name, name, LEAF),)), tensors, vocabulary.files
