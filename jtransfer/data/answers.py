@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from jtransfer.data.text import ALL
 from jtransfer.errors import InputError, nearest
 from jtransfer.kinds import TEXT, Kind, several
 
@@ -27,9 +28,6 @@ LINES = Kind(
 WORDS = several(TEXT)
 
 PLACES = re.compile(r"\{(\w+)\}")
-
-ALL = 1 << 30
-"""A limit in tokens that no text reaches."""
 
 RowOfTexts = str | Sequence[str]
 """A text, or a pair of texts."""

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from jtransfer.data.text import ALL
 from jtransfer.devices import sharding
 from jtransfer.errors import InputError
 from jtransfer.methods import Adapted
@@ -68,10 +69,6 @@ def asked(section: Any, seed: int, config: Architecture, head: Head | Heads | No
     options |= {"top_p": section.top_p if section.temperature else 1.0}
     options |= {"eos_token_id": config.eos_tokens or None, "pad_token_id": tokenizer.pad}
     return Samples({name: arrays[name] for name in ("input_ids", "attention_mask")}, tokenizer, options, seed)
-
-
-ALL = 1 << 30
-"""A limit in tokens that no prompt reaches."""
 
 
 def beside(evaluate: Callable[[Adapted], Evaluate], samples: Samples, mesh: Mesh, adapted: Adapted) -> Evaluate:
