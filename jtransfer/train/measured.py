@@ -1,6 +1,5 @@
 """What is measured of a model on held-out examples: the means of rows, or how texts and images find each other."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
