@@ -2,6 +2,9 @@
 
 jtransfer train --config=configs/text/glove.py --workdir=runs/glove
 jtransfer evaluate --config=configs/evaluate.py:backbone=runs/glove/model,protocols=analogies
+
+40 seconds on two x86 cores with other work, the counting in it; 4.6% of the 3,855 analogies of google_analogies whose
+words are known (one seed).
 """
 
 from ml_collections import ConfigDict
