@@ -27,7 +27,7 @@ COMMON = {
     "seeds": 3,
     "test_rows": 400,
     "batch": 16,
-    "steps": 80,
+    "steps": 240,
     "parallel": 3,
     "optimiser": {"schedule": "slanted", "b1": 0.8, "b2": 0.99},
     "hyper": {"default": {"rate": (4e-3, 1.6e-2)}},

@@ -27,7 +27,7 @@ ON = {
     "elmo": learns("scalar_mix", 400, 1e-2, 1e-1),
     "ulmfit": learns(
         "unfreeze(1, 2, decay=0.385)",
-        *(150, 4e-3, 1.6e-2),
+        *(400, 4e-3, 1.6e-2),
         objective="classification(hidden=50)",
         optimiser={"schedule": "slanted", "b1": 0.8, "b2": 0.99},
     ),

@@ -35,7 +35,7 @@ SMALL = {
     "curve": "steps=32,seeds=3,test_rows=300",
     "classifier": "steps=64",
 }
-FULL = {"pretrain": "", "target": "steps=1200", "curve": "steps=80", "classifier": "steps=320"}
+FULL = {"pretrain": "", "target": "steps=1200", "curve": "steps=240", "classifier": "steps=320"}
 CLASSIFIER = "packing=,batch=32,load.tokens=48,eval_every=1000"
 """What stands behind the paths of configs; the last of a classifier with all labels."""
 
