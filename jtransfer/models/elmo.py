@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jtransfer.errors import InputError, nearest
-from jtransfer.models import layers
+from jtransfer.models import layers, lstm
 from jtransfer.models.architecture import Architecture
 from jtransfer.models.heads import NEIGHBOURS, Head
 
@@ -182,6 +182,7 @@ class ElmoDirection(nn.Module):
             in_axes=1,
             out_axes=1,
             reverse=self.backward,
+            unroll=lstm.unroll(),
         )
         start = jnp.zeros((len(x), c.hidden), c.dtype), jnp.zeros((len(x), c.width), c.dtype)
         # What the gates take of the words is one product for all of them, outside of the loop over words.

@@ -27,6 +27,11 @@ def unrolled():
         _unroll.reset(token)
 
 
+def unroll() -> bool | int:
+    """How much of a loop over tokens a scan writes out: all within `unrolled`, else a turn at a time."""
+    return _unroll.get() or 1
+
+
 @jax.custom_vjp
 def recurrence(
     gates: jax.Array, kernel: jax.Array, hidden: jax.Array, cell: jax.Array, kept: jax.Array | None
@@ -59,7 +64,7 @@ def _loop(gates, kernel, hidden, cell, kept):
             new, new_cell = jnp.where(keeps[:, None], new, hidden), jnp.where(keeps[:, None], new_cell, cell)
         return (new, new_cell), new
 
-    (_, cell), outputs = jax.lax.scan(step, (hidden, cell), (gates, kept), unroll=_unroll.get() or 1)
+    (_, cell), outputs = jax.lax.scan(step, (hidden, cell), (gates, kept), unroll=unroll())
     return outputs, cell
 
 

@@ -14,8 +14,9 @@ import jtransfer as jt
 from jtransfer.checkpoints.families import allennlp
 from jtransfer.data import text
 from jtransfer.errors import InputError
-from jtransfer.models import ElmoConfig, Headed, apply, of_config
+from jtransfer.models import ElmoConfig, Headed, apply, build, of_config, shapes_of
 from jtransfer.objectives import bilm
+from jtransfer.train import costs
 
 h5py = pytest.importorskip("h5py")
 torch = pytest.importorskip("torch")
@@ -188,6 +189,16 @@ def test_a_word_is_predicted_from_all_words_but_itself_by_one_layer_for_both_dir
     assert logits.shape == (2, 4, 2, WIDTH)
     differ = np.abs(logits[0] - logits[1]).max(-1) > 0
     assert differ.tolist() == [[False, True], [False, True], [False, False], [True, False]]
+
+
+def test_every_turn_of_the_loop_over_words_counts_in_what_a_step_costs():
+    model = build("elmo", character_width=1, filters=(1,), highways=0, width=8, hidden=16, depth=1, vocabulary=0)
+    tree, flops = shapes_of(model, model.config.inputs), []
+    for words in (2, 4):
+        letters = jax.ShapeDtypeStruct((1, words, 50), np.int32)
+        flops.append(costs.forward_flops(model, tree, {"input_ids": letters}))
+    products = 2 * 2 * (8 * 64 + 8 * 64 + 16 * 8)  # of a word in both directions: of its input, its state and output
+    assert 2 * products < flops[1] - flops[0] < 1.5 * 2 * products
 
 
 def test_words_become_characters_as_in_allennlp(tmp_path):
