@@ -42,6 +42,19 @@ def test_rate_method_and_other_keys_are_those_behind_the_colon():
     assert (found.method, found.optimiser.rate, found.load.tokens) == ("lora(rank=8)", 5e-4, 64)
 
 
+def test_modernbert_has_the_rate_decay_and_epochs_of_its_paper():
+    found = read("task=mnli,recipe=modernbert")
+    assert (found.backbone, found.steps) == ("answerdotai/ModernBERT-base", 392702 // 32)
+    optimiser = found.optimiser
+    assert (optimiser.rate, optimiser.rate * optimiser.decay, optimiser.b2) == (5e-5, pytest.approx(5e-6), 0.98)
+    own = read("task=rte,recipe=modernbert,backbone=runs/mnli/model,rate=1e-5")
+    assert (own.backbone, own.optimiser.rate, own.steps) == ("runs/mnli/model", 1e-5, 3 * 2490 // 32)
+    with pytest.raises(InputError, match="task=wnli: "):
+        read("task=wnli,recipe=modernbert")
+    with pytest.raises(InputError, match=r"recipe=modernbrt: did you mean 'modernbert'\?"):
+        read("task=mnli,recipe=modernbrt")
+
+
 def test_an_unknown_task_is_one_line_with_the_nearest():
     with pytest.raises(InputError, match=r"task=rtee: did you mean 'rte'\?"):
         read("task=rtee")
