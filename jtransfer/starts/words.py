@@ -169,6 +169,8 @@ def _windows(config, stream, objective, vocabulary, own, share):
     )
     optimiser = Optimiser(**config.optimiser)
     rates = optimiser.rate * np.asarray(optimiser.rate_at(config.steps)(np.arange(config.steps + 1)), np.float64)
+    # A cosine over many steps ends at 0 in float32, by which the way of a step cannot be divided.
+    rates = np.maximum(rates, np.finfo(np.float32).tiny)
     at = partial(_of_walk, walk, rates, share)
 
     name, inputs, _ = stream.held_out

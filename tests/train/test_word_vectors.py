@@ -70,6 +70,12 @@ def test_a_batch_follows_from_the_number_of_the_step_and_the_rate_falls_within_i
         np.testing.assert_array_equal(batch["inputs"].arrays[name], again["inputs"].arrays[name])
 
 
+def test_no_step_of_a_long_run_has_the_rate_zero_by_which_its_way_is_divided(corpus):
+    steps = 20_000  # where the cosine is -1 in float32 before the end
+    stream = prepared(corpus, steps=steps, optimiser=PLAIN | {"schedule": "cosine"}).task.data.stream
+    assert 0 < stream.at(steps - 1)["rate"].min() < 1e-9
+
+
 def test_a_run_goes_out_as_a_file_that_is_read_back_without_the_corpus(whole, corpus, tmp_path, capsys):
     own = jt.load(str(whole[0] / "model"))
     assert main(["export", f"--workdir={whole[0]}", "--format=word2vec_binary", f"--out={tmp_path / 'out'}"]) == 0
