@@ -148,7 +148,8 @@ class AWDLSTM(nn.Module):
 
     Called with `input_ids [batch, tokens]` and, if there is padding on either side, `attention_mask` of that shape, it
     returns `last_hidden_state [batch, tokens, width]`, `raw_hidden_state`, which is it before dropout, `features
-    [batch, 3 * width]` and, on request, `hidden_states`: the embeddings, and the outputs of each layer.
+    [batch, 3 * width]` and, on request, `hidden_states`: the embeddings, and the outputs of each layer. Features are
+    pooled before dropout, as in fastai, where the dropout behind the last layer is that of the language model's head.
 
     With `past_key_values`, at first `config.cache(...)`, the tokens follow those that were read before, and the outputs
     have the later ones.
@@ -169,7 +170,7 @@ class AWDLSTM(nn.Module):
         x = AWDEmbeddings(c, name="embeddings")(input_ids, train)
         states = c.cache(len(input_ids), 0) if past is None else past
         x, raw, states, hidden_states = AWDEncoder(c, name="encoder")(x, states, attention_mask, train)
-        outputs = {"last_hidden_state": x, "raw_hidden_state": raw, "features": concat_pooled(x, attention_mask)}
+        outputs = {"last_hidden_state": x, "raw_hidden_state": raw, "features": concat_pooled(raw, attention_mask)}
         outputs |= {"past_key_values": states} if past is not None else {}
         return outputs | ({"hidden_states": hidden_states} if output_hidden_states else {})
 

@@ -144,6 +144,14 @@ def test_features_are_the_last_the_largest_and_the_mean_of_each_texts_states(mod
         np.testing.assert_allclose(outputs["features"][row], wanted, atol=1e-6)
 
 
+def test_features_are_pooled_before_the_dropout_of_the_language_models_head(tree, ids):
+    backbone = models.build("awd_lstm", **SIZES, dropout=0.9)
+    batch, own = {"input_ids": ids}, {path: x for path, x in tree.items() if not path.startswith("head/")}
+    found = apply(backbone, own, batch, train=True, rngs={"dropout": jax.random.key(0)})
+    np.testing.assert_allclose(found["features"], apply(backbone, own, batch)["features"], atol=1e-6)
+    assert (np.asarray(found["last_hidden_state"]) == 0).mean() > 0.5
+
+
 def test_a_text_without_tokens_has_features_of_zeros_and_leaves_the_other_texts_as_they_are():
     x = jnp.array([[[1.0, -2.0], [3.0, -4.0]], [[0.0, 0.0], [0.0, 0.0]]])
     found = concat_pooled(x, jnp.array([[1, 1], [0, 0]]))
