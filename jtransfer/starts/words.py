@@ -143,11 +143,9 @@ def _check(config, stream, objective, what):
     if stream.kind != "text":
         raise InputError(f"{what} is of texts, {stream.name} holds {stream.kind}s; choose another config.data")
     none = {"tokenizer": "", "packing": "", "group_by_length": False, "accumulate": 1, "teacher": "", "source": ""}
-    unused = [key for key, empty in none.items() if config[key] != empty] + ["load.tokens"] * bool(config.load.tokens)
-    if unused:
-        raise InputError(
-            f"config.{unused[0]} is of texts that a model reads whole, {what} of their words; leave it out"
-        )
+    for key, empty in none.items():
+        if config[key] != empty:
+            raise InputError(f"config.{key} is of texts that a model reads whole, {what} of their words; leave it out")
     if isinstance(objective.words, NearWords):
         o = config.optimiser
         if o.name != "sgd" or o.momentum or o.clip or o.decay:

@@ -111,7 +111,6 @@ def test_glove_fits_the_counts_and_its_vectors_are_the_sum_of_both_tables(corpus
         ({"model": {"architecture": "bert"}}, "set config.model.architecture to 'word_vectors'"),
         ({"data": "digits"}, "digits"),
         ({"accumulate": 2}, "config.accumulate is of texts that a model reads whole"),
-        ({"load": {"tokens": 64}}, "config.load.tokens is of texts that a model reads whole"),
         ({"model": {"architecture": "word_vectors"}, **GLOVE}, "set config.model.symmetric to True"),
     ],
 )
