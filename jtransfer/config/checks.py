@@ -15,7 +15,7 @@ LARGEST = 2**31 - 1
 
 BATCH, STEPS = whole(1, 2**20), whole(1, LARGEST)
 STREAMS = ("streams", "random_streams")
-"""Those of `starts.columns`, which imports JAX."""
+"""Those of `starts.recurrent`, which imports JAX."""
 TACTICS = ("replicated", "fsdp", "tensor", "fsdp_tensor")
 """Names of `devices.tactics`, which imports JAX."""
 RULE = Kind(

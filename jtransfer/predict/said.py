@@ -24,7 +24,7 @@ from jtransfer.predict.rows import Inputs, RowsOfFile
 from jtransfer.starts.answered import AskedRows
 from jtransfer.starts.inputs import prepare_for, tower_for
 from jtransfer.starts.lengths import Ready
-from jtransfer.starts.windows import windows
+from jtransfer.starts.passages import windows
 from jtransfer.train.by_words import questions_of
 
 log = logging.getLogger("jtransfer")

@@ -212,7 +212,7 @@ def labelling(prepare: Prepare, data: Any) -> Callable[[Any, np.ndarray], np.nda
 
 
 def _of_windows(inputs: Any, labels: np.ndarray) -> np.ndarray:
-    """The first and the last token of answers, of labels as `windows.Windows` has them."""
+    """The first and the last token of answers, of labels as `passages.Windows` has them."""
     return np.where(labels == marks.NONE, marks.LEFT_OUT, labels - np.array([0, 1])).astype(np.int32)
 
 

@@ -23,7 +23,7 @@ from jtransfer.objectives import parts
 from jtransfer.objectives.metrics import METRICS, PERPLEXITY, Metric, of_whole_set
 from jtransfer.objectives.objective import WEIGHT, Objective
 from jtransfer.objectives.parts import OF_PARTS
-from jtransfer.starts import windows
+from jtransfer.starts import passages
 from jtransfer.starts.inputs import Prepare, gathered, within
 from jtransfer.starts.source import SourceTask
 from jtransfer.tree import Tree
@@ -203,14 +203,14 @@ def _of_parts(told: Sequence[np.ndarray], prepare: Prepare, stream: Stream, labe
     _, inputs, marks = stream.held_out
     if stream.targets == "tags":
         return parts.of_tags(*told, labels, stream.classes)
-    if not isinstance(inputs, windows.Windows):
-        inputs = windows.windows(prepare.tokenizer, inputs[np.arange(len(inputs))], prepare.tokens)
+    if not isinstance(inputs, passages.Windows):
+        inputs = passages.windows(prepare.tokenizer, inputs[np.arange(len(inputs))], prepare.tokens)
     else:
         marks = inputs.marks
     found = inputs.answered(*told)
     given = [inputs.text(i, spans) for i, (spans, _) in enumerate(found)]
     nulls = np.array([null - (spans[0].score if spans else -np.inf) for spans, null in found])
-    return parts.of_answers(given, nulls, windows.true_answers(inputs.passages, marks))
+    return parts.of_answers(given, nulls, passages.true_answers(inputs.passages, marks))
 
 
 def of_every_token(

@@ -14,7 +14,7 @@ from jtransfer.devices import sharding
 from jtransfer.errors import InputError
 from jtransfer.models import build
 from jtransfer.objectives import metrics
-from jtransfer.starts import columns, lengths, segments, texts, windows, words
+from jtransfer.starts import lengths, passages, recurrent, segments, texts, words
 from jtransfer.starts.inputs import as_they_are, described_processor, example, load_for, options_of, through
 from jtransfer.starts.reworded import reworded
 from jtransfer.starts.start import Start
@@ -62,19 +62,19 @@ def arranged(config, stream, prepare, model, mesh):
     about = config.batch, config.seed, sharding.rows(mesh, config.batch)
     if config.packing == "segments":
         return segments.segments(stream, prepare, *about)
-    if config.packing in columns.STREAMS:
-        return columns.in_columns(stream, prepare, config.packing, model, *about)
+    if config.packing in recurrent.STREAMS:
+        return recurrent.in_columns(stream, prepare, config.packing, model, *about)
     if config.packing:
         return lengths.packed(stream, prepare, config.packing, model, *about)
     if config.stride:
-        return windows.windowed(stream, prepare, config.stride, *about)
+        return passages.windowed(stream, prepare, config.stride, *about)
     return lengths.grouped(stream, prepare, *about) if config.group_by_length else (stream, prepare)
 
 
 def asked(section, settings, stream, prepare, mesh):
     """The objective of a section of a config, metrics by name, and one example of the model's inputs."""
     offered = {"tokenizer": prepare.tokenizer, "mesh": mesh} if stream.kind == "text" else {}
-    offered |= {"carried": section.get("packing", "") in columns.STREAMS}
+    offered |= {"carried": section.get("packing", "") in recurrent.STREAMS}
     objective = objectives.parse(section.objective, settings, offered)
     objectives.check_reads(objective, section.objective, stream)
     named = metrics.chosen(section.metrics, stream, objective)

@@ -8,7 +8,7 @@ import pytest
 import jtransfer as jt
 from jtransfer.data.marks import NONE
 from jtransfer.errors import InputError
-from jtransfer.starts.windows import windows
+from jtransfer.starts.passages import windows
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "who", "where", *(f"w{i}" for i in range(20)), "##s"]
 PASSAGE = " ".join(f"w{i}" for i in range(10))
