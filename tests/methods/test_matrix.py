@@ -40,6 +40,8 @@ FAMILIES = {
     "CNN": lambda: models.build("resnet", image=(16, 16), channels=1, stem=8, widths=(8, 16), depths=(1, 1)),
     "BERT": lambda: models.build("bert", **TEXT),
     "GPT-2": lambda: models.build("gpt2", **TEXT),
+    "Llama": lambda: models.build("llama", **TEXT, kv_heads=1, hidden=24),
+    "ModernBERT": lambda: models.build("modernbert", **TEXT, hidden=24, window=4, global_every=2, padding=0),
     "CLIP": lambda: models.build("clip", projection=8, vision=VIT, text=TEXT),
 }
 """A small backbone of each; CLIP's two towers are trained on pairs, or on classes by name, the others on classes."""
