@@ -1,4 +1,7 @@
-"""What decoders do with embedded tokens: blocks behind a causal mask, with the tokens of before or without."""
+"""What decoders share: their answers as an architecture, and what they do with embedded tokens.
+
+Their blocks stand behind a causal mask, with the tokens of before or without.
+"""
 
 from typing import Any
 
@@ -6,7 +9,44 @@ import jax
 import jax.numpy as jnp
 
 from jtransfer.errors import InputError
-from jtransfer.models.transformer import Encoder, Past, causal_mask, document_mask
+from jtransfer.models.architecture import Architecture
+from jtransfer.models.heads import Head
+from jtransfer.models.transformer import Encoder, Past, Stack, causal_mask, document_mask
+
+
+class Decoder(Architecture):
+    """An `Architecture` that continues texts, by the fields `vocabulary`, `positions`, `tied` and `dtype` of a config.
+
+    Attributes:
+        stack: The blocks.
+    """
+
+    final_norm = "encoder/norm"
+    generates = True
+    masks_padding = True
+    stack: Stack
+
+    @property
+    def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
+        example = jax.ShapeDtypeStruct((1, min(self.positions, 8)), jnp.int32)
+        return dict.fromkeys(("input_ids", "attention_mask", "position_ids"), example)
+
+    @property
+    def tables(self) -> dict[str, int]:
+        return {"input_ids": self.vocabulary}
+
+    @property
+    def longest(self) -> int:
+        return self.positions
+
+    @property
+    def language_head(self) -> Head:
+        return Head(self.vocabulary, reads="last_hidden_state", tied=self.tied, bias=False)
+
+    def cache(self, batch: int, size: int) -> tuple[Past, ...]:
+        stack = self.stack
+        place = jnp.zeros((batch, size, stack.kv_heads or stack.heads, stack.of_head), self.dtype)
+        return (Past(place, place, jnp.zeros((), jnp.int32)),) * self.depth
 
 
 def decoded(

@@ -15,14 +15,12 @@ import jax.numpy as jnp
 
 from jtransfer.errors import InputError
 from jtransfer.models import layers
-from jtransfer.models.architecture import Architecture
-from jtransfer.models.decoding import decoded
-from jtransfer.models.heads import Head
+from jtransfer.models.decoding import Decoder, decoded
 from jtransfer.models.transformer import Past, Stack
 
 
 @dataclass(frozen=True)
-class GPT2Config(Architecture):
+class GPT2Config(Decoder):
     """The architecture.
 
     Attributes:
@@ -66,35 +64,14 @@ class GPT2Config(Architecture):
         _ = self.stack  # which checks the rest
 
     @property
-    def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
-        example = jax.ShapeDtypeStruct((1, min(self.positions, 8)), jnp.int32)
-        return dict.fromkeys(("input_ids", "attention_mask", "position_ids"), example)
-
-    final_norm = "encoder/norm"
-    generates = True
-    masks_padding = True
-
-    @property
     def tables(self) -> dict[str, int]:
-        return {"input_ids": self.vocabulary, "position_ids": self.positions}
-
-    @property
-    def longest(self) -> int:
-        return self.positions
-
-    @property
-    def language_head(self) -> Head:
-        return Head(self.vocabulary, reads="last_hidden_state", tied=self.tied, bias=False)
+        return super().tables | {"position_ids": self.positions}
 
     @property
     def stack(self) -> Stack:
         """The blocks."""
         factor = 1.0 if self.scale_scores else (self.width / self.heads) ** 0.5
         return Stack.of(self, fused_qkv=True, score_factor=factor, score_by_depth=self.scale_by_depth)
-
-    def cache(self, batch: int, size: int) -> tuple[Past, ...]:
-        place = jnp.zeros((batch, size, self.heads, self.width // self.heads), self.dtype)
-        return (Past(place, place, jnp.zeros((), jnp.int32)),) * self.depth
 
 
 class GPT2Embeddings(nn.Module):

@@ -18,9 +18,7 @@ import jax.numpy as jnp
 
 from jtransfer.errors import InputError
 from jtransfer.models import layers
-from jtransfer.models.architecture import Architecture
-from jtransfer.models.decoding import decoded
-from jtransfer.models.heads import Head
+from jtransfer.models.decoding import Decoder, decoded
 from jtransfer.models.rotary import Rotary
 from jtransfer.models.transformer import Past, Stack
 
@@ -29,7 +27,7 @@ BIASES = {"qkv_bias": ("query", "key", "value"), "out_bias": ("out",), "mlp_bias
 
 
 @dataclass(frozen=True)
-class LlamaConfig(Architecture):
+class LlamaConfig(Decoder):
     """The architecture.
 
     Attributes:
@@ -92,27 +90,6 @@ class LlamaConfig(Architecture):
         _ = self.rotary  # which checks the rest
 
     @property
-    def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
-        example = jax.ShapeDtypeStruct((1, min(self.positions, 8)), jnp.int32)
-        return dict.fromkeys(("input_ids", "attention_mask", "position_ids"), example)
-
-    final_norm = "encoder/norm"
-    generates = True
-    masks_padding = True
-
-    @property
-    def tables(self) -> dict[str, int]:
-        return {"input_ids": self.vocabulary}
-
-    @property
-    def longest(self) -> int:
-        return self.positions
-
-    @property
-    def language_head(self) -> Head:
-        return Head(self.vocabulary, reads="last_hidden_state", tied=self.tied, bias=False)
-
-    @property
     def rotary(self) -> Rotary:
         """The rotary positions."""
         return Rotary(self.theta, self.rope, self.rope_factor, self.rope_low, self.rope_high, self.rope_original)
@@ -125,11 +102,6 @@ class LlamaConfig(Architecture):
 
     def heads_at(self, path: str) -> int:
         return (self.kv_heads or self.heads) if re.search(r"attention/(key|value)/", path) else self.heads
-
-    def cache(self, batch: int, size: int) -> tuple[Past, ...]:
-        stack = self.stack
-        place = jnp.zeros((batch, size, stack.kv_heads or stack.heads, stack.of_head), self.dtype)
-        return (Past(place, place, jnp.zeros((), jnp.int32)),) * self.depth
 
 
 class LlamaEmbeddings(nn.Module):

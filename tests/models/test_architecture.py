@@ -26,6 +26,8 @@ CONFIGS = {
     "distilbert": models.BertConfig(**WORDS, types=0, pooler=False),
     "roberta": models.BertConfig(**WORDS, shifted=True, padding=1),
     "gpt2": models.GPT2Config(**WORDS),
+    "llama": models.LlamaConfig(**WORDS, hidden=12, kv_heads=1),
+    "modernbert": models.ModernBertConfig(**WORDS, hidden=12, window=4, padding=0),
     "clip": models.CLIPConfig(VIT, WORDS, 4),
     "clip of bert": models.CLIPConfig(VIT, WORDS | {"architecture": "bert"}, 4),
     "swin": models.SwinConfig((8, 8), patch=2, width=4, window=2, depths=(2, 1), heads=(1, 2)),
@@ -66,7 +68,7 @@ def test_the_tokens_are_those_before_the_patches_and_the_patches(name):
     assert states.shape[1] == config.prefix_tokens + rows * columns
 
 
-@pytest.mark.parametrize("name", ["bert", "distilbert", "roberta", "gpt2"])
+@pytest.mark.parametrize("name", ["bert", "distilbert", "roberta", "gpt2", "llama", "modernbert"])
 def test_the_longest_text_has_positions_and_a_longer_one_has_none(name):
     config, ids = CONFIGS[name], partial(jax.ShapeDtypeStruct, dtype="int32")
     assert outputs(config, ids((1, config.longest)))["last_hidden_state"].shape == (1, config.longest, 8)
