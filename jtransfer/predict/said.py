@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -236,7 +237,8 @@ def of_prompts(predictor: Predictor, given: RowsOfFile, wanted: Any, clock: Cloc
     data, backbone, new = given.inputs(given.used), predictor.backbone, wanted.max_new_tokens
     if data.kind != "text" or len(given.used) != 1:
         raise InputError(f"{data.name}: the model continues texts; expected one column of texts")
-    tokenizer, room = backbone.preprocess, backbone.config.longest - new
+    tokenizer = replace(backbone.preprocess, names=("input_ids", "attention_mask"))
+    room = backbone.config.longest - new
     if room < 1:
         raise InputError(f"--max_new_tokens={new}: the model has {backbone.config.longest} positions; expected fewer")
     rows = tokenizer.rows(data.inputs[np.arange(given.count)], limit=ALL)
@@ -256,7 +258,6 @@ def of_prompts(predictor: Predictor, given: RowsOfFile, wanted: Any, clock: Cloc
             most = max(len(ids) for ids, _, _ in kept)
             length = min(next(fixed for fixed in _LENGTHS if fixed >= most), room)
             batch, since = tokenizer.padded(kept, length, "left"), time.perf_counter()
-            batch = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
             key = jax.random.fold_in(jax.random.key(wanted.seed), number)
             options = {"max_new_tokens": new, "temperature": wanted.temperature, "key": key}
             options |= {"top_p": wanted.top_p} if wanted.top_p < 1 else {}
@@ -313,10 +314,13 @@ def _of_texts(predictor, data, names, templates, wanted, clock):
     texts = [template.replace("{}", name) for name in names for template in templates]
     inputs = tower_for(backbone, data).preprocess(texts)
     found = np.asarray(backbone(inputs)[_output(backbone, "text")], float)
-    found /= np.linalg.norm(found, axis=1, keepdims=True)
+    lengths = np.linalg.norm(found, axis=1, keepdims=True)
+    if (lost := np.flatnonzero(lengths == 0)).size:
+        raise InputError(f"--classes: '{texts[lost[0]]}' has no word that the model knows; expected another name")
+    found /= lengths
     directions = zero_shot.directions(found.reshape(len(names), len(templates), -1))
     embeds = _embedded(predictor, data, wanted, clock)
-    yield from embeds / np.linalg.norm(embeds, axis=1, keepdims=True) @ directions.T
+    yield from embeds / np.maximum(np.linalg.norm(embeds, axis=1, keepdims=True), 1e-12) @ directions.T
 
 
 def _names(words: str) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import os
 import secrets
 from collections.abc import Iterable, Sequence
@@ -78,7 +79,7 @@ def write(path: epath.Path, columns: Sequence[str], rows: Iterable[dict[str, Any
 def _fill(opened, ending, columns, rows):
     if ending in (".jsonl", ".ndjson"):
         for row in rows:
-            opened.write(json.dumps(row, ensure_ascii=False) + "\n")
+            opened.write(_json(row) + "\n")
         return
     table = csv.writer(opened, delimiter="\t" if ending == ".tsv" else ",", lineterminator="\n")
     table.writerow(columns)
@@ -87,4 +88,17 @@ def _fill(opened, ending, columns, rows):
 
 
 def _cell(value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else "" if value is None else value
+    return _json(value) if isinstance(value, list | dict) else "" if value is None else value
+
+
+def _json(value):
+    """A value as JSON, which has no NaN and no infinity: null stands for both."""
+    return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value):
+    if isinstance(value, dict):
+        return {name: _finite(own) for name, own in value.items()}
+    if isinstance(value, list):
+        return [_finite(own) for own in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

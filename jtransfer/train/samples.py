@@ -1,7 +1,7 @@
 """Texts that a causal model writes from the prompts of a config, at every evaluation of its training."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -49,7 +49,7 @@ def asked(section: Any, seed: int, config: Architecture, head: Head | Heads | No
         tokenizer: Of the model.
 
     Raises:
-        InputError: a model that continues no text, or a prompt that leaves no place for so many tokens.
+        InputError: a model that continues no text, a prompt without a token, or one that leaves no place for so many.
     """
     if not config.generates or getattr(head, "kind", "") != "causal_lm":
         raise InputError(
@@ -57,6 +57,8 @@ def asked(section: Any, seed: int, config: Architecture, head: Head | Heads | No
         )
     own = tokenizer.rows([*section.prompts], limit=ALL)
     rows = [(ids or list(config.eos_tokens[:1]), 0, False) for ids, _, _ in own]
+    if empty := [prompt for prompt, (ids, *_) in zip(section.prompts, rows, strict=True) if not ids]:
+        raise InputError(f"config.samples.prompts: '{empty[0]}' has no token to begin with; expected some text")
     longest = max(len(ids) for ids, *_ in rows)
     for prompt, (ids, *_) in zip(section.prompts, rows, strict=True):
         if len(ids) + section.tokens > config.longest:
@@ -64,11 +66,11 @@ def asked(section: Any, seed: int, config: Architecture, head: Head | Heads | No
                 f"config.samples: the prompt '{prompt:.40}' has {len(ids)} tokens, with {section.tokens} more than the "
                 f"{config.longest} that the model takes; set config.samples.tokens to fewer"
             )
-    arrays = tokenizer.padded(rows, longest, "left")
+    arrays = replace(tokenizer, names=("input_ids", "attention_mask")).padded(rows, longest, "left")
     options = {"max_new_tokens": section.tokens, "temperature": section.temperature}
     options |= {"top_p": section.top_p if section.temperature else 1.0}
     options |= {"eos_token_id": config.eos_tokens or None, "pad_token_id": tokenizer.pad}
-    return Samples({name: arrays[name] for name in ("input_ids", "attention_mask")}, tokenizer, options, seed)
+    return Samples(arrays, tokenizer, options, seed)
 
 
 def beside(evaluate: Callable[[Adapted], Evaluate], samples: Samples, mesh: Mesh, adapted: Adapted) -> Evaluate:

@@ -68,6 +68,8 @@ def test_protocols_of_the_table_alone_need_no_data(file, tmp_path, capsys):
     capsys.readouterr()
     assert cli.main([*command[:2], "--config.backbone=glyphs-vit", f"--workdir={tmp_path / 'other'}"]) == 2
     assert "backbone 'glyphs-vit' has no word vectors" in capsys.readouterr().err
+    assert cli.main([*command[:2], "--config.protocols=neighbours(plus=())", f"--workdir={tmp_path / 'other'}"]) == 2
+    assert "plus: expected a list of at least one item" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
 
 

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from jtransfer.cli import main
+from jtransfer.predict import written
 
 FILE = """
 from ml_collections import ConfigDict
@@ -274,6 +275,22 @@ def test_two_columns_are_compared_and_one_with_names_of_classes(bert, tmp_path, 
     assert found["similarity_2"] < 0.999
     line = refused(capsys, f"--model={bert}", f"{tmp_path / 'two.jsonl'}?input=a", "--overwrite")
     assert "expected two columns, as ?input=one+other, or names of classes by --classes" in line
+
+
+def test_a_text_of_unknown_words_is_like_no_class_and_a_class_of_them_is_refused(tmp_path, capsys):
+    (tmp_path / "own.txt").write_text("red 1 0\nblue 0 1\n")
+    (tmp_path / "texts.jsonl").write_text('{"text": "red"}\n{"text": "unheard"}\n')
+    model, file = f"--model={tmp_path / 'own.txt'}", tmp_path / "texts.jsonl"
+    line = refused(capsys, model, file, "--classes=red,green")
+    assert "--classes: 'green' has no word that the model knows; expected another name" in line
+    predict(model, file, "--classes=red,blue")
+    known, unknown = read(tmp_path / "texts.predictions.jsonl")
+    assert (known["prediction"], known["similarity"], unknown["similarity"]) == ("red", pytest.approx(1), 0)
+
+
+def test_a_number_that_json_cannot_write_is_null(tmp_path):
+    written.write(tmp_path / "out.jsonl", ["a", "b"], [{"a": float("nan"), "b": [1.0, float("inf")]}])
+    assert (tmp_path / "out.jsonl").read_text() == '{"a": null, "b": [1.0, null]}\n'
 
 
 @pytest.mark.slow

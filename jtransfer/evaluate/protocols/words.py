@@ -15,7 +15,7 @@ from jtransfer.errors import InputError
 from jtransfer.evaluate import analogies as measure
 from jtransfer.evaluate.protocols.rows import ProtocolRun, row
 from jtransfer.evaluate.task import TargetTask
-from jtransfer.kinds import choice, whole
+from jtransfer.kinds import NAME, choice, several, whole
 from jtransfer.models import WordVectorsConfig
 from jtransfer.models.word_vectors import table
 from jtransfer.objectives.metrics import METRICS
@@ -83,7 +83,10 @@ def word_similarity(task: TargetTask, pairs: str = "") -> ProtocolRun:
 
 
 def neighbours(
-    task: TargetTask, plus: tuple = ("king", "woman"), minus: tuple = ("man",), k: Annotated[int, whole(1, 1000)] = 10
+    task: TargetTask,
+    plus: Annotated[tuple, several(NAME, 1)] = ("king", "woman"),
+    minus: Annotated[tuple, several(NAME)] = ("man",),
+    k: Annotated[int, whole(1, 1000)] = 10,
 ) -> ProtocolRun:
     """The words nearest to the sum of some words less others.
 
