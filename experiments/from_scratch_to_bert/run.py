@@ -4,11 +4,12 @@
 
 pretrains word2vec, an ELMo, an AWD-LSTM and a BERT on the same 245,000 words of wikitext2, lets the AWD-LSTM go on with
 the target's texts, and draws the curve of each (curve.py). `--encoder` is a sentence encoder that others pretrained.
-`results.jsonl`, `table.md` and `curve.png` show all of them. Runs that are done are read, and those that were stopped
+`results.csv`, `table.md` and `curve.png` show all of them. Runs that are done are read, and those that were stopped
 go on.
 """
 
 import argparse
+import csv
 import json
 import sys
 from pathlib import Path
@@ -35,6 +36,7 @@ SYSTEMS = {
     "sentence encoder": "encoder",
 }
 """By the name in the figure: that in curve.py, and of the directory of its model if it is pretrained here."""
+COLUMNS = ("method", "shots", "seed", "rate", "val_accuracy", "test_accuracy")
 
 
 def main(argv):
@@ -51,7 +53,10 @@ def main(argv):
         backbone, place = workdir / name / "model" if name in PRETRAINED else asked.encoder, workdir / "curves" / name
         run("curve", f"--config={HERE / 'curve.py'}:on={name},backbone={backbone}", f"--workdir={place}", found)
         rows += [json.loads(line) | {"method": system} for line in (place / "results.jsonl").open()]
-    (workdir / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with (workdir / "results.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
+        table.writeheader()
+        table.writerows(row | row["hyper"] for row in rows)
     report.write(rows, workdir, [], "AG News from a bag of words to BERT")
 
 
