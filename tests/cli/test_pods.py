@@ -174,6 +174,7 @@ def test_every_pod_config_compiles_for_its_slice_within_the_memory_of_a_chip(com
 
 
 def test_every_recipe_of_published_size_names_the_slice_that_it_is_for():
-    texts = [CONFIGS / "text" / f"{name}.py" for name in ("awd_lstm", "bert_base", "elmo", "gpt2", "word2vec_paper")]
+    names = ("awd_lstm", "bert_base", "elmo", "glove_paper", "gpt2", "llama_7b_qlora", "word2vec_paper")
+    texts = [CONFIGS / "text" / f"{name}.py" for name in names]
     large = [*CONFIGS.glob("clip/vit_*.py"), *CONFIGS.glob("vit/*.py"), *texts]
     assert {path.stem for path in large} <= {path.stem for path, _ in POD}

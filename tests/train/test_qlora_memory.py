@@ -1,5 +1,10 @@
-"""What finetuning a Llama of 7 billion parameters holds in memory: counted on shapes of its step, without weights."""
+"""What finetuning a Llama of 7 billion parameters takes in memory, without weights.
 
+What it holds is counted on shapes of its step, and what it takes altogether on the step as compiled for a TPU. XLA's
+CPU backend takes out the barriers behind which blocks and kernels are made again, and the compiler of a GPU needs one.
+"""
+
+import json
 import math
 from pathlib import Path
 
@@ -8,6 +13,7 @@ import jax.numpy as jnp
 import pytest
 
 from jtransfer import methods, models
+from jtransfer.cli import main
 from jtransfer.config import load
 from jtransfer.objectives import lm
 from jtransfer.optimiser import Optimiser
@@ -51,3 +57,19 @@ def test_weights_in_four_bits_with_the_state_of_lora_are_a_thirteenth_of_those_o
     gigabytes = {name: round(found / 1e9, 1) for name, found in held_by.items()}
     assert gigabytes == {"qlora": 6.3, "lora": 28.9, "finetune": 80.9}
     assert held_by["finetune"] > GPU, "before any gradient"
+
+
+def peak(depth, capsys):
+    """Bytes of a chip that the step of the config needs with so many blocks."""
+    flags = ["--topology=v5p:1x1x1", f"--config.model.depth={depth}", "--json"]
+    assert main(["inspect", f"--config={CONFIG}", *flags]) == 0
+    return json.loads(capsys.readouterr().out)[0]["peak_bytes"]
+
+
+@pytest.mark.slow
+def test_the_compiled_step_of_32_blocks_needs_a_seventh_of_80_gb(capsys):
+    pytest.importorskip("libtpu", reason="needs a compiler for TPUs: pip install -e '.[pod]'")
+    one, two = peak(1, capsys), peak(2, capsys)
+    kernels = 4 * 4096**2 + 3 * 4096 * 11008
+    assert two - one < 2 * kernels, "a block more costs less than its kernels in bfloat16"
+    assert two + 30 * (two - one) < GPU / 7
