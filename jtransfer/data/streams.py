@@ -4,7 +4,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -236,6 +236,23 @@ def counted(at: At, step: int) -> Iterator[tuple[HostBatch, int]]:
     """The batches of a step and of those after it, each with the number of the step that follows."""
     while True:
         yield at(step), (step := step + 1)
+
+
+def rearranged(
+    stream: Stream,
+    at: At,
+    held_out: tuple[str, Any, np.ndarray],
+    pool: tuple[Any, np.ndarray] | None = None,
+) -> Stream:
+    """A stream of the same examples whose batches are put together otherwise, by the number of the step.
+
+    Args:
+        stream: The examples.
+        at: Gives the batch of a step.
+        held_out: As of `Stream`.
+        pool: As of `Stream`.
+    """
+    return replace(stream, batches=partial(counted, at), at=at, held_out=held_out, rows=None, pool=pool)
 
 
 class Ended(InputError):

@@ -5,14 +5,14 @@ before the first step, so that each knows where every row begins, or how long it
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from jtransfer.data.marks import KINDS
-from jtransfer.data.streams import Rows, Stream, counted
+from jtransfer.data.streams import Rows, Stream, rearranged
 from jtransfer.data.subsets import epochs
 from jtransfer.data.text import ALL
 from jtransfer.errors import InputError
@@ -143,7 +143,7 @@ def packed(
 
     at = partial(_of_packed, pool, epochs(np.arange(len(pool)), batch, seed), share)
     held_out = (name, held_out, np.zeros((len(held_out), 0), np.int8))
-    arranged = replace(stream, batches=partial(counted, at), at=at, held_out=held_out, rows=None, pool=None)
+    arranged = rearranged(stream, at, held_out)
     return arranged, Ready(texts.tokenizer, texts.tokens)
 
 
@@ -206,7 +206,7 @@ def grouped(stream: Stream, texts: Texts, batch: int, seed: int, share: np.ndarr
     of_rows = np.zeros((len(stream.inputs), *labels.shape[1:]), labels.dtype)
     of_rows[rows] = labels
     at = partial(_of_grouped, stream.inputs, texts, of_rows, counts, order, share)
-    arranged = replace(stream, batches=partial(counted, at), at=at, held_out=held_out, rows=None, pool=pool)
+    arranged = rearranged(stream, at, held_out, pool)
     return arranged, Ready(texts.tokenizer, texts.tokens)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from jtransfer.data.marks import LEFT_OUT, NONE, check, spans_of_tokens
-from jtransfer.data.streams import Rows, Stream, counted
+from jtransfer.data.streams import Rows, Stream, rearranged
 from jtransfer.data.subsets import epochs
 from jtransfer.errors import InputError
 from jtransfer.objectives.answers import LONGEST, N_BEST, Span, Window, best_spans
@@ -180,14 +180,7 @@ def windowed(
     pool, held_out = made(pool_inputs, pool_marks), made(inputs, marks)
     labels = pool.labels(pool_marks)
     at = partial(_of_windows, pool, labels, epochs(np.arange(len(pool)), batch, seed), share)
-    arranged = replace(
-        stream,
-        batches=partial(counted, at),
-        at=at,
-        held_out=(name, held_out, held_out.labels(marks)),
-        rows=None,
-        pool=(pool, labels),
-    )
+    arranged = rearranged(stream, at, (name, held_out, held_out.labels(marks)), (pool, labels))
     return arranged, Ready(texts.tokenizer, texts.tokens, labelled=True)
 
 

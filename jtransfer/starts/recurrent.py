@@ -5,12 +5,12 @@ fastai's `LMDataLoader` cut them. Step after step a row reads the next window of
 the column behind it, where the text goes on: nothing is left over, and no state has to begin anew.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
-from jtransfer.data.streams import Rows, Stream, counted
+from jtransfer.data.streams import Rows, Stream, rearranged
 from jtransfer.errors import InputError
 from jtransfer.models import Architecture
 from jtransfer.starts.inputs import Arrays, Texts
@@ -102,7 +102,7 @@ def in_columns(
     lengths = _drawn(size, seed) if how == "random_streams" else np.full(1, size)
     at = partial(_window, ids, texts, lengths, size + (MORE if len(lengths) > 1 else 0), batch, share)
     held_out = (name, windows := _held_out(of_held_out, texts, size, batch), np.zeros((len(windows), 0), np.int8))
-    arranged = replace(stream, batches=partial(counted, at), at=at, held_out=held_out, rows=None, pool=None)
+    arranged = rearranged(stream, at, held_out)
     return arranged, Ready(texts.tokenizer, size + 1)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jtransfer.data.streams import HostBatch, Rows, Stream, counted
+from jtransfer.data.streams import HostBatch, Rows, Stream, rearranged
 from jtransfer.data.subsets import epochs
 from jtransfer.errors import InputError
 from jtransfer.starts.inputs import Arrays, Texts
@@ -130,16 +130,8 @@ def segments(stream: Stream, texts: Texts, batch: int, seed: int, share: np.ndar
     at = partial(_at, pool, epochs(np.arange(len(pool)), batch, seed), seed, share)
     fixed = np.arange(len(held_out))
     measured = Pairs(held_out, fixed, np.stack([fixed, fixed], 1))
-    arranged = replace(
-        stream,
-        batches=partial(counted, at),
-        at=at,
-        held_out=(name, measured, measured.labels()),
-        classes=("follows", "other"),
-        rows=None,
-        pool=None,
-    )
-    return arranged, Ready(texts.tokenizer, texts.tokens)
+    arranged = rearranged(stream, at, (name, measured, measured.labels()))
+    return replace(arranged, classes=("follows", "other")), Ready(texts.tokenizer, texts.tokens)
 
 
 def _at(pool: TextWindows, order, seed: int, share: np.ndarray, step: int) -> HostBatch:

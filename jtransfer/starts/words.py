@@ -12,7 +12,7 @@ from jtransfer.checkpoints.backbone import Backbone
 from jtransfer.checkpoints.beside import tokenizer_files
 from jtransfer.data import words
 from jtransfer.data.cooccurrence import count
-from jtransfer.data.streams import Rows, Stream, counted
+from jtransfer.data.streams import Rows, Stream, rearranged
 from jtransfer.data.subsets import epochs
 from jtransfer.data.windows import Walk
 from jtransfer.data.words import Vocabulary
@@ -186,7 +186,7 @@ def _windows(config, stream, objective, vocabulary, own, share):
             f"'{name}', {len(others)} words; expected a larger corpus, or a smaller least or subsample"
         )
     held_out = (name, rows, np.zeros((len(rows), 0), np.int8))
-    return replace(stream, batches=partial(counted, at), at=at, held_out=held_out, rows=None, pool=None)
+    return rearranged(stream, at, held_out)
 
 
 def _of_walk(walk, rates, share, step):
@@ -209,7 +209,7 @@ def _cells(config, stream, objective, vocabulary, own, share):
     cells = Whole({"input_ids": found.words[:, :1], "output_ids": found.words[:, 1:]})
     at = partial(_of_cells, cells, found.x, epochs(rows, config.batch, config.seed), share)
     held_out = (stream.held_out[0], Rows(cells, held), found.x[held])
-    return replace(stream, batches=partial(counted, at), at=at, held_out=held_out, rows=None, pool=None)
+    return rearranged(stream, at, held_out)
 
 
 def _of_cells(cells, x, order, share, step):
