@@ -1,7 +1,7 @@
 """How well a language model classifies while it trains: by the likeliest word after a row's prompt."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 
 import jax
 import numpy as np
@@ -36,12 +36,12 @@ def beside(
         adapted: The model under a method.
     """
     name, asked, labels = stream.held_out
-    likelihoods = Likelihoods(adapted.model, architecture, mesh)
+    likelihoods, questions_once = Likelihoods(adapted.model, architecture, mesh), cache(partial(questions_of, asked))
     weights = np.ones(len(labels), np.float32)
     tree_of = jax.jit(lambda state, frozen: adapted.ended(state.average, frozen) | state.state)
 
     def of_words(state, frozen):
-        scores, _ = likelihoods(tree_of(state, frozen), questions_of(asked, architecture))
+        scores, _ = likelihoods(tree_of(state, frozen), questions_once(architecture))
         scores = scores.astype(np.float32)
         return {f"{name}_{key}": float(metric(scores, labels, weights)) for key, metric in named.items()}
 
