@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jtransfer.errors import InputError
 from jtransfer.kinds import NOT_NEGATIVE, whole
+from jtransfer.models.lstm import unroll
 from jtransfer.objectives.objective import WEIGHT, Batch, Metrics, Objective, Outputs
 from jtransfer.tree import Tree
 
@@ -181,17 +182,27 @@ def _own(windows, row):
 def _walk(of_row, learns, tables, rows, rates):
     """The tables after a small step for each row, and the losses and weights before each of them."""
 
-    def small(tables, item):
+    def change(tables, item):
         row, rate = item
         ids = row["input_ids"], row["output_ids"]
         found = [tables[path].at[own].get(mode="promise_in_bounds") for path, own in zip(TABLES, ids, strict=True)]
         (total, weight), grads = jax.value_and_grad(of_row, (0, 1), has_aux=True)(*found, row)
-        for path, own, grad in zip(TABLES, ids, grads, strict=True):
-            if path in learns:
-                step = (-rate * grad).astype(tables[path].dtype)
-                tables = tables | {path: tables[path].at[own].add(step, mode="promise_in_bounds")}
-        return tables, (total, weight)
+        moves = {path: (own, -rate * grad) for path, own, grad in zip(TABLES, ids, grads, strict=True)}
+        return {path: move for path, move in moves.items() if path in learns}, (total, weight)
 
+    def moved(tables, moves):
+        return tables | {
+            path: tables[path].at[own].add(move.astype(tables[path].dtype), mode="promise_in_bounds")
+            for path, (own, move) in moves.items()
+        }
+
+    def small(tables, item):
+        moves, found = change(tables, item)
+        return moved(tables, moves), found
+
+    if unroll() is True:  # it is only counted, and the body of a loop would count once
+        moves, (totals, weights) = jax.vmap(partial(change, tables))((rows, rates))
+        return moved(tables, moves), totals.sum(), weights.sum()
     tables, (totals, weights) = jax.lax.scan(small, tables, (rows, rates))
     return tables, totals.sum(), weights.sum()
 

@@ -10,6 +10,7 @@ import pytest
 from jtransfer import models, objectives
 from jtransfer.errors import InputError
 from jtransfer.models import WordVectors, WordVectorsConfig
+from jtransfer.models.lstm import unrolled
 from jtransfer.objectives import make_loss
 
 V, D, BLOCK, WINDOW, SHARED, ROWS = 12, 4, 5, 2, 3, 4
@@ -105,6 +106,19 @@ def test_a_table_that_does_not_learn_stays_as_it_is_within_a_step(tables, batch)
     middle = start - 0.5 * learn(start, first)
     end = middle - 0.4 * learn(middle, second)
     np.testing.assert_allclose(start - 0.5 * learn(start, both), end, atol=1e-6)
+
+
+def test_what_a_step_costs_counts_every_row(tables, batch):
+    loss = make_loss(WordVectors(WordVectorsConfig(vocabulary=V, width=D)), objectives.parse(f"skip_gram({OPTIONS})"))
+    learn = jax.grad(lambda tree, part: loss(tree, {}, part, jax.random.key(0))[0])
+
+    def flops(rows):
+        part = jax.tree.map(lambda x: jnp.concatenate([x] * rows)[:rows], batch)
+        with unrolled():
+            return jax.jit(learn).lower(tables, part).cost_analysis()["flops"]
+
+    assert flops(32) - flops(16) == pytest.approx(2 * (flops(16) - flops(8)), rel=0.02)
+    assert flops(32) > 2.5 * flops(8)
 
 
 def test_a_method_that_adds_to_the_tables_is_refused(tables, batch):
