@@ -15,8 +15,8 @@ OASST1 of at most 528 tokens, four at a time and grouped by length; LoRA is floa
 state stays on the device, where theirs is paged. Nothing of it was trained here.
 
 The 160 million parameters of LoRA, their state and the rest of the model take 6.3 GB, where full finetuning holds
-80.9 GB before any gradient. The step compiled for a TPU v5p has its peak at 4.0 GB with four blocks and takes 0.20 GB
-for each block more: 9.6 GB with all 32 (docs/text.md).
+80.9 GB before any gradient. The step compiled for a TPU v5p has its peak at 4.0 GB with four blocks, and at 10.2 GB
+with all 32 (docs/text.md).
 """
 
 from ml_collections import ConfigDict

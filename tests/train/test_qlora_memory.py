@@ -67,9 +67,9 @@ def peak(depth, capsys):
 
 
 @pytest.mark.slow
-def test_the_compiled_step_of_32_blocks_needs_a_seventh_of_80_gb(capsys):
+def test_the_compiled_step_needs_less_than_the_floats_of_a_block_for_each_block_more(capsys):
     pytest.importorskip("libtpu", reason="needs a compiler for TPUs: pip install -e '.[pod]'")
     one, two = peak(1, capsys), peak(2, capsys)
     kernels = 4 * 4096**2 + 3 * 4096 * 11008
     assert two - one < 2 * kernels, "a block more costs less than its kernels in bfloat16"
-    assert two + 30 * (two - one) < GPU / 7
+    assert two + 30 * (two - one) < GPU / 7, "10.2 GB with all 32 compiled, in which 16 GB are taken"
