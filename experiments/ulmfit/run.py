@@ -116,7 +116,7 @@ def forgotten(workdir, start, on, how, sizes):
     if how is None:
         return perplexity(start, start)
     objective, method = how
-    directory = workdir / "forgetting" / configs.slug(f"{objective}-{method}")
+    directory = workdir / "forgetting" / configs.slug(f"{objective}-{method}".replace("/", "-"))
     steps = sizes["target"] if objective.startswith("lm") else f"{sizes['classifier']},{CLASSIFIER}"
     about = f"backbone={start},data=tfds:{on},tokenizer=,{steps}"
     flags = f"--config.method={method}", f"--config.objective={objective}"
