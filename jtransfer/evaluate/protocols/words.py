@@ -44,10 +44,12 @@ def analogies(
         per = {name: found.asked & (asked.categories == i) for i, name in enumerate(asked.names)}
         per_category = {name: float(found.right[own].mean()) if own.any() else None for name, own in per.items()}
         count = int(found.asked.sum())
+        known = f"{len(vocabulary)} known ones"
+        known = f"first {restrict} of the {known}" if 0 < restrict < len(vocabulary) else known
         how = (
             f"{method} on {count} of {len(asked.words)} questions of {questions}; the other "
-            f"{len(asked.words) - count} have a word that is not among the first {restrict or len(vocabulary)} of the "
-            f"{len(vocabulary)} known ones, and do not count; a, b and c are no answers"
+            f"{len(asked.words) - count} have a word that is not among the {known}, and do not count; a, b and c are no "
+            "answers"
         )
         share = found.right[found.asked].mean() if count else np.nan
         metrics = {"accuracy": share, "asked": count, "unknown": len(asked.words) - count}
