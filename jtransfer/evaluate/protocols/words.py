@@ -48,8 +48,8 @@ def analogies(
         known = f"first {restrict} of the {known}" if 0 < restrict < len(vocabulary) else known
         how = (
             f"{method} on {count} of {len(asked.words)} questions of {questions}; the other "
-            f"{len(asked.words) - count} have a word that is not among the {known}, and do not count; a, b and c are no "
-            "answers"
+            f"{len(asked.words) - count} have a word that is not among the {known}, and do not count; a, b and c are "
+            "no answers"
         )
         share = found.right[found.asked].mean() if count else np.nan
         metrics = {"accuracy": share, "asked": count, "unknown": len(asked.words) - count}
