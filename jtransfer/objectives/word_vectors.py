@@ -84,7 +84,7 @@ def cbow(
     subsample: Annotated[float, NOT_NEGATIVE] = 1e-3,
     mean: bool = True,
     block: Annotated[int, BLOCK] = 64,
-    shared: Annotated[int, COUNT] = 32,
+    shared: Annotated[int, COUNT] = 16,
     least: Annotated[int, COUNT] = 5,
     lower: bool = True,
     mesh: Mesh | None = None,
