@@ -94,7 +94,7 @@ def main(argv):
         if name not in found:
             found[name] = forgotten(workdir, start / "model", options.on[0], how, sizes)
             file.write_text(json.dumps(found, indent=1))
-    lines = [f"| {name} | {value:.1f} |" for name, value in found.items()]
+    lines = [f"| {name} | {found[name]:.1f} |" for name in FORGETTING]
     head = ["| finetuned on the target's | perplexity on wikitext2 |", "| --- | ---: |"]
     (workdir / "forgetting.md").write_text("\n".join([*head, *lines]) + "\n")
     print(f"Written to {workdir}: forgetting.md, and in each target's directory table.md and curve.png")
