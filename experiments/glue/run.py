@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 CONFIG = HERE.parents[1] / "configs" / "text" / "glue.py"
 CHOSEN_ON = "cola"
 TASKS = ("cola", "mrpc", "rte")
-RATES = {"finetune": (1e-4, 3e-4), "lora(rank=8)": (1e-3, 3e-3)}
+RATES = {"finetune": (5e-5, 1e-4), "lora(rank=8)": (1e-3, 3e-3)}
 EPOCHS = 3
 
 
