@@ -34,6 +34,11 @@ def array(rows: Sequence[Sequence[Sequence[int]]], width: int) -> np.ndarray:
     return found
 
 
+def ends(labels: np.ndarray) -> np.ndarray:
+    """The first and the last token of answers, of the first `[..., 0]` and the one after the last `[..., 1]`."""
+    return np.where(labels == NONE, LEFT_OUT, labels - np.array([0, 1])).astype(np.int32)
+
+
 def joined(words: Sequence[str], tags: Sequence[int]) -> tuple[str, list[tuple[int, int, int]]]:
     """Words with spaces between them as a text, and the mark of each.
 

@@ -193,7 +193,7 @@ def labelling(prepare: Prepare, data: Any) -> Callable[[Any, np.ndarray], np.nda
     if data.targets not in marks.KINDS and not answers:
         return lambda inputs, labels: labels
     if getattr(prepare, "labelled", False):
-        return _of_windows
+        return lambda inputs, labels: marks.ends(labels)
     if not isinstance(prepare, Texts):
         raise InputError(f"config.data: {data.name} has {FOUND[data.targets]}, and holds {data.kind}s; expected texts")
 
@@ -209,11 +209,6 @@ def labelling(prepare: Prepare, data: Any) -> Callable[[Any, np.ndarray], np.nda
         return found
 
     return of_tokens
-
-
-def _of_windows(inputs: Any, labels: np.ndarray) -> np.ndarray:
-    """The first and the last token of answers, of labels as `passages.Windows` has them."""
-    return np.where(labels == marks.NONE, marks.LEFT_OUT, labels - np.array([0, 1])).astype(np.int32)
 
 
 def options_of(section: Mapping[str, Any]) -> dict[str, Any]:
