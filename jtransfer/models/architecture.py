@@ -35,6 +35,11 @@ def check_sides(what: str, sides: tuple[int, ...], least: int) -> None:
         )
 
 
+def of_texts(longest: int, *names: str) -> dict[str, jax.ShapeDtypeStruct]:
+    """One example of each input of texts, `[1, tokens]` int32: 8 tokens, or `longest` if they are fewer."""
+    return dict.fromkeys(names, jax.ShapeDtypeStruct((1, min(longest, 8)), "int32"))
+
+
 class Architecture(Protocol):
     """What may be asked of the config of any model, with the answer of a model that has no such thing.
 

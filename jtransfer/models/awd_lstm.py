@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jtransfer.errors import InputError
 from jtransfer.models import layers
-from jtransfer.models.architecture import Architecture
+from jtransfer.models.architecture import Architecture, of_texts
 from jtransfer.models.heads import Head
 from jtransfer.models.lstm import LSTM
 
@@ -64,8 +64,7 @@ class AWDLSTMConfig(Architecture):
 
     @property
     def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
-        example = jax.ShapeDtypeStruct((1, min(self.longest, 8)), jnp.int32)
-        return dict.fromkeys(("input_ids", "attention_mask"), example)
+        return of_texts(self.longest, "input_ids", "attention_mask")
 
     tied = True
     generates = True

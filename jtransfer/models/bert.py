@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jtransfer.errors import InputError, nearest
 from jtransfer.models import layers
-from jtransfer.models.architecture import Architecture
+from jtransfer.models.architecture import Architecture, of_texts
 from jtransfer.models.heads import Head
 from jtransfer.models.transformer import Encoder, Stack, document_mask, padding_mask
 
@@ -104,7 +104,7 @@ class BertConfig(Architecture):
     @property
     def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
         names = ("input_ids", "attention_mask", "token_type_ids")[: 3 if self.types else 2]
-        return dict.fromkeys(names, jax.ShapeDtypeStruct((1, min(self.longest, 8)), jnp.int32))
+        return of_texts(self.longest, *names)
 
     @property
     def language_head(self) -> Head:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from jtransfer.errors import InputError, nearest
 from jtransfer.models import layers
-from jtransfer.models.architecture import Architecture
+from jtransfer.models.architecture import Architecture, of_texts
 from jtransfer.models.transformer import Encoder, Stack, causal_mask, padding_mask
 from jtransfer.models.vit import ViTConfig
 
@@ -85,8 +85,7 @@ class CLIPTextConfig(Architecture):
 
     @property
     def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
-        example = jax.ShapeDtypeStruct((1, min(self.positions, 8)), jnp.int32)
-        return dict.fromkeys(("input_ids", "attention_mask"), example)
+        return of_texts(self.positions, "input_ids", "attention_mask")
 
     final_norm = "encoder/norm"
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jtransfer.errors import InputError
-from jtransfer.models.architecture import Architecture
+from jtransfer.models.architecture import Architecture, of_texts
 from jtransfer.models.heads import Head
 from jtransfer.models.transformer import Encoder, Past, Stack, causal_mask, document_mask
 
@@ -28,8 +28,7 @@ class Decoder(Architecture):
 
     @property
     def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
-        example = jax.ShapeDtypeStruct((1, min(self.positions, 8)), jnp.int32)
-        return dict.fromkeys(("input_ids", "attention_mask", "position_ids"), example)
+        return of_texts(self.positions, "input_ids", "attention_mask", "position_ids")
 
     @property
     def tables(self) -> dict[str, int]:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from jtransfer.errors import InputError, nearest
 from jtransfer.models import layers
-from jtransfer.models.architecture import Architecture
+from jtransfer.models.architecture import Architecture, of_texts
 from jtransfer.models.bert import mean, unit
 from jtransfer.models.heads import Head
 from jtransfer.models.rotary import Rotary
@@ -111,8 +111,7 @@ class ModernBertConfig(Architecture):
 
     @property
     def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
-        example = jax.ShapeDtypeStruct((1, min(self.positions, 8)), jnp.int32)
-        return dict.fromkeys(("input_ids", "attention_mask"), example)
+        return of_texts(self.positions, "input_ids", "attention_mask")
 
     @property
     def transform(self) -> dict:
