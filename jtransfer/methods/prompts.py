@@ -131,7 +131,9 @@ def prompt(length: Annotated[int, LENGTH] = 10, ids: Sequence[int] = ()) -> Meth
         if _follows(length, inputs):
             return call(**lengthened(length, inputs, model.config, also=("attention_mask",)))
         if inputs.get("document_ids") is not None:
-            raise InputError("prompt: rows of several documents have no one beginning; see config.packing 'joined'")
+            raise InputError(
+                "prompt: rows of several documents have no one beginning; expected config.packing 'joined' or none"
+            )
         check_places("prompt", length, tokens_of(inputs), model.config)
 
         def inside(call, args, kwargs, context):

@@ -71,6 +71,7 @@ class Architecture(Protocol):
         right_padded: Whether padding must stand on the right, as positions count it.
         masks_padding: Whether what it makes of a text is the same however far the text is padded on the right, as far
             as the attention mask goes: its outputs `[batch, width]`, and the states of the text's own tokens.
+        masks_documents: Whether tokens of a row may be told, by `document_ids`, to see those of their own text alone.
         generates: Whether the model continues texts, from `cache(batch, size)` on.
         recurrent: Whether all that it keeps of what it has read has one size: `cache` is then a state that a text of
             any length can be read on from.
@@ -97,6 +98,7 @@ class Architecture(Protocol):
     longest: int = 0
     right_padded: bool = False
     masks_padding: bool = False
+    masks_documents: bool = False
     generates: bool = False
     recurrent: bool = False
     eos_tokens: tuple[int, ...] = ()

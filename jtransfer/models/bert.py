@@ -86,6 +86,7 @@ class BertConfig(Architecture):
     cls = True
     right_padded = True
     masks_padding = True
+    masks_documents = True
 
     @property
     def sentence_pooling(self) -> str:

@@ -24,6 +24,7 @@ class Decoder(Architecture):
     final_norm = "encoder/norm"
     generates = True
     masks_padding = True
+    masks_documents = True
     stack: Stack
 
     @property

@@ -244,13 +244,10 @@ class Elmo(nn.Module):
         input_ids: jax.Array,
         attention_mask: jax.Array | None = None,
         word_ids: jax.Array | None = None,
-        document_ids: jax.Array | None = None,
         train: bool = False,
         output_hidden_states: bool = False,
     ) -> dict[str, jax.Array]:
         c = self.config
-        if document_ids is not None:
-            raise InputError("elmo: states go through a row from end to end; expected config.packing 'joined' or none")
         if input_ids.ndim != 3 or input_ids.shape[2] != LETTERS:
             raise InputError(
                 f"elmo: input_ids have shape {list(input_ids.shape)}; expected [batch, words, {LETTERS}], the "

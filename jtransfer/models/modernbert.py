@@ -95,6 +95,7 @@ class ModernBertConfig(Architecture):
 
     cls = True
     masks_padding = True
+    masks_documents = True
     final_norm = "encoder/norm"
 
     @property

@@ -190,6 +190,7 @@ def test_the_kept_model_has_no_state_and_continues_a_text_as_it_reads_one(whole)
         ("objective=lm(ar=-1)", "objective 'lm': ar: expected a number of at least 0, found -1"),
         ("objective=masked_lm", "config.packing 'streams' is of objectives that carry a state, as lm"),
         ("packing=stream", "config.packing"),
+        ("packing=documents", "config.packing 'documents': states of the model go through a row from end to end"),
     ],
 )
 def test_what_cannot_be_read_in_columns_is_refused_before_anything_compiles(made, override, said):
