@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import difflib
+import logging
 import math
 import os
 import shlex
@@ -97,6 +98,7 @@ def _command(argv: list[str]) -> int:
     from jtransfer.errors import Gone, refusal
 
     _hush()
+    logging.getLogger("jtransfer").setLevel(logging.INFO)
     unnamed = "a file"
     try:
         arguments, overrides = _parse(argv)
@@ -141,8 +143,6 @@ def _command(argv: list[str]) -> int:
 
 def _hush() -> None:
     """Leave it to `main` to say what failed: Orbax's and TensorBoard's threads log each failure with its traceback."""
-    import logging
-
     import absl.logging
 
     from jtransfer.errors import refusal

@@ -311,14 +311,19 @@ def _refuse_unused(command: str, values: Mapping[str, Any]) -> None:
         if objective.reads == "pairs" and (unused := set_among(OF_ROWS)):
             instead = "they have config.crop" if unused[0] == "augment" else "leave it out"
             raise InputError(f"config.{unused[0]} is of rows, config.objective '{text}' of pairs; {instead}")
-        if objective.answers and (unused := set_among(("packing", "group_by_length", "teacher", "source"))):
+        if objective.answers and values["packing"] not in ("", "documents"):
+            raise InputError(
+                f"config.packing is '{values['packing']}', config.objective '{text}' learns of prompts with answers, "
+                "which see themselves alone; expected 'documents' or none"
+            )
+        if objective.answers and (unused := set_among(("group_by_length", "teacher", "source"))):
             raise InputError(
                 f"config.{unused[0]} is of texts as they are, config.objective '{text}' of prompts with answers; leave "
                 "it out"
             )
         if values["packing"] and (other := next(iter(set_among(("group_by_length", "teacher", "source"))), "")):
             raise InputError(f"config.packing leaves no text by itself, as config.{other} needs; leave one of them out")
-        if values["packing"] and objective.reads != "texts":
+        if values["packing"] and objective.reads != "texts" and not objective.answers:
             raise InputError(f"config.packing is of objectives on texts alone, as lm; config.objective is '{text}'")
         others = ("packing", "group_by_length", "teacher", "source")
         if values["stride"] and (objective.reads != "spans" or (others := set_among(others))):

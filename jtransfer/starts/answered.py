@@ -71,7 +71,13 @@ class AskedRows:
 
 
 def arranged(
-    stream: Stream, texts: Texts, answers: Answers, objective: str, model: Architecture, tokens: int
+    stream: Stream,
+    texts: Texts,
+    answers: Answers,
+    objective: str,
+    model: Architecture,
+    tokens: int,
+    packed: bool = False,
 ) -> tuple[Stream, Texts]:
     """A stream whose inputs are prompts and answers, and what makes the model's inputs of them.
 
@@ -85,6 +91,8 @@ def arranged(
         objective: As the config writes it, for errors.
         model: Its config.
         tokens: That rows are padded or cut to; 0 for those of the longest row, or all that the model takes.
+        packed: Whether `tokens` is the length of rows of several prompts: each is cut to so many, and padded no more
+            than the longest.
 
     Raises:
         InputError: rows that are no prompts and answers, a template or words that do not fit the data, or a template
@@ -123,7 +131,7 @@ def arranged(
         )
     if cut:
         log.warning("%s: %d of %d answers are cut off at %d tokens", stream.name, cut, count, limit)
-    if not tokens and stream.pool is not None:
+    if (packed or not tokens) and stream.pool is not None:
         limit = min(-(-int(longest) // TOKENS) * TOKENS, limit)
     return stream, Texts(tokenizer, limit, answers=True)
 

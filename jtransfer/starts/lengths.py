@@ -1,17 +1,20 @@
-"""Texts of a stream, arranged so that a step reads less padding: joined into full rows, or grouped by length.
+"""Texts of a stream, arranged so that a step reads less padding: joined into full rows, beside each other in rows as
+far as they fit whole, or grouped by length.
 
 What a batch is follows from the seed and the step alone, as for any stream: of every process all texts are tokenized
 before the first step, so that each knows where every row begins, or how long it is.
 """
 
-from collections.abc import Iterator
+import logging
+from bisect import bisect_left, insort
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from jtransfer.data.marks import KINDS
+from jtransfer.data.marks import KINDS, LEFT_OUT
 from jtransfer.data.streams import Rows, Stream, rearranged
 from jtransfer.data.subsets import epochs
 from jtransfer.data.text import ALL
@@ -19,6 +22,8 @@ from jtransfer.errors import InputError
 from jtransfer.models import Architecture
 from jtransfer.starts.batches import LENGTHS
 from jtransfer.starts.inputs import BLOCK, Arrays, Texts, columns_of
+
+log = logging.getLogger("jtransfer")
 
 PACKINGS = ("joined", "documents", "segments")
 """How rows are filled with texts: each token sees what stands before it in its row, or its own text alone; or a row has
@@ -49,37 +54,52 @@ class Ready:
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """Texts behind each other, cut into rows of equal length; the last row is filled up with padding.
+    """Texts behind each other in rows of one length; what a row has no token for is padding.
 
     Attributes:
         ids: `[all tokens]` int32.
         starts: `[texts]`, the place of the first token of each text.
-        texts: Makes the inputs of the model.
+        begins: `[rows + 1]`, the place of the first token of each row, and the number of all tokens.
+        size: The length of rows.
+        tokenizer: Of the model.
         documents: Whether a row tells which tokens are of one text, in `document_ids` (0 for padding).
         places: Whether it tells where in its text, or in what the row has of it, a token stands, in `position_ids`.
+        learned: `[all tokens]` bool, which tokens are labels; None where rows have no labels of their own.
     """
 
     ids: np.ndarray
     starts: np.ndarray
-    texts: Texts
+    begins: np.ndarray
+    size: int
+    tokenizer: Any
     documents: bool
     places: bool
+    learned: np.ndarray | None = None
 
     def __len__(self) -> int:
-        return -(-len(self.ids) // self.texts.tokens)
+        return len(self.begins) - 1
 
     def __getitem__(self, rows: np.ndarray) -> Arrays:
-        """The inputs `[n, tokens]` of some rows, by the names of the model."""
-        size, tokenizer = self.texts.tokens, self.texts.tokenizer
-        own = [self.ids[row * size : (row + 1) * size].tolist() for row in rows]
-        arrays = tokenizer.padded([(ids, 0, False) for ids in own], size, "right")
+        """The inputs `[n, size]` of some rows, by the names of the model."""
+        own = [self.ids[self.begins[row] : self.begins[row + 1]].tolist() for row in rows]
+        arrays = self.tokenizer.padded([(ids, 0, False) for ids in own], self.size, "right")
         if self.documents:
-            places = rows[:, None] * size + np.arange(size)
+            places, inside = self._places(rows)
             of = np.searchsorted(self.starts, places, side="right")
-            arrays["document_ids"] = np.where(places < len(self.ids), of - of[:, :1] + 1, 0).astype(np.int32)
-            first = np.maximum(self.starts[of - 1], rows[:, None] * size)
+            arrays["document_ids"] = np.where(inside, of - of[:, :1] + 1, 0).astype(np.int32)
+            first = np.maximum(self.starts[of - 1], places[:, :1])
             arrays |= {"position_ids": (places - first).astype(np.int32)} if self.places else {}
         return arrays
+
+    def labels(self, rows: np.ndarray) -> np.ndarray:
+        """The tokens that are learned in some rows, and `LEFT_OUT` in all other places, `[n, size]` int32."""
+        places, inside = self._places(rows)
+        places = np.where(inside, places, 0)
+        return np.where(inside & self.learned[places], self.ids[places], LEFT_OUT).astype(np.int32)
+
+    def _places(self, rows):
+        places = self.begins[rows][:, None] + np.arange(self.size)
+        return places, places < self.begins[rows + 1][:, None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,12 +149,20 @@ def packed(
         The stream, and what takes its inputs.
 
     Raises:
-        InputError: the stream draws its inputs anew, or its texts do not fill one row.
+        InputError: the stream draws its inputs anew, or its texts do not fill one row; or the model does not
+            tell the texts of a row apart.
     """
+    if how == "documents":
+        _check_documents(model)
     rows = rows_of(stream, f"config.packing '{how}'")
-    about = texts, how == "documents", "position_ids" in model.inputs
+    about = texts.tokens, texts.tokenizer, how == "documents", "position_ids" in model.inputs
     name, inputs, _ = stream.held_out
-    pool, held_out = (Packed(*joined(own, texts, model), *about) for own in (Rows(stream.inputs, rows), inputs))
+
+    def cut(inputs):
+        ids, starts = joined(inputs, texts, model)
+        return Packed(ids, starts, np.append(np.arange(0, len(ids), texts.tokens), len(ids)), *about)
+
+    pool, held_out = cut(Rows(stream.inputs, rows)), cut(inputs)
     if len(pool.ids) < texts.tokens:
         raise InputError(
             f"config.packing '{how}': all training texts of {stream.name} have {len(pool.ids)} tokens together, fewer "
@@ -163,9 +191,97 @@ def joined(inputs: Any, texts: Texts, model: Architecture) -> tuple[np.ndarray, 
     return np.concatenate(found), starts[:-1][np.diff(starts) > 0]
 
 
+def _check_documents(model):
+    if not model.masks_documents:
+        raise InputError(
+            "config.packing 'documents': states of the model go through a row from end to end; expected another or none"
+        )
+
+
 def _of_packed(pool, order, share, step):
     """The share of the batch of a step."""
     return {"inputs": Rows(pool, order(step)[share]), "labels": np.zeros((len(share), 0), np.int8)}
+
+
+def beside(
+    stream: Stream, texts: Texts, tokens: int, model: Architecture, batch: int, seed: int, share: np.ndarray
+) -> tuple[Stream, Packed]:
+    """A stream whose rows hold several prompts with their answers, each whole; held-out ones stay each in its own row.
+
+    A token sees its own prompt and answer alone and positions begin anew with each, so that the loss of a row is that
+    of what it holds. The longest come first, each in that row of those with room which has the least (best-fit
+    decreasing; Ding et al. 2024, arXiv:2404.10830). Rows come in shuffled epochs.
+
+    Args:
+        stream: Of pairs of a prompt and an answer, with a pool.
+        texts: Makes the model's inputs of them, each in its own row.
+        tokens: The length of rows; 0 for all that the model takes.
+        model: The config of the model.
+        batch: Rows of a batch, over all devices.
+        seed: Of the shuffling.
+        share: Positions in a batch that this process reads.
+
+    Returns:
+        The stream, whose batches have the inputs of the model, and its rows.
+
+    Raises:
+        InputError: the stream makes its batches itself, or the model does not tell the texts of a row apart.
+    """
+    _check_documents(model)
+    if stream.pool is None:
+        raise InputError(f"config.packing: {stream.name} makes its batches itself; expected data by rows; leave it out")
+    (inputs, labels), size = stream.pool, tokens or texts.tokenizer.limit
+    found = list(_encoded(inputs, texts, texts.tokens))
+    rows = best_fit([len(ids) for ids, _, _ in found], size)
+    ordered = [found[text] for row in rows for text in row]
+    starts = np.cumsum([0, *(len(ids) for ids, _, _ in ordered)])
+    ids = np.concatenate([np.array(ids, np.int32) for ids, _, _ in ordered])
+    learned = np.concatenate([np.array(types, bool) for _, types, _ in ordered])
+    begins, starts = starts[np.cumsum([0, *map(len, rows)])], starts[:-1][np.diff(starts) > 0]
+    learned[starts] = False  # which no token before them asks for
+    log.info(
+        "%s: %d prompts with answers fill %d rows of %d tokens to %d%%",
+        *(stream.name, len(found), len(rows), size, round(100 * len(ids) / (len(rows) * size))),
+    )
+    pool = Packed(ids, starts, begins, size, texts.tokenizer, True, "position_ids" in model.inputs, learned)
+    first = labels[[row[0] for row in rows]]  # as a stream has labels as those held out
+    at = partial(_of_beside, pool, first, epochs(np.arange(len(pool)), batch, seed), share)
+    return rearranged(stream, at, stream.held_out, stream.pool), pool
+
+
+def _of_beside(pool, labels, order, share, step):
+    rows = order(step)[share]
+    return {"inputs": Rows(pool, rows), "labels": labels[rows]}
+
+
+def labels_beside(inputs: Rows, labels: np.ndarray) -> np.ndarray:
+    """The labels of a batch of `beside`, `[n, size]` int32."""
+    return inputs.inputs.labels(inputs.rows)
+
+
+def best_fit(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Texts by the row of `size` tokens that each stands in: the longest first, each where the fewest tokens are left.
+
+    Args:
+        lengths: The tokens of each text, `size` at most.
+        size: Tokens of a row.
+    """
+    rows, with_left, lefts = [], {}, []
+    for text in np.argsort(-np.asarray(lengths), kind="stable").tolist():
+        at = bisect_left(lefts, lengths[text])
+        left = lefts[at] if at < len(lefts) else size
+        if at < len(lefts):
+            row = with_left[left].pop()
+            if not with_left[left]:
+                del lefts[at]
+        else:
+            rows.append(row := [])
+        row.append(text)
+        left -= lengths[text]
+        if not with_left.setdefault(left, []):
+            insort(lefts, left)
+        with_left[left].append(row)
+    return rows
 
 
 def grouped(stream: Stream, texts: Texts, batch: int, seed: int, share: np.ndarray) -> tuple[Stream, Ready]:
@@ -236,9 +352,12 @@ def by_length(counts: np.ndarray, batch: int, rows: np.ndarray, draws: np.random
 
 def tokens_of(inputs: Any, texts: Texts) -> Iterator[list[int]]:
     """The tokens of each text, indexed by rows, with its special tokens; none is cut."""
+    yield from (ids for ids, _, _ in _encoded(inputs, texts, ALL))
+
+
+def _encoded(inputs, texts, limit):
     for start in range(0, len(inputs), BLOCK):
-        own = inputs[np.arange(start, min(start + BLOCK, len(inputs)))]
-        yield from (ids for ids, _, _ in _tokens(own, texts, ALL))
+        yield from _tokens(inputs[np.arange(start, min(start + BLOCK, len(inputs)))], texts, limit)
 
 
 def _tokens(inputs, texts, limit):

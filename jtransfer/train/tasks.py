@@ -26,7 +26,7 @@ from jtransfer.errors import InputError, Once
 from jtransfer.evaluate.zero_shot import TEMPLATES
 from jtransfer.models import Heads
 from jtransfer.objectives import metrics
-from jtransfer.starts import answered, pairs, teachers, words
+from jtransfer.starts import answered, lengths, pairs, teachers, words
 from jtransfer.starts.inputs import (
     as_they_are,
     example,
@@ -79,6 +79,7 @@ def _refuse_needs(config, others: bool) -> None:
 def _of_rows(config, settings, mesh, stream, kept) -> Task:
     """A task of rows, each with its labels or without any."""
     remembered = stream is not None
+    packed = bool(config.packing) and not remembered
     asked = objectives.parse(config.objective, settings)
     stream = stream or opened.stream(config, config.data, asked, mesh)
     method = methods.parse(config.method)
@@ -88,7 +89,7 @@ def _of_rows(config, settings, mesh, stream, kept) -> Task:
         tower = not (method.names or config.source or config.watch)
         dual, prepare = opened.backbone(config, stream, tower, kept, absent=remembered)
         if asked.answers:
-            own = asked.answers, config.objective, dual.config, config.load.tokens
+            own = asked.answers, config.objective, dual.config, config.load.tokens, packed
             stream, prepare = answered.arranged(stream, prepare, *own)
         elif not remembered:
             stream, prepare = opened.arranged(config, stream, prepare, dual.config, mesh)
@@ -111,6 +112,11 @@ def _of_rows(config, settings, mesh, stream, kept) -> Task:
         from_source = names.source(config.source, config.source_dir or config.data_dir, part, config.load)
 
     ready = partial(_ready, partial(_prepared, prepare.of_parts if config.augment else prepare), labels)
+    trained, shape = stream, one
+    if asked.answers and packed:
+        about = config.batch, config.seed, sharding.rows(mesh, config.batch)
+        trained, rows = lengths.beside(stream, prepare, config.load.tokens, dual.config, *about)
+        ready, shape = partial(_ready, _rows_of, lengths.labels_beside), example(rows[np.arange(1)])
 
     templated = bool(asked.answers and asked.answers.template)  # whose metrics are of words
     evaluate = partial(measured.rows, "", stream, held_out, prepare, objective, {} if templated else named, one, mesh)
@@ -135,7 +141,7 @@ def _of_rows(config, settings, mesh, stream, kept) -> Task:
     read = {name: x.fingerprint for name, x in (taught | ({"source": from_source} if from_source else {})).items()}
     task = Task(
         TaskData(
-            *(stream, ready, one, evaluate, parts, solve, from_source, prepare),
+            *(trained, ready, shape, evaluate, parts, solve, from_source, prepare),
             told=partial(_told, tuple(taught.values())) if taught else None,
         ),
         replace(
@@ -258,6 +264,10 @@ def _labels(prepare, stream):
 
 def _prepared(prepare, inputs):
     return gathered(prepare, inputs, np.arange(len(inputs)))
+
+
+def _rows_of(inputs):
+    return inputs[np.arange(len(inputs))]
 
 
 def _ready(own, labels, batch, make=None):

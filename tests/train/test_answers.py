@@ -19,6 +19,7 @@ from jtransfer.errors import InputError
 from jtransfer.evaluate.likelihood import Likelihoods, questions
 from jtransfer.models import apply
 from jtransfer.predict.run import Wanted, predict
+from jtransfer.starts.lengths import best_fit
 from jtransfer.train import loop, remembered, resuming, runs
 
 torch = pytest.importorskip("torch")
@@ -56,6 +57,7 @@ def made(tmp_path_factory):
         return "".join(rng.choice(list("abc é"), rng.integers(1, most)))
 
     rows = [{"prompt": f"Q: {text(12)}\nA:", "answer": f" {text(8)}"} for _ in range(60)]
+    rows[1]["prompt"] = ""
     (directory / "answers.jsonl").write_text("\n".join(map(json.dumps, rows)))
     rows = [{"text": ("x" if i % 2 else "y") + text(9), "label": ["bad", "fine"][i % 2]} for i in range(60)]
     (directory / "classes.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -110,6 +112,84 @@ def test_loss_and_gradients_are_those_of_transformers_with_labels_of_prompts_lef
         "encoder/block_1/attention/qkv/kernel": "transformer.h.1.attn.c_attn.weight",
     }.items():
         np.testing.assert_allclose(gradients[path], theirs[name].grad.numpy(), atol=1e-5, err_msg=path)
+
+
+PACKED = "--config.packing=documents", "--config.load.tokens=48"
+
+
+@pytest.mark.parametrize("what", [ANSWERS, ("classes.jsonl", PROMPTED)], ids=["answers", "classes"])
+def test_packed_prompts_with_answers_stand_whole_in_their_rows_once_an_epoch(made, what, caplog):
+    with caplog.at_level(logging.INFO, logger="jtransfer"):
+        run = prepared(made[0], *what, *PACKED)
+    alone = prepared(made[0], *what)
+    inputs, _ = alone.task.data.stream.pool
+    texts, every = alone.task.data.prepare, np.arange(len(inputs))
+    encoded = texts.tokenizer.rows(*zip(*inputs[every], strict=True))
+    wanted = sorted((tuple(ids), (-100, *np.where(types, ids, -100)[1:])) for ids, types, _ in encoded)
+    pool = next(taken(run.task.data.stream, BATCH, 0))[0]["inputs"].inputs
+    rows, labels = pool[np.arange(len(pool))], pool.labels(np.arange(len(pool)))
+    found = []
+    for ids, of, places, own in zip(rows["input_ids"], rows["document_ids"], rows["position_ids"], labels, strict=True):
+        assert not set(own[of == 0]) - {-100}
+        for number in range(1, of.max() + 1):
+            at = of == number
+            assert places[at].tolist() == [*range(at.sum())]
+            found.append((tuple(ids[at]), tuple(own[at])))
+    assert sorted(found) == wanted
+    assert len(pool) < len(wanted) / 2
+    assert f"{len(wanted)} prompts with answers fill {len(pool)} rows of 48 tokens to" in caplog.text
+    # And each batch is of these rows, whatever its step.
+    batch = first(run)
+    assert {tuple(x) for x in batch["labels"]} <= {tuple(x) for x in labels}
+    assert batch["inputs"].keys() == rows.keys() and batch["inputs"]["input_ids"].shape == (BATCH, 48)
+
+
+def test_a_packed_row_has_the_loss_and_gradient_that_its_answers_have_by_themselves(made):
+    run, own = prepared(made[0], *ANSWERS, *PACKED), jt.load(str(made[0]))
+    packed, tree = first(run), {path: jax.numpy.asarray(leaf) for path, leaf in own.params.items()}
+    arrays = packed["inputs"]["input_ids"], packed["inputs"]["document_ids"], packed["labels"]
+    rows = [
+        (ids[of == number], labels[of == number])
+        for ids, of, labels in zip(*arrays, strict=True)
+        for number in range(1, of.max() + 1)
+    ]
+    ids, mask, labels = (np.full((len(rows), 48), fill, np.int32) for fill in (0, 0, -100))
+    for row, (own_ids, own_labels) in enumerate(rows):
+        ids[row, : len(own_ids)], mask[row, : len(own_ids)], labels[row, : len(own_ids)] = own_ids, 1, own_labels
+    alone = {"inputs": {"input_ids": ids, "attention_mask": mask}, "labels": labels}
+    loss = objectives.make_loss(own.whole, run.task.objective)
+
+    @jax.jit
+    def step(tree, batch):
+        return jax.value_and_grad(lambda tree: loss(tree, {}, batch, jax.random.key(0))[0])(tree)
+
+    (value, gradient), (wanted, others) = step(tree, packed), step(tree, alone)
+    assert float(value) == pytest.approx(float(wanted), rel=1e-5)
+    for path, leaf in others.items():
+        np.testing.assert_allclose(gradient[path], leaf, atol=1e-6, err_msg=path)
+
+
+@pytest.mark.parametrize("what", [ANSWERS, ("classes.jsonl", PROMPTED)], ids=["answers", "classes"])
+def test_packed_answers_are_measured_each_by_itself(made, what, tmp_path):
+    run, alone = prepared(made[0], *what, *PACKED, "--config.steps=1"), prepared(made[0], *what)
+    assert run.task.data.prepare.tokens == alone.task.data.prepare.tokens < 48
+    rows = []
+    loop.train(run, tmp_path, lambda row, speed: rows.append(row))
+    trained, (name, inputs, labels) = jt.load(str(tmp_path / "model")), alone.task.data.stream.held_out
+    every = inputs[np.arange(len(labels))]
+    batch = {"inputs": alone.task.data.prepare(every), "labels": alone.task.data.prepare.labels_of_answers(every)}
+    outputs = apply(trained.whole, dict(trained.params), batch["inputs"], train=False)
+    assert rows[-1][f"{name}_loss"] == pytest.approx(float(run.task.objective.score({}, outputs, batch)[0]), abs=1e-4)
+
+
+def test_texts_stand_where_the_fewest_tokens_are_left_the_longest_first():
+    assert best_fit([2, 5, 3, 7, 1], 9) == [[3, 0], [1, 2, 4]]
+    assert best_fit([9, 9], 9) == [[0], [1]]
+    lengths = np.random.default_rng(0).integers(1, 100, 2000)
+    rows = best_fit(lengths, 100)
+    assert sorted(text for row in rows for text in row) == [*range(2000)]
+    assert max(lengths[row].sum() for row in rows) <= 100
+    assert len(rows) <= 1.02 * lengths.sum() / 100
 
 
 def test_an_answer_that_is_cut_off_is_counted_and_said(made, caplog):
@@ -198,7 +278,7 @@ def test_places_of_a_template_are_filled_at_once():
     ("data", "objective", "override", "said"),
     [
         ("classes.jsonl", "lm(answers=True)", "", "learns answers to prompts; .* has one text a row; expected two"),
-        (*ANSWERS, "--config.packing=joined", r"config.packing is of texts as they are, config.objective 'lm\(answers"),
+        (*ANSWERS, "--config.packing=joined", "which see themselves alone; expected 'documents' or none"),
         ("classes.jsonl", PROMPTED, "--config.group_by_length=True", "config.group_by_length is of texts as they are"),
         ("classes.jsonl", "prompted(words=('a',))", "", "there are 1 words for 2 classes"),
         ("classes.jsonl", "prompted(template='{label}')", "", "expected {text} and then one {label}"),

@@ -118,7 +118,8 @@ def test_documents_of_one_row_have_the_loss_and_gradient_that_each_has_by_itself
     texts = replace(run.task.data.prepare, tokens=TOKENS)
     documents = [[5, 6, END], [7, END], [8, 9, 10, 11, END]]
     starts = np.cumsum([0, *map(len, documents)])[:-1]
-    one = Packed(np.concatenate(documents).astype(np.int32), starts, texts, True, True)[np.arange(1)]
+    ids = np.concatenate(documents).astype(np.int32)
+    one = Packed(ids, starts, np.array([0, len(ids)]), texts.tokens, texts.tokenizer, True, True)[np.arange(1)]
     assert one["document_ids"][0].tolist() == [1] * 3 + [2] * 2 + [3] * 5 + [0] * 6
     assert one["position_ids"][0, :10].tolist() == [0, 1, 2, 0, 1, 0, 1, 2, 3, 4]
     padded = np.full((3, 5), END, np.int32)
@@ -141,7 +142,9 @@ def test_documents_of_one_row_have_the_loss_and_gradient_that_each_has_by_itself
 def test_a_document_that_goes_on_in_the_next_row_counts_its_positions_from_there(made):
     _, file, _ = made
     texts = replace(prepared(file, "--config.packing=documents").task.data.prepare, tokens=4)
-    two = Packed(np.arange(2, 9, dtype=np.int32), np.array([0, 2]), texts, True, True)[np.array([1, 0])]
+    begins = np.array([0, 4, 7])
+    about = np.array([0, 2]), begins, 4, texts.tokenizer, True, True
+    two = Packed(np.arange(2, 9, dtype=np.int32), *about)[np.array([1, 0])]
     assert two["document_ids"].tolist() == [[1, 1, 1, 0], [1, 1, 2, 2]]
     assert two["position_ids"][:, :3].tolist() == [[0, 1, 2], [0, 1, 0]]
 
@@ -218,7 +221,7 @@ def test_a_run_learns_measures_perplexity_and_keeps_its_model(made, flags, tmp_p
         ),
         (
             ["--config.packing=documents", "--config.method=prompt(length=2)"],
-            "prompt: rows of several documents have no one beginning; see config.packing 'joined'",
+            "prompt: rows of several documents have no one beginning; expected config.packing 'joined' or none",
         ),
         (
             ["--config.group_by_length=True", "--config.objective=clip"],
