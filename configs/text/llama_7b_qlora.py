@@ -2,6 +2,8 @@
 
 jtransfer train --config=configs/text/llama_7b_qlora.py:data=texts:FILE --workdir=runs/llama_7b
 jtransfer train --config=configs/text/llama_7b_qlora.py:data=texts:FILE,backbone=Qwen/Qwen2.5-7B --workdir=runs/7b
+jtransfer train --config="configs/text/llama_7b_qlora.py:objective=lm(answers=True),packing=documents" \
+    --config.data="table:FILE.jsonl?input=prompt+answer" --workdir=runs/answers_7b
 jtransfer inspect --config=configs/text/llama_7b_qlora.py --topology=v5p:1x1x1 --config.model.depth=4
 
 The values are those of QLoRA for 7B (Dettmers et al. 2023, arXiv:2305.14314, appendix B.2 and table 9), compared with

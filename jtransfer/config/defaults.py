@@ -97,9 +97,9 @@ def train_defaults() -> dict[str, Any]:
         "temperature_limit": 100.0,  # of "clip": the most that cosines are multiplied by; 0 for none, as "siglip" has
         "augment": (),  # of images, as ("inception_crop(224)", "flip", "randaugment(2, 9)"): see docs/data.md
         # Of a single task of texts: of lm and masked_lm, "joined" behind each other in rows of load.tokens without
-        # padding, "documents", each of which sees itself alone, or "segments", two in a row, for next sentences; of lm
-        # on a recurrent model "streams", whose rows go on from batch to batch, or "random_streams", with windows of
-        # random lengths; or batches of texts of about one length.
+        # padding, "documents", each of which sees itself alone (so too whole prompts with answers), or "segments",
+        # two in a row, for next sentences; of lm on a recurrent model "streams", whose rows go on from batch to batch,
+        # or "random_streams", with windows of random lengths; or batches of texts of about one length.
         "packing": "",
         "group_by_length": False,
         "stride": 0,  # of "squad:FILE": tokens from one window of a long passage to the next; 0 cuts it at load.tokens
