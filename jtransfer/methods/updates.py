@@ -348,6 +348,7 @@ def _site(layer, kind, path, x):
 def _convolving(layer: nn.Conv) -> tuple[dict[str, Any], tuple[int, ...]]:
     """The options with which a layer convolves, and its window."""
     window = tuple(layer.kernel_size)
+    sides = "DHW"[-len(window) :]
 
     def each(value):
         return (value or 1,) * len(window) if isinstance(value, int | None) else tuple(value)
@@ -359,6 +360,6 @@ def _convolving(layer: nn.Conv) -> tuple[dict[str, Any], tuple[int, ...]]:
         "window_strides": each(layer.strides),
         "padding": padding,
         "rhs_dilation": each(layer.kernel_dilation),
-        "dimension_numbers": ("NHWC", "HWIO", "NHWC"),
+        "dimension_numbers": (f"N{sides}C", f"{sides}IO", f"N{sides}C"),
     }
     return options, window

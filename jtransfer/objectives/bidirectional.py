@@ -34,7 +34,7 @@ def bilm(samples: Annotated[int, whole(0, 2**20)] = 0) -> Objective:
 
     Raises:
         InputError: `samples` below 0; in a call of `head`, a model without language models of both directions, or with
-            no more words than samples.
+            no more words than samples; in a call of the objective, samples of a head to which a method adds.
     """
 
     def labels(batch):
@@ -58,6 +58,11 @@ def bilm(samples: Annotated[int, whole(0, 2**20)] = 0) -> Objective:
         return batch | {DRAWN: jax.random.uniform(key, (samples,))}
 
     def sampled(params, outputs, batch):
+        if beside := {path for path in params if path.startswith("head/")} - {"head/kernel", "head/bias"}:
+            raise InputError(
+                f"bilm: samples are columns of the head's kernel, beside which the method has '{min(beside)}'; leave "
+                "the head out of its target, or set samples=0"
+            )
         states, kernel, bias = outputs[NEIGHBOURS], params["head/kernel"], params["head/bias"]
         own = labels(batch)
         ids = jnp.where(own == LEFT_OUT, 0, own)

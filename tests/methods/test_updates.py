@@ -1,5 +1,6 @@
 """Updates of kernels by few numbers: what they add, where they start, what they merge to and what they cost."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +11,10 @@ from jtransfer import checkpoints, methods, models
 from jtransfer.checkpoints import Adapter, deltas
 from jtransfer.errors import InputError
 from jtransfer.methods.fourier import entries
+from jtransfer.methods.intercepted import Intercepted
 from jtransfer.models import Head, apply
 from jtransfer.optimiser import Optimiser
-from jtransfer.tree import FROZEN, partition, size
+from jtransfer.tree import FROZEN, flat, nested, partition, size
 
 WIDTH, HIDDEN, LAYERS, HEAD = 16, 64, 4, 3 * 17
 """Of the small ViT: width, hidden units, adapted layers (query and value of two blocks), leaves of the head."""
@@ -147,6 +149,27 @@ def test_an_embedding_has_a_path_that_starts_at_nothing_and_merges_into_the_tabl
     ours = apply(adapted.model, moved, batch)["features"]
     np.testing.assert_allclose(ours, apply(model, method.merge(moved), batch)["features"], atol=1e-5)
     assert np.abs(ours - apply(model, base, batch)["features"]).max() > 1e-3
+
+
+@pytest.mark.parametrize("text", ["lora(rank=2, target='conv', dora=True)", "hra(rank=2, target='conv')"])
+@pytest.mark.parametrize("sides", [1, 3])
+def test_convolutions_of_one_and_of_three_dimensions_are_updated_and_merge(text, sides):
+    class Convolving(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Conv(6, (3,) * sides, strides=2, padding=[(1, 0)] * sides, name="conv")(x)
+
+    x, method = jax.random.normal(jax.random.key(0), (2, *[5] * sides, 4)), methods.parse(text)
+    model = Intercepted(Convolving(), method.adds)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), x)["params"]
+    keys = iter(jax.random.split(jax.random.key(1), 9))
+    params = jax.tree.map(lambda leaf: jax.random.normal(next(keys), leaf.shape), shapes)
+    own, updated = Convolving(), model.apply({"params": params}, x)
+    merged = nested(method.merge(flat(params)))
+    np.testing.assert_allclose(own.apply({"params": merged}, x), updated, rtol=1e-4, atol=1e-4)
+    assert (
+        np.abs(own.apply({"params": {"conv": {k: params["conv"][k] for k in merged["conv"]}}}, x) - updated).max() > 1
+    )
 
 
 def test_a_table_that_the_head_reads_too_is_not_updated():
