@@ -5,6 +5,7 @@
 No plain model has them, so they do not merge: what is kept is the adapter, beside the name of its backbone.
 """
 
+import re
 from collections.abc import Callable
 from typing import Annotated
 
@@ -256,11 +257,12 @@ def _normalised(norm: nn.LayerNorm, x: jax.Array) -> jax.Array:
 
 
 def _method(name: str, interceptor: Interceptor, *others: tuple[str, float], of: str = "transformer block") -> Method:
-    """Adapters and the head learn, and what other rules say."""
+    """Adapters and the head learn, and what other rules say of leaves that are there."""
 
     def learns(paths):
         if not any(path.endswith("_adapter/up/kernel") for path in paths):
             raise InputError(f"{name}: the model has no {of}, whose branches it adapts")
-        return learn(HEAD, (ADAPTER, 1.0), *others)(paths)
+        there = [rule for rule in others if any(re.fullmatch(rule[0], path) for path in paths)]  # ELMo has no norms
+        return learn(HEAD, (ADAPTER, 1.0), *there)(paths)
 
     return Method(name, learns, adds=(interceptor,), merge=None)

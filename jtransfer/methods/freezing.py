@@ -185,8 +185,18 @@ def norm() -> Method:
     """The scale and bias of every norm learn, and the head (Frankle et al. 2021, arXiv:2003.00152; PEFT's LN tuning).
 
     Batch normalisations then use the batch's statistics and move the running ones; `norm + frozen_norm` keeps them.
+
+    Raises:
+        InputError: of a model, one without norms.
     """
-    return Method("norm", learn(HEAD, (r"(.*/)?norm(_\w+)?/(scale|bias)", 1.0)))
+    own = r"(.*/)?norm(_\w+)?/(scale|bias)"
+
+    def learns(paths):
+        if not any(re.fullmatch(own, path) for path in paths):
+            raise InputError("norm: the model has no norms")
+        return learn(HEAD, (own, 1.0))(paths)
+
+    return Method("norm", learns)
 
 
 def frozen_norm() -> Method:

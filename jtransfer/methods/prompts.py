@@ -128,6 +128,8 @@ def prompt(length: Annotated[int, LENGTH] = 10, ids: Sequence[int] = ()) -> Meth
         inputs = by_name(model, args, kwargs)
         if inputs[TEXTS].ndim != 2:
             raise InputError("prompt: the model reads words by their characters, before which no token can stand")
+        if model.config.recurrent:
+            raise InputError("prompt: the model reads on from a state, which takes the place of tokens before a text")
         if _follows(length, inputs):
             return call(**lengthened(length, inputs, model.config, also=("attention_mask",)))
         if inputs.get("document_ids") is not None:

@@ -24,6 +24,7 @@ from jtransfer.devices import sharding
 from jtransfer.errors import InputError
 from jtransfer.methods.endings import now
 from jtransfer.models import Classifier, Head, Headed, complete
+from jtransfer.models.elmo import LETTERS
 from jtransfer.objectives import classification, make_loss
 from jtransfer.objectives.contrastive import clip
 from jtransfer.train import Optimiser, TrainState, TrialData, make_step, make_trial, plan
@@ -35,6 +36,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "methods.md"
 CLASSES, STEPS, WORDS = 3, 12, 12
 VIT = {"image": (8, 8), "channels": 1, "patch": 4, "width": 16, "depth": 2, "heads": 2}
 TEXT = {"vocabulary": 20, "positions": 2 * WORDS, "width": 16, "depth": 2, "heads": 2}
+ELMO = {"character_width": 4, "filters": (4, 4), "highways": 1, "width": 8, "hidden": 12, "vocabulary": 0}
 FAMILIES = {
     "ViT": lambda: models.build("vit", **VIT),
     "CNN": lambda: models.build("resnet", image=(16, 16), channels=1, stem=8, widths=(8, 16), depths=(1, 1)),
@@ -42,6 +44,8 @@ FAMILIES = {
     "GPT-2": lambda: models.build("gpt2", **TEXT),
     "Llama": lambda: models.build("llama", **TEXT, kv_heads=1, hidden=24),
     "ModernBERT": lambda: models.build("modernbert", **TEXT, hidden=24, window=4, global_every=2, padding=0),
+    "ELMo": lambda: models.build("elmo", **ELMO),
+    "AWD-LSTM": lambda: models.build("awd_lstm", vocabulary=20, longest=2 * WORDS, width=16, hidden=12, layers=2),
     "CLIP": lambda: models.build("clip", projection=8, vision=VIT, text=TEXT),
 }
 """A small backbone of each; CLIP's two towers are trained on pairs, or on classes by name, the others on classes."""
@@ -96,6 +100,23 @@ OF_FAMILY = {
     ("boft", "CNN"): "boft(block=2, target='.*block.*conv.*')",
     ("hra", "CNN"): "hra(rank=2, target='.*conv.*')",
     ("ia3", "CNN"): "ia3('.*conv.*')",
+    ("lora", "ELMo"): "lora(target='.*(conv_1|input|state)')",
+    ("lora", "AWD-LSTM"): "lora(target='.*(input|hidden)')",
+    **{
+        (name, family): f"{name}({option}, target='.*input')"
+        for name, option in {
+            "vera": "rank=8",
+            "loha": "rank=2",
+            "lokr": "rank=2",
+            "fourierft": "number=50, scale=20.0",
+            "oft": "block=4",
+            "boft": "block=4",
+            "hra": "rank=4",
+        }.items()
+        for family in ("ELMo", "AWD-LSTM")
+    },
+    ("ia3", "ELMo"): "ia3('.*input')",
+    ("ia3", "AWD-LSTM"): "ia3('.*input')",
 }
 """Where a family takes it with other options."""
 QUICK = [("lora", "ViT"), ("norm", "CNN"), ("unfreeze", "BERT"), ("ia3", "GPT-2"), ("houlsby", "CLIP")]
@@ -136,15 +157,19 @@ def with_head(backbone):
     """A backbone with a head of its own, but for a dual encoder."""
     if backbone.name == "CLIP":
         return backbone
-    kernel = np.float32(np.random.default_rng(3).normal(size=(16, SOURCE)))
+    kernel = np.float32(np.random.default_rng(3).normal(size=(width_of(backbone.config), SOURCE)))
     own = {"source_head/kernel": kernel, "source_head/bias": np.zeros(SOURCE, np.float32)}
     return replace(backbone, params=backbone.params | own, head=Head(SOURCE), classes=tuple("vwxyz"))
 
 
+def width_of(config):
+    """Of the features: those of AWD-LSTM are the last state, the maximum and the mean of 16 values."""
+    return 48 if config.recurrent else 16
+
+
 def parsed(text, config):
-    """A method that is made for `PARTS` and a backbone of width 16 or another."""
-    width = getattr(config, "width", 16)
-    return methods.parse(text).bound(methods.Given(PARTS, config, Head(SOURCE), width))
+    """A method that is made for `PARTS` and a backbone."""
+    return methods.parse(text).bound(methods.Given(PARTS, config, Head(SOURCE), width_of(config)))
 
 
 def held(adapted, base):
@@ -175,7 +200,7 @@ def adapt(name, family, backbone):
     return method, methods.adapt(method, model, base, backbone.config.inputs)
 
 
-def batch_of(family, backbone, rows=8):
+def batch_of(family, backbone, rows=8, pairs=False):
     """Labelled examples, or pairs."""
     rng = np.random.default_rng(2)
     labels = np.arange(rows) % CLASSES
@@ -192,10 +217,12 @@ def batch_of(family, backbone, rows=8):
     words = rng.integers(3, 20, (rows, WORDS))
     words[:, 1] = 3 + labels
     words[:, -1] = 19  # CLIP's end of text is the largest id
-    places = {"position_ids": np.tile(np.arange(WORDS, dtype=np.int32), (rows, 1))}
-    inputs = {name: places.get(name, np.int32(words)) if x is None else x for name, x in inputs.items()}
+    known = {"position_ids": np.tile(np.arange(WORDS, dtype=np.int32), (rows, 1))}
+    if family == "ELMo":  # whose words are read by their characters, here one each
+        known["input_ids"] = np.pad(np.int32(words)[..., None], ((0, 0), (0, 0), (0, LETTERS - 1)))
+    inputs = {name: known.get(name, np.int32(words)) if x is None else x for name, x in inputs.items()}
     one_hot = np.float32(np.eye(CLASSES)[labels])
-    if family == "CLIP":
+    if pairs:
         return {"inputs": inputs}
     others = {name: np.float32(rng.random((rows, *x.shape[1:]))) for name, x in PARTS.items()}
     return others | {"inputs": inputs, "labels": labels, "teacher": 3 * one_hot}
@@ -228,7 +255,7 @@ def run(name, family, backbone, directory):
     """One cell: learn, look at what moved, save, load, compare."""
     method, adapted = adapt(name, family, backbone)
     backbone, head = subject(name, family, backbone)
-    objective, batch = classification() if head else clip(), batch_of("" if head else family, backbone)
+    objective, batch = classification() if head else clip(), batch_of(family, backbone, pairs=not head)
     rng = np.random.default_rng(3)
     solved = {path: np.float32(rng.normal(size=adapted.shapes[path].shape)) for path in adapted.solved}
     before, after, state, losses = trained(adapted, objective, adapted.base | solved, batch)
