@@ -8,7 +8,7 @@ import numpy as np
 
 from jtransfer import kinds
 from jtransfer.data import encoded
-from jtransfer.data.dataset import Context, Dataset, Lazy, each, refused
+from jtransfer.data.dataset import Context, Dataset, Lazy, each, refused, unlabelled
 from jtransfer.data.downloads import inside, shown
 from jtransfer.data.joined import Table, Tables
 from jtransfer.data.labelled import NUMBER, first_labelled, labelled
@@ -70,7 +70,7 @@ def dataset(
     if held_out is not None:
         parts = np.split(np.arange(rows.count), [pool.count])
     else:
-        *parts, tested = hold_out(labels if label else np.zeros((rows.count, 0), np.int8), name, without)
+        *parts, tested = hold_out(labels if label else unlabelled(rows.count), name, without)
         parts = [np.union1d(parts[0], [*wrong]).astype(int), np.setdiff1d(parts[1], [*wrong])] if wrong else parts
     if ways and tested != ways[0]:
         tested += f" (the labels of {ways[0]} are hidden)"

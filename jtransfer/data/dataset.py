@@ -220,6 +220,11 @@ class Dataset:
         return digest.hexdigest()[:16]
 
 
+def unlabelled(count: int) -> np.ndarray:
+    """The labels of `count` inputs that have none, `[count, 0]`."""
+    return np.zeros((count, 0), np.int8)
+
+
 def targets(labels: np.ndarray) -> str:
     """What labels are: one of the names in `FOUND`, or "" for none.
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from jtransfer import kinds
-from jtransfer.data.dataset import CLASSES, Context
+from jtransfer.data.dataset import CLASSES, Context, unlabelled
 from jtransfer.data.joined import Tables
 from jtransfer.data.labels import distinct, numbers, several
 from jtransfer.errors import InputError
@@ -53,7 +53,7 @@ def labelled(
     count, where = sum(part.count for part in parts), parts[0].tables[0].where
     if not label:
         pairs = "pairs" in context.reads
-        return (("",), np.zeros(count, np.int8)) if pairs else ((), np.zeros((count, 0), np.int8))
+        return (("",), np.zeros(count, np.int8)) if pairs else ((), unlabelled(count))
     names, found = parts[0].tables[0].classes.get(label, ()), [own.read(label, np.arange(own.count)) for own in parts]
     asked = "values" in context.reads and not {*CLASSES} & {*context.reads}
     if isinstance(found[0][0], list):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from etils import epath
 
-from jtransfer.data.dataset import Context, Dataset, Lazy, refused
+from jtransfer.data.dataset import Context, Dataset, Lazy, refused, unlabelled
 from jtransfer.data.splits import hold_out_the_last
 from jtransfer.errors import InputError
 from jtransfer.storage import parts
@@ -75,4 +75,4 @@ def read(file: str, context: Context) -> Dataset:
         digest.hexdigest()[:16],
         damaged=lambda rows: refused(text, rows, lines(rows)),
     )
-    return Dataset(context.name, inputs, np.zeros((len(places), 0), np.int8), (), pool, test, "text")
+    return Dataset(context.name, inputs, unlabelled(len(places)), (), pool, test, "text")

@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from jtransfer.data.dataset import CLASSES, Context, Dataset, Images, Lazy, blocks
+from jtransfer.data.dataset import CLASSES, Context, Dataset, Images, Lazy, blocks, unlabelled
 from jtransfer.data.labels import columns, distinct, numbers, texts
 from jtransfer.data.splits import hold_out, hold_out_the_last
 from jtransfer.errors import InputError, nearest
@@ -78,7 +78,7 @@ def _read_texts(file: str, arrays: Mapping[str, NpzArray], context: Context) -> 
     if "labels" in arrays:
         classes, labels = _targets(file, arrays, prefixes, "texts", context, wrong)
     else:
-        classes, labels = (), [np.zeros((arrays[f"{prefix}texts"].shape[0], 0), np.int8) for prefix in prefixes]
+        classes, labels = (), [unlabelled(arrays[f"{prefix}texts"].shape[0]) for prefix in prefixes]
     pool, test = _split(file, labels, "texts")
     inputs = Lazy(len(rows), lambda asked: [rows[row] for row in asked], digest.hexdigest()[:16])
     return Dataset(context.name, inputs, np.concatenate(labels), classes, pool, test, "text", damaged=wrong)

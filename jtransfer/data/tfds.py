@@ -15,7 +15,7 @@ from etils import epath
 
 from jtransfer import files
 from jtransfer.data import records
-from jtransfer.data.dataset import Context, Dataset, Lazy, targets
+from jtransfer.data.dataset import Context, Dataset, Lazy, targets, unlabelled
 from jtransfer.data.labels import check_cells
 from jtransfer.data.options import parse as parse_options
 from jtransfer.data.prepared import Prepared, catalogued, describe
@@ -318,7 +318,7 @@ def _labels(data: Prepared, label: str, what: str, ways: list[str]) -> tuple[str
     """The first of some splits whose labels are not hidden, and these as a `Dataset` has them; of no label `[n, 0]`."""
     if not label:
         _check_split(data, what, ways[0])
-        return ways[0], np.zeros((data.splits[ways[0]].num_examples, 0), np.int8)
+        return ways[0], unlabelled(data.splits[ways[0]].num_examples)
     only = data.tfds.features.FeaturesDict({label: data.features[label]})
     for split in ways:
         _check_split(data, what, split)

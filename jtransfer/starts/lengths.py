@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from jtransfer.data.dataset import unlabelled
 from jtransfer.data.marks import KINDS, LEFT_OUT
 from jtransfer.data.streams import Rows, Stream, rearranged
 from jtransfer.data.subsets import epochs
@@ -170,7 +171,7 @@ def packed(
         )
 
     at = partial(_of_packed, pool, epochs(np.arange(len(pool)), batch, seed), share)
-    held_out = (name, held_out, np.zeros((len(held_out), 0), np.int8))
+    held_out = (name, held_out, unlabelled(len(held_out)))
     arranged = rearranged(stream, at, held_out)
     return arranged, Ready(texts.tokenizer, texts.tokens)
 
@@ -200,7 +201,7 @@ def _check_documents(model):
 
 def _of_packed(pool, order, share, step):
     """The share of the batch of a step."""
-    return {"inputs": Rows(pool, order(step)[share]), "labels": np.zeros((len(share), 0), np.int8)}
+    return {"inputs": Rows(pool, order(step)[share]), "labels": unlabelled(len(share))}
 
 
 def beside(

@@ -10,6 +10,7 @@ from functools import partial
 
 import numpy as np
 
+from jtransfer.data.dataset import unlabelled
 from jtransfer.data.streams import Rows, Stream, rearranged
 from jtransfer.errors import InputError
 from jtransfer.models import Architecture
@@ -101,7 +102,7 @@ def in_columns(
 
     lengths = _drawn(size, seed) if how == "random_streams" else np.full(1, size)
     at = partial(_window, ids, texts, lengths, size + (MORE if len(lengths) > 1 else 0), batch, share)
-    held_out = (name, windows := _held_out(of_held_out, texts, size, batch), np.zeros((len(windows), 0), np.int8))
+    held_out = (name, windows := _held_out(of_held_out, texts, size, batch), unlabelled(len(windows)))
     arranged = rearranged(stream, at, held_out)
     return arranged, Ready(texts.tokenizer, size + 1)
 
@@ -118,7 +119,7 @@ def _window(ids, texts, lengths, size, batch, share, step):
     before = rounds * int(lengths.sum()) + int(lengths[:place].sum())
     first = (np.arange(batch) * (len(ids) // batch))[share] + before
     windows = ColumnWindows(ids, first % len(ids), np.full(len(share), lengths[place]), texts, size, batch)
-    return {"inputs": windows, "labels": np.zeros((len(share), 0), np.int8)}
+    return {"inputs": windows, "labels": unlabelled(len(share))}
 
 
 def _held_out(ids, texts, size, columns):

@@ -5,6 +5,7 @@ at a token that is drawn at random, not at the end of a sentence; half of the ro
 second segment. Each time that a row comes it is cut anew.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,6 +18,8 @@ from jtransfer.data.subsets import epochs
 from jtransfer.errors import InputError
 from jtransfer.starts.inputs import Arrays, Texts
 from jtransfer.starts.lengths import Ready, rows_of, tokens_of
+
+log = logging.getLogger("jtransfer")
 
 SPECIAL = 3
 """The tokens around and between two segments."""
@@ -153,17 +156,21 @@ def _ends(texts: Texts) -> tuple[int, int, int]:
 
 def _windows(inputs: Sequence[str], texts: Texts, ends: tuple[int, int, int], where: str) -> TextWindows:
     size, special = texts.tokens - SPECIAL, set(ends)
-    found, of = [], []
+    found, of, short = [], [], 0
     for number, ids in enumerate(tokens_of(inputs, texts)):
         own = [token for token in ids if token not in special]
         cut = [own[start : start + size] for start in range(0, len(own), max(size, 1))]
         kept = [window for window in cut if len(window) >= LEAST]
         found += kept
+        short += len(cut) - len(kept)
         of += [number] * len(kept)
     if size < LEAST or len(set(of)) < 2:
         raise InputError(
             f"{where} has {len(set(of))} texts of {LEAST} tokens or more in rows of {texts.tokens}; expected two at "
             "least, as half of the segments are of another text"
         )
+    if short:
+        every = short + len(found)
+        log.info("%s: %d of %d windows have 1 token, which no cut divides, and are left out", where, short, every)
     starts = np.cumsum([0, *map(len, found)])
     return TextWindows(np.concatenate([np.array(x, np.int32) for x in found]), starts, np.array(of), ends, texts)

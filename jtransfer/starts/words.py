@@ -12,6 +12,7 @@ from jtransfer.checkpoints.backbone import Backbone
 from jtransfer.checkpoints.beside import tokenizer_files
 from jtransfer.data import words
 from jtransfer.data.cooccurrence import count
+from jtransfer.data.dataset import unlabelled
 from jtransfer.data.streams import Rows, Stream, rearranged
 from jtransfer.data.subsets import epochs
 from jtransfer.data.windows import Walk
@@ -185,7 +186,7 @@ def _windows(config, stream, objective, vocabulary, own, share):
             f"{stream.name}: no two words of the vocabulary are left near each other in the {len(inputs)} texts of its "
             f"'{name}', {len(others)} words; expected a larger corpus, or a smaller least or subsample"
         )
-    held_out = (name, rows, np.zeros((len(rows), 0), np.int8))
+    held_out = (name, rows, unlabelled(len(rows)))
     return rearranged(stream, at, held_out)
 
 
@@ -194,7 +195,7 @@ def _of_walk(walk, rates, share, step):
     between = np.arange(walk.batch) / walk.batch
     step = min(step, len(rates) - 2)
     rate = (rates[step] + between * (rates[step + 1] - rates[step])).astype(np.float32)[share]
-    return {"inputs": Whole(inputs), "labels": np.zeros((len(rate), 0), np.int8), "rate": rate}
+    return {"inputs": Whole(inputs), "labels": unlabelled(len(rate)), "rate": rate}
 
 
 def _cells(config, stream, objective, vocabulary, own, share):

@@ -1,6 +1,7 @@
 """`jtransfer train` on texts without a backbone: a tokenizer is trained, kept, saved and exported with the model."""
 
 import json
+import logging
 import shutil
 
 import jax
@@ -153,11 +154,15 @@ def segments_of(file, steps):
     return run, [run.task.data.ready(next(given)[0]) for _ in range(steps)]
 
 
-def test_half_of_the_rows_have_a_second_segment_of_another_text(file):
-    run, batches = segments_of(file, 60)
+def test_half_of_the_rows_have_a_second_segment_of_another_text(file, caplog):
+    with caplog.at_level(logging.INFO, logger="jtransfer"):
+        run, batches = segments_of(file, 60)
     tokenizer, whole_texts = run.task.data.prepare.tokenizer, []
     for line in (file.parent / "texts.txt").read_text().splitlines()[:96]:
         whole_texts.append([token for token in tokenizer.rows([line])[0][0] if token > 4])
+    short = sum(len(text) % 13 == 1 for text in whole_texts)
+    windows = sum(-(-len(text) // 13) for text in whole_texts)
+    assert short and f"{short} of {windows} windows have 1 token, which no cut divides, and are left out" in caplog.text
 
     def is_in(part):
         return [n for n, ids in enumerate(whole_texts) if any(ids[i : i + len(part)] == part for i in range(len(ids)))]
