@@ -167,9 +167,14 @@ def width_of(config):
     return 48 if config.recurrent else 16
 
 
+def parts_of(config):
+    """`PARTS`, with a teacher whose features are as wide as those of a backbone."""
+    return PARTS | {"teacher_features": jax.ShapeDtypeStruct((1, width_of(config)), jnp.float32)}
+
+
 def parsed(text, config):
-    """A method that is made for `PARTS` and a backbone."""
-    return methods.parse(text).bound(methods.Given(PARTS, config, Head(SOURCE), width_of(config)))
+    """A method that is made for the parts of a batch and a backbone."""
+    return methods.parse(text).bound(methods.Given(parts_of(config), config, Head(SOURCE), width_of(config)))
 
 
 def held(adapted, base):
@@ -224,7 +229,7 @@ def batch_of(family, backbone, rows=8, pairs=False):
     one_hot = np.float32(np.eye(CLASSES)[labels])
     if pairs:
         return {"inputs": inputs}
-    others = {name: np.float32(rng.random((rows, *x.shape[1:]))) for name, x in PARTS.items()}
+    others = {name: np.float32(rng.random((rows, *x.shape[1:]))) for name, x in parts_of(backbone.config).items()}
     return others | {"inputs": inputs, "labels": labels, "teacher": 3 * one_hot}
 
 
