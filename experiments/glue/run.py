@@ -5,7 +5,7 @@
 
 For each method the rate is chosen on CoLA, with seed 0 on nine tenths of its training rows, measured on the last tenth.
 At that rate every seed trains on all training rows of each task, and GLUE's validation is looked at after the last step
-alone. Runs that are done are read, those that were stopped go on. Writes `results.csv` after every run.
+alone. Runs that are done are read, those that were stopped go on. Writes `results.csv` and `results.md` after each run.
 """
 
 import argparse
@@ -14,11 +14,12 @@ import json
 from pathlib import Path
 
 from jtransfer.cli import run
+from jtransfer.intervals import interval
 
 HERE = Path(__file__).parent
 CONFIG = HERE.parents[1] / "configs" / "text" / "glue.py"
 CHOSEN_ON = "cola"
-TASKS = ("cola", "mrpc", "rte")
+TASKS, METRICS = ("cola", "mrpc", "rte"), ("matthews", "f1", "accuracy")
 RATES = {"finetune": (5e-5, 1e-4), "lora(rank=8)": (1e-3, 3e-3)}
 EPOCHS = 3
 
@@ -49,17 +50,30 @@ def main():
         for method, rate in best.items():
             for seed in range(asked.seeds):
                 found = trained(asked, task, method, rate, seed)
-                named = {name: found.get(f"test_{name}") for name in ("accuracy", "f1", "matthews")}
+                named = {name: found.get(f"test_{name}") for name in METRICS}
                 rows.append({"task": task, "method": method, "rate": rate, "seed": seed, **named})
-                write(Path(asked.workdir) / "results.csv", rows)
+                write(Path(asked.workdir), rows)
 
 
-def write(file, rows):
-    """The rows so far as a table."""
-    with file.open("w", newline="") as opened:
+def write(workdir, rows):
+    """The rows so far, and their means over seeds."""
+    with (workdir / "results.csv").open("w", newline="") as opened:
         table = csv.DictWriter(opened, rows[0].keys(), lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
+    lines = [["task, metric", *RATES, "second less first"], ["---", *["---:"] * (len(RATES) + 1)]]
+    for task in dict.fromkeys(row["task"] for row in rows):
+        own = [row for row in rows if row["task"] == task]
+        for metric in (name for name in METRICS if own[0][name] is not None):
+            each = [[100 * row[metric] for row in own if row["method"] == method] for method in RATES]
+            each.append([lora - full for full, lora in zip(*each, strict=False)])  # of each seed
+            lines.append([f"{task}, {metric}", *map(shown, each)])
+    (workdir / "results.md").write_text("".join(f"| {' | '.join(line)} |\n" for line in lines))
+
+
+def shown(values):
+    """Mean and half width of the 95% Student-t interval, in %; "" for no values."""
+    return "{:.1f} ± {:.1f}".format(*interval(values)) if values else ""
 
 
 if __name__ == "__main__":
