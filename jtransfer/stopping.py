@@ -42,6 +42,8 @@ _waiting = threading.Event()
 """Set while a signal is answered after a step: saving takes the time it takes."""
 _seen: list[int] = []
 """The first signal, once there is one."""
+_noted: list[int] = []
+"""The first signal that was noted in the last block of `after_a_step`."""
 
 
 def guard() -> None:
@@ -65,6 +67,19 @@ def first() -> int | None:
     return _seen[0] if _seen else None
 
 
+def noted() -> int | None:
+    """The number of the first signal in the last training of this process; None where there was none.
+
+    One that comes in the last step ends nothing, as nothing is left to do: what would follow it has to ask.
+    """
+    return _noted[0] if _noted else None
+
+
+def forget() -> None:
+    """Forget signals that were noted before."""
+    _noted.clear()
+
+
 def done() -> None:
     """Ignore signals from now on: the work is done, and one of them would end Python without a word."""
     for number in SIGNALS:
@@ -78,16 +93,18 @@ def after_a_step() -> Iterator[Callable[[], int]]:
     From its first call on, a signal is only noted. Before that call, and at another Ctrl-C, it raises `Stopped`.
     Outside of the main thread, which alone gets signals, the answer is 0.
     """
-    noted = []
+    times = []
+    forget()
 
     def note(number, frame):
-        if (noted and number == signal.SIGINT and time.monotonic() - noted[0][1] > SAME) or not _waiting.is_set():
+        if (times and number == signal.SIGINT and time.monotonic() - times[0] > SAME) or not _waiting.is_set():
             _raise(number, frame)
-        noted.append((number, time.monotonic()))
+        _noted.append(number)
+        times.append(time.monotonic())
 
     def asked() -> int:
         _waiting.set()
-        return noted[0][0] if noted else 0
+        return noted() or 0
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: 0
@@ -99,7 +116,7 @@ def after_a_step() -> Iterator[Callable[[], int]]:
     try:
         yield asked
     finally:
-        if not noted:  # else it is being answered
+        if not _noted:  # else it is being answered
             _waiting.clear()
         for number, handler in before.items():
             signal.signal(number, handler)

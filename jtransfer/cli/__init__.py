@@ -159,11 +159,20 @@ def _hush() -> None:
 def run(*arguments: str) -> None:
     """Say a command as one would type it and run it, from a script; what it refuses ends the script with its code.
 
+    So does a signal that came when the command had nothing left to do.
+
     >>> run("curve", "--config=configs/quickstart.py", "--workdir=runs/quickstart")  # doctest: +SKIP
     """
     print("\njtransfer", shlex.join(arguments), flush=True)
+    from jtransfer import stopping
+
+    stopping.forget()
     if code := main(list(arguments)):
         sys.exit(code)
+    if number := stopping.noted():
+        stopped = stopping.Stopped(number)
+        print(f"jtransfer: {stopped}", file=sys.stderr)
+        sys.exit(stopped.code)
 
 
 class _Parser(argparse.ArgumentParser):

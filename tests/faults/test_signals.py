@@ -226,6 +226,22 @@ def test_a_signal_is_noted_for_the_step_and_raised_where_nothing_can_be_saved():
     stopping._waiting.clear()
 
 
+def test_a_signal_in_the_last_step_of_a_command_ends_the_script_behind_it(monkeypatch, capsys):
+    def main(argv):
+        with stopping.after_a_step() as signalled:
+            assert signalled() == 0
+            signal.raise_signal(signal.SIGTERM)
+        return 0
+
+    monkeypatch.setattr(cli, "main", main)
+    with pytest.raises(SystemExit) as stopped:
+        cli.run("train")
+    assert stopped.value.code == 143 and "jtransfer: stopped by SIGTERM; the same command" in capsys.readouterr().err
+    stopping._waiting.clear()
+    monkeypatch.setattr(cli, "main", lambda argv: 0)
+    cli.run("train")
+
+
 def test_a_closed_terminal_stops_a_training_as_a_signal_does():
     assert signal.SIGHUP in stopping.SIGNALS and stopping.Stopped(signal.SIGHUP).code == 129
 
