@@ -27,7 +27,7 @@ from jtransfer.methods.method import HEAD, Method, learn
 from jtransfer.methods.targets import there_are
 from jtransfer.models import Head, Headed, quantized
 from jtransfer.models.architecture import CONVOLUTION
-from jtransfer.models.layers import Embed, flat_dot_general
+from jtransfer.models.layers import Embed, dropped, flat_dot_general
 from jtransfer.tree import Rules, Tree, label
 
 RANK = whole(1, 2**16)
@@ -123,8 +123,7 @@ class Leaves(nn.Module):
         leaves = {name: self.param(name, init, shape, self.param_dtype) for name, (init, shape) in makes.items()}
         if self.dropout and self.has_rng("dropout") and jnp.issubdtype(x.dtype, jnp.floating):
             # A layer is not told of training, but only training has this key.
-            kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.dropout, x.shape)
-            x = jnp.where(kept, x / (1 - self.dropout), 0)
+            x = dropped(x, self.dropout, self.make_rng("dropout"))
         return leaves, x
 
 

@@ -38,7 +38,7 @@ ACTIVATIONS: dict[str, Callable] = {
 FEW = 32
 """Queries up to which attention's backward pass sums products by itself."""
 
-_drop: ContextVar[Callable | None] = ContextVar("drop", default=None)
+_drop: ContextVar[tuple[float, jax.Array] | None] = ContextVar("drop", default=None)
 _target: ContextVar[str | None] = ContextVar("target", default=None)
 
 
@@ -58,13 +58,24 @@ def platform() -> str:
 
 
 @contextmanager
-def dropping(drop: Callable[[jax.Array], jax.Array]) -> Iterator[None]:
-    """Let `attend` apply `drop` to its weights `[batch * heads, tokens, key tokens]`."""
-    token = _drop.set(drop)
+def dropping(rate: float, key: jax.Array) -> Iterator[None]:
+    """Let `attend` drop a share of its weights `[batch * heads, tokens, key tokens]`, as `dropped`."""
+    token = _drop.set((rate, key))
     try:
         yield
     finally:
         _drop.reset(token)
+
+
+def dropped(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
+    """`x` with a share `rate` of its values dropped at random, and the others scaled up to the same sum.
+
+    On a TPU it is written down which are dropped before a product reads `x`: where XLA fuses the draw with the product,
+    each number of Threefry's key schedule is read from memory as an array of the shape of `x`, 25 of them.
+    """
+    kept = jax.random.bernoulli(key, 1 - rate, x.shape)
+    kept = jax.lax.optimization_barrier(kept) if platform() == "tpu" else kept
+    return jnp.where(kept, x / (1 - rate), 0)
 
 
 def flat_dot_general(lhs, rhs, dimension_numbers, precision=None, preferred_element_type=None, **kwargs):
@@ -300,7 +311,7 @@ def _attend_batched(query, key, value, mask, bias):
         mask = jnp.broadcast_to(mask, (batch, heads, tokens, key.shape[1])).reshape(-1, tokens, key.shape[1])
     operands = rows(query), rows(key), rows(value), bias, mask
     if drop := _drop.get():
-        weights = drop(_weights(*operands[:2], bias, mask).astype(value.dtype))
+        weights = dropped(_weights(*operands[:2], bias, mask).astype(value.dtype), *drop)
         out = jnp.einsum("bts,bsd->btd", weights, operands[2])
     else:
         out = _attention(*operands)

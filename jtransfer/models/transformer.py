@@ -209,8 +209,7 @@ class Attention(nn.Module):
             past = past.then(key, value)
             key, value = past.key, past.value
         if train and c.attention_dropout:
-            drop = nn.Dropout(c.attention_dropout)
-            with layers.dropping(lambda weights: drop(weights, deterministic=not train)):
+            with layers.dropping(c.attention_dropout, self.make_rng("dropout")):
                 out = self.attend(query, key, value, mask)
         else:
             out = self.attend(query, key, value, mask)

@@ -58,6 +58,18 @@ def test_a_run_is_compiled_for_a_slice_and_what_a_chip_needs_and_sends_is_said(f
 
 
 @pytest.mark.slow
+def test_dropout_of_attention_takes_no_array_for_each_number_of_the_generator(capsys):
+    """Without the barrier of `layers.dropped` 25 of them stand side by side, 10 GB for 8 rows."""
+    needs_compiler()
+    flags = ["--topology=v5e:1x1", "--config.batch=8", "--config.model.depth=1", "--json"]
+    assert main(["inspect", f"--config={CONFIGS / 'text' / 'gpt2.py'}", *flags]) == 0
+    (report,) = json.loads(capsys.readouterr().out)
+    weights = 8 * 12 * 1024**2 * 4
+    logits = 8 * 1023 * 50257 * 4
+    assert report["temporary_bytes"] < 2 * (weights + logits)
+
+
+@pytest.mark.slow
 def test_a_step_that_does_not_fit_into_a_chip_is_one_line(file, capsys):
     needs_compiler()
     large = ("model.width=4096", "model.depth=8", "model.image=(224,224)", "model.heads=32", "batch=4096")

@@ -105,6 +105,23 @@ def test_sums_over_a_few_queries_cost_and_take_what_products_do(monkeypatch):
     assert more < 0.1 * trials * batch * heads * few**2 * width * 4
 
 
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_a_share_of_values_is_dropped_and_the_others_keep_the_sum_in_trials_side_by_side_too(platform):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 100, 100)), "float32")
+
+    def loss(x, key):
+        y = layers.dropped(x, 0.25, key)
+        return (y * x).sum(), y
+
+    with layers.compiling_for(platform):
+        gradient, y = jax.jit(jax.vmap(jax.grad(loss, has_aux=True)))(x, keys)
+    kept = np.stack([jax.random.bernoulli(key, 0.75, x.shape[1:]) for key in keys])
+    assert abs(kept.mean() - 0.75) < 0.01
+    np.testing.assert_allclose(y, np.where(kept, x / 0.75, 0), rtol=1e-6)
+    np.testing.assert_allclose(gradient, np.where(kept, 2 * x / 0.75, 0), rtol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_gelu_is_that_of_torch_with_its_gradient(dtype):
     torch = pytest.importorskip("torch")
