@@ -232,13 +232,13 @@ def beside(
     if stream.pool is None:
         raise InputError(f"config.packing: {stream.name} makes its batches itself; expected data by rows; leave it out")
     (inputs, labels), size = stream.pool, tokens or texts.tokenizer.limit
-    found = list(_encoded(inputs, texts, texts.tokens))
-    rows = best_fit([len(ids) for ids, _, _ in found], size)
+    found = [np.array([ids, types], np.int32) for ids, types, _ in _encoded(inputs, texts, texts.tokens)]
+    rows = best_fit([x.shape[1] for x in found], size)
     ordered = [found[text] for row in rows for text in row]
-    starts = np.cumsum([0, *(len(ids) for ids, _, _ in ordered)])
-    ids = np.concatenate([np.array(ids, np.int32) for ids, _, _ in ordered])
-    learned = np.concatenate([np.array(types, bool) for _, types, _ in ordered])
+    starts = np.cumsum([0, *(x.shape[1] for x in ordered)])
+    ids, types = np.concatenate(ordered, axis=1)
     begins, starts = starts[np.cumsum([0, *map(len, rows)])], starts[:-1][np.diff(starts) > 0]
+    learned = types == 1
     learned[starts] = False  # which no token before them asks for
     log.info(
         "%s: %d prompts with answers fill %d rows of %d tokens to %d%%",
