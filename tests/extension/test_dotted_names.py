@@ -89,6 +89,7 @@ def test_a_method_of_the_user_s_starts_as_the_backbone_and_trains_its_own_leaves
     np.testing.assert_array_equal(ours["features"], theirs["features"])
 
 
+@pytest.mark.slow
 def test_a_curve_runs_it_from_the_command_line_and_an_edit_redoes_its_cells_alone(place, caplog):
     (place / "configs/mine.py").write_text(CURVE)
     again = ["curve", "--config=configs/mine.py", "--workdir=run", f"--config.methods=pixels,{NAME}"]

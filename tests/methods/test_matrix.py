@@ -4,7 +4,7 @@ And under every way of running, with recomputed blocks, in half precision, on me
 
 `docs/methods.md` has the table. A new method has a row in `TEXTS`; a changed table is written by
 
-    UPDATE_DOCS=1 pytest -n0 tests/methods/test_matrix.py
+    UPDATE_DOCS=1 pytest -n0 -m slow tests/methods/test_matrix.py -k table
 """
 
 import os
@@ -33,6 +33,7 @@ from jtransfer.train.state import lay_out
 from jtransfer.tree import FROZEN, merge, partition
 
 DOCS = Path(__file__).parents[2] / "docs" / "methods.md"
+BEGIN, END = "<!-- the table -->\n", "<!-- until here -->\n"
 CLASSES, STEPS, WORDS = 3, 12, 12
 VIT = {"image": (8, 8), "channels": 1, "patch": 4, "width": 16, "depth": 2, "heads": 2}
 TEXT = {"vocabulary": 20, "positions": 2 * WORDS, "width": 16, "depth": 2, "heads": 2}
@@ -297,8 +298,16 @@ def test_every_cell(name, family, backbones, tmp_path):
     run(name, family, backbones(family), tmp_path / "kept")
 
 
-def test_the_table_of_methods_and_families_is_the_one_in_the_docs(backbones):
+def test_every_method_and_family_is_in_the_table_of_the_docs():
     assert TEXTS.keys() == methods.METHODS.keys()
+    table = DOCS.read_text().partition(BEGIN)[2].partition(END)[0]
+    assert f"| method | {' | '.join(FAMILIES)} |" in table
+    for text in TEXTS.values():
+        assert "| `{}` |".format(text.replace("|", r"\|")) in table
+
+
+@pytest.mark.slow
+def test_the_table_of_methods_and_families_is_the_one_in_the_docs(backbones):
     reasons: dict[str, int] = {}
 
     def cell(name, family):
@@ -316,11 +325,10 @@ def test_the_table_of_methods_and_families_is_the_one_in_the_docs(backbones):
     ]
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     table += "\n" + "".join(f"{number}. {reason}\n" for reason, number in reasons.items())
-    begin, end = "<!-- the table -->\n", "<!-- until here -->\n"
-    head, _, rest = DOCS.read_text().partition(begin)
-    before, _, tail = rest.partition(end)
+    head, _, rest = DOCS.read_text().partition(BEGIN)
+    before, _, tail = rest.partition(END)
     if os.environ.get("UPDATE_DOCS"):
-        DOCS.write_text(head + begin + table + end + tail)
+        DOCS.write_text(head + BEGIN + table + END + tail)
     else:
         assert before == table
 

@@ -169,7 +169,13 @@ def test_a_packed_row_has_the_loss_and_gradient_that_its_answers_have_by_themsel
         np.testing.assert_allclose(gradient[path], leaf, atol=1e-6, err_msg=path)
 
 
-@pytest.mark.parametrize("what", [ANSWERS, ("classes.jsonl", PROMPTED)], ids=["answers", "classes"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        pytest.param(ANSWERS, id="answers", marks=pytest.mark.slow),
+        pytest.param(("classes.jsonl", PROMPTED), id="classes"),
+    ],
+)
 def test_packed_answers_are_measured_each_by_itself(made, what, tmp_path):
     run, alone = prepared(made[0], *what, *PACKED, "--config.steps=1"), prepared(made[0], *what)
     assert run.task.data.prepare.tokens == alone.task.data.prepare.tokens < 48

@@ -45,6 +45,7 @@ def same(rows, others):
         assert one == pytest.approx(two, rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_behind_a_cut_is_the_run(file, tmp_path):
     """In two phases of which one is cut, on four devices, interrupted in the second, with a teacher beside."""
     flags = "method=top_blocks(1) >> finetune", "phase_steps=30,6"

@@ -56,7 +56,8 @@ def evaluated(directory, data, *protocols, **more):
     return [row["metrics"] for row in evaluations.run(evaluation, directory / "evaluated", lambda *_: None)]
 
 
-@pytest.mark.parametrize("sharding", ["fsdp", pytest.param("replicated", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["fsdp", "replicated"])
 def test_few_shots_in_the_last_row_are_those_of_evaluate_to_the_digit_over_all_devices_and_phases(
     sharding, shades, start, tmp_path
 ):
