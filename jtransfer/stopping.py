@@ -94,7 +94,6 @@ def after_a_step() -> Iterator[Callable[[], int]]:
     Outside of the main thread, which alone gets signals, the answer is 0.
     """
     times = []
-    forget()
 
     def note(number, frame):
         if (times and number == signal.SIGINT and time.monotonic() - times[0] > SAME) or not _waiting.is_set():
@@ -109,6 +108,7 @@ def after_a_step() -> Iterator[Callable[[], int]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: 0
         return
+    forget()
     before = {number: signal.getsignal(number) for number in SIGNALS}
     for number in SIGNALS:
         if before[number] != signal.SIG_IGN:

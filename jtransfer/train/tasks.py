@@ -116,7 +116,9 @@ def _of_rows(config, settings, mesh, stream, kept) -> Task:
     if asked.answers and packed:
         about = config.batch, config.seed, sharding.rows(mesh, config.batch)
         trained, rows = lengths.beside(stream, prepare, config.load.tokens, dual.config, *about)
-        ready, shape = partial(_ready, _rows_of, lengths.labels_beside), example(rows[np.arange(1)])
+        as_it_is = lengths.Ready(prepare.tokenizer, rows.size)
+        ready = partial(_ready, partial(_prepared, as_it_is), lengths.labels_beside)
+        shape = example(rows[np.arange(1)])
 
     templated = bool(asked.answers and asked.answers.template)  # whose metrics are of words
     evaluate = partial(measured.rows, "", stream, held_out, prepare, objective, {} if templated else named, one, mesh)
@@ -264,10 +266,6 @@ def _labels(prepare, stream):
 
 def _prepared(prepare, inputs):
     return gathered(prepare, inputs, np.arange(len(inputs)))
-
-
-def _rows_of(inputs):
-    return inputs[np.arange(len(inputs))]
 
 
 def _ready(own, labels, batch, make=None):

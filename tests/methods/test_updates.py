@@ -167,9 +167,8 @@ def test_convolutions_of_one_and_of_three_dimensions_are_updated_and_merge(text,
     own, updated = Convolving(), model.apply({"params": params}, x)
     merged = nested(method.merge(flat(params)))
     np.testing.assert_allclose(own.apply({"params": merged}, x), updated, rtol=1e-4, atol=1e-4)
-    assert (
-        np.abs(own.apply({"params": {"conv": {k: params["conv"][k] for k in merged["conv"]}}}, x) - updated).max() > 1
-    )
+    before = {"conv": {name: params["conv"][name] for name in merged["conv"]}}
+    assert np.abs(own.apply({"params": before}, x) - updated).max() > 1
 
 
 def test_a_table_that_the_head_reads_too_is_not_updated():
